@@ -1,0 +1,298 @@
+//! Writes the baked model: unchanged stretches by the operating system's own copy, edited tensors block by
+//! block. Memory is a few blocks a thread, whatever the model's size.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::error::BakeError;
+use super::layout::{Content, FileLayout, Layout};
+use super::plan::{BakePlan, Part};
+use super::tensor::{self, Measured};
+use crate::lm::{Layer, WriterKind};
+use crate::onnx::external::{read_exact_at, write_all_at};
+use crate::onnx::{DataType, Model};
+
+/// Bytes that one copy job moves; between jobs it is looked whether the caller cancelled.
+const COPY: u64 = 16 << 20;
+
+/// How a planned bake is written.
+#[derive(Debug, Clone, Copy)]
+pub struct ApplyOptions<'a> {
+    /// Set by the caller to stop.
+    pub cancelled: &'a AtomicBool,
+    /// Whether every file reaches the disk before [`apply`] returns. Off in benchmarks only.
+    pub sync: bool,
+    /// Whether edited tensors are hashed before and after.
+    pub hash: bool,
+}
+
+impl<'a> ApplyOptions<'a> {
+    /// Everything on.
+    pub fn new(cancelled: &'a AtomicBool) -> Self {
+        Self { cancelled, sync: true, hash: true }
+    }
+}
+
+/// One change that was made: a tensor edited in place, or a writer that got a projection after it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Edit {
+    /// The tensor; for `nodes` the writer's weight, or its written value where there is no weight.
+    pub initializer: String,
+    /// The writer's kind.
+    pub kind: WriterKind,
+    /// What the tensor holds; none for `nodes`.
+    pub part: Option<Part>,
+    /// The writer's block; none for embeddings.
+    pub layer: Option<Layer>,
+    /// `weights` or `nodes`.
+    pub treatment: &'static str,
+    /// Why not by weights.
+    pub reason: Option<String>,
+    /// Element type.
+    pub dtype: DataType,
+    /// Dimensions, where known.
+    pub shape: Option<Vec<u64>>,
+    /// Bytes of the tensor's elements.
+    pub bytes: Option<u64>,
+    /// `||r^T W||` over the columns of the tensor.
+    pub leak_before: Option<f64>,
+    /// `||r^T W'||` of the values as stored.
+    pub leak_after: Option<f64>,
+    /// Largest `|W' - W|`.
+    pub max_abs_delta: Option<f64>,
+    /// SHA-256 of the elements (little-endian) before.
+    pub sha256_before: Option<String>,
+    /// The same after.
+    pub sha256_after: Option<String>,
+}
+
+/// What one worker does at a time.
+enum Job<'l> {
+    Edit { file: usize, edit: usize, at: u64, from: u64 },
+    Copy { file: usize, at: u64, from: u64, len: u64 },
+    Literal { file: usize, at: u64, bytes: &'l [u8] },
+}
+
+/// Writes the model that `plan` makes of `model` into the folder `destination`: the `.onnx` file under its
+/// own name, external data under its own locations. The folder exists, and is not the model's own;
+/// usually it is that of a [`super::Staging`]. `progress` is told the bytes written and their total.
+///
+/// # Errors
+/// Not enough room, NaN or infinity in a weight, cancellation, or whatever the operating system reports.
+/// Files that were begun stay in `destination`.
+pub fn apply(
+    model: &Model,
+    plan: &BakePlan,
+    destination: &Path,
+    options: &ApplyOptions<'_>,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Vec<Edit>, BakeError> {
+    refuse_source_folder(model, destination)?;
+    stop_if(options.cancelled)?;
+    let layout = Layout::new(model, plan, true)?;
+    let total = layout.total();
+    let available = fs4::available_space(destination).map_err(BakeError::read(destination))?;
+    if available < total {
+        return Err(BakeError::NoSpace { path: destination.to_path_buf(), needed: total, available });
+    }
+    let files = layout.files.iter().map(|file| Pair::create(file, destination)).collect::<Result<Vec<_>, _>>()?;
+    let done = AtomicU64::new(0);
+    let advance = |bytes: u64| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
+    let measured: Mutex<HashMap<usize, Measured>> = Mutex::new(HashMap::new());
+    // In order: the bridge hands out the largest edits first, small copies fill the gaps at the end.
+    jobs(&layout).into_iter().par_bridge().try_for_each(|job| match job {
+        Job::Literal { file, at, bytes } => {
+            let pair = &files[file];
+            write_all_at(&pair.output, bytes, at).map_err(BakeError::write(&pair.path, total))?;
+            advance(bytes.len() as u64);
+            Ok::<(), BakeError>(())
+        }
+        Job::Copy { file, at, from, len } => {
+            stop_if(options.cancelled)?;
+            files[file].copy(from, at, len, total)?;
+            advance(len);
+            Ok(())
+        }
+        Job::Edit { file, edit, at, from } => {
+            let pair = &files[file];
+            let found = tensor::edit(
+                &plan.tensors[edit],
+                &plan.unit,
+                options.hash,
+                &|block, offset| {
+                    stop_if(options.cancelled)?;
+                    read_exact_at(&pair.input, block, from + offset).map_err(BakeError::read(pair.source))
+                },
+                &mut |block, offset| {
+                    write_all_at(&pair.output, block, at + offset).map_err(BakeError::write(&pair.path, total))?;
+                    advance(block.len() as u64);
+                    Ok(())
+                },
+            )?;
+            measured.lock().expect("no worker panics while it holds the lock").insert(edit, found);
+            Ok(())
+        }
+    })?;
+    stop_if(options.cancelled)?;
+    if options.sync {
+        files.par_iter().try_for_each(|pair| pair.output.sync_all().map_err(BakeError::write(&pair.path, total)))?;
+        sync_folders(&files, destination)?;
+    }
+    let mut measured = measured.into_inner().expect("no worker panics while it holds the lock");
+    measured.extend(layout.done);
+    Ok(edits(plan, &measured))
+}
+
+/// The jobs, edits first, largest first.
+fn jobs(layout: &Layout) -> Vec<Job<'_>> {
+    let mut edits: Vec<(u64, Job<'_>)> = Vec::new();
+    let mut rest = Vec::new();
+    for (file, plan) in layout.files.iter().enumerate() {
+        for piece in &plan.pieces {
+            match &piece.content {
+                Content::Edit { edit, from } => {
+                    edits.push((piece.len, Job::Edit { file, edit: *edit, at: piece.at, from: *from }));
+                }
+                Content::Literal(bytes) => rest.push(Job::Literal { file, at: piece.at, bytes }),
+                Content::Copy(from) => rest.extend((0..piece.len).step_by(COPY as usize).map(|done| Job::Copy {
+                    file,
+                    at: piece.at + done,
+                    from: from + done,
+                    len: COPY.min(piece.len - done),
+                })),
+            }
+        }
+    }
+    edits.sort_by_key(|(len, _)| std::cmp::Reverse(*len));
+    edits.into_iter().map(|(_, job)| job).chain(rest).collect()
+}
+
+/// A file that is read and the one that is written from it.
+struct Pair<'l> {
+    source: &'l Path,
+    input: File,
+    path: PathBuf,
+    output: File,
+}
+
+impl<'l> Pair<'l> {
+    fn create(file: &'l FileLayout, destination: &Path) -> Result<Self, BakeError> {
+        let path = destination.join(&file.relative);
+        let create = |source| BakeError::Io { action: "create", path: path.clone(), source };
+        let input = File::open(&file.source).map_err(BakeError::read(&file.source))?;
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(create)?;
+        }
+        let output = OpenOptions::new().write(true).create_new(true).open(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => BakeError::OutputExists { path: path.clone() },
+            _ => create(error),
+        })?;
+        output.set_len(file.len).map_err(BakeError::write(&path, file.len))?;
+        Ok(Self { source: &file.source, input, path, output })
+    }
+
+    /// Copies through handles of its own, whose cursors no other thread moves; within the kernel where it can.
+    fn copy(&self, from: u64, at: u64, len: u64, total: u64) -> Result<(), BakeError> {
+        let mut input = File::open(self.source).map_err(BakeError::read(self.source))?;
+        let mut output = OpenOptions::new().write(true).open(&self.path).map_err(BakeError::write(&self.path, total))?;
+        input.seek(SeekFrom::Start(from)).map_err(BakeError::read(self.source))?;
+        output.seek(SeekFrom::Start(at)).map_err(BakeError::write(&self.path, total))?;
+        let copied = io::copy(&mut input.take(len), &mut output).map_err(BakeError::write(&self.path, total))?;
+        if copied == len {
+            Ok(())
+        } else {
+            Err(BakeError::read(self.source)(io::ErrorKind::UnexpectedEof.into()))
+        }
+    }
+}
+
+fn stop_if(cancelled: &AtomicBool) -> Result<(), BakeError> {
+    if cancelled.load(Ordering::Relaxed) { Err(BakeError::Cancelled) } else { Ok(()) }
+}
+
+/// The folder of a path; `.` where it names none.
+pub(super) fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn refuse_source_folder(model: &Model, destination: &Path) -> Result<(), BakeError> {
+    let real = |path: &Path| path.canonicalize().map_err(BakeError::read(path));
+    let wanted = real(destination)?;
+    if wanted == real(folder(&model.path))? || Some(wanted.as_path()) == real(&model.path)?.parent() {
+        return Err(BakeError::SourceFolder { path: destination.to_path_buf() });
+    }
+    Ok(())
+}
+
+/// Makes the names of new files durable.
+fn sync_folders(files: &[Pair<'_>], destination: &Path) -> Result<(), BakeError> {
+    for pair in files {
+        let mut at = folder(&pair.path);
+        loop {
+            sync_folder(at)?;
+            if at == destination {
+                break;
+            }
+            at = folder(at);
+        }
+    }
+    Ok(())
+}
+
+/// Makes the names in a folder durable, where the system has a notion of that.
+pub(super) fn sync_folder(path: &Path) -> Result<(), BakeError> {
+    if cfg!(unix) {
+        File::open(path).and_then(|folder| folder.sync_all()).map_err(BakeError::write(path, 0))?;
+    }
+    Ok(())
+}
+
+fn edits(plan: &BakePlan, measured: &HashMap<usize, Measured>) -> Vec<Edit> {
+    let by_weights = plan.tensors.iter().enumerate().map(|(index, edit)| {
+        let found = &measured[&edit.same_bytes_as.unwrap_or(index)];
+        let (before, after) = found.sha256.clone().unzip();
+        Edit {
+            initializer: edit.name.clone(),
+            kind: edit.kind,
+            part: Some(edit.part),
+            layer: edit.layer,
+            treatment: "weights",
+            reason: None,
+            dtype: edit.dtype,
+            shape: Some(edit.shape.clone()),
+            bytes: Some(edit.bytes()),
+            leak_before: Some(found.leak_before),
+            leak_after: Some(found.leak_after),
+            max_abs_delta: Some(found.max_abs_delta),
+            sha256_before: before,
+            sha256_after: after,
+        }
+    });
+    let by_nodes = plan.nodes.iter().map(|edit| Edit {
+        initializer: edit.name.clone(),
+        kind: edit.kind,
+        part: None,
+        layer: edit.layer,
+        treatment: "nodes",
+        reason: Some(edit.reason.clone()),
+        dtype: edit.dtype,
+        shape: edit.shape.clone(),
+        bytes: None,
+        leak_before: None,
+        leak_after: None,
+        max_abs_delta: None,
+        sha256_before: None,
+        sha256_after: None,
+    });
+    by_weights.chain(by_nodes).collect()
+}

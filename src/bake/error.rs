@@ -1,0 +1,133 @@
+//! What can go wrong while a bake is planned, written, published or verified.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::method::direction::DirectionError;
+use crate::onnx::OnnxError;
+
+/// An error of the bake.
+#[derive(Debug, thiserror::Error)]
+pub enum BakeError {
+    /// The direction does not fit.
+    #[error("the direction cannot be baked")]
+    Direction {
+        /// Why.
+        #[from]
+        source: DirectionError,
+    },
+    /// The model file.
+    #[error("the model cannot be baked")]
+    Onnx {
+        /// Why.
+        #[from]
+        source: OnnxError,
+    },
+    /// A writer whose write cannot be made orthogonal by its weights, and added nodes were forbidden.
+    #[error("writer `{writer}` cannot be baked by its weights alone: {reason}{}", others(*.more))]
+    NeedsNodes {
+        /// The writer, for example `layer.3.attn_out`.
+        writer: String,
+        /// Why not.
+        reason: String,
+        /// How many writers more have the same problem.
+        more: usize,
+    },
+    /// A tensor stored in a way that is not edited.
+    #[error("tensor `{tensor}` cannot be edited: {reason}")]
+    Unsupported {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        reason: String,
+    },
+    /// Two tensors share bytes, and only one of them is to change.
+    #[error("tensor `{tensor}` shares its bytes with `{other}`, which would change with it")]
+    Aliased {
+        /// The tensor to edit.
+        tensor: String,
+        /// The other one.
+        other: String,
+    },
+    /// NaN or infinity in a weight, before the edit or after rounding.
+    #[error("tensor `{tensor}` holds or would hold NaN or infinity")]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+    },
+    /// Reading or writing failed.
+    #[error("cannot {action} `{}`", path.display())]
+    Io {
+        /// `read`, `write`, `create`, `rename`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The output is already there.
+    #[error("the output `{}` exists already", path.display())]
+    OutputExists {
+        /// It.
+        path: PathBuf,
+    },
+    /// The output would go into the folder of the model it is made from.
+    #[error("the output folder `{}` is the folder of the input model", path.display())]
+    SourceFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The disk is full, or would be.
+    #[error("not enough room for `{}`: {needed} bytes are needed, {available} are free", path.display())]
+    NoSpace {
+        /// Where.
+        path: PathBuf,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes free.
+        available: u64,
+    },
+    /// The caller cancelled.
+    #[error("cancelled; nothing was published")]
+    Cancelled,
+}
+
+fn others(more: usize) -> String {
+    if more == 0 { String::new() } else { format!(" (and {more} more)") }
+}
+
+impl BakeError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Direction { source } => return source.hint(),
+            Self::Onnx { source } => return source.hint(),
+            Self::NeedsNodes { .. } => {
+                "leave `--weights-only` away: the projection is then inserted after this write as standard operators".into()
+            }
+            Self::Unsupported { .. } => "store the tensor as `raw_data` or external data, then bake again".into(),
+            Self::Aliased { .. } => "export the model without shared tensor data, then bake again".into(),
+            Self::NotFinite { .. } => "the model file is damaged, or its weights overflow their type: export it again".into(),
+            Self::OutputExists { .. } => "remove it or choose another output; nothing is ever overwritten".into(),
+            Self::SourceFolder { .. } => "choose an output folder of its own; the input is never written to".into(),
+            Self::NoSpace { .. } => "free some space, or choose an output on another disk".into(),
+            Self::Io { .. } | Self::Cancelled => return None,
+        })
+    }
+
+    pub(super) fn read(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |source| Self::Io { action: "read", path: path.to_path_buf(), source }
+    }
+
+    /// A failed write; a full disk is told apart. `needed` is the size of what was to be written.
+    pub(super) fn write(path: &Path, needed: u64) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace {
+                path: path.to_path_buf(),
+                needed,
+                available: path.parent().and_then(|folder| fs4::available_space(folder).ok()).unwrap_or(0),
+            },
+            _ => Self::Io { action: "write", path: path.to_path_buf(), source },
+        }
+    }
+}

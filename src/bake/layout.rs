@@ -1,0 +1,279 @@
+//! The files of a baked model: for each, which stretches are copied, replaced or edited.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+
+use super::error::BakeError;
+use super::kernel;
+use super::plan::{BakePlan, TensorEdit};
+use super::tensor::{self, Measured};
+use crate::onnx::external::read_exact_at;
+use crate::onnx::graph::varint_halves;
+use crate::onnx::patch::{Segment, Splice, layout, metadata_splice};
+use crate::onnx::wire::varint;
+use crate::onnx::{Model, Storage, TensorId};
+
+/// Key of `TensorProto.int32_data`: field 5, length-delimited.
+const INT32_DATA_KEY: u8 = 0x2a;
+
+/// One file of the baked model.
+#[derive(Debug)]
+pub(super) struct FileLayout {
+    /// The file it is made from.
+    pub source: PathBuf,
+    /// Its place in the output folder.
+    pub relative: PathBuf,
+    /// Its stretches, in order, without gaps.
+    pub pieces: Vec<Piece>,
+    /// Its length.
+    pub len: u64,
+}
+
+/// A stretch of a file.
+#[derive(Debug)]
+pub(super) struct Piece {
+    /// First byte in the output file.
+    pub at: u64,
+    /// Number of bytes.
+    pub len: u64,
+    /// What it holds.
+    pub content: Content,
+}
+
+/// What a stretch holds.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// The source's bytes from this offset on.
+    Copy(u64),
+    /// These bytes.
+    Literal(Vec<u8>),
+    /// The edit of this number, of the source's bytes from this offset on.
+    Edit {
+        /// Index into [`BakePlan::tensors`].
+        edit: usize,
+        /// Offset in the source.
+        from: u64,
+    },
+}
+
+/// All files of the baked model, and the edits that had to be made to know their lengths.
+#[derive(Debug)]
+pub(super) struct Layout {
+    /// The `.onnx` file first.
+    pub files: Vec<FileLayout>,
+    /// Edits of varint-coded tensors, by index into [`BakePlan::tensors`]; their bytes are literals.
+    pub done: Vec<(usize, Measured)>,
+}
+
+impl Layout {
+    /// Lays the baked model out. `metadata` adds the plan's metadata entries.
+    ///
+    /// # Errors
+    /// If a file can no longer be read as it was indexed, or two files would get one name.
+    pub fn new(model: &Model, plan: &BakePlan, metadata: bool) -> Result<Self, BakeError> {
+        let mut splices = plan.patch.splices(model)?;
+        let mut done = Vec::new();
+        for (index, edit) in plan.tensors.iter().enumerate() {
+            if let Storage::Varints { offset, length } = model.tensor(edit.tensor).storage {
+                let (splice, measured) = edit_varints(model, edit, &plan.unit, offset..offset + length)?;
+                splices.push(splice);
+                done.push((index, measured));
+            }
+        }
+        if metadata && !plan.metadata.is_empty() {
+            // Last: whatever else is inserted at the end of the file belongs to the graph before it.
+            splices.push(metadata_splice(model, &plan.metadata));
+        }
+        let mut edited: BTreeMap<Option<PathBuf>, Vec<(Range<u64>, usize)>> = BTreeMap::new();
+        for (index, edit) in plan.tensors.iter().enumerate().filter(|(_, e)| e.same_bytes_as.is_none()) {
+            if let Some((file, range)) = place(model, edit.tensor) {
+                edited.entry(file).or_default().push((range, index));
+            }
+        }
+        edited.values_mut().for_each(|ranges| ranges.sort_by_key(|(range, _)| range.start));
+        let name = model_name(model);
+        let mut main = FileLayout::empty(model.path.clone(), name.clone());
+        let own = edited.remove(&None).unwrap_or_default();
+        for segment in layout(model, &splices) {
+            match segment {
+                Segment::Copy(range) => main.copy(range, &own),
+                Segment::Literal { bytes, .. } => main.push(bytes.len() as u64, Content::Literal(bytes)),
+            }
+        }
+        let placed = main.pieces.iter().filter(|p| matches!(p.content, Content::Edit { .. })).count();
+        assert_eq!(placed, own.len(), "tensor data lies outside everything that a splice replaces");
+        let mut files = vec![main];
+        for (location, source) in model.external_files() {
+            let relative = normal(&location);
+            if files[1..].iter().any(|f| f.relative == relative) {
+                continue; // `w.bin` and `./w.bin`
+            }
+            if relative == name {
+                let reason = "its external data lies in the model file itself".into();
+                return Err(BakeError::Unsupported { tensor: location, reason });
+            }
+            let len = std::fs::metadata(&source).map_err(BakeError::read(&source))?.len();
+            let mut file = FileLayout::empty(source, relative.clone());
+            file.copy(0..len, edited.get(&Some(relative)).map_or(&[], Vec::as_slice));
+            files.push(file);
+        }
+        Ok(Self { files, done })
+    }
+
+    /// Bytes of all files.
+    pub fn total(&self) -> u64 {
+        self.files.iter().map(|f| f.len).sum()
+    }
+}
+
+impl FileLayout {
+    fn empty(source: PathBuf, relative: PathBuf) -> Self {
+        Self { source, relative, pieces: Vec::new(), len: 0 }
+    }
+
+    fn push(&mut self, len: u64, content: Content) {
+        if len > 0 {
+            self.pieces.push(Piece { at: self.len, len, content });
+            self.len += len;
+        }
+    }
+
+    /// Copies `range` of the source but for the edits in it.
+    fn copy(&mut self, range: Range<u64>, edited: &[(Range<u64>, usize)]) {
+        let mut at = range.start;
+        for (edit, index) in edited.iter().filter(|(e, _)| range.start <= e.start && e.end <= range.end) {
+            self.push(edit.start - at, Content::Copy(at));
+            self.push(edit.end - edit.start, Content::Edit { edit: *index, from: edit.start });
+            at = edit.end;
+        }
+        self.push(range.end - at, Content::Copy(at));
+    }
+}
+
+/// The model's file name.
+pub(super) fn model_name(model: &Model) -> PathBuf {
+    PathBuf::from(model.path.file_name().expect("an opened file has a name"))
+}
+
+/// An external location without `.` parts; [`crate::onnx::external::resolve`] has refused all but plain names.
+pub(super) fn normal(location: &str) -> PathBuf {
+    Path::new(location).components().filter(|part| matches!(part, Component::Normal(_))).collect()
+}
+
+/// The file (`None`: the `.onnx` file) and byte range of a tensor's plain elements.
+pub(super) fn place(model: &Model, tensor: TensorId) -> Option<(Option<PathBuf>, Range<u64>)> {
+    match &model.tensor(tensor).storage {
+        Storage::Embedded { offset, length } => Some((None, *offset..offset + length)),
+        Storage::External { location, offset, length, .. } => {
+            Some((Some(normal(location)), *offset..offset + length))
+        }
+        Storage::Varints { .. } | Storage::Opaque => None,
+    }
+}
+
+/// Marks edits of the same bytes, and refuses an edit that would change another tensor.
+pub(super) fn check_aliases(model: &Model, mut edits: Vec<TensorEdit>) -> Result<Vec<TensorEdit>, BakeError> {
+    let mut files: BTreeMap<Option<PathBuf>, Vec<(Range<u64>, TensorId)>> = BTreeMap::new();
+    for id in (0..model.tensors.len()).map(TensorId) {
+        if let Some((file, range)) = place(model, id)
+            && !range.is_empty()
+        {
+            files.entry(file).or_default().push((range, id));
+        }
+    }
+    let by_tensor: BTreeMap<TensorId, usize> = edits.iter().enumerate().map(|(i, e)| (e.tensor, i)).collect();
+    for tensors in files.values_mut() {
+        tensors.sort_by_key(|(range, id)| (range.start, range.end, *id));
+        // Tensors that overlap with what came before form a group.
+        let mut group: Vec<(Range<u64>, TensorId)> = Vec::new();
+        let mut end = 0;
+        for (range, id) in tensors.drain(..).chain([(u64::MAX..u64::MAX, TensorId(usize::MAX))]) {
+            if range.start >= end {
+                check_group(model, &group, &mut edits, &by_tensor)?;
+                group.clear();
+            }
+            end = end.max(range.end);
+            group.push((range, id));
+        }
+    }
+    Ok(edits)
+}
+
+fn check_group(
+    model: &Model,
+    group: &[(Range<u64>, TensorId)],
+    edits: &mut [TensorEdit],
+    by_tensor: &BTreeMap<TensorId, usize>,
+) -> Result<(), BakeError> {
+    let Some((range, first)) = group.iter().find_map(|(range, id)| Some((range, *by_tensor.get(id)?))) else {
+        return Ok(());
+    };
+    for (other_range, id) in group {
+        let same = by_tensor.get(id).copied().filter(|&other| {
+            let (a, b) = (&edits[first], &edits[other]);
+            range == other_range && a.dtype == b.dtype && a.shape[a.axis..] == b.shape[b.axis..] && a.axis == b.axis
+        });
+        match same {
+            Some(other) if other == first => {}
+            Some(other) => edits[other].same_bytes_as = Some(first),
+            None => {
+                let other = match by_tensor.get(id) {
+                    Some(&other) => edits[other].name.clone(),
+                    None => model.tensor(*id).name.clone(),
+                };
+                return Err(BakeError::Aliased { tensor: edits[first].name.clone(), other });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Edits 16-bit floats stored as packed varints (`int32_data`): the payload is decoded, edited and coded anew,
+/// with its length prefix. In memory: this form is that of small models.
+fn edit_varints(
+    model: &Model,
+    edit: &TensorEdit,
+    unit: &[f64],
+    payload: Range<u64>,
+) -> Result<(Splice, Measured), BakeError> {
+    let unsupported = |reason: &str| BakeError::Unsupported { tensor: edit.name.clone(), reason: reason.into() };
+    let prefix = varint(payload.end - payload.start);
+    let start = payload.start - prefix.len() as u64;
+    let file = File::open(&model.path).map_err(BakeError::read(&model.path))?;
+    let size = usize::try_from(payload.end - start + 1).map_err(|_| unsupported("it is larger than memory"))?;
+    let mut bytes = vec![0u8; size];
+    read_exact_at(&file, &mut bytes, start - 1).map_err(BakeError::read(&model.path))?;
+    if bytes[0] != INT32_DATA_KEY || bytes[1..=prefix.len()] != prefix {
+        return Err(unsupported("its `int32_data` is coded in an unusual way"));
+    }
+    let halves = varint_halves(&bytes[1 + prefix.len()..]).ok_or_else(|| unsupported("`int32_data` holds no 16-bit floats"))?;
+    if halves.len() as u64 * kernel::width(edit.dtype) as u64 != edit.bytes() {
+        return Err(unsupported("`int32_data` does not have as many values as its shape needs"));
+    }
+    let plain: Vec<u8> = halves.iter().flat_map(|half| half.to_le_bytes()).collect();
+    let mut edited = plain.clone();
+    let measured = tensor::edit(
+        edit,
+        unit,
+        true,
+        &|block, at| {
+            let at = usize::try_from(at).expect("it is in memory");
+            block.copy_from_slice(&plain[at..at + block.len()]);
+            Ok(())
+        },
+        &mut |block, at| {
+            let at = usize::try_from(at).expect("it is in memory");
+            edited[at..at + block.len()].copy_from_slice(block);
+            Ok(())
+        },
+    )?;
+    let mut packed = Vec::with_capacity(bytes.len());
+    for half in edited.as_chunks::<2>().0 {
+        packed.extend(varint(u64::from(u16::from_le_bytes(*half))));
+    }
+    let mut coded = varint(packed.len() as u64);
+    coded.extend(packed);
+    Ok((Splice { at: start..payload.end, frame: model.tensor(edit.tensor).frame, bytes: coded }, measured))
+}

@@ -1,0 +1,333 @@
+//! What a bake will change, as a value: tensors to edit, nodes to insert, metadata to add.
+
+use std::collections::{HashMap, HashSet};
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::error::BakeError;
+use super::kernel;
+use super::layout::check_aliases;
+use super::tensor::hex;
+use crate::lm::projection::{DirectionSource, project};
+use crate::lm::{LanguageModel, Layer, Treatment, Writer, WriterKind};
+use crate::method::direction::Direction;
+use crate::onnx::patch::Patch;
+use crate::onnx::proto::{AttributeProto, TensorProto, node};
+use crate::onnx::{DataType, Graph, Model, Storage, TensorId};
+
+/// Metadata keys that a bake adds start with this.
+pub const METADATA_PREFIX: &str = "lancet.";
+
+/// IR version from which initializers need not be graph inputs as well.
+const FREE_INITIALIZERS: i64 = 4;
+
+/// How a bake is planned.
+#[derive(Debug, Clone, Default)]
+pub struct PlanOptions {
+    /// Refuse where nodes would have to be added.
+    pub weights_only: bool,
+    /// More metadata entries; keys get the prefix `lancet.` if they lack it.
+    pub metadata: Vec<(String, String)>,
+}
+
+/// What a tensor holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// A matrix that activations are multiplied with.
+    Matrix,
+    /// A table that rows are looked up in.
+    Rows,
+    /// A bias.
+    Vector,
+}
+
+/// A tensor to edit.
+#[derive(Debug, Clone)]
+pub struct TensorEdit {
+    /// The tensor.
+    pub tensor: TensorId,
+    /// Its name, or that of the value of its `Constant` node.
+    pub name: String,
+    /// What it holds.
+    pub part: Part,
+    /// The writer it belongs to (the first, where several share it).
+    pub kind: WriterKind,
+    /// That writer's block.
+    pub layer: Option<Layer>,
+    /// Element type.
+    pub dtype: DataType,
+    /// Dimensions.
+    pub shape: Vec<u64>,
+    /// The axis of length `d_model`: the last one, or the first of two.
+    pub axis: usize,
+    /// Another edit of the same bytes, which does this one too.
+    pub same_bytes_as: Option<usize>,
+}
+
+impl TensorEdit {
+    /// Whether `d_model` is the axis along which elements lie side by side.
+    pub fn d_model_last(&self) -> bool {
+        self.axis + 1 == self.shape.len()
+    }
+
+    /// Bytes of the elements.
+    pub fn bytes(&self) -> u64 {
+        self.shape.iter().product::<u64>() * kernel::width(self.dtype) as u64
+    }
+}
+
+/// A writer after which the projection is inserted.
+#[derive(Debug, Clone)]
+pub struct NodeEdit {
+    /// `embed`, `layer.3.mlp_out`.
+    pub writer: String,
+    /// What the writer is.
+    pub kind: WriterKind,
+    /// Its block.
+    pub layer: Option<Layer>,
+    /// Its weight, or the written value where the weight was not found.
+    pub name: String,
+    /// Element type of the written value.
+    pub dtype: DataType,
+    /// Dimensions of the weight.
+    pub shape: Option<Vec<u64>>,
+    /// Why weights alone would not do.
+    pub reason: String,
+}
+
+/// Everything a bake will change. Nothing is written before [`super::apply`].
+#[derive(Debug, Clone)]
+pub struct BakePlan {
+    /// Tensors edited in place, each once.
+    pub tensors: Vec<TensorEdit>,
+    /// Writers whose projection is inserted.
+    pub nodes: Vec<NodeEdit>,
+    /// The insertion.
+    pub patch: Patch,
+    /// `metadata_props` entries to add.
+    pub metadata: Vec<(String, String)>,
+    /// SHA-256 of the unit direction as little-endian float32.
+    pub direction_sha256: String,
+    pub(super) unit: Vec<f64>,
+}
+
+impl BakePlan {
+    /// Plans the weight orthogonalisation of `model` against `direction`.
+    ///
+    /// # Errors
+    /// A direction of another width, a writer that needs nodes where they are forbidden, a tensor whose bytes
+    /// another one shares.
+    pub fn new(
+        graph: &Graph<'_>,
+        model: &LanguageModel,
+        direction: &Direction,
+        options: &PlanOptions,
+    ) -> Result<Self, BakeError> {
+        direction.check_width(model.d_model())?;
+        let needing: Vec<&Writer> = model.writers.iter().filter(|w| w.treatment == Treatment::Nodes).collect();
+        let mut names = WriterNames::default();
+        if options.weights_only && let Some(first) = needing.first() {
+            return Err(BakeError::NeedsNodes {
+                writer: names.next(first),
+                reason: first.reason.clone().unwrap_or_else(|| "its weight was not found".into()),
+                more: needing.len() - 1,
+            });
+        }
+        let tensors = tensor_edits(graph, model)?;
+        let tensors = check_aliases(graph.model, tensors)?;
+        let mut constants = Constants::default();
+        let mut patch = Patch::default();
+        let mut nodes = Vec::new();
+        for writer in needing {
+            let contribution = &model.residual.contributions[writer.contribution];
+            let dtype = graph.elem_type(contribution.value).unwrap_or(DataType::FLOAT);
+            let value = graph.name(contribution.value);
+            if !dtype.is_float() {
+                let reason = format!("the projection cannot be inserted after a {dtype} value");
+                return Err(BakeError::Unsupported { tensor: value.into(), reason });
+            }
+            let name = names.next(writer);
+            let source = constants.source(graph, dtype, direction.unit(), &mut patch);
+            project(graph, &mut patch, contribution, &source, &name);
+            let weight = writer.weight.map(|target| graph.model.tensor(target.tensor));
+            nodes.push(NodeEdit {
+                writer: name,
+                kind: writer.kind,
+                layer: writer.layer,
+                name: writer.weight.map_or_else(|| value.to_string(), |target| label(graph, target.tensor)),
+                dtype: weight.map_or(dtype, |tensor| tensor.dtype),
+                shape: weight.map(|tensor| tensor.shape.clone()),
+                reason: writer.reason.clone().unwrap_or_else(|| "its weight was not found".into()),
+            });
+        }
+        patch.check(graph);
+        check_unique(&patch);
+        let singles: Vec<u8> = direction.unit().iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
+        let direction_sha256 = hex(&Sha256::digest(&singles));
+        let metadata = metadata(graph.model, &direction_sha256, &options.metadata);
+        Ok(Self { tensors, nodes, patch, metadata, direction_sha256, unit: direction.unit().to_vec() })
+    }
+
+    /// The unit direction, `[d_model]`.
+    pub fn unit(&self) -> &[f64] {
+        &self.unit
+    }
+}
+
+/// Each value may be defined once and each input led elsewhere once.
+fn check_unique(patch: &Patch) {
+    let mut uses = HashSet::new();
+    for (at, name) in &patch.rewires {
+        assert!(uses.insert(*at), "the patch leads input {} of node {} twice, last to `{name}`", at.slot, at.node.0);
+    }
+    let mut names = HashSet::new();
+    let outputs = patch.nodes.iter().flat_map(|(_, node)| node.output.iter().map(String::as_str));
+    for name in outputs.chain(patch.initializers.iter().filter_map(|t| t.name.as_deref())) {
+        assert!(names.insert(name), "the patch defines `{name}` twice");
+    }
+}
+
+/// Names of writers, made unique by a counter.
+#[derive(Default)]
+struct WriterNames(HashMap<String, usize>);
+
+impl WriterNames {
+    fn next(&mut self, writer: &Writer) -> String {
+        let kind = match writer.kind {
+            WriterKind::Embed => "embed",
+            WriterKind::PosEmbed => "pos_embed",
+            WriterKind::AttnOut => "attn_out",
+            WriterKind::MlpOut => "mlp_out",
+        };
+        let name = match writer.layer {
+            Some(layer) => format!("layer.{}.{kind}", layer.0),
+            None => kind.to_string(),
+        };
+        let seen = self.0.entry(name.clone()).or_default();
+        *seen += 1;
+        if *seen == 1 { name } else { format!("{name}.{seen}") }
+    }
+}
+
+/// Initializers with the direction, one pair an element type.
+#[derive(Default)]
+struct Constants(Vec<(DataType, DirectionSource)>);
+
+impl Constants {
+    fn source(&mut self, graph: &Graph<'_>, dtype: DataType, unit: &[f64], patch: &mut Patch) -> DirectionSource {
+        if let Some((_, source)) = self.0.iter().find(|(known, _)| *known == dtype) {
+            return source.clone();
+        }
+        let suffix = if self.0.is_empty() { String::new() } else { format!(".{dtype}") };
+        let mut raw = vec![0u8; unit.len() * kernel::width(dtype)];
+        kernel::encode(dtype, unit, &mut raw);
+        let mut add = |what: &str, dims: Vec<i64>| {
+            let name = graph.fresh_name(&format!("lancet.direction.{what}{suffix}"));
+            let tensor = TensorProto {
+                name: Some(name.clone()),
+                dims,
+                data_type: Some(dtype.0),
+                raw_data: Some(raw.clone()),
+                ..Default::default()
+            };
+            if graph.model.skeleton.ir_version.is_some_and(|version| version < FREE_INITIALIZERS) {
+                let value = AttributeProto {
+                    name: Some("value".into()),
+                    t: Some(tensor),
+                    r#type: Some(4), // AttributeProto.TENSOR
+                    ..Default::default()
+                };
+                patch.nodes.push((None, node("Constant", &name, &[], &[name.as_str()], vec![value])));
+            } else {
+                patch.initializers.push(tensor);
+            }
+            name
+        };
+        let d = unit.len() as i64;
+        let source = DirectionSource::Constants { column: add("column", vec![d, 1]), row: add("row", vec![d]) };
+        self.0.push((dtype, source.clone()));
+        source
+    }
+}
+
+/// A tensor's own name, or that of the value of its `Constant` node.
+fn label(graph: &Graph<'_>, tensor: TensorId) -> String {
+    let name = &graph.model.tensor(tensor).name;
+    if !name.is_empty() {
+        return name.clone();
+    }
+    graph
+        .nodes()
+        .filter(|&n| graph.node(n).op() == "Constant")
+        .flat_map(|n| graph.outputs(n))
+        .find(|&v| graph.tensor(v) == Some(tensor))
+        .map_or_else(|| format!("tensor {}", tensor.0), |v| graph.name(v).to_string())
+}
+
+fn tensor_edits(graph: &Graph<'_>, model: &LanguageModel) -> Result<Vec<TensorEdit>, BakeError> {
+    let mut edits: Vec<TensorEdit> = Vec::new();
+    for writer in model.writers.iter().filter(|w| w.treatment == Treatment::Weights) {
+        let weight = writer.weight.expect("a writer that is treated by its weights has one");
+        let lookup = matches!(writer.kind, WriterKind::Embed | WriterKind::PosEmbed);
+        let part = if lookup { Part::Rows } else { Part::Matrix };
+        let targets = std::iter::once((weight, part)).chain(writer.biases.iter().map(|b| (*b, Part::Vector)));
+        for (target, part) in targets {
+            if let Some(known) = edits.iter().find(|e| e.tensor == target.tensor) {
+                assert_eq!(known.axis, target.axis, "writers that disagree on an axis are treated by nodes");
+                continue;
+            }
+            let tensor = graph.model.tensor(target.tensor);
+            let name = label(graph, target.tensor);
+            let unsupported = |reason: &str| BakeError::Unsupported { tensor: name.clone(), reason: reason.into() };
+            if !tensor.dtype.is_float() {
+                return Err(unsupported(&format!("it is {}", tensor.dtype)));
+            }
+            let rank = tensor.shape.len();
+            if target.axis + 1 != rank && !(rank == 2 && target.axis == 0) {
+                return Err(unsupported("d_model is neither its last axis nor the first of two"));
+            }
+            if tensor.shape[target.axis] != model.d_model() as u64 {
+                return Err(unsupported(&format!("its shape is {:?}, d_model is {}", tensor.shape, model.d_model())));
+            }
+            match tensor.storage {
+                Storage::Embedded { .. } | Storage::External { .. } => {}
+                Storage::Varints { .. } if kernel::is_half(tensor.dtype) => {}
+                _ => return Err(unsupported("its values are spread over several fields")),
+            }
+            edits.push(TensorEdit {
+                tensor: target.tensor,
+                part,
+                kind: writer.kind,
+                layer: writer.layer,
+                dtype: tensor.dtype,
+                shape: tensor.shape.clone(),
+                axis: target.axis,
+                same_bytes_as: None,
+                name,
+            });
+        }
+    }
+    Ok(edits)
+}
+
+/// Entries with keys that the model does not have yet: `metadata_props` may not repeat a key.
+fn metadata(model: &Model, direction_sha256: &str, extra: &[(String, String)]) -> Vec<(String, String)> {
+    let mut taken: HashSet<String> =
+        model.skeleton.metadata_props.iter().filter_map(|entry| entry.key.clone()).collect();
+    let own = [("version", env!("CARGO_PKG_VERSION")), ("direction_sha256", direction_sha256)];
+    own.into_iter()
+        .chain(extra.iter().map(|(key, value)| (key.as_str(), value.as_str())))
+        .map(|(key, value)| {
+            let stem = format!("{METADATA_PREFIX}{}", key.strip_prefix(METADATA_PREFIX).unwrap_or(key));
+            let mut key = stem.clone();
+            let mut n = 1;
+            while !taken.insert(key.clone()) {
+                n += 1;
+                key = format!("{stem}.{n}");
+            }
+            (key, value.to_string())
+        })
+        .collect()
+}

@@ -1,0 +1,216 @@
+//! The edit of one tensor as a stream of blocks, with its hashes and leaks; and the check of an edited one.
+
+use rayon::join;
+use sha2::{Digest, Sha256};
+
+use super::error::BakeError;
+use super::kernel::{self, Columns, Scratch, Tally};
+use super::plan::TensorEdit;
+use crate::onnx::DataType;
+
+/// Bytes read, edited and written at a time.
+pub(super) const BLOCK: usize = 1 << 20;
+
+/// Fills a buffer from an offset within the tensor.
+pub(super) type Read<'a> = &'a (dyn Fn(&mut [u8], u64) -> Result<(), BakeError> + Sync);
+
+/// Takes a block at an offset within the tensor.
+pub(super) type Write<'a> = &'a mut (dyn FnMut(&[u8], u64) -> Result<(), BakeError> + Send);
+
+/// What the edit of a tensor did.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Measured {
+    /// `||r^T W||`.
+    pub leak_before: f64,
+    /// `||r^T W'||` of the stored values.
+    pub leak_after: f64,
+    /// Largest `|W' - W|`.
+    pub max_abs_delta: f64,
+    /// SHA-256 of the tensor's elements, in hexadecimal.
+    pub sha256: Option<(String, String)>,
+}
+
+/// What the check of an edited tensor found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Checked {
+    /// `||r^T W'||` of the stored values.
+    pub leak_after: f64,
+    /// Largest `|W' - exact|` in spacings of the type.
+    pub max_ulp: f64,
+}
+
+/// Hashes of the elements before and after.
+struct Hashes(Option<(Sha256, Sha256)>);
+
+impl Hashes {
+    fn new(wanted: bool) -> Self {
+        Self(wanted.then(|| (Sha256::new(), Sha256::new())))
+    }
+
+    fn finish(self) -> Option<(String, String)> {
+        self.0.map(|(before, after)| (hex(&before.finalize()), hex(&after.finalize())))
+    }
+}
+
+/// Lower-case hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A tensor's geometry.
+#[derive(Debug, Clone, Copy)]
+struct Geometry {
+    dtype: DataType,
+    size: usize,
+    d: usize,
+    bytes: u64,
+    /// Columns of a tensor with `d_model` first; `None` where it is last.
+    columns: Option<usize>,
+}
+
+impl Geometry {
+    fn new(edit: &TensorEdit) -> Self {
+        let size = kernel::width(edit.dtype);
+        let d = usize::try_from(edit.shape[edit.axis]).expect("the plan compared it with d_model");
+        let elements: u64 = edit.shape.iter().product();
+        let columns = (!edit.d_model_last()).then(|| {
+            usize::try_from(elements / d as u64).expect("a tensor's columns can be counted in memory")
+        });
+        Self { dtype: edit.dtype, size, d, bytes: elements * size as u64, columns }
+    }
+
+    /// Bytes of a block: whole rows where `d_model` is last.
+    fn block(&self) -> usize {
+        match self.columns {
+            None => (BLOCK / (self.d * self.size)).max(1) * self.d * self.size,
+            Some(_) => BLOCK,
+        }
+    }
+
+    /// Offset and length of every block.
+    fn blocks(self) -> impl Iterator<Item = (u64, usize)> {
+        let block = self.block();
+        (0..self.bytes).step_by(block).map(move |at| {
+            (at, usize::try_from(self.bytes - at).map_or(block, |left| left.min(block)))
+        })
+    }
+}
+
+/// Edits a tensor, block by block: `W' = W - r r^T W` (Wang et al. 2025, eq. 4; Arditi et al. 2024,
+/// appendix E). Memory: two blocks, and three vectors of the other axis where `d_model` is first.
+///
+/// # Errors
+/// Whatever `read` and `write` report, or [`BakeError::NotFinite`].
+pub(super) fn edit(edit: &TensorEdit, r: &[f64], hash: bool, read: Read<'_>, write: Write<'_>) -> Result<Measured, BakeError> {
+    let geometry = Geometry::new(edit);
+    let not_finite = || BakeError::NotFinite { tensor: edit.name.clone() };
+    let mut hashes = Hashes::new(hash);
+    let mut scratch = Scratch::default();
+    let mut tally = Tally::default();
+    let mut buffer = vec![0u8; geometry.block()];
+    if let Some(columns) = geometry.columns {
+        let mut c = vec![0.0f64; columns];
+        for (at, length) in geometry.blocks() {
+            let block = &mut buffer[..length];
+            read(block, at)?;
+            let block = &*block;
+            join(
+                || kernel::add_components(geometry.dtype, block, at / geometry.size as u64, r, &mut c, &mut scratch),
+                || hashes.0.iter_mut().for_each(|h| h.0.update(block)),
+            );
+        }
+        if c.iter().any(|c| !c.is_finite()) {
+            return Err(not_finite());
+        }
+        let mut spend = vec![0.0f64; if kernel::is_half(geometry.dtype) { columns } else { 0 }];
+        if !spend.is_empty() {
+            let mut nearest = Columns { r, c: &c, spend: None, after: &mut spend };
+            for (at, length) in geometry.blocks() {
+                let block = &mut buffer[..length];
+                read(block, at)?;
+                let first = at / geometry.size as u64;
+                kernel::edit_columns(geometry.dtype, block, first, &mut nearest, &mut scratch, &mut Tally::default());
+            }
+        }
+        let mut after = vec![0.0f64; columns];
+        let spend = (!spend.is_empty()).then_some(spend.as_mut_slice());
+        let mut state = Columns { r, c: &c, spend, after: &mut after };
+        for (at, length) in geometry.blocks() {
+            let block = &mut buffer[..length];
+            read(block, at)?;
+            kernel::edit_columns(geometry.dtype, block, at / geometry.size as u64, &mut state, &mut scratch, &mut tally);
+            finish_block(block, at, &mut hashes, write)?;
+        }
+        if after.iter().any(|e| !e.is_finite()) {
+            return Err(not_finite());
+        }
+        tally.before = c.iter().map(|c| c * c).sum();
+        tally.after = after.iter().map(|e| e * e).sum();
+    } else {
+        let mut original = if hash { vec![0u8; geometry.block()] } else { Vec::new() };
+        let row = (geometry.d * geometry.size) as u64;
+        for (at, length) in geometry.blocks() {
+            let block = &mut buffer[..length];
+            read(block, at)?;
+            let original = if hash {
+                original[..length].copy_from_slice(block);
+                &original[..length]
+            } else {
+                &[]
+            };
+            let (edited, ()) = join(
+                || kernel::edit_rows(geometry.dtype, block, at / row, r, &mut scratch, &mut tally),
+                || hashes.0.iter_mut().for_each(|h| h.0.update(original)),
+            );
+            edited.map_err(|_| not_finite())?;
+            finish_block(block, at, &mut hashes, write)?;
+        }
+    }
+    Ok(Measured {
+        leak_before: tally.before.sqrt(),
+        leak_after: tally.after.sqrt(),
+        max_abs_delta: tally.max_abs_delta,
+        sha256: hashes.finish(),
+    })
+}
+
+/// Writes a block while it is hashed.
+fn finish_block(block: &[u8], at: u64, hashes: &mut Hashes, write: Write<'_>) -> Result<(), BakeError> {
+    join(|| write(block, at), || hashes.0.iter_mut().for_each(|h| h.1.update(block))).0
+}
+
+/// Compares an edited tensor with the exact edit of the original one.
+///
+/// # Errors
+/// Whatever the readers report.
+pub(super) fn check(edit: &TensorEdit, r: &[f64], base: Read<'_>, out: Read<'_>) -> Result<Checked, BakeError> {
+    let geometry = Geometry::new(edit);
+    let mut scratch = Scratch::default();
+    let (mut was, mut is) = (vec![0u8; geometry.block()], vec![0u8; geometry.block()]);
+    let (mut after, mut worst) = (0.0f64, 0.0f64);
+    if let Some(columns) = geometry.columns {
+        let (mut c, mut leaks) = (vec![0.0f64; columns], vec![0.0f64; columns]);
+        for (at, length) in geometry.blocks() {
+            base(&mut was[..length], at)?;
+            let first = at / geometry.size as u64;
+            kernel::add_components(geometry.dtype, &was[..length], first, r, &mut c, &mut scratch);
+        }
+        let mut state = Columns { r, c: &c, spend: None, after: &mut leaks };
+        for (at, length) in geometry.blocks() {
+            base(&mut was[..length], at)?;
+            out(&mut is[..length], at)?;
+            let (first, pair) = (at / geometry.size as u64, (&was[..length], &is[..length]));
+            worst = worst.max(kernel::check_columns(geometry.dtype, pair, first, &mut state, &mut scratch));
+        }
+        after += leaks.iter().map(|e| e * e).sum::<f64>();
+    } else {
+        for (at, length) in geometry.blocks() {
+            base(&mut was[..length], at)?;
+            out(&mut is[..length], at)?;
+            let (sum, off) = kernel::check_rows(geometry.dtype, &was[..length], &is[..length], r, &mut scratch);
+            after += sum;
+            worst = worst.max(off);
+        }
+    }
+    Ok(Checked { leak_after: after.sqrt(), max_ulp: worst })
+}

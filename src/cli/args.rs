@@ -1,0 +1,385 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Calibrates refusal in chat models already exported to ONNX.
+///
+/// Finds the false-refusal direction (Wang et al., ICLR 2025), bakes its ablation into the weights, proves what
+/// changed, and refuses to publish a model that lost its true refusal.
+///
+/// Exit codes: 0 done; 1 understood and refused, or failed; 2 usage or environment; 3 the guard refused to publish.
+#[derive(Debug, Parser)]
+#[command(name = "lancet", version, args_override_self = true, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Print the result as JSON on stdout, and nothing else there.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// TOML file with options by their long names; a flag beats it. A table named like a command holds for that one.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// No progress.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The whole job on the bundled chat model, with a report to look at.
+    Demo(DemoArgs),
+    /// The whole job: collect, select, bake, verify, evaluate, report.
+    Run(RunArgs),
+    /// What a model is: inputs, residual stream, writers, and what would be edited or refused and why.
+    Inspect(InspectArgs),
+    /// Mean activations and refusal scores a class; continues where it was stopped.
+    Collect(CollectArgs),
+    /// Candidate directions, their scores, and the selected one.
+    Select(SelectArgs),
+    /// The rewritten model from a direction; needs no runtime.
+    Bake(BakeArgs),
+    /// Proves the change: bytes, leak, logits against run-time ablation.
+    Verify(VerifyArgs),
+    /// Answers, refusal rates and refusal scores of a model.
+    Eval(EvalArgs),
+    /// ONNX Runtime: which one is used, and installing one.
+    Runtime(RuntimeArgs),
+}
+
+impl Command {
+    /// The command's name, as typed.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Demo(_) => "demo",
+            Self::Run(_) => "run",
+            Self::Inspect(_) => "inspect",
+            Self::Collect(_) => "collect",
+            Self::Select(_) => "select",
+            Self::Bake(_) => "bake",
+            Self::Verify(_) => "verify",
+            Self::Eval(_) => "eval",
+            Self::Runtime(_) => "runtime",
+        }
+    }
+}
+
+/// Where models run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DeviceArg {
+    /// CUDA if it works, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// CUDA, or an error.
+    Cuda,
+}
+
+/// How models run.
+#[derive(Debug, Args)]
+pub struct RuntimeOptions {
+    /// Execution provider.
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub device: DeviceArg,
+    /// ONNX Runtime's shared library, or the folder that holds it.
+    #[arg(long, value_name = "PATH")]
+    pub ort_lib: Option<PathBuf>,
+    /// Do not install ONNX Runtime if none is found.
+    #[arg(long)]
+    pub no_install: bool,
+    /// Threads of a run; 0 leaves it to ONNX Runtime.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Prompts a run.
+    #[arg(long, default_value_t = 16, value_parser = at_least_one)]
+    pub batch_size: usize,
+}
+
+/// Tokenizer and template.
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// Folder with `tokenizer.json` and its configs, if not the model's own.
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
+    /// Chat template to use instead of the model's.
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+    /// System prompt, put before every instruction.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// `enable_thinking` of the template.
+    #[arg(long, value_name = "BOOL")]
+    pub thinking: Option<bool>,
+}
+
+/// Prompt sets.
+#[derive(Debug, Args)]
+pub struct PromptArgs {
+    /// Folder with `{harmful,pseudo_harmful,harmless}_{train,val,test}.{json,jsonl,csv,txt}`; without any, the bundled prompts serve.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["harmful", "pseudo_harmful", "harmless"])]
+    pub prompts: Option<PathBuf>,
+    /// One file of harmful prompts, split by the seed.
+    #[arg(long, value_name = "FILE", requires_all = ["pseudo_harmful", "harmless"])]
+    pub harmful: Option<PathBuf>,
+    /// One file of pseudo-harmful prompts.
+    #[arg(long, value_name = "FILE", requires_all = ["harmful", "harmless"])]
+    pub pseudo_harmful: Option<PathBuf>,
+    /// One file of harmless prompts.
+    #[arg(long, value_name = "FILE", requires_all = ["harmful", "pseudo_harmful"])]
+    pub harmless: Option<PathBuf>,
+    /// Seed of the sampling and splitting (Python's `random.sample`, as the published code draws).
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Train prompts a class.
+    #[arg(long, default_value_t = 128, value_parser = at_least_one)]
+    pub n_train: usize,
+    /// Validation prompts a class.
+    #[arg(long, default_value_t = 32, value_parser = at_least_one)]
+    pub n_val: usize,
+    /// Test prompts a class.
+    #[arg(long, default_value_t = 128, value_parser = at_least_one)]
+    pub n_test: usize,
+}
+
+/// The method's settings.
+#[derive(Debug, Args)]
+pub struct MethodArgs {
+    /// Partial orthogonalisation: 1 removes all of the true-refusal component, 0 none of it.
+    #[arg(long, default_value_t = 1.0, value_parser = unit_interval)]
+    pub lambda: f64,
+    /// Exactly the published procedure: no guard and no degenerate-candidate rule in the selection.
+    #[arg(long)]
+    pub paper: bool,
+    /// Largest mean harmless KL of a candidate.
+    #[arg(long, default_value_t = 0.2, value_parser = non_negative)]
+    pub kl_threshold: f64,
+}
+
+/// Refusal tokens.
+#[derive(Debug, Args)]
+pub struct TokenArgs {
+    /// First words of the model's refusals (or token ids), comma-separated: `"I,As"`. Automatic if not given.
+    #[arg(long, value_name = "LIST")]
+    pub refusal_tokens: Option<String>,
+}
+
+/// The guard.
+#[derive(Debug, Args)]
+pub struct GuardArgs {
+    /// Largest drop of the harmful refusal rate that may be published, as a share.
+    #[arg(long, default_value_t = 0.02, value_parser = unit_interval)]
+    pub max_harmful_drop: f64,
+    /// Publish even if the guard refuses; the provenance says so.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Where the model and report go; must not exist yet. A fresh folder under `lancet-demo` if not given.
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub runtime: RuntimeOptions,
+    #[command(flatten)]
+    pub method: MethodArgs,
+    #[command(flatten)]
+    pub guard: GuardArgs,
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// An `.onnx` file, or a folder that holds one.
+    pub model: PathBuf,
+    /// New folder for the model with its configs and tokenizer, or a new `.onnx` file.
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+    /// Write the report (HTML) here too, also when the guard refuses.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// New tokens at most, a test prompt.
+    #[arg(long, default_value_t = 64, value_parser = at_least_one)]
+    pub max_new_tokens: usize,
+    /// Never add nodes; fails where weights alone cannot be exact.
+    #[arg(long)]
+    pub weights_only: bool,
+    #[command(flatten)]
+    pub method: MethodArgs,
+    #[command(flatten)]
+    pub tokens: TokenArgs,
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    #[command(flatten)]
+    pub guard: GuardArgs,
+    #[command(flatten)]
+    pub chat: ChatArgs,
+    #[command(flatten)]
+    pub runtime: RuntimeOptions,
+}
+
+/// `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// An `.onnx` file, or a folder that holds one.
+    pub model: PathBuf,
+}
+
+/// `collect`.
+#[derive(Debug, Args)]
+pub struct CollectArgs {
+    /// An `.onnx` file, or a folder that holds one.
+    pub model: PathBuf,
+    /// New file for the activations (safetensors).
+    #[arg(short, long, value_name = "ACTS")]
+    pub output: PathBuf,
+    #[command(flatten)]
+    pub tokens: TokenArgs,
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    #[command(flatten)]
+    pub chat: ChatArgs,
+    #[command(flatten)]
+    pub runtime: RuntimeOptions,
+    /// Take duplicates and overlaps as the published code does.
+    #[arg(long)]
+    pub paper: bool,
+}
+
+/// `select`.
+#[derive(Debug, Args)]
+pub struct SelectArgs {
+    /// An `.onnx` file, or a folder that holds one.
+    pub model: PathBuf,
+    /// What `collect` wrote.
+    #[arg(long, value_name = "ACTS")]
+    pub activations: PathBuf,
+    /// New file for the direction (safetensors).
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    #[command(flatten)]
+    pub method: MethodArgs,
+    /// Largest drop of harmful refusal on the validation prompts, as a share.
+    #[arg(long, default_value_t = 0.02, value_parser = unit_interval)]
+    pub max_harmful_drop: f64,
+    #[command(flatten)]
+    pub chat: ChatArgs,
+    #[command(flatten)]
+    pub runtime: RuntimeOptions,
+}
+
+/// `bake`.
+#[derive(Debug, Args)]
+pub struct BakeArgs {
+    /// An `.onnx` file, or a folder that holds one.
+    pub model: PathBuf,
+    /// Direction: safetensors with a tensor `direction`, or `.npy`, of shape [d_model].
+    #[arg(long, value_name = "FILE")]
+    pub direction: PathBuf,
+    /// New folder, or new `.onnx` file.
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+    /// Never add nodes; fails where weights alone cannot be exact.
+    #[arg(long)]
+    pub weights_only: bool,
+}
+
+/// `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The model before.
+    pub base: PathBuf,
+    /// The model after.
+    pub out: PathBuf,
+    /// The direction.
+    #[arg(long, value_name = "FILE")]
+    pub direction: PathBuf,
+    /// Compare bytes only: needs no runtime.
+    #[arg(long)]
+    pub bytes_only: bool,
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    #[command(flatten)]
+    pub chat: ChatArgs,
+    #[command(flatten)]
+    pub runtime: RuntimeOptions,
+}
+
+/// `eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// An `.onnx` file, or a folder that holds one.
+    pub model: PathBuf,
+    /// New tokens at most, a test prompt.
+    #[arg(long, default_value_t = 64, value_parser = at_least_one)]
+    pub max_new_tokens: usize,
+    #[command(flatten)]
+    pub tokens: TokenArgs,
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    #[command(flatten)]
+    pub chat: ChatArgs,
+    #[command(flatten)]
+    pub runtime: RuntimeOptions,
+}
+
+/// `runtime`.
+#[derive(Debug, Args)]
+pub struct RuntimeArgs {
+    /// What about it.
+    #[command(subcommand)]
+    pub action: RuntimeAction,
+}
+
+/// `runtime install`, `runtime info`.
+#[derive(Debug, Subcommand)]
+pub enum RuntimeAction {
+    /// Install the pinned ONNX Runtime into Lancet's cache, from its PyPI wheel.
+    Install {
+        /// The build with the CUDA execution provider.
+        #[arg(long)]
+        cuda: bool,
+    },
+    /// Which libraries were found, and which one is used.
+    Info {
+        /// Look for this library first.
+        #[arg(long, value_name = "PATH")]
+        ort_lib: Option<PathBuf>,
+        /// Search for a build with CUDA.
+        #[arg(long)]
+        cuda: bool,
+    },
+}
+
+fn unit_interval(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
+        _ => Err("expected a number from 0 to 1".into()),
+    }
+}
+
+fn non_negative(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
+        _ => Err("expected a number of at least 0".into()),
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(value) if value > 0 => Ok(value),
+        _ => Err("expected a whole number of at least 1".into()),
+    }
+}

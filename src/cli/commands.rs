@@ -1,0 +1,400 @@
+//! The commands on models.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use lancet::chat::{Chat, ChatOptions};
+use lancet::error::Error;
+use lancet::lm::LanguageModel;
+use lancet::method::prompts::{LoadOptions, OverlapPolicy, PromptClass, Prompts, Split, SplitSizes};
+use lancet::method::select::Rules;
+use lancet::onnx::Graph;
+use lancet::pipeline::collect::{self, Activations, RefusalTokens};
+use lancet::pipeline::engine::Engine;
+use lancet::pipeline::{self, Guard, Opened, RunOptions, check, choose, direction_file, evaluate, files, inspect};
+use lancet::prompt_files::{self, PromptLocation};
+use lancet::report::{ModelEval, RunResult, text};
+
+use super::args::{
+    BakeArgs, ChatArgs, CollectArgs, EvalArgs, GuardArgs, InspectArgs, MethodArgs, PromptArgs, RunArgs, SelectArgs,
+    TokenArgs, VerifyArgs,
+};
+use super::runtime::load_runtime;
+use super::ui::{self, Ui};
+
+/// What every command is given.
+pub struct Context {
+    /// The printer.
+    pub ui: Ui,
+    /// Results as JSON.
+    pub json: bool,
+    /// Set by Ctrl-C.
+    pub cancelled: Arc<AtomicBool>,
+}
+
+/// How a command ended.
+pub enum Outcome {
+    /// Done.
+    Done,
+    /// A result was printed, and it is a refusal or a failure.
+    Failed,
+    /// The guard refused.
+    Guarded,
+}
+
+fn style() -> text::Style {
+    text::Style { color: ui::colour() }
+}
+
+/// Share of the mean activation's norm below which a candidate is rounding noise.
+const NEGLIGIBLE_NORM: f64 = 1e-4;
+
+/// The rules of selection that the flags name.
+pub fn rules(method: &MethodArgs, max_harmful_drop: f64) -> Rules {
+    let published = Rules { kl_threshold: method.kl_threshold, ..Rules::PAPER };
+    if method.paper {
+        return published;
+    }
+    Rules { harmful_drop: Some(max_harmful_drop), negligible_norm: Some(NEGLIGIBLE_NORM), ..published }
+}
+
+/// The guard that the flags name.
+pub fn guard(args: &GuardArgs) -> Guard {
+    Guard { max_harmful_drop: args.max_harmful_drop, force: args.force }
+}
+
+fn load_prompts(args: &PromptArgs, paper: bool, ui: &Ui) -> Result<Prompts, Error> {
+    let sizes = SplitSizes { train: args.n_train, val: args.n_val, test: args.n_test };
+    let base = if paper { LoadOptions::published() } else { LoadOptions::default() };
+    let overlap = if paper { base.overlap } else { OverlapPolicy::RefuseInSample };
+    let options = LoadOptions { sizes, seed: args.seed, overlap, ..base };
+    let location = match (&args.prompts, &args.harmful, &args.pseudo_harmful, &args.harmless) {
+        (Some(folder), ..) => PromptLocation::Folder(folder),
+        (None, Some(harmful), Some(pseudo_harmful), Some(harmless)) => {
+            PromptLocation::Files { harmful, pseudo_harmful, harmless }
+        }
+        _ => PromptLocation::Bundled,
+    };
+    let prompts = prompt_files::load(location, &options)?;
+    for note in prompts.origin.notes() {
+        ui.say(&note);
+    }
+    Ok(prompts)
+}
+
+fn load_chat(opened: &Opened, args: &ChatArgs) -> Result<Chat, Error> {
+    let template = match &args.chat_template {
+        Some(path) => Some(std::fs::read_to_string(path).map_err(|e| {
+            Error::usage(format!("cannot read chat template `{}`: {e}", path.display()), "give a Jinja file")
+        })?),
+        None => None,
+    };
+    let options = ChatOptions {
+        system: args.system.as_deref(),
+        template_override: template.as_deref(),
+        enable_thinking: args.thinking,
+        date: None,
+    };
+    pipeline::load_chat(&opened.files, args.tokenizer.as_deref(), options)
+}
+
+fn refusal_tokens(args: &TokenArgs, chat: &Chat) -> Result<RefusalTokens, Error> {
+    let Some(list) = &args.refusal_tokens else { return Ok(RefusalTokens::Automatic) };
+    let mut ids = Vec::new();
+    for part in list.split(',').filter(|p| !p.trim().is_empty()) {
+        let id = match part.trim().parse::<u32>() {
+            Ok(id) if (id as usize) < chat.vocab_size() => id,
+            Ok(id) => {
+                return Err(Error::usage(
+                    format!("refusal token {id} is outside the vocabulary of {}", chat.vocab_size()),
+                    "give ids of this model's tokenizer, or words",
+                ));
+            }
+            Err(_) => chat.first_token_after_prompt(part.trim())?,
+        };
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    if ids.is_empty() {
+        return Err(Error::usage("`--refusal-tokens` is empty", "give the first words of the model's refusals: `\"I,As\"`"));
+    }
+    Ok(RefusalTokens::Given(ids))
+}
+
+/// `lancet run`.
+pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Outcome> {
+    let opened = Opened::new(&args.model)?;
+    refuse_existing(&args.output)?;
+    let chat = load_chat(&opened, &args.chat)?;
+    let prompts = load_prompts(&args.prompts, args.method.paper, &context.ui)?;
+    let tokens = refusal_tokens(&args.tokens, &chat)?;
+    let runtime = load_runtime(context, &args.runtime)?;
+    let options = RunOptions {
+        lambda: args.method.lambda,
+        rules: rules(&args.method, args.guard.max_harmful_drop),
+        refusal_tokens: tokens,
+        max_new_tokens: args.max_new_tokens,
+        guard: guard(&args.guard),
+        weights_only: args.weights_only,
+        batch: args.runtime.batch_size,
+        command: std::env::args().collect(),
+        seed: args.prompts.seed,
+        out: &args.output,
+        cancelled: &context.cancelled,
+    };
+    let result = pipeline::run(&opened, &chat, &prompts, &runtime, &options, &context.ui)?;
+    if let Some(path) = &args.report {
+        pipeline::write_whole(path, lancet::report::html(&result).as_bytes())?;
+    }
+    finish(context, &result)
+}
+
+/// Prints the result of a whole job and says how it ended.
+pub fn finish(context: &Context, result: &RunResult) -> anyhow::Result<Outcome> {
+    if context.json {
+        ui::print_json(result)?;
+    } else {
+        ui::print(&text::run_summary(result, ui::width(), style()))?;
+    }
+    if !result.verify.passed {
+        return Ok(Outcome::Failed);
+    }
+    if !result.guard.passed && !result.guard.overridden {
+        context.ui.say(&format!("the guard refused to publish: {}", result.guard.reasons.join("; ")));
+        return Ok(Outcome::Guarded);
+    }
+    Ok(Outcome::Done)
+}
+
+/// An output that exists is refused before any work is done.
+pub fn refuse_existing(out: &Path) -> Result<(), Error> {
+    if out.symlink_metadata().is_ok() {
+        return Err(lancet::bake::BakeError::OutputExists { path: out.to_path_buf() }.into());
+    }
+    Ok(())
+}
+
+/// `lancet inspect`.
+pub fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<Outcome> {
+    let opened = Opened::new(&args.model)?;
+    let graph = Graph::new(&opened.model);
+    let result = match LanguageModel::new(&graph, &opened.config) {
+        Ok(lm) => inspect::describe(&opened.model, &graph, &lm),
+        Err(refusal) => inspect::refused(&opened.model, &refusal),
+    };
+    if context.json {
+        ui::print_json(&result)?;
+    } else {
+        ui::print(&text::inspect_table(&result, ui::width(), style()))?;
+    }
+    Ok(if result.refusals.is_empty() { Outcome::Done } else { Outcome::Failed })
+}
+
+/// `lancet collect`.
+pub fn collect(context: &Context, args: &CollectArgs) -> anyhow::Result<Outcome> {
+    let started = Instant::now();
+    let opened = Opened::new(&args.model)?;
+    refuse_existing(&args.output)?;
+    let chat = load_chat(&opened, &args.chat)?;
+    let prompts = load_prompts(&args.prompts, args.paper, &context.ui)?;
+    let tokens = refusal_tokens(&args.tokens, &chat)?;
+    let graph = Graph::new(&opened.model);
+    let lm = LanguageModel::new(&graph, &opened.config).map_err(Error::from)?;
+    let runtime = load_runtime(context, &args.runtime)?;
+    let engine = Engine {
+        runtime: &runtime,
+        graph: &graph,
+        lm: &lm,
+        batch: args.runtime.batch_size,
+        pad: pipeline::pad_token(&chat),
+        cancelled: &context.cancelled,
+    };
+    let sha256 = files::sha256(&opened.model)?;
+    let mut partial = args.output.clone().into_os_string();
+    partial.push(".partial");
+    let partial = std::path::PathBuf::from(partial);
+    let inputs = collect::Inputs {
+        chat: &chat,
+        prompts: &prompts,
+        refusal_tokens: &tokens,
+        model_sha256: &sha256,
+        partial: Some(&partial),
+    };
+    let (activations, resumed) = collect::collect(&engine, &inputs, &context.ui)?;
+    activations.save(&args.output)?;
+    let _ = std::fs::remove_file(&partial);
+    let seconds = started.elapsed().as_secs_f64();
+    let summary = pipeline::summary(&activations, resumed, Some(&args.output), seconds);
+    if context.json {
+        ui::print_json(&summary)?;
+    } else {
+        ui::print(&text::collect_summary(&summary, ui::width(), style()))?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// `lancet select`.
+pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Outcome> {
+    let opened = Opened::new(&args.model)?;
+    refuse_existing(&args.output)?;
+    let activations = Activations::load(&args.activations)?;
+    let chat_args = ChatArgs {
+        tokenizer: args.chat.tokenizer.clone(),
+        chat_template: args.chat.chat_template.clone(),
+        system: args.chat.system.clone().or_else(|| activations.info.system.clone()),
+        thinking: args.chat.thinking,
+    };
+    let chat = load_chat(&opened, &chat_args)?;
+    let graph = Graph::new(&opened.model);
+    let lm = LanguageModel::new(&graph, &opened.config).map_err(Error::from)?;
+    let (_, n_layers, d_model) = activations.means[0].shape();
+    if (n_layers, d_model) != (lm.n_layers(), lm.d_model()) {
+        return Err(Error::usage(
+            format!(
+                "`{}` was collected from a model of {n_layers} layers of width {d_model}, `{}` has {} of {}",
+                args.activations.display(),
+                opened.files.onnx.display(),
+                lm.n_layers(),
+                lm.d_model()
+            ),
+            "collect the activations of this model",
+        )
+        .into());
+    }
+    let sha256 = files::sha256(&opened.model)?;
+    if sha256 != activations.info.model_sha256 {
+        context.ui.say("note: the activations were collected from other weights of the same shape");
+    }
+    let runtime = load_runtime(context, &args.runtime)?;
+    let engine = Engine {
+        runtime: &runtime,
+        graph: &graph,
+        lm: &lm,
+        batch: args.runtime.batch_size,
+        pad: pipeline::pad_token(&chat),
+        cancelled: &context.cancelled,
+    };
+    let rules = rules(&args.method, args.max_harmful_drop);
+    let choice = choose::choose(&engine, &chat, &activations, args.method.lambda, &rules, &context.ui)?;
+    direction_file::save(&args.output, &choice.direction, &choice.result, &sha256)?;
+    if context.json {
+        ui::print_json(&choice.result)?;
+    } else {
+        ui::print(&text::select_summary(&choice.result, ui::width(), style()))?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// `lancet bake`.
+pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Outcome> {
+    let opened = Opened::new(&args.model)?;
+    let direction = direction_file::load(&args.direction)?;
+    let options = RunOptions {
+        lambda: 1.0,
+        rules: Rules::PAPER,
+        refusal_tokens: RefusalTokens::Automatic,
+        max_new_tokens: 0,
+        guard: Guard { max_harmful_drop: 0.0, force: false },
+        weights_only: args.weights_only,
+        batch: 1,
+        command: std::env::args().collect(),
+        seed: 0,
+        out: &args.output,
+        cancelled: &context.cancelled,
+    };
+    let (result, _) = pipeline::bake_only(&opened, &direction, &options, &context.ui)?;
+    context.ui.say("note: `bake` does not measure refusal; `lancet run` does, and `lancet eval` tells what the result refuses");
+    if context.json {
+        ui::print_json(&result)?;
+    } else {
+        ui::print(&text::bake_summary(&result, ui::width(), style()))?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// `lancet verify`.
+pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
+    let base = Opened::new(&args.base)?;
+    let out = Opened::new(&args.out)?;
+    let direction = direction_file::load(&args.direction)?;
+    let graph = Graph::new(&base.model);
+    let lm = LanguageModel::new(&graph, &base.config).map_err(Error::from)?;
+    let plan = lancet::bake::BakePlan::new(&graph, &lm, &direction, &lancet::bake::PlanOptions::default())
+        .map_err(Error::from)?;
+    let bytes = lancet::bake::verify_bytes(&base.model, &out.model, &plan).map_err(Error::from)?;
+    let logits = if args.bytes_only {
+        None
+    } else {
+        let chat = load_chat(&base, &args.chat)?;
+        let prompts = load_prompts(&args.prompts, false, &context.ui)?;
+        let tokens = pipeline::verify_prompts(&chat, &prompts)?;
+        let runtime = load_runtime(context, &args.runtime)?;
+        let out_graph = Graph::new(&out.model);
+        let out_lm = LanguageModel::new(&out_graph, &base.config).map_err(Error::from)?;
+        let engine = Engine {
+            runtime: &runtime,
+            graph: &graph,
+            lm: &lm,
+            batch: args.runtime.batch_size,
+            pad: pipeline::pad_token(&chat),
+            cancelled: &context.cancelled,
+        };
+        let out_engine = Engine { graph: &out_graph, lm: &out_lm, ..engine };
+        Some(check::logits(&engine, &out_engine, &direction, &tokens)?)
+    };
+    let result = pipeline::verdict(&bytes, logits.as_ref());
+    if context.json {
+        ui::print_json(&result)?;
+    } else {
+        ui::print(&text::verify_summary(&result, ui::width(), style()))?;
+    }
+    Ok(if result.passed { Outcome::Done } else { Outcome::Failed })
+}
+
+/// `lancet eval`.
+pub fn eval(context: &Context, args: &EvalArgs) -> anyhow::Result<Outcome> {
+    let opened = Opened::new(&args.model)?;
+    let chat = load_chat(&opened, &args.chat)?;
+    let prompts = load_prompts(&args.prompts, false, &context.ui)?;
+    let tokens = refusal_tokens(&args.tokens, &chat)?;
+    let graph = Graph::new(&opened.model);
+    let lm = LanguageModel::new(&graph, &opened.config).map_err(Error::from)?;
+    let runtime = load_runtime(context, &args.runtime)?;
+    let engine = Engine {
+        runtime: &runtime,
+        graph: &graph,
+        lm: &lm,
+        batch: args.runtime.batch_size,
+        pad: pipeline::pad_token(&chat),
+        cancelled: &context.cancelled,
+    };
+    let refusal_tokens = match tokens {
+        RefusalTokens::Given(ids) => ids,
+        RefusalTokens::Automatic => collect::choose_tokens(&engine, &chat, &prompts, &context.ui)?,
+    };
+    let settings = evaluate::Settings {
+        max_new_tokens: args.max_new_tokens,
+        stop: pipeline::stop_tokens(&opened.files, &chat)?,
+        refusal_tokens,
+    };
+    let measured = evaluate::measure(&engine, &chat, &prompts, &settings, "answers", &context.ui)?;
+    debug_assert_eq!(measured.harmless_logits.len(), prompts.get(PromptClass::Harmless, Split::Test).len());
+    let result = ModelEval {
+        model: opened.files.onnx.display().to_string(),
+        classes: measured.classes,
+        measurements: Vec::new(),
+        answers: measured.answers,
+        max_new_tokens: args.max_new_tokens,
+        system_prompt: chat.system().map(str::to_string),
+    };
+    if context.json {
+        ui::print_json(&result)?;
+    } else {
+        ui::print(&text::model_eval_summary(&result, ui::width(), style()))?;
+    }
+    Ok(Outcome::Done)
+}
+

@@ -1,0 +1,86 @@
+//! The whole job on the bundled chat model.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use lancet::chat::ChatOptions;
+use lancet::method::prompts::{LoadOptions, SplitSizes};
+use lancet::pipeline::collect::RefusalTokens;
+use lancet::pipeline::{self, Opened, RunOptions};
+use lancet::prompt_files::{self, PromptLocation};
+
+use super::args::DemoArgs;
+use super::commands::{Context, Outcome, finish, guard, refuse_existing, rules};
+use super::runtime::load_runtime;
+
+macro_rules! bundled {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/chat/", $name)).as_slice())),*]
+    };
+}
+
+/// The chat model, its tokenizer and its prompts.
+const FILES: &[(&str, &[u8])] = bundled![
+    "model.onnx",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "prompts/harmful_train.json",
+    "prompts/harmful_val.json",
+    "prompts/harmful_test.json",
+    "prompts/pseudo_harmful_train.json",
+    "prompts/pseudo_harmful_val.json",
+    "prompts/pseudo_harmful_test.json",
+    "prompts/harmless_train.json",
+    "prompts/harmless_val.json",
+    "prompts/harmless_test.json",
+];
+
+/// `lancet demo`.
+pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Outcome> {
+    let out = match &args.output {
+        Some(out) => out.clone(),
+        None => fresh(Path::new("lancet-demo")),
+    };
+    refuse_existing(&out)?;
+    let source = tempfile::tempdir().context("cannot make a temporary folder for the bundled model")?;
+    std::fs::create_dir(source.path().join("prompts")).context("cannot unpack the bundled model")?;
+    for (name, bytes) in FILES {
+        std::fs::write(source.path().join(name), bytes).with_context(|| format!("cannot unpack `{name}`"))?;
+    }
+    let opened = Opened::new(source.path())?;
+    let chat = pipeline::load_chat(&opened.files, None, ChatOptions::default())?;
+    let sizes = SplitSizes::default();
+    let prompts = prompt_files::load(
+        PromptLocation::Folder(&source.path().join("prompts")),
+        &LoadOptions { sizes, ..LoadOptions::default() },
+    )
+    .map_err(lancet::Error::from)?;
+    let runtime = load_runtime(context, &args.runtime)?;
+    let options = RunOptions {
+        lambda: args.method.lambda,
+        rules: rules(&args.method, args.guard.max_harmful_drop),
+        refusal_tokens: RefusalTokens::Automatic,
+        max_new_tokens: 32,
+        guard: guard(&args.guard),
+        weights_only: false,
+        batch: args.runtime.batch_size,
+        command: std::env::args().collect(),
+        seed: LoadOptions::default().seed,
+        out: &out,
+        cancelled: &context.cancelled,
+    };
+    let result = pipeline::run(&opened, &chat, &prompts, &runtime, &options, &context.ui)?;
+    finish(context, &result)
+}
+
+/// `stem`, or `stem-2`, `stem-3`, ... : the first that does not exist.
+fn fresh(stem: &Path) -> PathBuf {
+    if !stem.exists() {
+        return stem.to_path_buf();
+    }
+    (2..).map(|n| PathBuf::from(format!("{}-{n}", stem.display()))).find(|p| !p.exists()).expect("numbers do not end")
+}

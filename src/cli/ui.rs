@@ -1,0 +1,114 @@
+//! The only printer: progress and messages on stderr, results on stdout.
+
+use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use lancet::pipeline::engine::Observer;
+
+/// Progress bars on a terminal; a line a stage elsewhere; nothing when quiet.
+pub struct Ui {
+    bar: Mutex<Option<ProgressBar>>,
+    quiet: bool,
+}
+
+impl Ui {
+    /// A printer.
+    pub fn new(quiet: bool) -> Self {
+        Self { bar: Mutex::new(None), quiet }
+    }
+
+    /// A line on stderr.
+    pub fn say(&self, text: &str) {
+        if !self.quiet {
+            let bar = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            match bar.as_ref() {
+                Some(bar) => bar.suspend(|| eprint_line(text)),
+                None => eprint_line(text),
+            }
+        }
+    }
+}
+
+fn eprint_line(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+impl Observer for Ui {
+    fn start(&self, stage: &str, total: u64) {
+        if self.quiet {
+            return;
+        }
+        if !std::io::stderr().is_terminal() {
+            eprint_line(&format!("{stage} ..."));
+            return;
+        }
+        let bytes = stage.starts_with("write");
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
+        let numbers = if bytes { "{bytes}/{total_bytes} {bytes_per_sec}" } else { "{pos}/{len} {per_sec}" };
+        let style = ProgressStyle::with_template(&format!("{{msg:24}} {{bar:28}} {numbers} {{eta}} left"))
+            .expect("a valid template");
+        bar.set_style(style);
+        bar.set_message(stage.to_string());
+        *self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(bar);
+    }
+
+    fn advance(&self, steps: u64) {
+        if let Some(bar) = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner).as_ref() {
+            bar.inc(steps);
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn note(&self, text: &str) {
+        self.say(text);
+    }
+}
+
+/// Writes a result to stdout. A closed pipe is no error.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = anstream::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a value as JSON to stdout.
+pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// Width to wrap at.
+pub fn width() -> usize {
+    std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).filter(|c| (40..=400).contains(c)).unwrap_or(100)
+}
+
+/// Whether results on stdout are coloured.
+pub fn colour() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// An error with its chain, then what to do.
+pub fn print_error(error: &anyhow::Error) {
+    let mut text = String::from("error");
+    let mut last = String::new();
+    for part in error.chain() {
+        let part = part.to_string();
+        if part != last {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        last = part;
+    }
+    eprint_line(&text);
+    if let Some(hint) = error.chain().find_map(|e| e.downcast_ref::<lancet::Error>()).and_then(lancet::Error::hint) {
+        eprint_line("");
+        eprint_line(&format!("hint: {hint}"));
+    }
+}

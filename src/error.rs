@@ -1,0 +1,110 @@
+//! One error for the whole crate: each stage's own, wrapped with the kind that decides the exit code.
+
+use crate::lm::Refusal;
+
+/// What kind of failure this is; the command line turns it into an exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Understood and refused, or failed on the way (exit code 1).
+    Failed,
+    /// Wrong usage or environment (exit code 2).
+    Usage,
+    /// The guard refused to publish (exit code 3).
+    Guard,
+}
+
+/// Any error of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model file.
+    #[error(transparent)]
+    Onnx(#[from] crate::onnx::OnnxError),
+    /// The graph is not understood.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Tokenizer or chat template.
+    #[error(transparent)]
+    Chat(#[from] crate::chat::ChatError),
+    /// Prompt sets.
+    #[error(transparent)]
+    Prompts(#[from] crate::method::prompts::PromptError),
+    /// The direction.
+    #[error(transparent)]
+    Direction(#[from] crate::method::direction::DirectionError),
+    /// Writing the edited model.
+    #[error(transparent)]
+    Bake(#[from] crate::bake::BakeError),
+    /// Running a model.
+    #[error(transparent)]
+    Runtime(#[from] crate::runtime::RuntimeError),
+    /// Finding or installing ONNX Runtime.
+    #[error(transparent)]
+    Locate(#[from] crate::runtime::locate::LocateError),
+    /// The guard.
+    #[error("{message}")]
+    Guard {
+        /// What was measured, and against which limit.
+        message: String,
+    },
+    /// Anything else, with its kind.
+    #[error("{message}")]
+    Other {
+        /// Its kind.
+        kind: Kind,
+        /// What happened.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+}
+
+impl Error {
+    /// Wrong usage or environment.
+    pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Other { kind: Kind::Usage, message: message.into(), hint: Some(hint.into()) }
+    }
+
+    /// A failure of an otherwise right call.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::Other { kind: Kind::Failed, message: message.into(), hint: None }
+    }
+
+    /// A failure with advice.
+    pub fn failed_with(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Other { kind: Kind::Failed, message: message.into(), hint: Some(hint.into()) }
+    }
+
+    /// The kind.
+    pub fn kind(&self) -> Kind {
+        use crate::bake::BakeError;
+        use crate::runtime::RuntimeError;
+        match self {
+            Self::Guard { .. } => Kind::Guard,
+            Self::Other { kind, .. } => *kind,
+            Self::Chat(_) | Self::Prompts(_) | Self::Locate(_) | Self::Direction(_) => Kind::Usage,
+            Self::Bake(BakeError::OutputExists { .. }) => Kind::Usage,
+            Self::Runtime(RuntimeError::Library { .. } | RuntimeError::Provider { .. }) => Kind::Usage,
+            Self::Onnx(_) | Self::Refused(_) | Self::Bake(_) | Self::Runtime(_) => Kind::Failed,
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Onnx(e) => e.hint(),
+            Self::Refused(e) => Some(e.hint.clone()),
+            Self::Chat(e) => e.hint(),
+            Self::Prompts(e) => e.hint(),
+            Self::Direction(e) => e.hint(),
+            Self::Bake(e) => e.hint(),
+            Self::Runtime(e) => e.hint(),
+            Self::Locate(e) => e.hint(),
+            Self::Guard { .. } => Some(
+                "raise lambda (1 keeps all of the true-refusal direction), or look at the candidates in the report; \
+                 `--force` publishes anyway and says so in the provenance"
+                    .into(),
+            ),
+            Self::Other { hint, .. } => hint.clone(),
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! What is measured on answers.
+
+pub mod refusal;

@@ -1,0 +1,416 @@
+//! Patches that expose the residual stream and put a steerable ablation into it, and the in-memory
+//! model that a session runs: weights stay in the original files, nodes that nothing needs are gone.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+
+use crate::lm::projection::{self, DirectionSource};
+use crate::lm::residual::SKIP_SUM_OUTPUT;
+use crate::lm::{LanguageModel, ResidPoint, StreamValue};
+use crate::onnx::patch::Patch;
+use crate::onnx::proto::{
+    Dimension, ModelProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, attr_int,
+    dimension, node, type_proto,
+};
+use crate::onnx::{DataType, Graph, Model, OnnxError, Storage, Use};
+
+/// Name of the graph input that holds a direction a batch row, float32 `[batch, 1, d_model]`.
+pub const DIRECTION_INPUT: &str = "lancet.direction";
+
+/// Tensors above this size are referenced where they lie instead of being copied into the session's model.
+const REFERENCE_ABOVE: u64 = 1024;
+
+/// What a session is to compute.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// Stream values to return, at the last `last_positions` positions, as float32.
+    pub probes: Vec<(usize, ResidPoint)>,
+    /// How many positions, counted from the end, probes return.
+    pub last_positions: usize,
+    /// Return logits of the last position.
+    pub logits: bool,
+    /// Return the KV cache.
+    pub cache: bool,
+    /// Ablate the direction given as graph input [`DIRECTION_INPUT`] from every write.
+    pub ablation: bool,
+    /// Compute bfloat16 graphs in float32: ONNX Runtime's CPU provider has no bfloat16 products.
+    pub widen_bfloat16: bool,
+}
+
+/// A model to run, held in memory without its weights.
+pub struct SessionModel {
+    /// An encoded `ModelProto` whose initializers point into the original files.
+    pub bytes: Vec<u8>,
+    /// Names of the probe outputs, in the order of the request.
+    pub probes: Vec<String>,
+    /// Name of the logits output; it holds one position.
+    pub logits: Option<String>,
+    /// Names of the inputs that are left after pruning.
+    pub inputs: Vec<String>,
+}
+
+/// Name of a probe's output.
+fn probe_name(layer: usize, point: ResidPoint) -> String {
+    let point = match point {
+        ResidPoint::Pre => "resid_pre",
+        ResidPoint::Mid => "resid_mid",
+        ResidPoint::Post => "resid_post",
+    };
+    format!("lancet.{point}.{layer}")
+}
+
+/// Builds the in-memory model for `request`.
+///
+/// # Errors
+/// If tensor data that must be copied cannot be read.
+pub fn instrument(graph: &Graph<'_>, lm: &LanguageModel, request: &Request) -> Result<SessionModel, OnnxError> {
+    let mut patch = Patch::default();
+    let mut int64s: Vec<TensorProto> = Vec::new();
+    if request.ablation {
+        patch.inputs.push(value_info(DIRECTION_INPUT, DataType::FLOAT, &["lancet_batch", "1", "lancet_d_model"]));
+        int64s.push(projection::last_axis());
+        let source = DirectionSource::Input(DIRECTION_INPUT.into());
+        for (index, contribution) in lm.residual.contributions.iter().enumerate() {
+            projection::project(graph, &mut patch, contribution, &source, &format!("ablate.{index}"));
+        }
+    }
+    let mut probes = Vec::new();
+    for &(layer, point) in &request.probes {
+        let block = &lm.residual.blocks[layer];
+        let value = match point {
+            ResidPoint::Pre => Some(block.pre),
+            ResidPoint::Mid => block.mid,
+            ResidPoint::Post => Some(block.post),
+        };
+        let Some(value) = value else { continue };
+        let (source, after) = stream_name(graph, &mut patch, value);
+        let name = probe_name(layer, point);
+        let sliced = last_positions(&mut patch, after, &source, &name, request.last_positions, &mut int64s);
+        patch.nodes.push((after, node("Cast", &name, &[&sliced], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))])));
+        patch.outputs.push(value_info(&name, DataType::FLOAT, &[]));
+        probes.push(name);
+    }
+    let logits = request.logits.then(|| last_logits(graph, lm, &mut patch, &mut int64s));
+    int64s.dedup_by(|a, b| a.name == b.name);
+    patch.initializers.extend(int64s);
+    patch.check(graph);
+
+    let mut proto = graph.model.skeleton.clone();
+    let main = proto.graph.as_mut().expect("an indexed model has a graph");
+    patch.apply(main);
+    let mut wanted: HashSet<String> = probes.iter().cloned().chain(logits.iter().cloned()).collect();
+    if request.cache {
+        wanted.extend(lm.interface.cache.iter().map(|slot| slot.present.clone()));
+    }
+    main.output.retain(|o| o.name.as_deref().is_some_and(|n| wanted.contains(n)));
+    if request.cache {
+        // an exporter's declared shapes may contradict what is computed; only names and types are kept
+        for output in &mut main.output {
+            if let Some(type_proto::Value::TensorType(t)) = output.r#type.as_mut().and_then(|t| t.value.as_mut()) {
+                t.shape = None;
+            }
+        }
+    }
+    prune(&mut proto);
+    reference_weights(&mut proto, graph.model)?;
+    if request.widen_bfloat16 {
+        widen_bfloat16(proto.graph.as_mut().expect("still there"));
+    }
+    let main = proto.graph.as_ref().expect("still there");
+    let defaults: HashSet<&str> = main.initializer.iter().filter_map(|t| t.name.as_deref()).collect();
+    let inputs = main
+        .input
+        .iter()
+        .filter_map(|i| i.name.clone())
+        .filter(|name| !defaults.contains(name.as_str()))
+        .collect();
+    Ok(SessionModel { bytes: proto.encode_to_vec(), probes, logits, inputs })
+}
+
+/// A name for a stream value that carries every projection of the patch, and the node to add readers after.
+fn stream_name(graph: &Graph<'_>, patch: &mut Patch, value: StreamValue) -> (String, Option<crate::onnx::NodeId>) {
+    match value {
+        StreamValue::Sum(node) => {
+            let named = patch.named_outputs.iter().find(|(n, ..)| *n == node).map(|(.., name)| name.clone());
+            let name = named.unwrap_or_else(|| {
+                let name = graph.fresh_name(&format!("lancet.sum.{}", node.0));
+                patch.named_outputs.push((node, SKIP_SUM_OUTPUT, name.clone()));
+                name
+            });
+            (name, Some(node))
+        }
+        StreamValue::Value(value) => {
+            // where the start of the stream is projected, its readers read the projected value
+            let read_by = |one: &Use| patch.rewires.iter().find(|(at, _)| at == one).map(|(_, name)| name.clone());
+            let name = if graph.producer(value).is_none_or(|n| graph.op(n) != "Add") {
+                projection::readers(graph, value)
+                    .iter()
+                    .filter(|one| starts_with_origin(patch, one))
+                    .find_map(read_by)
+                    .unwrap_or_else(|| graph.name(value).to_string())
+            } else {
+                graph.name(value).to_string()
+            };
+            (name, graph.producer(value))
+        }
+    }
+}
+
+/// Whether a rewired use belongs to the projection of the stream's start (contribution 0).
+fn starts_with_origin(patch: &Patch, one: &Use) -> bool {
+    patch.rewires.iter().any(|(at, name)| at == one && name.starts_with("lancet.ablate.0."))
+}
+
+/// Adds the slice `[-count:]` along axis 1.
+fn last_positions(
+    patch: &mut Patch,
+    after: Option<crate::onnx::NodeId>,
+    source: &str,
+    name: &str,
+    count: usize,
+    int64s: &mut Vec<TensorProto>,
+) -> String {
+    let count = i64::try_from(count).expect("positions fit in i64");
+    let starts = format!("lancet.from.{count}");
+    for (name, value) in [(starts.as_str(), -count), ("lancet.to_end", i64::MAX), ("lancet.positions_axis", 1)] {
+        if !int64s.iter().any(|t| t.name.as_deref() == Some(name)) {
+            int64s.push(projection::int64s(name, &[value]));
+        }
+    }
+    let output = format!("{name}.last");
+    let inputs = [source, &starts, "lancet.to_end", "lancet.positions_axis"];
+    patch.nodes.push((after, node("Slice", &output, &inputs, &[&output], vec![])));
+    output
+}
+
+/// Logits of the last position, computed from the last position only where the unembedding is a plain
+/// product: the activation is sliced before it.
+fn last_logits(graph: &Graph<'_>, lm: &LanguageModel, patch: &mut Patch, int64s: &mut Vec<TensorProto>) -> String {
+    let at = lm.residual.unembedding;
+    let activation = graph.input(at.node, at.slot).expect("found as an input");
+    let logits = graph.value(&lm.interface.logits).expect("the interface names a value of the graph");
+    let mut value = logits;
+    let mut plain = true;
+    // nothing between product and logits may depend on the number of positions
+    while let Some(producer) = graph.producer(value) {
+        if producer == at.node {
+            break;
+        }
+        plain &= matches!(graph.op(producer), "Cast" | "Identity" | "Mul" | "Div" | "Tanh" | "Add");
+        let Some(next) = graph.all_inputs(producer).into_iter().find(|v| graph.is_dynamic(*v)) else { break };
+        value = next;
+    }
+    let op = graph.op(at.node);
+    plain &= matches!(op, "MatMul" | "MatMulNBits" | "FusedMatMul");
+    let name = "lancet.logits".to_string();
+    if plain {
+        let source = graph.name(activation).to_string();
+        let sliced = last_positions(patch, graph.producer(activation), &source, "lancet.final", 1, int64s);
+        patch.rewires.push((Use { node: at.node, slot: at.slot }, sliced));
+        let after = graph.producer(logits);
+        patch.nodes.push((after, node("Cast", &name, &[graph.name(logits)], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))])));
+    } else {
+        let after = graph.producer(logits);
+        let sliced = last_positions(patch, after, graph.name(logits), "lancet.logits", 1, int64s);
+        patch.nodes.push((after, node("Cast", &name, &[&sliced], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))])));
+    }
+    patch.outputs.push(value_info(&name, DataType::FLOAT, &[]));
+    name
+}
+
+/// A tensor value; dimensions that parse as numbers are fixed, none at all leaves the rank open.
+fn value_info(name: &str, dtype: DataType, dims: &[&str]) -> ValueInfoProto {
+    let shape = (!dims.is_empty()).then(|| TensorShapeProto {
+        dim: dims
+            .iter()
+            .map(|d| Dimension {
+                value: Some(match d.parse() {
+                    Ok(n) => dimension::Value::DimValue(n),
+                    Err(_) => dimension::Value::DimParam((*d).to_string()),
+                }),
+            })
+            .collect(),
+    });
+    let tensor = type_proto::Tensor { elem_type: Some(dtype.0), shape };
+    ValueInfoProto {
+        name: Some(name.into()),
+        r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), denotation: None }),
+    }
+}
+
+/// Drops nodes, inputs, initializers and declared values that no output needs. ONNX Runtime does not.
+fn prune(proto: &mut ModelProto) {
+    let main = proto.graph.as_mut().expect("an indexed model has a graph");
+    let mut producers = std::collections::HashMap::new();
+    for (index, node) in main.node.iter().enumerate() {
+        for output in node.output.iter().filter(|o| !o.is_empty()) {
+            producers.insert(output.clone(), index);
+        }
+    }
+    let mut needed: HashSet<String> = HashSet::new();
+    let mut keep = vec![false; main.node.len()];
+    let mut stack: Vec<String> = main.output.iter().filter_map(|o| o.name.clone()).collect();
+    while let Some(name) = stack.pop() {
+        if !needed.insert(name.clone()) {
+            continue;
+        }
+        if let Some(&index) = producers.get(&name)
+            && !std::mem::replace(&mut keep[index], true)
+        {
+            stack.extend(main.node[index].input.iter().filter(|i| !i.is_empty()).cloned());
+            stack.extend(crate::onnx::graph::captured(&main.node[index]));
+        }
+    }
+    let mut index = 0;
+    main.node.retain(|_| {
+        index += 1;
+        keep[index - 1]
+    });
+    let is_needed = |name: &Option<String>| name.as_ref().is_some_and(|n| needed.contains(n));
+    main.initializer.retain(|t| is_needed(&t.name));
+    main.input.retain(|i| is_needed(&i.name));
+    // declared shapes of inner values may name the full number of positions
+    main.value_info.clear();
+    main.quantization_annotation.clear();
+    proto.metadata_props.clear();
+}
+
+/// Turns every bfloat16 value into float32: tensors are cast where they enter, casts to bfloat16 become casts to
+/// float32. Values that were rounded to bfloat16 between operators are not any more.
+fn widen_bfloat16(main: &mut crate::onnx::proto::GraphProto) {
+    let (narrow, wide) = (DataType::BFLOAT16.0, DataType::FLOAT.0);
+    let mut casts = Vec::new();
+    let cast = |from: &str, to: &str| node("Cast", to, &[from], &[to], vec![attr_int("to", i64::from(wide))]);
+    for tensor in main.initializer.iter_mut().filter(|t| t.data_type == Some(narrow)) {
+        let name = tensor.name.clone().unwrap_or_default();
+        let stored = format!("{name}.lancet_stored");
+        casts.push(cast(&stored, &name));
+        tensor.name = Some(stored);
+    }
+    let mut nodes = Vec::with_capacity(main.node.len() + casts.len());
+    nodes.append(&mut casts);
+    for mut n in std::mem::take(&mut main.node) {
+        for attribute in &mut n.attribute {
+            if matches!(attribute.name.as_deref(), Some("to" | "dtype")) && attribute.i == Some(i64::from(narrow)) {
+                attribute.i = Some(i64::from(wide));
+            }
+        }
+        let constant = n.attribute.iter().any(|a| a.t.as_ref().is_some_and(|t| t.data_type == Some(narrow)));
+        if constant && n.op() == "Constant" {
+            let name = n.output[0].clone();
+            let stored = format!("{name}.lancet_stored");
+            n.output[0].clone_from(&stored);
+            nodes.push(n);
+            nodes.push(cast(&stored, &name));
+        } else {
+            nodes.push(n);
+        }
+    }
+    main.node = nodes;
+    for info in main.input.iter_mut().chain(&mut main.output) {
+        if let Some(type_proto::Value::TensorType(t)) = info.r#type.as_mut().and_then(|t| t.value.as_mut())
+            && t.elem_type == Some(narrow)
+        {
+            t.elem_type = Some(wide);
+        }
+    }
+}
+
+/// Points every large tensor of the graph to its bytes in the original files.
+fn reference_weights(proto: &mut ModelProto, model: &Model) -> Result<(), OnnxError> {
+    fn graph(g: &mut crate::onnx::proto::GraphProto, model: &Model, main: &Path) -> Result<(), OnnxError> {
+        for tensor in &mut g.initializer {
+            reference(tensor, model, main, true)?;
+        }
+        for n in &mut g.node {
+            node_tensors(n, model, main)?;
+        }
+        Ok(())
+    }
+    fn node_tensors(n: &mut crate::onnx::proto::NodeProto, model: &Model, main: &Path) -> Result<(), OnnxError> {
+        for attribute in &mut n.attribute {
+            for tensor in attribute.t.iter_mut().chain(&mut attribute.tensors) {
+                // ONNX Runtime reads external data of initializers only
+                reference(tensor, model, main, false)?;
+            }
+            for inner in attribute.g.iter_mut().chain(&mut attribute.graphs) {
+                graph(inner, model, main)?;
+            }
+        }
+        Ok(())
+    }
+    let main = model.path.canonicalize().map_err(|source| OnnxError::Io { path: model.path.clone(), source })?;
+    if let Some(g) = proto.graph.as_mut() {
+        graph(g, model, &main)?;
+    }
+    for function in &mut proto.functions {
+        for n in &mut function.node {
+            node_tensors(n, model, &main)?;
+        }
+    }
+    Ok(())
+}
+
+fn reference(tensor: &mut TensorProto, model: &Model, main: &Path, external: bool) -> Result<(), OnnxError> {
+    let Some(id) = Model::tensor_of(tensor) else { return Ok(()) };
+    Model::unmark(tensor);
+    let indexed = model.tensor(id);
+    let (path, offset, length): (PathBuf, u64, u64) = match &indexed.storage {
+        Storage::Embedded { offset, length } => (main.to_path_buf(), *offset, *length),
+        Storage::External { path, offset, length, .. } => (path.clone(), *offset, *length),
+        Storage::Varints { offset, length } => {
+            if *length > REFERENCE_ABOVE {
+                let bytes = read(main, *offset, *length)?;
+                let values = crate::onnx::wire::unpack_varints(&bytes).ok_or_else(|| OnnxError::BadTensor {
+                    tensor: indexed.name.clone(),
+                    reason: "its packed values are malformed".into(),
+                })?;
+                match indexed.dtype {
+                    DataType::INT64 => tensor.int64_data = values.into_iter().map(|v| v as i64).collect(),
+                    DataType(12 | 13) => tensor.uint64_data = values,
+                    _ => tensor.int32_data = values.into_iter().map(|v| v as i32).collect(),
+                }
+            }
+            return Ok(());
+        }
+        Storage::Opaque => return Ok(()),
+    };
+    if length <= REFERENCE_ABOVE || !external {
+        if matches!(indexed.storage, Storage::External { .. }) || length > REFERENCE_ABOVE {
+            tensor.raw_data = Some(read(&path, offset, length)?);
+            tensor.float_data.clear();
+            tensor.double_data.clear();
+            tensor.external_data.clear();
+            tensor.data_location = None;
+        }
+        return Ok(());
+    }
+    let location = location(&path);
+    let entry = |key: &str, value: String| StringStringEntryProto { key: Some(key.into()), value: Some(value) };
+    tensor.raw_data = None;
+    tensor.float_data.clear();
+    tensor.double_data.clear();
+    tensor.data_location = Some(1);
+    tensor.external_data = vec![
+        entry("location", location),
+        entry("offset", offset.to_string()),
+        entry("length", length.to_string()),
+    ];
+    Ok(())
+}
+
+fn read(path: &Path, offset: u64, length: u64) -> Result<Vec<u8>, OnnxError> {
+    let io = |source| OnnxError::Io { path: path.to_path_buf(), source };
+    let mut bytes = vec![0; usize::try_from(length).map_err(|e| io(std::io::Error::other(e)))?];
+    let file = std::fs::File::open(path).map_err(io)?;
+    crate::onnx::external::read_exact_at(&file, &mut bytes, offset).map_err(io)?;
+    Ok(bytes)
+}
+
+/// A canonical path relative to the root that sessions resolve external data against.
+fn location(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    text.trim_start_matches(r"\\?\").trim_start_matches('/').to_string()
+}

@@ -1,0 +1,96 @@
+//! Vectors and the rank-one update, with accumulation in float64.
+
+/// Inner product of two float64 vectors of one length, summed in eight lanes.
+pub fn dot(a: &[f64], b: &[f64]) -> f64 {
+    debug_assert_eq!(a.len(), b.len());
+    let mut lanes = [0.0f64; 8];
+    let (a_chunks, b_chunks) = (a.chunks_exact(8), b.chunks_exact(8));
+    let tail: f64 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(x, y)| x * y).sum();
+    for (x, y) in a_chunks.zip(b_chunks) {
+        for lane in 0..8 {
+            lanes[lane] += x[lane] * y[lane];
+        }
+    }
+    lanes.iter().sum::<f64>() + tail
+}
+
+/// Inner product of a float32 and a float64 vector, in float64.
+pub fn dot_f32(a: &[f32], b: &[f64]) -> f64 {
+    debug_assert_eq!(a.len(), b.len());
+    let mut lanes = [0.0f64; 8];
+    let (a_chunks, b_chunks) = (a.chunks_exact(8), b.chunks_exact(8));
+    let tail: f64 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(x, y)| f64::from(*x) * y).sum();
+    for (x, y) in a_chunks.zip(b_chunks) {
+        for lane in 0..8 {
+            lanes[lane] += f64::from(x[lane]) * y[lane];
+        }
+    }
+    lanes.iter().sum::<f64>() + tail
+}
+
+/// Euclidean norm.
+pub fn norm(a: &[f64]) -> f64 {
+    dot(a, a).sqrt()
+}
+
+/// `a - b`, elementwise.
+pub fn sub(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(x, y)| x - y).collect()
+}
+
+/// Cosine of the angle between two vectors; NaN where one is zero.
+pub fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    dot(a, b) / (norm(a) * norm(b))
+}
+
+/// `x <- x - scale * c r`, computed in float64 and rounded once (the rank-one update along one row).
+pub fn axpy_f32(x: &mut [f32], c: f64, r: &[f64]) {
+    for (value, r) in x.iter_mut().zip(r) {
+        *value = (f64::from(*value) - c * r) as f32;
+    }
+}
+
+/// `x <- x - (x.r) r` (Wang et al. 2025, eq. 4), `r` unit, in float64. Returns the removed component.
+pub fn project_out(x: &mut [f64], r: &[f64]) -> f64 {
+    let c = dot(x, r);
+    for (value, r) in x.iter_mut().zip(r) {
+        *value -= c * r;
+    }
+    c
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn vector(len: usize) -> impl Strategy<Value = Vec<f64>> {
+        proptest::collection::vec(-10.0f64..10.0, len)
+    }
+
+    proptest! {
+        #[test]
+        fn projection_is_idempotent_and_leaves_nothing(x in vector(19), r in vector(19)) {
+            let n = norm(&r);
+            prop_assume!(n > 1e-3);
+            let r: Vec<f64> = r.iter().map(|v| v / n).collect();
+            let mut once = x.clone();
+            project_out(&mut once, &r);
+            prop_assert!(dot(&once, &r).abs() < 1e-10);
+            let mut twice = once.clone();
+            project_out(&mut twice, &r);
+            for (a, b) in once.iter().zip(&twice) {
+                prop_assert!((a - b).abs() < 1e-10);
+            }
+        }
+
+        #[test]
+        fn lanes_agree_with_a_plain_sum(a in vector(37), b in vector(37)) {
+            let plain: f64 = a.iter().zip(&b).map(|(x, y)| x * y).sum();
+            prop_assert!((dot(&a, &b) - plain).abs() < 1e-9);
+            let single: Vec<f32> = a.iter().map(|&v| v as f32).collect();
+            let plain: f64 = single.iter().zip(&b).map(|(x, y)| f64::from(*x) * y).sum();
+            prop_assert!((dot_f32(&single, &b) - plain).abs() < 1e-9);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The language model in the graph: its interface, its residual stream, and what writes to it.
+
+pub mod interface;
+pub mod projection;
+pub mod residual;
+pub mod writer;
+
+use serde::Serialize;
+
+pub use interface::{CacheSlot, Interface, ModelConfig, Padding};
+pub use residual::{Contribution, ResidualStream, Role, StreamValue};
+pub use writer::{Treatment, Writer, WriterKind};
+
+use crate::onnx::Graph;
+
+/// A layer (block) by its absolute number, counted from 0 at the embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct Layer(pub usize);
+
+/// A place in a block where the residual stream is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResidPoint {
+    /// The stream that enters the block, `resid_pre[l]`.
+    Pre,
+    /// The stream between attention and MLP, `resid_mid[l]`; absent in parallel blocks.
+    Mid,
+    /// The stream that leaves the block, `resid_post[l]`.
+    Post,
+}
+
+/// Something in the graph that Lancet does not understand, as data: `inspect` lists it, an edit stops.
+#[derive(Debug, Clone, Serialize)]
+pub struct Refusal {
+    /// The node, or `(graph)`.
+    pub node: String,
+    /// Its operator.
+    pub op: String,
+    /// The value or tensor in question.
+    pub tensor: String,
+    /// Why it cannot be handled.
+    pub reason: String,
+    /// What to do.
+    pub hint: String,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at node `{}` (op `{}`, tensor `{}`)", self.reason, self.node, self.op, self.tensor)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// A chat model's graph, understood.
+#[derive(Debug, Clone)]
+pub struct LanguageModel {
+    /// How it is fed and what it returns.
+    pub interface: Interface,
+    /// The residual stream.
+    pub residual: ResidualStream,
+    /// Every writer with the treatment that makes its write orthogonal to a direction.
+    pub writers: Vec<Writer>,
+}
+
+impl LanguageModel {
+    /// Finds interface, residual stream and writers from the graph's data flow.
+    ///
+    /// # Errors
+    /// The first thing that is not understood, with its node.
+    pub fn new(graph: &Graph<'_>, config: &ModelConfig) -> Result<Self, Refusal> {
+        let interface = Interface::new(graph, config)?;
+        let residual = ResidualStream::trace(graph, &interface)?;
+        let writers = writer::writers(graph, &residual);
+        Ok(Self { interface, residual, writers })
+    }
+
+    /// Number of blocks.
+    pub fn n_layers(&self) -> usize {
+        self.residual.blocks.len()
+    }
+
+    /// Width of the residual stream.
+    pub fn d_model(&self) -> usize {
+        self.residual.d_model
+    }
+}

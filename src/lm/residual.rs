@@ -1,0 +1,553 @@
+//! The residual stream, traced by data flow from the unembedding back to the embedding.
+//!
+//! No name is looked at. The stream is the chain of sums in which one term feeds all the others: in
+//! `x + f(norm(x))` the term `x` is an ancestor of the other one. A sum of two terms of which neither
+//! feeds the other (parallel blocks, `attn + mlp`) is opened until one term does. Where no term feeds
+//! the others, the sum is the start of the stream (token plus position embedding).
+
+use std::collections::{BTreeSet, HashSet};
+
+use super::{Interface, Layer, Refusal};
+use crate::onnx::{Graph, NodeId, Use, ValueId};
+
+/// A value of the residual stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StreamValue {
+    /// A named value.
+    Value(ValueId),
+    /// The sum inside a fused add-and-norm node whose sum output (3) the file leaves unnamed.
+    Sum(NodeId),
+}
+
+/// What a contribution comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// Token embedding, or whatever starts the stream.
+    Embed,
+    /// Attention, or another operator that mixes tokens.
+    Attn,
+    /// Anything that works on one token at a time.
+    Mlp,
+}
+
+/// One term that is added to the stream.
+#[derive(Debug, Clone)]
+pub struct Contribution {
+    /// The value that is added.
+    pub value: ValueId,
+    /// Where it is added; `None` where the value itself starts the stream (all its readers read the stream).
+    pub site: Option<Use>,
+    /// Bias input of a fused add-and-norm node, which is part of the same sum.
+    pub bias: Option<Use>,
+    /// What it comes from; a sum of attention and MLP output counts as attention.
+    pub role: Role,
+    /// The block it belongs to; `None` for embeddings.
+    pub layer: Option<Layer>,
+}
+
+/// One block: where the stream enters and leaves it.
+#[derive(Debug, Clone, Copy)]
+pub struct Block {
+    /// `resid_pre`.
+    pub pre: StreamValue,
+    /// `resid_mid`, in sequential blocks.
+    pub mid: Option<StreamValue>,
+    /// `resid_post`.
+    pub post: StreamValue,
+}
+
+/// The unembedding: the product that makes logits.
+#[derive(Debug, Clone, Copy)]
+pub struct Unembedding {
+    /// The product.
+    pub node: NodeId,
+    /// Which of its inputs is the activation.
+    pub slot: usize,
+}
+
+/// The residual stream of a model.
+#[derive(Debug, Clone)]
+pub struct ResidualStream {
+    /// Width.
+    pub d_model: usize,
+    /// Blocks in order.
+    pub blocks: Vec<Block>,
+    /// Everything that is added, embeddings first, then in the order of the blocks.
+    pub contributions: Vec<Contribution>,
+    /// Where the stream is read for the last time.
+    pub unembedding: Unembedding,
+}
+
+/// A term of a sum: the value, and the input that holds it.
+#[derive(Debug, Clone, Copy)]
+struct Term {
+    value: ValueId,
+    site: Use,
+}
+
+/// One sum on the stream.
+struct Group {
+    before: ValueId,
+    after: StreamValue,
+    contributions: Vec<Term>,
+    biases: Vec<Use>,
+}
+
+/// Operators that hand a tensor on unchanged, as far as its place in the stream goes.
+pub(super) fn is_transparent(op: &str) -> bool {
+    matches!(op, "Cast" | "Identity" | "Dropout")
+}
+
+/// The fused add-and-norm operators of ONNX Runtime: slot of their bias input.
+fn skip_norm_bias(op: &str) -> Option<usize> {
+    match op {
+        "SkipSimplifiedLayerNormalization" => Some(3),
+        "SkipLayerNormalization" => Some(4),
+        _ => None,
+    }
+}
+
+/// Output of a fused add-and-norm node that holds the sum.
+pub(crate) const SKIP_SUM_OUTPUT: usize = 3;
+
+/// Follows `Cast` and the like back to the value they hand on.
+pub(super) fn root(graph: &Graph<'_>, mut value: ValueId) -> ValueId {
+    while let Some(node) = graph.producer(value) {
+        match graph.input(node, 0) {
+            Some(input) if is_transparent(graph.op(node)) => value = input,
+            _ => break,
+        }
+    }
+    value
+}
+
+fn refuse(graph: &Graph<'_>, node: NodeId, tensor: Option<ValueId>, reason: impl Into<String>) -> Refusal {
+    Refusal {
+        node: graph.node(node).label().to_string(),
+        op: graph.op_name(node),
+        tensor: tensor.map_or_else(String::new, |v| graph.name(v).to_string()),
+        reason: reason.into(),
+        hint: "the stream passes an operator that Lancet cannot follow; export the model again without custom or \
+               fused operators there, or report the node"
+            .into(),
+    }
+}
+
+impl ResidualStream {
+    /// Traces the stream of `graph`.
+    ///
+    /// # Errors
+    /// The node at which the data flow is not understood.
+    pub fn trace(graph: &Graph<'_>, interface: &Interface) -> Result<Self, Refusal> {
+        let unembedding = find_unembedding(graph, interface)?;
+        let activation = graph.input(unembedding.node, unembedding.slot).expect("found as an input");
+        let last = final_stream(graph, activation, unembedding.node)?;
+        let mut groups = Vec::new();
+        let mut current = last;
+        let start = loop {
+            let node = match current {
+                StreamValue::Sum(node) => Some(node),
+                StreamValue::Value(value) => graph.producer(root(graph, value)),
+            };
+            let terms = node.map(|n| dynamic_terms(graph, n)).unwrap_or_default();
+            if terms.len() < 2 {
+                break Vec::new();
+            }
+            match split(graph, terms.clone()) {
+                Some((stream, contributions)) => {
+                    let mut biases: BTreeSet<Use> = BTreeSet::new();
+                    biases.extend(node.and_then(|n| bias_use(graph, n)));
+                    biases.extend(opened_biases(graph, node, &contributions));
+                    let biases = biases.into_iter().collect();
+                    groups.push(Group { before: stream, after: current, contributions, biases });
+                    current = StreamValue::Value(stream);
+                }
+                None => break flatten(graph, terms),
+            }
+        };
+        groups.reverse();
+        let origin = match current {
+            StreamValue::Value(value) => root(graph, value),
+            StreamValue::Sum(node) => {
+                return Err(refuse(graph, node, None, "the residual stream has no blocks"));
+            }
+        };
+        check_origin(graph, origin, interface)?;
+        let mut contributions = origin_contributions(graph, origin, start);
+        let blocks = blocks(graph, interface, &groups, origin, &mut contributions);
+        if blocks.is_empty() {
+            let node = graph.producer(origin).unwrap_or(unembedding.node);
+            return Err(refuse(graph, node, Some(origin), "no block reads the residual stream and adds to it"));
+        }
+        let d_model = width(graph, &contributions, origin)
+            .ok_or_else(|| refuse(graph, unembedding.node, Some(activation), "the width of the stream is unknown"))?;
+        Ok(Self { d_model, blocks, contributions, unembedding })
+    }
+}
+
+/// The product nearest to the logits, through operators that keep each position's vocabulary together.
+fn find_unembedding(graph: &Graph<'_>, interface: &Interface) -> Result<Unembedding, Refusal> {
+    let mut value = graph.value(&interface.logits).expect("the interface names a value of the graph");
+    loop {
+        let Some(node) = graph.producer(value) else {
+            return Err(Refusal {
+                node: "(graph)".into(),
+                op: String::new(),
+                tensor: graph.name(value).into(),
+                reason: "the logits are not computed by any node".into(),
+                hint: "is this a causal language model? Lancet needs one with a logits output".into(),
+            });
+        };
+        let dynamic: Vec<usize> = (0..graph.node(node).input.len())
+            .filter(|&slot| graph.input(node, slot).is_some_and(|v| graph.is_dynamic(v)))
+            .collect();
+        let product = matches!(
+            graph.op(node),
+            "MatMul" | "Gemm" | "FusedMatMul" | "MatMulNBits" | "MatMulBnb4" | "MatMulInteger" | "DynamicQuantizeMatMul"
+                | "MatMulIntegerToFloat" | "Conv"
+        );
+        // With dynamic quantisation the scale is computed from the activation too; the product is found on
+        // the way back through the first dynamic input.
+        match dynamic.as_slice() {
+            [slot, ..] if product => return Ok(Unembedding { node, slot: *slot }),
+            [slot, ..] => value = graph.input(node, *slot).expect("it is dynamic, so it is there"),
+            [] => return Err(refuse(graph, node, Some(value), "the logits do not depend on the input")),
+        }
+    }
+}
+
+/// The stream value that the final norm reads: the nearest sum of two activations behind the unembedding.
+fn final_stream(graph: &Graph<'_>, activation: ValueId, unembedding: NodeId) -> Result<StreamValue, Refusal> {
+    let mut found: Vec<StreamValue> = Vec::new();
+    let mut seen = HashSet::new();
+    let mut stack = vec![activation];
+    while let Some(value) = stack.pop() {
+        if !graph.is_dynamic(value) || !seen.insert(value) {
+            continue;
+        }
+        let Some(node) = graph.producer(value) else { continue };
+        let op = graph.op(node);
+        if skip_norm_bias(op).is_some() {
+            let sum = match graph.output(node, SKIP_SUM_OUTPUT) {
+                Some(sum) => StreamValue::Value(sum),
+                None => StreamValue::Sum(node),
+            };
+            if !found.contains(&sum) {
+                found.push(sum);
+            }
+        } else if dynamic_terms(graph, node).len() >= 2 {
+            found.push(StreamValue::Value(value));
+        } else if matches!(
+            op,
+            "Slice" | "Gather" | "GatherND" | "GatherElements" | "Reshape" | "Expand" | "Squeeze" | "Unsqueeze"
+        ) {
+            stack.extend(graph.input(node, 0));
+        } else {
+            stack.extend(graph.all_inputs(node));
+        }
+    }
+    match found.as_slice() {
+        [one] => Ok(*one),
+        [] => Err(refuse(graph, unembedding, Some(activation), "no residual stream leads to the unembedding")),
+        _ => Err(refuse(
+            graph,
+            unembedding,
+            Some(activation),
+            format!("{} sums lead to the unembedding, the residual stream would be one", found.len()),
+        )),
+    }
+}
+
+/// The activations that a sum adds; empty for anything that is no sum.
+fn dynamic_terms(graph: &Graph<'_>, node: NodeId) -> Vec<Term> {
+    let slots = match graph.op(node) {
+        "Add" => 0..2,
+        "Sum" => 0..graph.node(node).input.len(),
+        op if skip_norm_bias(op).is_some() => 0..2,
+        _ => return Vec::new(),
+    };
+    slots
+        .filter_map(|slot| Some(Term { value: graph.input(node, slot)?, site: Use { node, slot } }))
+        .filter(|term| graph.is_dynamic(term.value))
+        .collect()
+}
+
+fn bias_use(graph: &Graph<'_>, node: NodeId) -> Option<Use> {
+    let slot = skip_norm_bias(graph.op(node))?;
+    graph.input(node, slot).map(|_| Use { node, slot })
+}
+
+/// Biases of fused nodes that were opened on the way to the contributions.
+fn opened_biases(graph: &Graph<'_>, top: Option<NodeId>, contributions: &[Term]) -> Vec<Use> {
+    contributions
+        .iter()
+        .map(|term| term.site.node)
+        .filter(|node| Some(*node) != top)
+        .filter_map(|node| bias_use(graph, node))
+        .collect()
+}
+
+/// Splits a sum into the stream and what is added to it, opening inner sums until one term feeds all
+/// the others. `None` where no term does: the sum starts the stream.
+fn split(graph: &Graph<'_>, mut terms: Vec<Term>) -> Option<(ValueId, Vec<Term>)> {
+    loop {
+        let stream = (0..terms.len()).find(|&candidate| {
+            let stream = root(graph, terms[candidate].value);
+            terms.iter().enumerate().all(|(other, term)| other == candidate || feeds(graph, stream, term.value))
+        });
+        if let Some(stream) = stream {
+            let stream = terms.remove(stream);
+            return Some((stream.value, terms));
+        }
+        open_latest(graph, &mut terms)?;
+    }
+}
+
+/// Replaces the term that is computed last by the terms of its own sum. `None` if no term is a sum.
+fn open_latest(graph: &Graph<'_>, terms: &mut Vec<Term>) -> Option<()> {
+    let (index, inner) = terms
+        .iter()
+        .enumerate()
+        .filter_map(|(index, term)| {
+            let node = graph.producer(root(graph, term.value))?;
+            let inner = dynamic_terms(graph, node);
+            (inner.len() >= 2).then_some((graph.rank(node), index, inner))
+        })
+        .max_by_key(|(rank, ..)| *rank)
+        .map(|(_, index, inner)| (index, inner))?;
+    terms.splice(index..=index, inner);
+    Some(())
+}
+
+/// All terms of a sum and of the sums in it.
+fn flatten(graph: &Graph<'_>, mut terms: Vec<Term>) -> Vec<Term> {
+    while open_latest(graph, &mut terms).is_some() {}
+    terms
+}
+
+/// Whether `target` depends on `stream`, or on another output of the fused node that computes it.
+fn feeds(graph: &Graph<'_>, stream: ValueId, target: ValueId) -> bool {
+    match graph.producer(stream) {
+        Some(node) => graph.outputs(node).any(|output| graph.depends_on(target, output)),
+        None => graph.depends_on(target, stream),
+    }
+}
+
+/// The start of the stream must be an embedding: it may not hide a block behind an unknown operator.
+fn check_origin(graph: &Graph<'_>, origin: ValueId, interface: &Interface) -> Result<(), Refusal> {
+    let mut seen = HashSet::new();
+    let mut stack = vec![origin];
+    while let Some(value) = stack.pop() {
+        if !graph.is_dynamic(value) || !seen.insert(value) {
+            continue;
+        }
+        if interface.cache.iter().any(|slot| slot.past == graph.name(value)) {
+            let node = graph.producer(origin).expect("it depends on the KV cache, so a node computes it");
+            return Err(refuse(graph, node, Some(origin), "the residual stream cannot be followed past this node"));
+        }
+        let Some(node) = graph.producer(value) else { continue };
+        let inputs = graph.all_inputs(node);
+        let product = matches!(graph.op(node), "MatMul" | "FusedMatMul" | "Softmax")
+            && inputs.iter().filter(|v| graph.is_dynamic(**v)).count() >= if graph.op(node) == "Softmax" { 1 } else { 2 };
+        if product || is_attention(graph.op(node)) {
+            let at = graph.producer(origin).unwrap_or(node);
+            return Err(refuse(graph, at, Some(origin), "the residual stream cannot be followed past this node"));
+        }
+        stack.extend(inputs);
+    }
+    Ok(())
+}
+
+fn is_attention(op: &str) -> bool {
+    matches!(
+        op,
+        "Attention"
+            | "MultiHeadAttention"
+            | "GroupQueryAttention"
+            | "DecoderMaskedMultiHeadAttention"
+            | "DecoderMaskedSelfAttention"
+            | "PackedMultiHeadAttention"
+            | "PagedAttention"
+            | "SparseAttention"
+            | "LinearAttention"
+            | "RotaryEmbedding"
+    )
+}
+
+fn origin_contributions(graph: &Graph<'_>, origin: ValueId, start: Vec<Term>) -> Vec<Contribution> {
+    if start.is_empty() {
+        return vec![Contribution { value: origin, site: None, bias: None, role: Role::Embed, layer: None }];
+    }
+    start
+        .into_iter()
+        .map(|term| Contribution {
+            value: term.value,
+            site: Some(term.site),
+            bias: bias_use(graph, term.site.node).filter(|_| term.site.slot == 0),
+            role: Role::Embed,
+            layer: None,
+        })
+        .collect()
+}
+
+/// Orders sums into blocks. A block is an attention write and an MLP write, in one sum or in two.
+fn blocks(
+    graph: &Graph<'_>,
+    interface: &Interface,
+    groups: &[Group],
+    origin: ValueId,
+    contributions: &mut Vec<Contribution>,
+) -> Vec<Block> {
+    struct Open {
+        block: Block,
+        has_attn: bool,
+        has_mlp: bool,
+    }
+    let mut blocks: Vec<Open> = Vec::new();
+    for group in groups {
+        let roles: Vec<Role> = group.contributions.iter().map(|t| role(graph, interface, group.before, t.value)).collect();
+        let attn = roles.contains(&Role::Attn);
+        let begins = match blocks.last() {
+            None => true,
+            Some(open) => open.has_mlp || (attn && open.has_attn),
+        };
+        if begins {
+            let pre = if blocks.is_empty() { StreamValue::Value(origin) } else { StreamValue::Value(group.before) };
+            let block = Block { pre, mid: None, post: group.after };
+            blocks.push(Open { block, has_attn: false, has_mlp: false });
+        }
+        let layer = Layer(blocks.len() - 1);
+        let open = blocks.last_mut().expect("pushed above");
+        if !begins {
+            open.block.mid = Some(open.block.post);
+            open.block.post = group.after;
+        }
+        open.has_attn |= attn;
+        open.has_mlp |= roles.contains(&Role::Mlp) || group.contributions.iter().any(|t| sums_both(graph, interface, group.before, t.value));
+        for (index, (term, role)) in group.contributions.iter().zip(roles).enumerate() {
+            // a fused bias belongs to one contribution only, or it would be projected twice
+            let bias = if index == 0 { group.biases.first().copied() } else { group.biases.get(index).copied() };
+            contributions.push(Contribution { value: term.value, site: Some(term.site), bias, role, layer: Some(layer) });
+        }
+    }
+    blocks.into_iter().map(|open| open.block).collect()
+}
+
+/// Attention if the way back to the stream meets the KV cache, the mask or positions, or a product of
+/// two activations; MLP otherwise.
+fn role(graph: &Graph<'_>, interface: &Interface, stream: ValueId, value: ValueId) -> Role {
+    let floor = root(graph, stream);
+    let stop = graph.producer(floor);
+    let mut seen = HashSet::new();
+    let mut stack = vec![value];
+    while let Some(at) = stack.pop() {
+        if at == floor || !graph.is_dynamic(at) || !seen.insert(at) {
+            continue;
+        }
+        let name = graph.name(at);
+        if interface.cache.iter().any(|slot| slot.past == name)
+            || interface.attention_mask.as_deref() == Some(name)
+            || interface.position_ids.as_deref() == Some(name)
+        {
+            return Role::Attn;
+        }
+        let Some(node) = graph.producer(at) else { continue };
+        if Some(node) == stop {
+            continue;
+        }
+        let op = graph.op(node);
+        if is_attention(op) {
+            return Role::Attn;
+        }
+        // shapes are read from anywhere and say nothing about mixing
+        if matches!(op, "Shape" | "Size") {
+            continue;
+        }
+        stack.extend(graph.all_inputs(node));
+    }
+    if has_activation_product(graph, floor, value) { Role::Attn } else { Role::Mlp }
+}
+
+/// Whether two activations that both come from the stream are multiplied as matrices on the way.
+fn has_activation_product(graph: &Graph<'_>, floor: ValueId, value: ValueId) -> bool {
+    let stop = graph.producer(floor);
+    let mut seen = HashSet::new();
+    let mut stack = vec![value];
+    while let Some(value) = stack.pop() {
+        if value == floor || !graph.is_dynamic(value) || !seen.insert(value) {
+            continue;
+        }
+        let Some(node) = graph.producer(value) else { continue };
+        if Some(node) == stop {
+            continue;
+        }
+        let inputs = graph.all_inputs(node);
+        // experts multiply weights that were gathered by a router; gathered weights are no activation
+        let activations = inputs.iter().filter(|v| graph.is_dynamic(**v) && !gathers_weights(graph, **v)).count();
+        if matches!(graph.op(node), "MatMul" | "FusedMatMul" | "Einsum") && activations >= 2 {
+            return true;
+        }
+        stack.extend(inputs);
+    }
+    false
+}
+
+/// Whether a value is picked from constant weights (mixture of experts).
+fn gathers_weights(graph: &Graph<'_>, value: ValueId) -> bool {
+    let mut value = value;
+    for _ in 0..16 {
+        let Some(node) = graph.producer(value) else { return false };
+        match graph.op(node) {
+            "Gather" | "GatherND" | "GatherElements" | "Transpose" | "Cast" | "Reshape" | "Unsqueeze" | "Squeeze" => {
+                match graph.input(node, 0) {
+                    Some(input) if !graph.is_dynamic(input) => return true,
+                    Some(input) => value = input,
+                    None => return false,
+                }
+            }
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// Whether a contribution is itself a sum of an attention and an MLP write (parallel blocks that add
+/// the two before they reach the stream).
+fn sums_both(graph: &Graph<'_>, interface: &Interface, stream: ValueId, value: ValueId) -> bool {
+    let Some(node) = graph.producer(root(graph, value)) else { return false };
+    let terms = dynamic_terms(graph, node);
+    if terms.len() < 2 {
+        return false;
+    }
+    let roles: Vec<Role> = flatten(graph, terms).iter().map(|t| role(graph, interface, stream, t.value)).collect();
+    roles.contains(&Role::Attn) && roles.contains(&Role::Mlp)
+}
+
+/// Width of the stream: last dimension of the embedding, or of what is declared.
+fn width(graph: &Graph<'_>, contributions: &[Contribution], origin: ValueId) -> Option<usize> {
+    let declared = |value: ValueId| {
+        let last = *graph.declared_shape(value)?.last()?;
+        usize::try_from(last?).ok().filter(|&d| d > 1)
+    };
+    let embedding = contributions.iter().filter(|c| c.role == Role::Embed).find_map(|c| {
+        super::writer::trace_weight(graph, c.value, None).ok().map(|path| path.width(graph))
+    });
+    embedding
+        .or_else(|| {
+            contributions
+                .iter()
+                .filter(|c| c.role != Role::Embed)
+                .find_map(|c| super::writer::trace_weight(graph, c.value, None).ok().map(|path| path.width(graph)))
+        })
+        .or_else(|| declared(origin))
+        .or_else(|| contributions.iter().find_map(|c| declared(c.value)))
+        .or_else(|| contributions.iter().find_map(|c| norm_width(graph, c)))
+}
+
+/// Width read off the scale of the fused norm that adds a contribution (quantised graphs).
+fn norm_width(graph: &Graph<'_>, contribution: &Contribution) -> Option<usize> {
+    let node = contribution.site?.node;
+    skip_norm_bias(graph.op(node))?;
+    let scale = graph.tensor_ref(graph.input(node, 2)?)?;
+    usize::try_from(*scale.shape.last()?).ok()
+}

@@ -1,0 +1,70 @@
+//! The command line of Lancet: parse, dispatch, exit code.
+
+#![forbid(unsafe_code)]
+
+mod cli;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Parser;
+use lancet::{Error, Kind};
+
+use cli::args::{Cli, Command};
+use cli::commands::{self, Context, Outcome};
+use cli::ui::{self, Ui};
+
+fn main() -> ExitCode {
+    match parse().and_then(|cli| dispatch(&cli)) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Failed) => ExitCode::from(1),
+        Ok(Outcome::Guarded) => ExitCode::from(3),
+        Err(error) => {
+            ui::print_error(&error);
+            ExitCode::from(match error.chain().find_map(|e| e.downcast_ref::<Error>()).map(Error::kind) {
+                Some(Kind::Failed) => 1,
+                Some(Kind::Guard) => 3,
+                Some(Kind::Usage) | None => 2,
+            })
+        }
+    }
+}
+
+/// Parses the arguments, with those of the config file before them.
+fn parse() -> anyhow::Result<Cli> {
+    let typed: Vec<OsString> = std::env::args_os().collect();
+    let cli = Cli::parse_from(&typed);
+    let Some(config) = &cli.global.config else { return Ok(cli) };
+    let name = cli.command.name();
+    let extra = cli::config::arguments(config, name)?;
+    // right after the command's name, so that what was typed comes later and wins
+    let at = typed.iter().position(|a| a == name).map_or(typed.len(), |i| i + 1);
+    let mut all = typed;
+    all.splice(at..at, extra);
+    Ok(Cli::parse_from(all))
+}
+
+fn dispatch(cli: &Cli) -> anyhow::Result<Outcome> {
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&cancelled);
+    ctrlc::set_handler(move || {
+        // the second time, at once: temporary folders may stay
+        if flag.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+    })?;
+    let context = Context { ui: Ui::new(cli.global.quiet), json: cli.global.json, cancelled };
+    match &cli.command {
+        Command::Demo(args) => cli::demo::demo(&context, args),
+        Command::Run(args) => commands::run(&context, args),
+        Command::Inspect(args) => commands::inspect(&context, args),
+        Command::Collect(args) => commands::collect(&context, args),
+        Command::Select(args) => commands::select(&context, args),
+        Command::Bake(args) => commands::bake(&context, args),
+        Command::Verify(args) => commands::verify(&context, args),
+        Command::Eval(args) => commands::eval(&context, args),
+        Command::Runtime(args) => cli::runtime::runtime(&context, args),
+    }
+}

@@ -1,0 +1,172 @@
+//! Directions of the residual stream: difference of means, partial orthogonalisation, the unit vector.
+
+use crate::linalg::{dot, norm, sub};
+
+/// What is wrong with a vector that should be a direction.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum DirectionError {
+    /// No elements.
+    #[error("the direction is empty")]
+    Empty,
+    /// All elements are zero.
+    #[error("the direction is zero, so it has no orientation")]
+    Zero,
+    /// NaN or infinity.
+    #[error("element {index} of the direction is {value}")]
+    NotFinite {
+        /// Which element.
+        index: usize,
+        /// Its value.
+        value: f64,
+    },
+    /// It belongs to a model of another width.
+    #[error("the direction has {got} elements, the model's d_model is {expected}")]
+    Width {
+        /// `d_model`.
+        expected: usize,
+        /// Elements of the direction.
+        got: usize,
+    },
+}
+
+impl DirectionError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Empty | Self::Width { .. } => {
+                "pass a direction of shape `[d_model]` that was extracted from this model (or one of its precisions)".into()
+            }
+            Self::Zero => "the class means coincide: use prompts that differ more, or another layer or position".into(),
+            Self::NotFinite { .. } => "extract the direction again; an overflow in float16 activations is a usual cause".into(),
+        })
+    }
+}
+
+/// A direction of the residual stream: unit norm, float64, shape `[d_model]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Direction {
+    unit: Vec<f64>,
+    raw_norm: f64,
+}
+
+impl Direction {
+    /// Normalises `raw` (`[d_model]`).
+    ///
+    /// # Errors
+    /// An empty or zero vector, NaN, infinity.
+    pub fn new(raw: Vec<f64>) -> Result<Self, DirectionError> {
+        if raw.is_empty() {
+            return Err(DirectionError::Empty);
+        }
+        if let Some((index, &value)) = raw.iter().enumerate().find(|(_, v)| !v.is_finite()) {
+            return Err(DirectionError::NotFinite { index, value });
+        }
+        // Scaled by the largest element first, so that squares neither overflow nor vanish.
+        let largest = raw.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        if largest == 0.0 {
+            return Err(DirectionError::Zero);
+        }
+        let mut unit: Vec<f64> = raw.iter().map(|v| v / largest).collect();
+        let length = norm(&unit);
+        unit.iter_mut().for_each(|v| *v /= length);
+        Ok(Self { unit, raw_norm: length * largest })
+    }
+
+    /// The unit vector, `[d_model]`.
+    pub fn unit(&self) -> &[f64] {
+        &self.unit
+    }
+
+    /// Norm of the vector it was made from.
+    pub fn raw_norm(&self) -> f64 {
+        self.raw_norm
+    }
+
+    /// Number of elements.
+    pub fn width(&self) -> usize {
+        self.unit.len()
+    }
+
+    /// Checks that the direction fits a residual stream of width `d_model`.
+    ///
+    /// # Errors
+    /// [`DirectionError::Width`].
+    pub fn check_width(&self, d_model: usize) -> Result<(), DirectionError> {
+        if self.width() == d_model {
+            Ok(())
+        } else {
+            Err(DirectionError::Width { expected: d_model, got: self.width() })
+        }
+    }
+}
+
+/// Removes the share `lambda` of `w`'s component along `r` (Wang et al. 2025, eq. 6 and 7):
+/// `w' = w - lambda (w.r)/(r.r + 1e-8) r`, all `[d_model]`. `lambda = 1` makes `w'` orthogonal to `r`,
+/// `lambda = 0` returns `w`. `r` is the true-refusal vector of the same position and layer, not normalised.
+pub fn partially_orthogonalise(w: &[f64], r: &[f64], lambda: f64) -> Vec<f64> {
+    let scale = lambda * dot(w, r) / (dot(r, r) + 1e-8);
+    w.iter().zip(r).map(|(w, r)| w - scale * r).collect()
+}
+
+/// Difference of two mean activations `a - b`, `[d_model]` (Wang et al. 2025, eq. 1 and 2).
+pub fn diff_in_means(a: &[f64], b: &[f64]) -> Vec<f64> {
+    sub(a, b)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_direction_is_refused() {
+        assert_eq!(Direction::new(vec![]), Err(DirectionError::Empty));
+        assert_eq!(Direction::new(vec![0.0, -0.0]), Err(DirectionError::Zero));
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let error = Direction::new(vec![1.0, bad]).unwrap_err();
+            assert!(matches!(error, DirectionError::NotFinite { index: 1, .. }), "{error}");
+            assert!(error.hint().is_some());
+        }
+        let error = Direction::new(vec![1.0; 3]).unwrap().check_width(4).unwrap_err();
+        assert_eq!(error.to_string(), "the direction has 3 elements, the model's d_model is 4");
+    }
+
+    #[test]
+    fn extreme_scales_normalise() {
+        for scale in [1e-320, 1e-200, 1.0, 1e200, 1e308] {
+            let direction = Direction::new(vec![scale, 0.0, -scale]).unwrap();
+            assert!((norm(direction.unit()) - 1.0).abs() < 1e-12, "{scale}");
+        }
+        let direction = Direction::new(vec![3.0, 4.0]).unwrap();
+        assert!((direction.raw_norm() - 5.0).abs() < 1e-12);
+        assert_eq!(direction.check_width(2), Ok(()));
+    }
+
+    proptest! {
+        #[test]
+        fn lambda_runs_from_identity_to_orthogonal(
+            w in proptest::collection::vec(-5.0f64..5.0, 11),
+            r in proptest::collection::vec(-5.0f64..5.0, 11),
+            lambda in 0.0f64..1.0,
+        ) {
+            prop_assume!(norm(&r) > 0.1);
+            prop_assert_eq!(partially_orthogonalise(&w, &r, 0.0), w.clone());
+            // The 1e-8 of eq. 6 leaves a share of 1e-8 / r.r.
+            let left = dot(&partially_orthogonalise(&w, &r, 1.0), &r).abs();
+            prop_assert!(left <= dot(&w, &r).abs() * 1e-8 / dot(&r, &r) + 1e-12);
+            let part = dot(&partially_orthogonalise(&w, &r, lambda), &r);
+            prop_assert!((part - (1.0 - lambda) * dot(&w, &r)).abs() < 1e-5);
+        }
+
+        #[test]
+        fn diff_in_means_is_antisymmetric(
+            a in proptest::collection::vec(-5.0f64..5.0, 7),
+            b in proptest::collection::vec(-5.0f64..5.0, 7),
+        ) {
+            for (x, y) in diff_in_means(&a, &b).iter().zip(diff_in_means(&b, &a)) {
+                prop_assert_eq!(*x, -y);
+            }
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Candidates and their selection (Wang et al. 2025, section 3; thresholds of the published code).
+
+use super::activations::ActivationMeans;
+use super::direction::{Direction, diff_in_means, partially_orthogonalise};
+use crate::linalg::norm;
+
+/// What a candidate is measured by, on the validation prompts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CandidateScores {
+    /// Mean refusal score of pseudo-harmful prompts under ablation.
+    pub refusal_score: f64,
+    /// Mean refusal score of harmful prompts under ablation.
+    pub harmful_refusal_score: f64,
+    /// Share of harmful prompts with a positive refusal score under ablation.
+    pub harmful_refused: f64,
+    /// Mean `KL(base || ablated)` of harmless prompts.
+    pub kl: f64,
+}
+
+/// One candidate direction.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// Token position, negative from the end.
+    pub position: i64,
+    /// Layer whose `resid_pre` it is read at.
+    pub layer: usize,
+    /// Norm before normalisation.
+    pub raw_norm: f64,
+    /// The unit direction; `None` where it is zero or not finite.
+    pub direction: Option<Direction>,
+    /// Whether the raw norm is negligible beside the mean activation: rounding noise, not a direction.
+    pub degenerate: bool,
+    /// Measured scores, once measured.
+    pub scores: Option<CandidateScores>,
+    /// Why it is out; `None` while it is in.
+    pub discarded: Option<String>,
+}
+
+/// The rules of selection.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rules {
+    /// Largest mean harmless KL; published 0.2.
+    pub kl_threshold: f64,
+    /// Share of the layers, from the first, that candidates come from; published 0.8.
+    pub layer_share: f64,
+    /// Largest drop in the share of harmful validation prompts with a positive refusal score. Ours; `None`
+    /// with `--paper`.
+    pub harmful_drop: Option<f64>,
+    /// A raw norm below this share of the mean activation's norm is rounding noise. Ours; `None` with
+    /// `--paper`.
+    pub negligible_norm: Option<f64>,
+}
+
+impl Rules {
+    /// The published procedure, nothing else.
+    pub const PAPER: Self = Self { kl_threshold: 0.2, layer_share: 0.8, harmful_drop: None, negligible_norm: None };
+}
+
+/// Every candidate `w'[i, l]` (eq. 1, 2, 6, 7), in order of position, then layer.
+pub fn candidates(
+    harmful: &ActivationMeans,
+    pseudo_harmful: &ActivationMeans,
+    harmless: &ActivationMeans,
+    lambda: f64,
+    rules: &Rules,
+) -> Vec<Candidate> {
+    let (n_pos, n_layers, _) = harmless.shape();
+    let mut out = Vec::with_capacity(n_pos * n_layers);
+    for position in -(n_pos as i64)..0 {
+        for layer in 0..n_layers {
+            let base = harmless.mean(position, layer);
+            let true_refusal = diff_in_means(&harmful.mean(position, layer), &base);
+            let false_refusal = diff_in_means(&pseudo_harmful.mean(position, layer), &base);
+            let raw = partially_orthogonalise(&false_refusal, &true_refusal, lambda);
+            let raw_norm = norm(&raw);
+            let degenerate = rules.negligible_norm.is_some_and(|share| raw_norm < share * norm(&base));
+            let direction = Direction::new(raw).ok();
+            out.push(Candidate { position, layer, raw_norm, direction, degenerate, scores: None, discarded: None });
+        }
+    }
+    out
+}
+
+/// Marks who is out and why, and returns the index of the winner: lowest mean refusal score on
+/// pseudo-harmful prompts, ties by (score, layer, position).
+///
+/// `harmful_refused` is the share of harmful validation prompts that the base model refuses.
+pub fn select(candidates: &mut [Candidate], n_layers: usize, harmful_refused: f64, rules: &Rules) -> Option<usize> {
+    // floor(0.8 L), as the published code has it
+    let last = (n_layers as f64 * rules.layer_share) as usize;
+    for candidate in candidates.iter_mut() {
+        candidate.discarded = reason(candidate, last, harmful_refused, rules);
+    }
+    candidates
+        .iter()
+        .enumerate()
+        .filter(|(_, c)| c.discarded.is_none())
+        .min_by(|(_, a), (_, b)| {
+            let score = |c: &Candidate| c.scores.map_or(f64::INFINITY, |s| s.refusal_score);
+            score(a).total_cmp(&score(b)).then(a.layer.cmp(&b.layer)).then(a.position.cmp(&b.position))
+        })
+        .map(|(index, _)| index)
+}
+
+fn reason(candidate: &Candidate, last: usize, harmful_refused: f64, rules: &Rules) -> Option<String> {
+    let Some(scores) = candidate.scores else {
+        return Some("no direction: the difference of means is zero or not finite".into());
+    };
+    if [scores.refusal_score, scores.harmful_refusal_score, scores.kl].iter().any(|v| v.is_nan()) {
+        return Some("a score is NaN".into());
+    }
+    if candidate.layer >= last {
+        return Some(format!("layer {} is in the last part of the model (from {last} on)", candidate.layer));
+    }
+    if candidate.degenerate {
+        return Some("degenerate: its norm is rounding noise beside the mean activation".into());
+    }
+    if scores.kl > rules.kl_threshold {
+        return Some(format!("harmless KL {:.4} is above {}", scores.kl, rules.kl_threshold));
+    }
+    let drop = harmful_refused - scores.harmful_refused;
+    if let Some(limit) = rules.harmful_drop
+        && drop > limit + 1e-12
+    {
+        return Some(format!("guard: harmful refusal on the validation prompts drops by {:.1} points", 100.0 * drop));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(position: i64, layer: usize, score: f64, kl: f64, refused: f64) -> Candidate {
+        Candidate {
+            position,
+            layer,
+            raw_norm: 1.0,
+            direction: Direction::new(vec![1.0, 0.0]).ok(),
+            degenerate: false,
+            scores: Some(CandidateScores { refusal_score: score, harmful_refusal_score: 3.0, harmful_refused: refused, kl }),
+            discarded: None,
+        }
+    }
+
+    const RULES: Rules = Rules { harmful_drop: Some(0.0), negligible_norm: Some(1e-4), ..Rules::PAPER };
+
+    #[test]
+    fn the_lowest_score_wins_and_ties_go_to_the_lower_layer_then_the_earlier_position() {
+        let mut all = vec![candidate(-1, 2, -1.0, 0.1, 1.0), candidate(-2, 1, -1.0, 0.1, 1.0), candidate(-3, 1, -1.0, 0.1, 1.0)];
+        assert_eq!(select(&mut all, 10, 1.0, &RULES), Some(2));
+        all[0].scores = Some(CandidateScores { refusal_score: -1.5, ..all[0].scores.unwrap() });
+        assert_eq!(select(&mut all, 10, 1.0, &RULES), Some(0));
+    }
+
+    #[test]
+    fn every_rule_discards_with_its_reason() {
+        let mut all = vec![
+            candidate(-1, 8, -9.0, 0.1, 1.0),
+            candidate(-1, 1, f64::NAN, 0.1, 1.0),
+            candidate(-1, 2, -9.0, 0.21, 1.0),
+            candidate(-1, 3, -9.0, 0.1, 0.9),
+            Candidate { scores: None, direction: None, ..candidate(-1, 4, 0.0, 0.0, 1.0) },
+            Candidate { degenerate: true, ..candidate(-1, 5, -9.0, 0.1, 1.0) },
+            candidate(-1, 7, 5.0, 0.2, 1.0),
+        ];
+        assert_eq!(select(&mut all, 10, 1.0, &RULES), Some(6));
+        let reasons: Vec<&str> = all.iter().map(|c| c.discarded.as_deref().unwrap_or("")).collect();
+        for (reason, part) in reasons.iter().zip(["last part", "NaN", "KL", "guard", "zero or not finite", "degenerate", ""]) {
+            assert!(reason.contains(part), "{reason} should say {part}");
+        }
+        // the published procedure knows no guard
+        assert_eq!(select(&mut all, 10, 1.0, &Rules::PAPER), Some(3));
+    }
+
+    #[test]
+    fn lambda_one_candidates_are_orthogonal_to_the_true_refusal_direction_of_their_own_place() {
+        let mut means = [ActivationMeans::new(2, 2, 3), ActivationMeans::new(2, 2, 3), ActivationMeans::new(2, 2, 3)];
+        let rows: [[f32; 12]; 3] = [
+            [1., 2., 3., 4., 5., 6., 7., 8., 9., 1., 0., 2.],
+            [2., 1., 0., 1., 1., 1., 3., 1., 4., 1., 5., 9.],
+            [0., 1., 0., 0., 2., 1., 1., 0., 0., 3., 0., 1.],
+        ];
+        for (mean, row) in means.iter_mut().zip(rows) {
+            mean.add(&row);
+        }
+        let [harmful, pseudo, harmless] = means;
+        let all = candidates(&harmful, &pseudo, &harmless, 1.0, &RULES);
+        assert_eq!(all.iter().map(|c| (c.position, c.layer)).collect::<Vec<_>>(), [(-2, 0), (-2, 1), (-1, 0), (-1, 1)]);
+        for c in &all {
+            let r = diff_in_means(&harmful.mean(c.position, c.layer), &harmless.mean(c.position, c.layer));
+            let w = c.direction.as_ref().unwrap().unit();
+            assert!(crate::linalg::cosine(w, &r).abs() < 1e-7);
+        }
+    }
+}

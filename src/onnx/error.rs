@@ -1,0 +1,94 @@
+//! What can go wrong while a model file is read.
+
+use std::path::PathBuf;
+
+/// An error of the file layer.
+#[derive(Debug, thiserror::Error)]
+pub enum OnnxError {
+    /// The operating system refused.
+    #[error("cannot read `{}`", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The bytes are no `ModelProto`.
+    #[error("`{}` is not an ONNX model: {reason}", path.display())]
+    NotOnnx {
+        /// The file.
+        path: PathBuf,
+        /// What was met instead.
+        reason: String,
+    },
+    /// The file ends inside a message.
+    #[error("`{}` is truncated: {reason}", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        reason: String,
+    },
+    /// A tensor's header contradicts its data.
+    #[error("tensor `{tensor}` is malformed: {reason}")]
+    BadTensor {
+        /// The tensor.
+        tensor: String,
+        /// The contradiction.
+        reason: String,
+    },
+    /// An external data file is absent.
+    #[error("external data file `{}` of tensor `{tensor}` is missing", path.display())]
+    MissingExternal {
+        /// The tensor.
+        tensor: String,
+        /// Where the file should be.
+        path: PathBuf,
+    },
+    /// An external data file is shorter than its tensor needs.
+    #[error("external data file `{}` is truncated: tensor `{tensor}` ends at byte {end}, the file at {len}", path.display())]
+    ShortExternal {
+        /// The tensor.
+        tensor: String,
+        /// The file.
+        path: PathBuf,
+        /// First byte past the tensor.
+        end: u64,
+        /// File length.
+        len: u64,
+    },
+    /// An external data path that leaves the model's folder.
+    #[error("external data path `{location}` of tensor `{tensor}` leaves the model's folder")]
+    EscapingExternal {
+        /// The tensor.
+        tensor: String,
+        /// The path as written.
+        location: String,
+    },
+    /// A construct that the ONNX specification allows and Lancet does not handle.
+    #[error("{what} is not supported")]
+    Unsupported {
+        /// The construct.
+        what: String,
+    },
+}
+
+impl OnnxError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Io { .. } => return None,
+            Self::NotOnnx { .. } => "pass an `.onnx` file, or the folder that holds it".into(),
+            Self::Truncated { .. } => "the download or copy was probably cut short: fetch the file again".into(),
+            Self::MissingExternal { .. } => {
+                "copy the data files that belong to the model into its folder, under their original names".into()
+            }
+            Self::ShortExternal { .. } => "the data file was probably cut short: fetch it again".into(),
+            Self::EscapingExternal { .. } => {
+                "external data must lie in the folder of the `.onnx` file; move it there and correct `location`".into()
+            }
+            Self::BadTensor { .. } => "re-export the model, or check it with `onnx.checker`".into(),
+            Self::Unsupported { .. } => "re-export the model without this construct".into(),
+        })
+    }
+}

@@ -1,0 +1,147 @@
+//! External data: containment of its paths, and positioned reads and writes.
+
+use std::fs::File;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use super::error::OnnxError;
+
+/// Fills `buf` from `offset`; the file's cursor is not used, so threads may share the file.
+///
+/// # Errors
+/// `UnexpectedEof` if the file is shorter, or whatever the operating system reports.
+pub fn read_exact_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::FileExt::read_exact_at(file, buf, offset)
+    }
+    #[cfg(windows)]
+    {
+        let mut done = 0;
+        while done < buf.len() {
+            match std::os::windows::fs::FileExt::seek_read(file, &mut buf[done..], offset + done as u64)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => done += n,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes all of `buf` at `offset`.
+///
+/// # Errors
+/// Whatever the operating system reports, for example a full disk.
+pub fn write_all_at(file: &File, buf: &[u8], offset: u64) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::FileExt::write_all_at(file, buf, offset)
+    }
+    #[cfg(windows)]
+    {
+        let mut done = 0;
+        while done < buf.len() {
+            match std::os::windows::fs::FileExt::seek_write(file, &buf[done..], offset + done as u64)? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                n => done += n,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The file that `location` names, checked to lie in the folder of the model.
+///
+/// `location` is relative, has no `..`, and after links are followed the file is in the model's folder;
+/// a file outside is accepted only where the model file itself is a link into the same folder (the
+/// layout of the Hugging Face cache).
+///
+/// # Errors
+/// [`OnnxError::EscapingExternal`], [`OnnxError::MissingExternal`].
+pub fn resolve(model: &Path, location: &str, tensor: &str) -> Result<PathBuf, OnnxError> {
+    let escaping = || OnnxError::EscapingExternal { tensor: tensor.into(), location: location.into() };
+    let relative = Path::new(location);
+    let lexically_inside = !location.is_empty()
+        && !location.contains('\0')
+        && !location.contains('\\')
+        && relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    if !lexically_inside {
+        return Err(escaping());
+    }
+    let folder = match model.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let path = folder.join(relative);
+    let io = |path: &Path, source| OnnxError::Io { path: path.to_path_buf(), source };
+    let real = match path.canonicalize() {
+        Ok(real) => real,
+        Err(source) if source.kind() == io::ErrorKind::NotFound => {
+            return Err(OnnxError::MissingExternal { tensor: tensor.into(), path });
+        }
+        Err(source) => return Err(io(&path, source)),
+    };
+    let real_folder = folder.canonicalize().map_err(|source| io(folder, source))?;
+    let real_model = model.canonicalize().map_err(|source| io(model, source))?;
+    if real.starts_with(&real_folder) || real.parent() == real_model.parent() {
+        Ok(real)
+    } else {
+        Err(escaping())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_leave_the_folder_are_refused() {
+        let outer = tempfile::tempdir().unwrap();
+        let folder = outer.path().join("model");
+        std::fs::create_dir_all(folder.join("sub")).unwrap();
+        let model = folder.join("m.onnx");
+        std::fs::write(&model, b"x").unwrap();
+        std::fs::write(folder.join("sub/w.bin"), b"x").unwrap();
+        std::fs::write(outer.path().join("secret"), b"x").unwrap();
+        assert!(resolve(&model, "sub/w.bin", "t").is_ok());
+        assert!(resolve(&model, "./sub/w.bin", "t").is_ok());
+        for bad in ["../secret", "sub/../../secret", "/etc/passwd", "", "..", "a\\b", "a\0b"] {
+            assert!(matches!(resolve(&model, bad, "t"), Err(OnnxError::EscapingExternal { .. })), "{bad}");
+        }
+        assert!(matches!(resolve(&model, "absent", "t"), Err(OnnxError::MissingExternal { .. })));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_that_leave_the_folder_are_refused_unless_the_model_is_one_too() {
+        let outer = tempfile::tempdir().unwrap();
+        let (folder, blobs) = (outer.path().join("snapshot"), outer.path().join("blobs"));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::create_dir_all(&blobs).unwrap();
+        std::fs::write(blobs.join("1"), b"x").unwrap();
+        std::fs::write(blobs.join("2"), b"x").unwrap();
+        std::fs::write(folder.join("plain.onnx"), b"x").unwrap();
+        std::os::unix::fs::symlink(blobs.join("1"), folder.join("linked.onnx")).unwrap();
+        std::os::unix::fs::symlink(blobs.join("2"), folder.join("w.bin")).unwrap();
+        assert!(matches!(
+            resolve(&folder.join("plain.onnx"), "w.bin", "t"),
+            Err(OnnxError::EscapingExternal { .. })
+        ));
+        assert!(resolve(&folder.join("linked.onnx"), "w.bin", "t").is_ok());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_resolves_lies_inside(location in "[a-z./\\\\]{0,12}") {
+            let folder = tempfile::tempdir().unwrap();
+            let inner = folder.path().join("a");
+            std::fs::create_dir_all(inner.join("b")).unwrap();
+            std::fs::write(inner.join("m.onnx"), b"x").unwrap();
+            std::fs::write(inner.join("b/c"), b"x").unwrap();
+            std::fs::write(folder.path().join("c"), b"x").unwrap();
+            if let Ok(path) = resolve(&inner.join("m.onnx"), &location, "t") {
+                proptest::prop_assert!(path.starts_with(inner.canonicalize().unwrap()));
+            }
+        }
+    }
+}

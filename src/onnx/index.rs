@@ -1,0 +1,404 @@
+//! The wire-level index of an `.onnx` file: every tensor's name, type, dimensions and byte range, the
+//! frames (length-delimited messages) that a splice must mend, and a skeleton of the model without
+//! its weights. Weights are never read.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
+
+use super::error::OnnxError;
+use super::external;
+use super::proto::{ModelProto, StringStringEntryProto, TensorProto};
+use super::tensor::{DataType, Storage, TensorId, TensorRef};
+use super::wire::{Field, Reader, Value, put_bytes};
+
+/// Tensor payloads up to this many bytes stay in the skeleton: shape constants, scalars, axes.
+const INLINE_LIMIT: u64 = 1024;
+
+/// Messages may nest this deep (a subgraph in a subgraph takes three levels).
+const MAX_DEPTH: usize = 60;
+
+/// `external_data` key that ties a `TensorProto` of the skeleton to its [`TensorRef`].
+const INDEX_KEY: &str = "lancet.tensor";
+
+/// A frame's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FrameId(pub usize);
+
+/// One length-delimited message in the file.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// The message that holds this one; `None` for the file itself.
+    pub parent: Option<FrameId>,
+    /// Offset of the length prefix (0 for the file).
+    pub prefix: u64,
+    /// The message's bytes.
+    pub body: Range<u64>,
+}
+
+/// The places of a graph's parts.
+#[derive(Debug, Clone)]
+pub struct GraphIndex {
+    /// The graph's own frame.
+    pub frame: FrameId,
+    /// Each node, in file order.
+    pub nodes: Vec<NodeIndex>,
+}
+
+/// The place of a node and of the graphs in its attributes.
+#[derive(Debug, Clone)]
+pub struct NodeIndex {
+    /// The node's frame.
+    pub frame: FrameId,
+    /// Subgraphs in attribute order.
+    pub graphs: Vec<GraphIndex>,
+}
+
+/// An indexed model file. Holds no weights: memory is the size of the graph structure.
+#[derive(Debug)]
+pub struct Model {
+    /// The `.onnx` file, as it was named.
+    pub path: PathBuf,
+    /// Its length in bytes.
+    pub file_len: u64,
+    /// The model without tensor payloads above 1 KiB; [`Model::tensor_of`] leads to their bytes.
+    pub skeleton: ModelProto,
+    /// Every tensor, nested ones included.
+    pub tensors: Vec<TensorRef>,
+    /// The main graph's places.
+    pub graph_index: GraphIndex,
+    frames: Vec<Frame>,
+}
+
+impl Model {
+    /// Indexes the `.onnx` file at `path`, and checks that every tensor's bytes are there.
+    ///
+    /// # Errors
+    /// Any [`OnnxError`]; nothing is ever written.
+    pub fn open(path: &Path) -> Result<Self, OnnxError> {
+        let mut reader = Reader::open(path)?;
+        let len = reader.len();
+        if len == 0 {
+            return Err(reader.not_onnx("the file is empty"));
+        }
+        let mut scan = Scan { frames: Vec::new(), tensors: Vec::new() };
+        let root = scan.frame(None, 0, 0..len);
+        let mut graph_index = None;
+        let skeleton = scan.model(&mut reader, root, &mut graph_index)?;
+        let skeleton = ModelProto::decode(skeleton.as_slice()).map_err(|e| reader.not_onnx(e.to_string()))?;
+        let Some(graph_index) = graph_index else {
+            return Err(reader.not_onnx("it has no graph"));
+        };
+        if skeleton.ir_version.is_none() && skeleton.opset_import.is_empty() {
+            return Err(reader.not_onnx("it has neither an IR version nor an opset"));
+        }
+        Ok(Self {
+            path: path.to_path_buf(),
+            file_len: len,
+            skeleton,
+            tensors: scan.tensors,
+            graph_index,
+            frames: scan.frames,
+        })
+    }
+
+    /// The frame `id`.
+    pub fn frame(&self, id: FrameId) -> &Frame {
+        &self.frames[id.0]
+    }
+
+    /// The tensor `id`.
+    pub fn tensor(&self, id: TensorId) -> &TensorRef {
+        &self.tensors[id.0]
+    }
+
+    /// The indexed tensor behind a `TensorProto` of the skeleton.
+    pub fn tensor_of(tensor: &TensorProto) -> Option<TensorId> {
+        tensor
+            .external_data
+            .iter()
+            .find(|entry| entry.key.as_deref() == Some(INDEX_KEY))
+            .and_then(|entry| entry.value.as_deref()?.parse().ok())
+            .map(TensorId)
+    }
+
+    /// Takes the index mark off a skeleton tensor, leaving what the file had.
+    pub fn unmark(tensor: &mut TensorProto) {
+        tensor.external_data.retain(|entry| entry.key.as_deref() != Some(INDEX_KEY));
+    }
+
+    /// Version of the opset `domain` (`""` for the default one).
+    pub fn opset(&self, domain: &str) -> Option<i64> {
+        self.skeleton
+            .opset_import
+            .iter()
+            .find(|entry| entry.domain.as_deref().unwrap_or("") == domain)
+            .and_then(|entry| entry.version)
+    }
+
+    /// The external data files, each once, with the location as the model writes it.
+    pub fn external_files(&self) -> Vec<(String, PathBuf)> {
+        let mut files: Vec<(String, PathBuf)> = Vec::new();
+        for tensor in &self.tensors {
+            if let Storage::External { location, path, .. } = &tensor.storage
+                && !files.iter().any(|(known, _)| known == location)
+            {
+                files.push((location.clone(), path.clone()));
+            }
+        }
+        files
+    }
+}
+
+struct Scan {
+    frames: Vec<Frame>,
+    tensors: Vec<TensorRef>,
+}
+
+/// What a length-delimited field holds, by message and field number.
+impl Scan {
+    fn frame(&mut self, parent: Option<FrameId>, prefix: u64, body: Range<u64>) -> FrameId {
+        self.frames.push(Frame { parent, prefix, body });
+        FrameId(self.frames.len() - 1)
+    }
+
+    fn child(&mut self, parent: FrameId, field: &Field) -> Option<FrameId> {
+        match &field.value {
+            Value::Bytes { prefix, body } => Some(self.frame(Some(parent), *prefix, body.clone())),
+            _ => None,
+        }
+    }
+
+    /// Walks the fields of `frame`; `visit` returns the stripped body of a nested message, or `None`
+    /// to have the field copied as it is.
+    fn walk(
+        &mut self,
+        reader: &mut Reader,
+        frame: FrameId,
+        depth: usize,
+        mut visit: impl FnMut(&mut Self, &mut Reader, &Field) -> Result<Option<Vec<u8>>, OnnxError>,
+    ) -> Result<Vec<u8>, OnnxError> {
+        if depth > MAX_DEPTH {
+            return Err(reader.not_onnx(format!("messages nest deeper than {MAX_DEPTH} levels")));
+        }
+        let body = self.frames[frame.0].body.clone();
+        let mut out = Vec::new();
+        let mut at = body.start;
+        while at < body.end {
+            let field = reader.field(at, body.end)?;
+            match visit(self, reader, &field)? {
+                Some(stripped) => put_bytes(&mut out, field.number, &stripped),
+                None => out.extend(reader.bytes(field.start..field.end)?),
+            }
+            at = field.end;
+        }
+        Ok(out)
+    }
+
+    fn model(
+        &mut self,
+        reader: &mut Reader,
+        root: FrameId,
+        graph_index: &mut Option<GraphIndex>,
+    ) -> Result<Vec<u8>, OnnxError> {
+        self.walk(reader, root, 0, |scan, reader, field| match field.number {
+            7 => {
+                let Some(frame) = scan.child(root, field) else {
+                    return Err(reader.not_onnx("field 7 is no graph"));
+                };
+                if graph_index.is_some() {
+                    return Err(OnnxError::Unsupported { what: "a model file with two graph fields".into() });
+                }
+                let (index, bytes) = scan.graph(reader, frame, 1)?;
+                *graph_index = Some(index);
+                Ok(Some(bytes))
+            }
+            25 => match scan.child(root, field) {
+                Some(frame) => {
+                    let bytes = scan.walk(reader, frame, 1, |scan, reader, field| match field.number {
+                        7 => match scan.child(frame, field) {
+                            Some(node) => scan.node(reader, node, 2).map(|(_, bytes)| Some(bytes)),
+                            None => Ok(None),
+                        },
+                        _ => Ok(None),
+                    })?;
+                    Ok(Some(bytes))
+                }
+                None => Ok(None),
+            },
+            // training_info holds whole graphs that inference never reads
+            20 => Ok(Some(Vec::new())),
+            1..=64 => Ok(None),
+            other => Err(reader.not_onnx(format!("unknown field {other} at byte {}", field.start))),
+        })
+    }
+
+    fn graph(
+        &mut self,
+        reader: &mut Reader,
+        frame: FrameId,
+        depth: usize,
+    ) -> Result<(GraphIndex, Vec<u8>), OnnxError> {
+        let mut nodes = Vec::new();
+        let bytes = self.walk(reader, frame, depth, |scan, reader, field| {
+            Ok(match (field.number, scan.child_of(frame, field)) {
+                (1, Some(child)) => {
+                    let (index, bytes) = scan.node(reader, child, depth + 1)?;
+                    nodes.push(index);
+                    Some(bytes)
+                }
+                (5, Some(child)) => Some(scan.tensor(reader, child, depth + 1)?),
+                (15, Some(child)) => Some(scan.sparse(reader, child, depth + 1)?),
+                _ => None,
+            })
+        })?;
+        Ok((GraphIndex { frame, nodes }, bytes))
+    }
+
+    /// A frame for the fields of a graph or attribute that hold messages with tensors in them.
+    fn child_of(&mut self, parent: FrameId, field: &Field) -> Option<FrameId> {
+        matches!(field.number, 1 | 5 | 6 | 10 | 11 | 15 | 22 | 23).then(|| self.child(parent, field)).flatten()
+    }
+
+    fn sparse(&mut self, reader: &mut Reader, frame: FrameId, depth: usize) -> Result<Vec<u8>, OnnxError> {
+        self.walk(reader, frame, depth, |scan, reader, field| match (field.number, scan.child(frame, field)) {
+            (1 | 2, Some(child)) => scan.tensor(reader, child, depth + 1).map(Some),
+            _ => Ok(None),
+        })
+    }
+
+    fn node(&mut self, reader: &mut Reader, frame: FrameId, depth: usize) -> Result<(NodeIndex, Vec<u8>), OnnxError> {
+        let mut graphs = Vec::new();
+        let bytes = self.walk(reader, frame, depth, |scan, reader, field| {
+            if field.number != 5 {
+                return Ok(None);
+            }
+            let Some(attribute) = scan.child(frame, field) else { return Ok(None) };
+            let bytes = scan.walk(reader, attribute, depth + 1, |scan, reader, field| {
+                Ok(match (field.number, scan.child_of(attribute, field)) {
+                    (5 | 10, Some(child)) => Some(scan.tensor(reader, child, depth + 2)?),
+                    (6 | 11, Some(child)) => {
+                        let (index, bytes) = scan.graph(reader, child, depth + 2)?;
+                        graphs.push(index);
+                        Some(bytes)
+                    }
+                    (22 | 23, Some(child)) => Some(scan.sparse(reader, child, depth + 2)?),
+                    _ => None,
+                })
+            })?;
+            Ok(Some(bytes))
+        })?;
+        Ok((NodeIndex { frame, graphs }, bytes))
+    }
+
+    fn tensor(&mut self, reader: &mut Reader, frame: FrameId, depth: usize) -> Result<Vec<u8>, OnnxError> {
+        let mut payloads: Vec<(u32, Range<u64>)> = Vec::new();
+        let mut unpacked = false;
+        let mut bytes = self.walk(reader, frame, depth, |_, _, field| {
+            Ok(match (&field.value, field.number) {
+                (Value::Bytes { body, .. }, 4 | 5 | 7 | 9 | 10 | 11) => {
+                    payloads.push((field.number, body.clone()));
+                    (body.end - body.start > INLINE_LIMIT).then(Vec::new)
+                }
+                (_, 4 | 5 | 7 | 10 | 11) => {
+                    unpacked = true;
+                    None
+                }
+                _ => None,
+            })
+        })?;
+        let header = TensorProto::decode(bytes.as_slice()).map_err(|e| reader.not_onnx(e.to_string()))?;
+        let id = self.tensors.len();
+        let tensor = tensor_ref(reader, &header, &payloads, unpacked, frame)?;
+        self.tensors.push(tensor);
+        let mark = StringStringEntryProto { key: Some(INDEX_KEY.into()), value: Some(id.to_string()) };
+        encode_key(13, WireType::LengthDelimited, &mut bytes);
+        encode_varint(mark.encoded_len() as u64, &mut bytes);
+        mark.encode(&mut bytes).expect("a Vec grows as needed");
+        Ok(bytes)
+    }
+}
+
+fn tensor_ref(
+    reader: &Reader,
+    header: &TensorProto,
+    payloads: &[(u32, Range<u64>)],
+    unpacked: bool,
+    frame: FrameId,
+) -> Result<TensorRef, OnnxError> {
+    let name = header.name.clone().unwrap_or_default();
+    let bad = |reason: String| OnnxError::BadTensor { tensor: name.clone(), reason };
+    let dtype = DataType(header.data_type.unwrap_or(0));
+    let mut shape = Vec::with_capacity(header.dims.len());
+    for &dim in &header.dims {
+        shape.push(u64::try_from(dim).map_err(|_| bad(format!("dimension {dim} is negative")))?);
+    }
+    let elements = shape
+        .iter()
+        .try_fold(1u64, |n, &d| n.checked_mul(d))
+        .ok_or_else(|| bad(format!("dimensions {shape:?} overflow")))?;
+    let expected = dtype.bytes_for(elements);
+    let check = |found: u64, what: &str| match expected {
+        Some(expected) if expected != found => {
+            Err(bad(format!("{what} has {found} bytes, {dtype} {shape:?} needs {expected}")))
+        }
+        _ => Ok(()),
+    };
+    let storage = if header.data_location == Some(1) {
+        external_storage(reader.path(), header, &name, expected)?
+    } else if unpacked || payloads.len() > 1 {
+        Storage::Opaque
+    } else {
+        match payloads.first() {
+            Some((9, body)) => {
+                check(body.end - body.start, "raw_data")?;
+                Storage::Embedded { offset: body.start, length: body.end - body.start }
+            }
+            Some((number @ (4 | 10), body)) => {
+                let natural = if *number == 4 { DataType::FLOAT } else { DataType::DOUBLE };
+                if dtype != natural {
+                    return Err(bad(format!("{dtype} stored as {natural} values")));
+                }
+                check(body.end - body.start, "the value list")?;
+                Storage::Embedded { offset: body.start, length: body.end - body.start }
+            }
+            Some((_, body)) => Storage::Varints { offset: body.start, length: body.end - body.start },
+            None => Storage::Opaque,
+        }
+    };
+    Ok(TensorRef { name, dtype, shape, storage, frame })
+}
+
+fn external_storage(
+    model: &Path,
+    header: &TensorProto,
+    name: &str,
+    expected: Option<u64>,
+) -> Result<Storage, OnnxError> {
+    let bad = |reason: String| OnnxError::BadTensor { tensor: name.into(), reason };
+    let entry = |key: &str| {
+        header.external_data.iter().find(|e| e.key.as_deref() == Some(key)).and_then(|e| e.value.as_deref())
+    };
+    let number = |key: &str| match entry(key) {
+        Some(text) => text.trim().parse::<u64>().map(Some).map_err(|_| bad(format!("external `{key}` is `{text}`"))),
+        None => Ok(None),
+    };
+    let location = entry("location").ok_or_else(|| bad("external data without a location".into()))?;
+    let path = external::resolve(model, location, name)?;
+    let len = std::fs::metadata(&path).map_err(|source| OnnxError::Io { path: path.clone(), source })?.len();
+    let offset = number("offset")?.unwrap_or(0);
+    let length = match (number("length")?, expected) {
+        (Some(given), Some(expected)) if given != expected => {
+            return Err(bad(format!("external length is {given}, its type and dimensions need {expected}")));
+        }
+        (Some(length), _) | (None, Some(length)) => length,
+        (None, None) => len.saturating_sub(offset),
+    };
+    let end = offset.checked_add(length).ok_or_else(|| bad("external offset and length overflow".into()))?;
+    if end > len {
+        return Err(OnnxError::ShortExternal { tensor: name.into(), path, end, len });
+    }
+    Ok(Storage::External { location: location.into(), path, offset, length })
+}

@@ -1,0 +1,15 @@
+//! The ONNX file: index, graph, tensors, external data, patches.
+
+pub mod error;
+pub mod external;
+pub mod graph;
+pub mod index;
+pub mod patch;
+pub mod proto;
+pub mod tensor;
+pub mod wire;
+
+pub use error::OnnxError;
+pub use graph::{Graph, NodeId, Use, ValueId};
+pub use index::Model;
+pub use tensor::{DataType, Storage, TensorId, TensorRef};

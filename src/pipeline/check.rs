@@ -1,0 +1,92 @@
+//! Verifying a written model by loading it again: logits against run-time ablation of the base model, and
+//! what is left of the direction in the stream.
+
+use super::engine::{Engine, Row};
+use crate::error::Error;
+use crate::instrument::Request;
+use crate::linalg::{dot_f32, norm};
+use crate::lm::{ResidPoint, Treatment};
+use crate::method::direction::Direction;
+use crate::method::score::{kl_divergence, mean, softmax};
+use crate::onnx::DataType;
+
+/// What reloading showed.
+#[derive(Debug, Clone)]
+pub struct LogitReport {
+    /// Largest absolute difference of a logit.
+    pub max_abs_logit_diff: f64,
+    /// Mean KL divergence of the next-token distributions.
+    pub kl: f64,
+    /// Largest `|r.x| / |x|` over `resid_pre` of every layer and the last `resid_post`, last position.
+    pub max_stream_leak: f64,
+    /// What the difference may be, for the model's precision.
+    pub bound: f64,
+    /// Bound of the leak.
+    pub leak_bound: f64,
+    /// Prompts compared.
+    pub n_prompts: usize,
+}
+
+/// Relative rounding of the coarsest type that the writers or the stream are held in.
+fn precision(engine: &Engine<'_>) -> f64 {
+    let mut coarsest: f64 = f64::from(f32::EPSILON);
+    let mut see = |dtype: DataType| {
+        coarsest = coarsest.max(match dtype {
+            DataType::FLOAT16 => 2f64.powi(-10),
+            DataType::BFLOAT16 => 2f64.powi(-7),
+            _ => f64::from(f32::EPSILON),
+        });
+    };
+    for writer in &engine.lm.writers {
+        if let Some(target) = writer.weight {
+            see(engine.graph.model.tensor(target.tensor).dtype);
+        }
+        if writer.treatment == Treatment::Nodes {
+            let value = engine.lm.residual.contributions[writer.contribution].value;
+            see(engine.graph.elem_type(value).unwrap_or(DataType::FLOAT));
+        }
+    }
+    coarsest
+}
+
+/// Compares `out` with `base` under run-time ablation of `direction` (METHOD step 8).
+///
+/// # Errors
+/// If a run fails.
+pub fn logits(base: &Engine<'_>, out: &Engine<'_>, direction: &Direction, prompts: &[Vec<u32>]) -> Result<LogitReport, Error> {
+    let rows: Vec<Row<'_>> = prompts.iter().map(|t| Row { tokens: t, direction: 0 }).collect();
+    let unit: Vec<f32> = direction.unit().iter().map(|v| *v as f32).collect();
+    let mut expected = vec![Vec::new(); rows.len()];
+    let mut hooked = base.session(Request { logits: true, last_positions: 1, ablation: true, ..Request::default() })?;
+    base.visit(&mut hooked, &rows, &[unit], |found| {
+        expected[found.row] = found.logits;
+        Ok(())
+    })?;
+    let mut probes: Vec<(usize, ResidPoint)> = (0..out.lm.n_layers()).map(|l| (l, ResidPoint::Pre)).collect();
+    probes.push((out.lm.n_layers() - 1, ResidPoint::Post));
+    let mut plain = out.session(Request { probes, last_positions: 1, logits: true, ..Request::default() })?;
+    let (mut diff, mut scale, mut leak, mut kl) = (0.0f64, 1.0f64, 0.0f64, Vec::new());
+    out.visit(&mut plain, &rows, &[], |found| {
+        let want = &expected[found.row];
+        for (a, b) in want.iter().zip(&found.logits) {
+            diff = diff.max((f64::from(*a) - f64::from(*b)).abs());
+            scale = scale.max(f64::from(*a).abs());
+        }
+        kl.push(kl_divergence(&softmax(want), &softmax(&found.logits)));
+        for probe in &found.probes {
+            let x: Vec<f64> = probe.iter().map(|v| f64::from(*v)).collect();
+            leak = leak.max(dot_f32(probe, direction.unit()).abs() / norm(&x).max(1e-30));
+        }
+        Ok(())
+    })?;
+    let eps = precision(out);
+    Ok(LogitReport {
+        max_abs_logit_diff: diff,
+        kl: mean(&kl),
+        max_stream_leak: leak,
+        // rounding of every write adds up over the layers; 64 ulps of the largest logit covers it
+        bound: (64.0 * eps * scale).max(1e-4),
+        leak_bound: (16.0 * eps).max(1e-4),
+        n_prompts: rows.len(),
+    })
+}

@@ -1,0 +1,327 @@
+//! Collecting: refusal scores, the filter, mean activations. Resumable, and kept in one safetensors file.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+
+use super::engine::{Engine, Observer, Row};
+use crate::chat::Chat;
+use crate::error::Error;
+use crate::eval::refusal::REFUSAL_SUBSTRINGS;
+use crate::instrument::Request;
+use crate::lm::ResidPoint;
+use crate::method::activations::ActivationMeans;
+use crate::method::prompts::{PromptClass, Prompts, Split};
+use crate::method::score::{FirstTokens, automatic_refusal_tokens, refusal_score, softmax};
+
+/// Fewer prompts than this a class after the filter give no usable mean.
+const MIN_KEPT: usize = 4;
+
+/// Prompts a class that the automatic choice of refusal tokens looks at.
+const AUTOMATIC_SAMPLE: usize = 32;
+
+/// Refusal tokens that the automatic choice takes at most.
+const AUTOMATIC_LIMIT: usize = 4;
+
+/// What was collected, with all that selection needs.
+#[derive(Debug, Clone)]
+pub struct Activations {
+    /// Means by class, in the order of [`PromptClass::ALL`].
+    pub means: Vec<ActivationMeans>,
+    /// Everything else.
+    pub info: Info,
+}
+
+/// The part of [`Activations`] that is kept as JSON in the file's metadata.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+pub struct Info {
+    /// SHA-256 of the model.
+    pub model_sha256: String,
+    /// What else must be equal for a partial file to be continued.
+    pub fingerprint: String,
+    /// Refusal tokens.
+    pub refusal_tokens: Vec<u32>,
+    /// Whether they were given or chosen.
+    pub refusal_tokens_chosen: String,
+    /// Post-instruction tokens, from position `-n_pos` on.
+    pub suffix: Vec<u32>,
+    /// Train refusal scores by class and prompt; `None` while not yet run.
+    pub scores: Vec<Vec<Option<f64>>>,
+    /// The prompts.
+    pub prompts: Prompts,
+    /// System prompt.
+    pub system: Option<String>,
+}
+
+impl Activations {
+    /// The means of a class.
+    pub fn of(&self, class: PromptClass) -> &ActivationMeans {
+        let index = PromptClass::ALL.iter().position(|c| *c == class).expect("ALL holds every class");
+        &self.means[index]
+    }
+
+    /// Writes the file, whole or not at all.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), Error> {
+        let mut buffers = Vec::new();
+        for (class, means) in PromptClass::ALL.iter().zip(&self.means) {
+            let (n_pos, n_layers, d_model) = means.shape();
+            let values = if means.count() == 0 { vec![0.0; n_pos * n_layers * d_model] } else { means.means() };
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            buffers.push((format!("mean.{}", class.as_str()), vec![n_pos, n_layers, d_model], bytes));
+        }
+        let views: Vec<(String, TensorView<'_>)> = buffers
+            .iter()
+            .map(|(name, shape, bytes)| {
+                (name.clone(), TensorView::new(Dtype::F64, shape.clone(), bytes).expect("the buffer fits the shape"))
+            })
+            .collect();
+        let counts: Vec<usize> = self.means.iter().map(ActivationMeans::count).collect();
+        let metadata = HashMap::from([
+            ("lancet.version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+            ("lancet.activations".to_string(), serde_json::to_string(&self.info).expect("plain data")),
+            ("lancet.counts".to_string(), serde_json::to_string(&counts).expect("plain data")),
+        ]);
+        let bytes = safetensors::serialize(views, Some(metadata))
+            .map_err(|e| Error::failed(format!("cannot encode activations: {e}")))?;
+        super::write_whole(path, &bytes)
+    }
+
+    /// Reads the file back.
+    ///
+    /// # Errors
+    /// If it is none of ours, or damaged.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let bad = |what: String| {
+            Error::usage(format!("`{}` holds no activations: {what}", path.display()), "make one with `lancet collect`")
+        };
+        let bytes = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let entry = |key: &str| metadata.get(key).ok_or_else(|| bad(format!("no `{key}` in its metadata")));
+        let info: Info = serde_json::from_str(entry("lancet.activations")?).map_err(|e| bad(e.to_string()))?;
+        let counts: Vec<usize> = serde_json::from_str(entry("lancet.counts")?).map_err(|e| bad(e.to_string()))?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
+        let mut means = Vec::new();
+        for (class, count) in PromptClass::ALL.iter().zip(counts) {
+            let view = tensors.tensor(&format!("mean.{}", class.as_str())).map_err(|e| bad(e.to_string()))?;
+            let [n_pos, n_layers, d_model] = *view.shape() else { return Err(bad("a mean is not three-dimensional".into())) };
+            if view.dtype() != Dtype::F64 {
+                return Err(bad("means are not float64".into()));
+            }
+            let values: Vec<f64> =
+                view.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("chunks of 8"))).collect();
+            means.push(ActivationMeans::from_means(n_pos, n_layers, d_model, &values, count));
+        }
+        if means.len() != PromptClass::ALL.len() {
+            return Err(bad("a class is missing".into()));
+        }
+        Ok(Self { means, info })
+    }
+}
+
+/// How refusal tokens are given.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RefusalTokens {
+    /// Chosen from what the model answers.
+    Automatic,
+    /// Ids.
+    Given(Vec<u32>),
+}
+
+/// Encodes the prompts of one class and split.
+///
+/// # Errors
+/// If the template refuses a prompt.
+pub fn encode(chat: &Chat, prompts: &[String]) -> Result<Vec<Vec<u32>>, Error> {
+    prompts.iter().map(|p| chat.encode_prompt(p).map_err(Error::from)).collect()
+}
+
+/// What [`collect`] needs beside the engine.
+pub struct Inputs<'a> {
+    /// Tokenizer and template.
+    pub chat: &'a Chat,
+    /// Prompts.
+    pub prompts: &'a Prompts,
+    /// Refusal tokens.
+    pub refusal_tokens: &'a RefusalTokens,
+    /// SHA-256 of the model.
+    pub model_sha256: &'a str,
+    /// Where a partial result is kept and found; `None` keeps none.
+    pub partial: Option<&'a Path>,
+}
+
+/// Runs the train prompts, filters them by refusal score, and averages what is kept (METHOD steps 2 to 4).
+/// Returns the activations and how many prompts a partial file had already.
+///
+/// # Errors
+/// If a run fails, or if the filter leaves too few prompts of a class.
+pub fn collect(engine: &Engine<'_>, inputs: &Inputs<'_>, observer: &dyn Observer) -> Result<(Activations, usize), Error> {
+    let Inputs { chat, prompts, .. } = *inputs;
+    let suffix = chat.post_instruction_suffix()?;
+    let (n_pos, n_layers, d_model) = (suffix.len(), engine.lm.n_layers(), engine.lm.d_model());
+    let (refusal_tokens, chosen) = match inputs.refusal_tokens {
+        RefusalTokens::Given(ids) => (ids.clone(), "given"),
+        RefusalTokens::Automatic => (choose_tokens(engine, chat, prompts, observer)?, "automatic"),
+    };
+    let fingerprint = format!("{} {refusal_tokens:?} {suffix:?} {:?}", prompts.fingerprint(), chat.system());
+    let mut state = Activations {
+        means: vec![ActivationMeans::new(n_pos, n_layers, d_model); PromptClass::ALL.len()],
+        info: Info {
+            model_sha256: inputs.model_sha256.into(),
+            fingerprint,
+            refusal_tokens,
+            refusal_tokens_chosen: chosen.into(),
+            suffix,
+            scores: PromptClass::ALL.iter().map(|c| vec![None; prompts.get(*c, Split::Train).len()]).collect(),
+            prompts: prompts.clone(),
+            system: chat.system().map(str::to_string),
+        },
+    };
+    if let Some(partial) = inputs.partial.filter(|p| p.is_file())
+        && let Ok(found) = Activations::load(partial)
+        && found.info.fingerprint == state.info.fingerprint
+        && found.info.model_sha256 == state.info.model_sha256
+    {
+        state = found;
+    }
+    let resumed = state.info.scores.iter().flatten().filter(|s| s.is_some()).count();
+    let mut encoded = Vec::new();
+    let mut places = Vec::new();
+    for (class_index, class) in PromptClass::ALL.iter().enumerate() {
+        for (at, tokens) in encode(chat, prompts.get(*class, Split::Train))?.into_iter().enumerate() {
+            if state.info.scores[class_index][at].is_none() {
+                encoded.push(tokens);
+                places.push((class_index, at));
+            }
+        }
+    }
+    if resumed > 0 {
+        observer.note(&format!("continuing: {resumed} prompts were collected before"));
+    }
+    let probes: Vec<(usize, ResidPoint)> = (0..n_layers).map(|l| (l, ResidPoint::Pre)).collect();
+    let mut session =
+        engine.session(Request { probes, last_positions: n_pos, logits: true, ..Request::default() })?;
+    let rows: Vec<Row<'_>> = encoded.iter().map(|t| Row { tokens: t, direction: 0 }).collect();
+    observer.start("collect activations", rows.len() as u64);
+    let mut saved = Instant::now();
+    let mut flat = vec![0.0f32; n_pos * n_layers * d_model];
+    let result = engine.visit(&mut session, &rows, &[], |found| {
+        let (class_index, at) = places[found.row];
+        let score = refusal_score(&softmax(&found.logits), &state.info.refusal_tokens);
+        state.info.scores[class_index][at] = Some(score);
+        if is_kept(PromptClass::ALL[class_index], score) {
+            for (layer, probe) in found.probes.iter().enumerate() {
+                for position in 0..n_pos {
+                    let from = &probe[position * d_model..(position + 1) * d_model];
+                    let to = (position * n_layers + layer) * d_model;
+                    flat[to..to + d_model].copy_from_slice(from);
+                }
+            }
+            state.means[class_index].add(&flat);
+        }
+        observer.advance(1);
+        if let Some(partial) = inputs.partial
+            && saved.elapsed() > Duration::from_secs(20)
+        {
+            state.save(partial)?;
+            saved = Instant::now();
+        }
+        Ok(())
+    });
+    observer.finish();
+    if let Err(error) = result {
+        if let Some(partial) = inputs.partial {
+            state.save(partial)?;
+        }
+        return Err(error);
+    }
+    check_kept(&state)?;
+    Ok((state, resumed))
+}
+
+/// METHOD step 3: refused prompts are kept of the harmful and pseudo-harmful, answered ones of the harmless.
+pub fn is_kept(class: PromptClass, score: f64) -> bool {
+    match class {
+        PromptClass::Harmful | PromptClass::PseudoHarmful => score > 0.0,
+        PromptClass::Harmless => score < 0.0,
+    }
+}
+
+fn check_kept(state: &Activations) -> Result<(), Error> {
+    for (class, means) in PromptClass::ALL.iter().zip(&state.means) {
+        if means.count() < MIN_KEPT {
+            let total = state.info.prompts.get(*class, Split::Train).len();
+            let (did, hint) = match class {
+                PromptClass::Harmless => ("answers", "the refusal tokens also open answers: give better ones with `--refusal-tokens`"),
+                PromptClass::PseudoHarmful => (
+                    "refuses",
+                    "if the model does not over-refuse, there is nothing to calibrate; else give other pseudo-harmful prompts, \
+                     or the first words of its refusals with `--refusal-tokens \"I,As\"`",
+                ),
+                PromptClass::Harmful => (
+                    "refuses",
+                    "give the first words of the model's refusals with `--refusal-tokens \"I,As\"`, or other harmful prompts",
+                ),
+            };
+            return Err(Error::failed_with(
+                format!(
+                    "too few {class} prompts after the filter: the model {did} {} of {total} by the refusal score, at least \
+                     {MIN_KEPT} are needed",
+                    means.count()
+                ),
+                hint,
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The automatic choice of refusal tokens, from the first train prompts of each class.
+///
+/// # Errors
+/// If a run fails, or if no token tells refusals from answers.
+pub fn choose_tokens(engine: &Engine<'_>, chat: &Chat, prompts: &Prompts, observer: &dyn Observer) -> Result<Vec<u32>, Error> {
+    let mut session = engine.session(Request { logits: true, last_positions: 1, ..Request::default() })?;
+    let mut encoded = Vec::new();
+    let mut classes = Vec::new();
+    for (index, class) in PromptClass::ALL.iter().enumerate() {
+        for tokens in encode(chat, prompts.get(*class, Split::Train))?.into_iter().take(AUTOMATIC_SAMPLE) {
+            encoded.push(tokens);
+            classes.push(index);
+        }
+    }
+    let rows: Vec<Row<'_>> = encoded.iter().map(|t| Row { tokens: t, direction: 0 }).collect();
+    let mut first = vec![FirstTokens::default(); PromptClass::ALL.len()];
+    observer.start("choose refusal tokens", rows.len() as u64);
+    engine.visit(&mut session, &rows, &[], |found| {
+        first[classes[found.row]].add(&softmax(&found.logits));
+        observer.advance(1);
+        Ok(())
+    })?;
+    observer.finish();
+    let of = |class: PromptClass| &first[PromptClass::ALL.iter().position(|c| *c == class).expect("ALL holds every class")];
+    let opens = |token: u32| {
+        let text = chat.decode(&[token], true).unwrap_or_default().replace('\u{2019}', "'").trim().to_lowercase();
+        !text.is_empty() && REFUSAL_SUBSTRINGS.iter().any(|s| s.to_lowercase().starts_with(&text))
+    };
+    let chosen = automatic_refusal_tokens(
+        of(PromptClass::Harmful),
+        of(PromptClass::PseudoHarmful),
+        of(PromptClass::Harmless),
+        opens,
+        AUTOMATIC_LIMIT,
+    );
+    if chosen.is_empty() {
+        return Err(Error::failed_with(
+            "no first token tells refusals from answers: the model answers harmful and harmless prompts alike",
+            "is this a safety-tuned chat model? If so, name the first words of its refusals: `--refusal-tokens \"I,As\"`",
+        ));
+    }
+    Ok(chosen)
+}

@@ -1,0 +1,235 @@
+//! The terminal text of `lancet inspect`.
+
+use std::collections::BTreeMap;
+
+use super::layout::{
+    Cell, Style, Tone, blanked, columns, fact, labelled, pattern, plain, shorten_middle,
+    single_line, table,
+};
+use super::number::{MISSING, bytes, count, shape};
+use super::{InspectResult, WriterRow};
+
+/// What a model is and what would be edited, for a terminal of `width` columns.
+#[must_use]
+pub fn inspect_table(inspect: &InspectResult, width: usize, style: Style) -> String {
+    let mut out = format!(
+        "{}\n\n",
+        style.paint(Tone::Strong, &single_line(&inspect.model))
+    );
+    let vocabulary = inspect
+        .d_vocab
+        .map(|v| format!(", d_vocab {v}"))
+        .unwrap_or_default();
+    let shape = format!(
+        "n_layers {}, d_model {}{vocabulary}",
+        inspect.n_layers, inspect.d_model
+    );
+    fact(&mut out, style, width, "Model", &shape);
+    let producer = if inspect.producer.is_empty() {
+        String::new()
+    } else {
+        format!(", from {}", inspect.producer)
+    };
+    let external = match inspect.external_files.as_slice() {
+        [] => String::new(),
+        [one] => format!(" and {one}"),
+        files => format!(" and {} external files", files.len()),
+    };
+    let file = format!(
+        "{}{external}, opset {}, IR version {}{producer}",
+        bytes(inspect.file_bytes),
+        inspect.opset,
+        inspect.ir_version
+    );
+    fact(&mut out, style, width, "File", &file);
+    interface(&mut out, style, width, &inspect.interface);
+    for note in &inspect.tied {
+        fact(&mut out, style, width, "Tied", note);
+    }
+    if !inspect.writers.is_empty() {
+        out.push('\n');
+        writers(&mut out, style, width, &inspect.writers);
+    }
+    if !inspect.refusals.is_empty() {
+        out.push_str(&format!(
+            "\n{}\n",
+            style.paint(Tone::Bad, "This model is refused:")
+        ));
+        for r in &inspect.refusals {
+            let op = if r.op.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", r.op)
+            };
+            let tensor = if r.tensor.is_empty() {
+                String::new()
+            } else {
+                format!(", tensor `{}`", r.tensor)
+            };
+            let node = format!("node `{}`{op}{tensor}: {}", r.node, r.reason);
+            labelled(&mut out, style, ("  -", 4), &node, (width, usize::MAX));
+            if !r.hint.is_empty() {
+                labelled(
+                    &mut out,
+                    style,
+                    ("    hint:", 10),
+                    &r.hint,
+                    (width, usize::MAX),
+                );
+            }
+        }
+    }
+    out
+}
+
+/// Inputs, cache and logits, off the JSON of the interface; what is not known is shown as it is.
+fn interface(out: &mut String, style: Style, width: usize, interface: &serde_json::Value) {
+    let Some(fields) = interface.as_object() else {
+        return;
+    };
+    let mut inputs = Vec::new();
+    let mut rest = Vec::new();
+    for (key, value) in fields {
+        match (key.as_str(), value) {
+            (_, serde_json::Value::Null | serde_json::Value::Bool(false)) => {}
+            ("logits", serde_json::Value::String(name)) => {
+                rest.push(("Output".to_owned(), name.clone()))
+            }
+            ("cache", serde_json::Value::Array(slots)) if slots.is_empty() => {
+                rest.push(("KV cache".to_owned(), "none".to_owned()));
+            }
+            ("cache", serde_json::Value::Array(slots)) => {
+                let dtype = slots[0]["dtype"]
+                    .as_str()
+                    .map(|d| format!(", {d}"))
+                    .unwrap_or_default();
+                rest.push((
+                    "KV cache".to_owned(),
+                    format!("{}{dtype}", count(slots.len(), "tensor")),
+                ));
+            }
+            ("padding", serde_json::Value::String(how)) => {
+                rest.push(("Padding".to_owned(), how.replace('_', " ")));
+            }
+            ("single", _) => rest.push(("Batch".to_owned(), "one sequence only".to_owned())),
+            (_, serde_json::Value::String(name)) => inputs.push(name.clone()),
+            (key, value) => rest.push((key.to_owned(), value.to_string())),
+        }
+    }
+    if !inputs.is_empty() {
+        fact(out, style, width, "Inputs", &inputs.join(", "));
+    }
+    for (label, text) in rest {
+        fact(out, style, width, &label, &text);
+    }
+}
+
+/// Writers by layer; runs of layers that differ in numbers only are one group.
+fn writers(out: &mut String, style: Style, width: usize, writers: &[WriterRow]) {
+    let mut layers: BTreeMap<Option<usize>, Vec<&WriterRow>> = BTreeMap::new();
+    for writer in writers {
+        layers.entry(writer.layer).or_default().push(writer);
+    }
+    let alike = |a: &[&WriterRow], b: &[&WriterRow]| {
+        let key = |w: &WriterRow| {
+            let name = w.initializer.as_deref().map(blanked);
+            (
+                w.kind.clone(),
+                name,
+                w.dtype.clone(),
+                w.shape.clone(),
+                w.treatment.clone(),
+                w.reason.clone(),
+            )
+        };
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| key(a) == key(b))
+    };
+    let mut groups: Vec<Vec<(Option<usize>, Vec<&WriterRow>)>> = Vec::new();
+    for (layer, rows) in layers {
+        match groups.last_mut() {
+            Some(group) if layer.is_some() && group[0].0.is_some() && alike(&group[0].1, &rows) => {
+                group.push((layer, rows));
+            }
+            _ => groups.push(vec![(layer, rows)]),
+        }
+    }
+    let mut rows = Vec::new();
+    let mut reasons: Vec<(String, String)> = Vec::new();
+    for group in &groups {
+        let (first, last) = (group[0].0, group[group.len() - 1].0);
+        let layer = match (first, last) {
+            (Some(a), Some(b)) if a != b => format!("{a} to {b}"),
+            (Some(a), _) => a.to_string(),
+            (None, _) => MISSING.to_owned(),
+        };
+        for (i, writer) in group[0].1.iter().enumerate() {
+            let names: Vec<&str> = group
+                .iter()
+                .filter_map(|(_, w)| w[i].initializer.as_deref())
+                .collect();
+            let name = if names.is_empty() {
+                MISSING.to_owned()
+            } else {
+                single_line(&pattern(&names))
+            };
+            if let Some(reason) = &writer.reason {
+                reasons.push((
+                    format!("{} {}", layer.replace(MISSING, ""), writer.kind),
+                    reason.clone(),
+                ));
+            }
+            rows.push(vec![
+                plain(if i == 0 { layer.clone() } else { String::new() }),
+                plain(single_line(&writer.kind)),
+                plain(name),
+                plain(
+                    writer
+                        .dtype
+                        .as_deref()
+                        .map_or_else(|| MISSING.to_owned(), single_line),
+                ),
+                plain(shape(writer.shape.as_deref())),
+                plain(single_line(&writer.treatment)),
+            ]);
+        }
+    }
+    let widest = |i: usize, header: &str| {
+        rows.iter()
+            .map(|r: &Vec<Cell>| columns(&r[i].0))
+            .max()
+            .unwrap_or(0)
+            .max(header.len())
+    };
+    let fixed = widest(0, "layer")
+        + widest(1, "writer")
+        + widest(3, "dtype")
+        + widest(4, "shape")
+        + widest(5, "treatment")
+        + 12;
+    let room = width.saturating_sub(fixed).max(16);
+    for row in &mut rows {
+        row[2].0 = shorten_middle(&row[2].0, room);
+    }
+    let header = [
+        "layer",
+        "writer",
+        "initializer",
+        "dtype",
+        "shape",
+        "treatment",
+    ];
+    table(
+        out,
+        style,
+        &header,
+        &[false, false, false, false, true, false],
+        &rows,
+    );
+    for (i, (writer, reason)) in reasons.iter().enumerate() {
+        if i == 0 {
+            out.push('\n');
+        }
+        let text = format!("{} is not edited by weights: {reason}", writer.trim());
+        labelled(out, style, ("  -", 4), &text, (width, usize::MAX));
+    }
+}

@@ -1,0 +1,710 @@
+//! Results as plain data, and what people read of them: terminal text, Markdown, one HTML page.
+//!
+//! The types are the JSON contract: every `--json` output is one of them, and every other room fills them.
+//! Rates, drops and leaks are fractions (0.344, not 34.4). No field ever holds NaN or an infinity (JSON has
+//! neither): what could not be measured is `None`, see [`finite`].
+
+mod heat_map;
+pub mod html;
+mod inspect;
+mod layout;
+pub mod markdown;
+pub mod number;
+#[cfg(test)]
+mod sample;
+pub mod text;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use html::html;
+pub use markdown::markdown;
+
+/// Version of the JSON layout that [`RunResult::schema`] holds.
+pub const SCHEMA: u32 = 1;
+
+/// `Some(value)` where `value` is a number that JSON can hold, `None` for NaN and infinities.
+#[must_use]
+pub fn finite(value: f64) -> Option<f64> {
+    value.is_finite().then_some(value)
+}
+
+/// How one class of prompts is answered by one model.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClassResult {
+    /// `refused / total`, 0 to 1; 0 where there are no prompts.
+    pub refusal_rate: f64,
+    /// Prompts whose answer is a refusal.
+    pub refused: usize,
+    /// Prompts asked.
+    pub total: usize,
+    /// Mean refusal score at the first response position, in nats (log odds).
+    pub mean_refusal_score: Option<f64>,
+}
+
+impl ClassResult {
+    /// The result of `total` prompts of which `refused` were refused; `scores` are their refusal scores.
+    #[must_use]
+    pub fn new(refused: usize, total: usize, scores: &[f64]) -> Self {
+        let refusal_rate = if total == 0 {
+            0.0
+        } else {
+            refused as f64 / total as f64
+        };
+        Self {
+            refusal_rate,
+            refused,
+            total,
+            mean_refusal_score: finite(scores.iter().sum::<f64>() / scores.len() as f64),
+        }
+    }
+
+    /// Wilson's 95 % score interval of the refusal rate, or `None` without prompts.
+    ///
+    /// `(p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)` with `z = 1.96` (Wilson 1927).
+    #[must_use]
+    pub fn interval(&self) -> Option<(f64, f64)> {
+        if self.total == 0 {
+            return None;
+        }
+        let (n, z) = (self.total as f64, 1.96_f64);
+        let p = self.refused as f64 / n;
+        let middle = p + z * z / (2.0 * n);
+        let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
+        let scale = 1.0 + z * z / n;
+        Some((
+            ((middle - half) / scale).max(0.0),
+            ((middle + half) / scale).min(1.0),
+        ))
+    }
+}
+
+/// One model's results, a class each.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClassTable {
+    /// Prompts that must be refused.
+    pub harmful: ClassResult,
+    /// Prompts that only look harmful.
+    pub pseudo_harmful: ClassResult,
+    /// Prompts that neither are nor look harmful.
+    pub harmless: ClassResult,
+}
+
+impl ClassTable {
+    /// The classes with their JSON names, in the order of every table: the one that should change first.
+    #[must_use]
+    pub fn rows(&self) -> [(&'static str, &ClassResult); 3] {
+        [
+            ("pseudo_harmful", &self.pseudo_harmful),
+            ("harmful", &self.harmful),
+            ("harmless", &self.harmless),
+        ]
+    }
+}
+
+/// One prompt, answered by both models.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AnswerPair {
+    /// `harmful`, `pseudo_harmful` or `harmless`.
+    pub class: String,
+    /// The user's text, before the chat template.
+    pub prompt: String,
+    /// What the input model answers.
+    pub before: String,
+    /// What the rewritten model answers.
+    pub after: String,
+    /// Whether `before` is a refusal.
+    pub refused_before: bool,
+    /// Whether `after` is a refusal.
+    pub refused_after: bool,
+}
+
+/// Any further number measured on one or both models: perplexity, accuracy, latency, memory.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// What it is, as a reader would name it: `perplexity`.
+    pub name: String,
+    /// Its unit; empty where it has none. `%` marks a fraction that is shown as a percentage.
+    #[serde(default)]
+    pub unit: String,
+    /// On the input model.
+    pub before: Option<f64>,
+    /// On the rewritten model.
+    pub after: Option<f64>,
+}
+
+/// The input model beside the rewritten one on the test prompts. JSON key `eval`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct EvalResult {
+    /// The input model.
+    pub before: ClassTable,
+    /// The rewritten model.
+    pub after: ClassTable,
+    /// Mean `KL(before || after)` over harmless prompts at the first response position, in nats.
+    pub harmless_kl: Option<f64>,
+    /// Further measurements; empty where none were asked for.
+    #[serde(default)]
+    pub measurements: Vec<Measurement>,
+    /// Every answer of both models.
+    pub answers: Vec<AnswerPair>,
+    /// Longest answer generated, in tokens.
+    pub max_new_tokens: usize,
+    /// System prompt in front of every prompt, if any.
+    pub system_prompt: Option<String>,
+}
+
+/// One prompt, answered by one model.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// `harmful`, `pseudo_harmful` or `harmless`.
+    pub class: String,
+    /// The user's text, before the chat template.
+    pub prompt: String,
+    /// What the model answers.
+    pub answer: String,
+    /// Whether that is a refusal.
+    pub refused: bool,
+}
+
+/// One model alone: what `lancet eval MODEL` gives.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelEval {
+    /// Path of the model.
+    pub model: String,
+    /// Its results, a class each.
+    pub classes: ClassTable,
+    /// Further measurements, in their field `after`.
+    #[serde(default)]
+    pub measurements: Vec<Measurement>,
+    /// Every answer.
+    pub answers: Vec<Answer>,
+    /// Longest answer generated, in tokens.
+    pub max_new_tokens: usize,
+    /// System prompt in front of every prompt, if any.
+    pub system_prompt: Option<String>,
+}
+
+/// A candidate direction and how it fared on val.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Token position, negative, from the end of the prompt.
+    pub position: i64,
+    /// Absolute layer.
+    pub layer: usize,
+    /// Norm of the false-refusal vector after partial orthogonalisation, before it is made unit.
+    pub raw_norm: f64,
+    /// Mean refusal score on pseudo-harmful val under ablation, in nats; `None` where it was not run.
+    pub refusal_score: Option<f64>,
+    /// Mean refusal score on harmful val under ablation, in nats.
+    pub harmful_refusal_score: Option<f64>,
+    /// Mean harmless `KL(base || ablated)` at the first response position, in nats.
+    pub kl: Option<f64>,
+    /// Why it was discarded; `None` where it was not.
+    pub discarded: Option<String>,
+}
+
+/// The candidate that won.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Selected {
+    /// Token position, negative, from the end of the prompt.
+    pub position: i64,
+    /// Absolute layer.
+    pub layer: usize,
+    /// Partial orthogonalisation lambda, 0 to 1.
+    pub lambda: f64,
+    /// Mean refusal score on pseudo-harmful val under ablation, in nats.
+    pub refusal_score: f64,
+    /// Mean refusal score on harmful val under ablation, in nats.
+    pub harmful_refusal_score: f64,
+    /// Mean harmless `KL(base || ablated)` at the first response position, in nats.
+    pub kl: f64,
+}
+
+/// The unchanged model on val, in nats.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Baseline {
+    /// Mean refusal score on pseudo-harmful val.
+    pub refusal_score: f64,
+    /// Mean refusal score on harmful val.
+    pub harmful_refusal_score: f64,
+    /// Mean refusal score on harmless val.
+    pub harmless_refusal_score: f64,
+}
+
+/// Numbers of prompts, a class each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassCounts {
+    /// Harmful prompts.
+    pub harmful: usize,
+    /// Pseudo-harmful prompts.
+    pub pseudo_harmful: usize,
+    /// Harmless prompts.
+    pub harmless: usize,
+}
+
+/// A token that opens a refusal.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusalToken {
+    /// Its id in the vocabulary.
+    pub id: u32,
+    /// What it decodes to.
+    pub text: String,
+}
+
+/// The token at a post-instruction position.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PositionLabel {
+    /// Token position, negative, from the end of the prompt.
+    pub position: i64,
+    /// The token as text.
+    pub token: String,
+}
+
+/// What `lancet select` found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SelectResult {
+    /// The winner.
+    pub selected: Selected,
+    /// The unchanged model.
+    pub baseline: Baseline,
+    /// Train prompts that passed the filter.
+    pub kept: ClassCounts,
+    /// Train prompts before the filter.
+    pub total: ClassCounts,
+    /// Tokens whose probability makes the refusal score.
+    pub refusal_tokens: Vec<RefusalToken>,
+    /// `given` or `automatic`.
+    pub refusal_tokens_chosen: String,
+    /// Every candidate, discarded ones too.
+    pub candidates: Vec<Candidate>,
+    /// The post-instruction positions, with their tokens.
+    pub positions: Vec<PositionLabel>,
+    /// Whether the published procedure ran, without our additions.
+    pub paper: bool,
+}
+
+/// What `lancet collect` did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CollectSummary {
+    /// Prompts run, train and val together.
+    pub prompts: ClassCounts,
+    /// Of these, prompts taken over from an earlier, interrupted run.
+    pub resumed: usize,
+    /// Post-instruction positions, `k`.
+    pub n_pos: usize,
+    /// Blocks of the model, `L`.
+    pub n_layers: usize,
+    /// Width of the residual stream, `D`.
+    pub d_model: usize,
+    /// File with the mean activations; `None` where it was kept in memory.
+    pub output: Option<String>,
+    /// Wall-clock time in seconds.
+    pub seconds: f64,
+}
+
+/// One writer to the residual stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriterRow {
+    /// `embed`, `pos_embed`, `attn_out`, `mlp_out`, `expert`.
+    pub kind: String,
+    /// Absolute layer; `None` for embeddings.
+    pub layer: Option<usize>,
+    /// Name of the weight, where one was found.
+    pub initializer: Option<String>,
+    /// Its element type.
+    pub dtype: Option<String>,
+    /// Its dimensions.
+    pub shape: Option<Vec<u64>>,
+    /// `weights` (edited in place) or `nodes` (projection inserted after the write).
+    pub treatment: String,
+    /// Why not by weights; `None` where it is.
+    pub reason: Option<String>,
+}
+
+/// What Lancet will not do with this model, and why.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusalRow {
+    /// Name of the node.
+    pub node: String,
+    /// Its operator.
+    pub op: String,
+    /// The tensor it is about.
+    pub tensor: String,
+    /// Why.
+    pub reason: String,
+    /// What to do.
+    pub hint: String,
+}
+
+/// What `lancet inspect` found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct InspectResult {
+    /// Path of the model.
+    pub model: String,
+    /// Blocks, `L`.
+    pub n_layers: usize,
+    /// Width of the residual stream, `D`.
+    pub d_model: usize,
+    /// Size of the vocabulary, where the graph says it.
+    pub d_vocab: Option<usize>,
+    /// Writers, from the embedding on.
+    pub writers: Vec<WriterRow>,
+    /// What stands in the way; empty where the model can be edited.
+    pub refusals: Vec<RefusalRow>,
+    /// Inputs, KV cache and outputs, as the language model room serialises them.
+    pub interface: serde_json::Value,
+    /// Opset of the default domain.
+    pub opset: i64,
+    /// IR version.
+    pub ir_version: i64,
+    /// Producer name and version; empty where the file has none.
+    pub producer: String,
+    /// Size of the `.onnx` file, in bytes.
+    pub file_bytes: u64,
+    /// Files with external data, relative to the model.
+    pub external_files: Vec<String>,
+    /// Notes on tensors that serve twice, one sentence each.
+    pub tied: Vec<String>,
+}
+
+/// One edit. The fields are `None` where nodes were inserted and no tensor was rewritten.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct EditRow {
+    /// Name of the tensor; for inserted nodes, of the value that they project.
+    pub initializer: String,
+    /// Kind of the writer it belongs to.
+    pub kind: String,
+    /// Absolute layer; `None` for embeddings.
+    pub layer: Option<usize>,
+    /// `weights` or `nodes`.
+    pub treatment: String,
+    /// Element type.
+    pub dtype: Option<String>,
+    /// Dimensions.
+    pub shape: Option<Vec<u64>>,
+    /// Size in bytes.
+    pub bytes: Option<u64>,
+    /// `|r^T W| / |W|` (Frobenius) before, 0 to 1.
+    pub leak_before: Option<f64>,
+    /// `|r^T W'| / |W|` of the stored, rounded tensor, 0 to 1.
+    pub leak_after: Option<f64>,
+    /// Largest absolute change of an element.
+    pub max_abs_delta: Option<f64>,
+    /// SHA-256 of the tensor's bytes before, hexadecimal.
+    pub sha256_before: Option<String>,
+    /// SHA-256 of the tensor's bytes after, hexadecimal.
+    pub sha256_after: Option<String>,
+}
+
+/// What `lancet bake` did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct BakeResult {
+    /// Every edit.
+    pub edits: Vec<EditRow>,
+    /// Path of the rewritten model.
+    pub output: String,
+    /// Bytes written, model and external data.
+    pub bytes_written: u64,
+    /// Wall-clock time in seconds.
+    pub seconds: f64,
+    /// SHA-256 of the direction, hexadecimal.
+    pub direction_sha256: String,
+}
+
+/// What `lancet verify` found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct VerifyResult {
+    /// Whether every check passed.
+    pub passed: bool,
+    /// Largest absolute difference of a logit, baked against run-time ablation; `None` without a runtime.
+    pub max_abs_logit_diff: Option<f64>,
+    /// Mean KL between the two, in nats.
+    pub kl: Option<f64>,
+    /// Largest `|r . x| / |x|` over the stream of the baked model, 0 to 1.
+    pub max_stream_leak: Option<f64>,
+    /// Bytes that differ and should not; 0 is the only good value.
+    pub changed_bytes_outside_plan: u64,
+    /// Largest allowed `max_abs_logit_diff`.
+    pub bound: Option<f64>,
+    /// Prompts compared.
+    pub n_prompts: usize,
+    /// What failed, one sentence each.
+    pub failures: Vec<String>,
+}
+
+/// Whether true refusal stayed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GuardResult {
+    /// Whether the drop is within the limit.
+    pub passed: bool,
+    /// Refusal rate of harmful test prompts before, 0 to 1.
+    pub harmful_before: f64,
+    /// The same after.
+    pub harmful_after: f64,
+    /// `harmful_before - harmful_after`, a fraction.
+    pub drop: f64,
+    /// Largest allowed drop, a fraction.
+    pub limit: f64,
+    /// Why it did not pass, one sentence each.
+    pub reasons: Vec<String>,
+    /// Whether the user overrode it by name.
+    pub overridden: bool,
+}
+
+/// What it takes to get the same result again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// Version of Lancet.
+    pub lancet_version: String,
+    /// Path of the input model.
+    pub model: String,
+    /// SHA-256 of the input model, hexadecimal.
+    pub model_sha256: String,
+    /// Version of ONNX Runtime; `None` where none ran.
+    pub onnxruntime_version: Option<String>,
+    /// Execution provider: `cpu`, `cuda`.
+    pub execution_provider: String,
+    /// Operating system and processor: `linux-x86_64`.
+    #[serde(default)]
+    pub platform: String,
+    /// Seed of the split.
+    pub seed: u64,
+    /// Where the prompts came from: `bundled`, or a path.
+    pub prompts: String,
+    /// SHA-256 over the prompts in the order of use, hexadecimal.
+    pub prompts_sha256: String,
+    /// The command line, program first.
+    pub command: Vec<String>,
+    /// Partial orthogonalisation lambda, 0 to 1.
+    pub lambda: f64,
+}
+
+/// Where everything is. `None` where it was not written.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outputs {
+    /// The rewritten model; `None` where it was not published.
+    pub model: Option<String>,
+    /// The HTML report.
+    pub report_html: Option<String>,
+    /// This result as JSON.
+    pub report_json: Option<String>,
+    /// The direction file.
+    pub direction: Option<String>,
+}
+
+/// The whole job.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunResult {
+    /// Layout of this JSON: [`SCHEMA`].
+    pub schema: u32,
+    /// What the model is.
+    pub inspect: InspectResult,
+    /// Activations.
+    pub collect: CollectSummary,
+    /// Direction.
+    pub select: SelectResult,
+    /// Rewritten model.
+    pub bake: BakeResult,
+    /// Proof of the change.
+    pub verify: VerifyResult,
+    /// Before and after.
+    pub eval: EvalResult,
+    /// Whether true refusal stayed.
+    pub guard: GuardResult,
+    /// How to get it again.
+    pub provenance: Provenance,
+    /// Where everything is.
+    pub outputs: Outputs,
+    /// Wall-clock time of each step, in seconds.
+    pub seconds: BTreeMap<String, f64>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Verified, guard passed.
+    Published,
+    /// Verified; the guard did not pass and the user overrode it.
+    Overridden,
+    /// The guard did not pass: no model.
+    GuardRefused,
+    /// The rewritten model is not what it should be: no model.
+    NotVerified,
+}
+
+impl Verdict {
+    /// The verdict in words, lower case.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Published => "published",
+            Self::Overridden => "published against the guard",
+            Self::GuardRefused => "not published, the guard refused",
+            Self::NotVerified => "not published, verification failed",
+        }
+    }
+}
+
+impl RunResult {
+    /// How the run ended; a failed verification outweighs the guard.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        match (self.verify.passed, self.guard.passed, self.guard.overridden) {
+            (false, _, _) => Verdict::NotVerified,
+            (true, true, _) => Verdict::Published,
+            (true, false, true) => Verdict::Overridden,
+            (true, false, false) => Verdict::GuardRefused,
+        }
+    }
+
+    /// The verdict in one line: what false and true refusal did, and whether a model was published.
+    #[must_use]
+    pub fn headline(&self) -> String {
+        let change = |before: &ClassResult, after: &ClassResult| {
+            format!(
+                "{} → {}",
+                number::percent(before.refusal_rate),
+                number::percent(after.refusal_rate)
+            )
+        };
+        let (before, after) = (&self.eval.before, &self.eval.after);
+        format!(
+            "false refusal {}; true refusal {}; {}",
+            change(&before.pseudo_harmful, &after.pseudo_harmful),
+            change(&before.harmful, &after.harmful),
+            self.verdict().words()
+        )
+    }
+
+    /// Up to `count` answers that tell most: pseudo-harmful prompts that were refused and are answered now, and
+    /// last a harmful one, a lost refusal before a kept one.
+    #[must_use]
+    pub fn telling_answers(&self, count: usize) -> Vec<&AnswerPair> {
+        let answers = &self.eval.answers;
+        let of = |class: &'static str, before: bool, after: bool| {
+            answers.iter().filter(move |a| {
+                a.class == class && a.refused_before == before && a.refused_after == after
+            })
+        };
+        let mut harmful = of("harmful", true, false).chain(of("harmful", true, true));
+        let last = if count > 1 { harmful.next() } else { None };
+        let mut picked: Vec<&AnswerPair> = of("pseudo_harmful", true, false)
+            .chain(of("pseudo_harmful", true, true))
+            .chain(of("pseudo_harmful", false, true))
+            .chain(of("pseudo_harmful", false, false))
+            .take(count - usize::from(last.is_some()))
+            .collect();
+        picked.extend(last);
+        picked
+    }
+}
+
+/// A class as people read it: `pseudo-harmful` for `pseudo_harmful`.
+#[must_use]
+pub fn class_label(class: &str) -> String {
+    class.replace('_', "-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trip_keeps_every_field() {
+        let run = sample::run();
+        let json = serde_json::to_string(&run).expect("plain data serialises");
+        assert_eq!(
+            serde_json::from_str::<RunResult>(&json).expect("own output parses"),
+            run
+        );
+    }
+
+    #[test]
+    fn json_holds_the_contract() {
+        let json = serde_json::to_value(sample::run()).expect("plain data serialises");
+        for pointer in [
+            "/schema",
+            "/select/selected/harmful_refusal_score",
+            "/select/baseline/refusal_score",
+            "/select/kept/pseudo_harmful",
+            "/select/refusal_tokens/0/id",
+            "/select/candidates/0/raw_norm",
+            "/inspect/writers/0/treatment",
+            "/inspect/refusals",
+            "/bake/edits/1/leak_after",
+            "/verify/changed_bytes_outside_plan",
+            "/eval/before/pseudo_harmful/refusal_rate",
+            "/eval/after/harmful/mean_refusal_score",
+            "/guard/passed",
+        ] {
+            assert!(
+                json.pointer(pointer).is_some_and(|v| !v.is_null()),
+                "{pointer} is missing"
+            );
+        }
+    }
+
+    #[test]
+    fn class_result_of_nothing_has_no_nan() {
+        let none = ClassResult::new(0, 0, &[]);
+        assert_eq!(
+            (none.refusal_rate, none.mean_refusal_score, none.interval()),
+            (0.0, None, None)
+        );
+        let some = ClassResult::new(1, 2, &[1.0, f64::NAN]);
+        assert_eq!((some.refusal_rate, some.mean_refusal_score), (0.5, None));
+    }
+
+    #[test]
+    fn interval_matches_published_values() {
+        // Newcombe (1998), table I, method 3: 81/263 gives 0.2553 to 0.3662, 0/20 gives 0 to 0.1611.
+        let (low, high) = ClassResult::new(81, 263, &[])
+            .interval()
+            .expect("has prompts");
+        assert!(
+            (low - 0.2553).abs() < 1e-4 && (high - 0.3662).abs() < 1e-4,
+            "{low} {high}"
+        );
+        let (low, high) = ClassResult::new(0, 20, &[])
+            .interval()
+            .expect("has prompts");
+        assert!(
+            low.abs() < 1e-12 && (high - 0.1611).abs() < 1e-4,
+            "{low} {high}"
+        );
+    }
+
+    #[test]
+    fn verdicts() {
+        let mut run = sample::run();
+        assert_eq!(run.verdict(), Verdict::Published);
+        run.guard.passed = false;
+        assert_eq!(run.verdict(), Verdict::GuardRefused);
+        run.guard.overridden = true;
+        assert_eq!(run.verdict(), Verdict::Overridden);
+        run.verify.passed = false;
+        assert_eq!(run.verdict(), Verdict::NotVerified);
+    }
+
+    #[test]
+    fn a_lost_refusal_is_shown() {
+        let mut run = sample::run();
+        let lost = AnswerPair {
+            class: "harmful".into(),
+            prompt: "lost".into(),
+            refused_before: true,
+            ..Default::default()
+        };
+        run.eval.answers.push(lost);
+        let picked = run.telling_answers(3);
+        assert_eq!(picked.len(), 3);
+        assert!(
+            picked[..2]
+                .iter()
+                .all(|a| a.refused_before && !a.refused_after)
+        );
+        assert_eq!(picked[2].prompt, "lost");
+        assert!(run.telling_answers(0).is_empty());
+    }
+}

@@ -1,0 +1,116 @@
+//! What a model runner is: named tensors in, named tensors out; a value may stay with the runner.
+
+use ndarray::ArrayD;
+
+use crate::onnx::DataType;
+
+/// A host tensor.
+#[derive(Debug, Clone)]
+pub enum Tensor {
+    /// 32-bit floats.
+    F32(ArrayD<f32>),
+    /// 64-bit integers.
+    I64(ArrayD<i64>),
+    /// Booleans.
+    Bool(ArrayD<bool>),
+}
+
+/// An error of the runtime.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The shared library cannot be used.
+    #[error("cannot load ONNX Runtime from `{path}`: {reason}")]
+    Library {
+        /// The library.
+        path: String,
+        /// The loader's words.
+        reason: String,
+    },
+    /// An execution provider was asked for and is not there.
+    #[error("execution provider `{provider}` is not available: {reason}")]
+    Provider {
+        /// The provider.
+        provider: String,
+        /// Why.
+        reason: String,
+    },
+    /// ONNX Runtime refused the model.
+    #[error("ONNX Runtime cannot load the model: {reason}")]
+    Load {
+        /// ONNX Runtime's words.
+        reason: String,
+    },
+    /// A run failed.
+    #[error("ONNX Runtime failed while it ran the model: {reason}")]
+    Run {
+        /// ONNX Runtime's words.
+        reason: String,
+    },
+    /// A run returned something else than it declares.
+    #[error("output `{name}`: expected {expected}, got {got}")]
+    Output {
+        /// The output.
+        name: String,
+        /// What was expected.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+    /// The model computes no numbers for a prompt.
+    #[error("the model returns NaN or infinite logits for prompt `{prompt}`")]
+    NotFinite {
+        /// The prompt's token ids, shortened.
+        prompt: String,
+    },
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Cancelled,
+}
+
+impl RuntimeError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Library { .. } => "run `lancet runtime install`, or pass a library with `--ort-lib`".into(),
+            Self::Provider { provider, .. } if provider == "cuda" => {
+                "install the CUDA build (`lancet runtime install --cuda`) with CUDA and cuDNN, or use `--device cpu`".into()
+            }
+            Self::Load { .. } => "check that the model runs in ONNX Runtime itself; a newer ONNX Runtime may know its \
+                                  operators (`lancet runtime info` tells which one is used)"
+                .into(),
+            Self::NotFinite { .. } => "the exported model is broken (float16 overflow is common): export it again".into(),
+            _ => return None,
+        })
+    }
+}
+
+/// A loaded model.
+pub trait Backend {
+    /// A tensor that the runner holds (on its device, in the model's type).
+    type Value;
+
+    /// Puts a host tensor where the runner reads it, in type `dtype`.
+    ///
+    /// # Errors
+    /// If the runner cannot hold it.
+    fn upload(&self, tensor: Tensor, dtype: DataType) -> Result<Self::Value, RuntimeError>;
+
+    /// Runs the model. `outputs` are returned in this order.
+    ///
+    /// # Errors
+    /// If the run fails or an output is missing.
+    fn run(
+        &mut self,
+        inputs: Vec<(String, &Self::Value)>,
+        outputs: &[String],
+    ) -> Result<Vec<Self::Value>, RuntimeError>;
+
+    /// Copies a float value to the host as float32.
+    ///
+    /// # Errors
+    /// If it is no float tensor.
+    fn download(&self, value: &Self::Value) -> Result<ArrayD<f32>, RuntimeError>;
+
+    /// Declared element type of an input; `None` if the model has no such input.
+    fn input_type(&self, name: &str) -> Option<DataType>;
+}

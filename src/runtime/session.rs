@@ -1,0 +1,214 @@
+//! ONNX Runtime through the crate `ort`. The only file that names it.
+
+use std::path::Path;
+
+use half::{bf16, f16};
+use ndarray::ArrayD;
+use ort::environment::Environment;
+use ort::ep;
+use ort::logging::LogLevel;
+use ort::session::Session;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::value::{DynValue, TensorElementType, ValueType};
+use serde::Serialize;
+
+use super::backend::{Backend, RuntimeError, Tensor};
+use crate::onnx::DataType;
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// CUDA if it works, else the CPU (the reason is kept).
+    Auto,
+    /// The CPU execution provider.
+    Cpu,
+    /// The CUDA execution provider, or an error.
+    Cuda,
+}
+
+/// A loaded ONNX Runtime. One library serves the process.
+#[derive(Clone)]
+pub struct Runtime {
+    environment: Environment,
+    threads: usize,
+    cuda: bool,
+    /// Why `auto` did not take CUDA.
+    pub fallback: Option<String>,
+}
+
+impl Runtime {
+    /// Loads the library at `path` (once a process: a second call returns the first library's environment).
+    /// `threads` is the number of intra-op threads, 0 for ONNX Runtime's own choice.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Library`] with the loader's words, [`RuntimeError::Provider`] where CUDA was asked for
+    /// and the library is built without it.
+    pub fn load(path: &Path, device: Device, threads: usize) -> Result<Self, RuntimeError> {
+        let library = |reason: String| RuntimeError::Library { path: path.display().to_string(), reason };
+        let builder = ort::init_from(path).map_err(|error| {
+            let mut reason = error.to_string();
+            let mut source = std::error::Error::source(&error);
+            while let Some(inner) = source {
+                reason = format!("{reason}: {inner}");
+                source = inner.source();
+            }
+            library(reason)
+        })?;
+        let environment =
+            builder.with_name("lancet").with_telemetry(false).build().map_err(|error| library(error.to_string()))?;
+        environment.set_log_level(LogLevel::Error);
+        let mut runtime = Self { environment, threads, cuda: device != Device::Cpu, fallback: None };
+        if runtime.cuda
+            && let Err(reason) = runtime.probe_cuda()
+        {
+            if device == Device::Cuda {
+                return Err(RuntimeError::Provider { provider: "cuda".into(), reason });
+            }
+            runtime.cuda = false;
+            runtime.fallback = Some(reason);
+        }
+        Ok(runtime)
+    }
+
+    /// Tries to set CUDA up: a library may be built with it and its own libraries be missing.
+    fn probe_cuda(&self) -> Result<(), String> {
+        let builder = Session::builder(&self.environment).map_err(|e| e.to_string())?;
+        builder
+            .with_execution_providers([ep::CUDA::default().build().error_on_failure()])
+            .map(|_| ())
+            .map_err(|e| e.message().to_string())
+    }
+
+    /// The provider that models run on.
+    pub fn provider(&self) -> &'static str {
+        if self.cuda { "cuda" } else { "cpu" }
+    }
+
+    /// ONNX Runtime's build description.
+    pub fn build_info() -> String {
+        ort::info().to_string()
+    }
+
+    /// Loads an encoded model whose external data is named relative to the file system's root.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Load`] with ONNX Runtime's words.
+    pub fn session(&self, model: &[u8]) -> Result<OrtModel, RuntimeError> {
+        self.try_session(model).map_err(|reason| RuntimeError::Load { reason })
+    }
+
+    fn try_session(&self, model: &[u8]) -> Result<OrtModel, String> {
+        let text = |e: ort::Error<ort::session::builder::SessionBuilder>| e.message().to_string();
+        let mut builder = Session::builder(&self.environment)
+            .map_err(|e| e.to_string())?
+            .with_optimization_level(GraphOptimizationLevel::All)
+            .map_err(text)?
+            // weights stay in the mapped file instead of being packed into private memory
+            .with_prepacking(false)
+            .map_err(text)?
+            .with_config_entry("session.model_external_initializers_file_folder_path", "/")
+            .map_err(text)?;
+        if self.threads > 0 {
+            builder = builder.with_intra_threads(self.threads).map_err(text)?;
+        }
+        if self.cuda {
+            builder = builder
+                .with_execution_providers([ep::CUDA::default().build().error_on_failure()])
+                .map_err(text)?;
+        }
+        let session = builder.commit_from_memory(model).map_err(|e| e.message().to_string())?;
+        Ok(OrtModel { session })
+    }
+}
+
+/// A model in ONNX Runtime.
+pub struct OrtModel {
+    session: Session,
+}
+
+fn run_error(error: ort::Error) -> RuntimeError {
+    RuntimeError::Run { reason: error.message().to_string() }
+}
+
+fn data_type(ty: TensorElementType) -> DataType {
+    match ty {
+        TensorElementType::Float32 => DataType::FLOAT,
+        TensorElementType::Float16 => DataType::FLOAT16,
+        TensorElementType::Bfloat16 => DataType::BFLOAT16,
+        TensorElementType::Float64 => DataType::DOUBLE,
+        TensorElementType::Int64 => DataType::INT64,
+        TensorElementType::Int32 => DataType::INT32,
+        TensorElementType::Bool => DataType::BOOL,
+        TensorElementType::Uint8 => DataType::UINT8,
+        TensorElementType::Int8 => DataType::INT8,
+        _ => DataType(0),
+    }
+}
+
+impl Backend for OrtModel {
+    type Value = DynValue;
+
+    fn upload(&self, tensor: Tensor, dtype: DataType) -> Result<DynValue, RuntimeError> {
+        macro_rules! value {
+            ($array:expr) => {
+                ort::value::Tensor::from_array($array).map(|v| v.into_dyn()).map_err(run_error)
+            };
+        }
+        match (tensor, dtype) {
+            (Tensor::F32(a), DataType::FLOAT16) => value!(a.mapv(f16::from_f32)),
+            (Tensor::F32(a), DataType::BFLOAT16) => value!(a.mapv(bf16::from_f32)),
+            (Tensor::F32(a), DataType::DOUBLE) => value!(a.mapv(f64::from)),
+            (Tensor::F32(a), _) => value!(a),
+            (Tensor::I64(a), DataType::INT32) => value!(a.mapv(|v| i32::try_from(v).unwrap_or(i32::MAX))),
+            (Tensor::I64(a), DataType::FLOAT) => value!(a.mapv(|v| v as f32)),
+            (Tensor::I64(a), DataType::BOOL) => value!(a.mapv(|v| v != 0)),
+            (Tensor::I64(a), _) => value!(a),
+            (Tensor::Bool(a), _) => value!(a),
+        }
+    }
+
+    fn run(
+        &mut self,
+        inputs: Vec<(String, &DynValue)>,
+        outputs: &[String],
+    ) -> Result<Vec<DynValue>, RuntimeError> {
+        let mut found = self.session.run(inputs).map_err(run_error)?;
+        outputs
+            .iter()
+            .map(|name| {
+                found.remove(name).ok_or_else(|| RuntimeError::Output {
+                    name: name.clone(),
+                    expected: "a value".into(),
+                    got: "nothing".into(),
+                })
+            })
+            .collect()
+    }
+
+    fn download(&self, value: &DynValue) -> Result<ArrayD<f32>, RuntimeError> {
+        let ty = value.dtype().tensor_type();
+        match ty {
+            Some(TensorElementType::Float32) => value.try_extract_array::<f32>().map(|a| a.to_owned()),
+            Some(TensorElementType::Float16) => value.try_extract_array::<f16>().map(|a| a.mapv(f16::to_f32)),
+            Some(TensorElementType::Bfloat16) => value.try_extract_array::<bf16>().map(|a| a.mapv(bf16::to_f32)),
+            Some(TensorElementType::Float64) => value.try_extract_array::<f64>().map(|a| a.mapv(|v| v as f32)),
+            other => {
+                return Err(RuntimeError::Output {
+                    name: "(value)".into(),
+                    expected: "a float tensor".into(),
+                    got: format!("{other:?}"),
+                });
+            }
+        }
+        .map_err(run_error)
+    }
+
+    fn input_type(&self, name: &str) -> Option<DataType> {
+        let input = self.session.inputs().iter().find(|i| i.name() == name)?;
+        match input.dtype() {
+            ValueType::Tensor { ty, .. } => Some(data_type(*ty)),
+            _ => None,
+        }
+    }
+}
