@@ -59,10 +59,7 @@ pub struct Message {
 impl Message {
     /// A turn of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self {
-            role: role.into(),
-            content: content.into(),
-        }
+        Self { role: role.into(), content: content.into() }
     }
 }
 
@@ -161,13 +158,8 @@ impl Chat {
     fn check(&self) -> Result<(), ChatError> {
         let rendered = self.render(PROBE)?;
         let user = |text| [Message::new("user", text)];
-        if self
-            .system
-            .as_ref()
-            .is_some_and(|system| !system.trim().is_empty())
-            && self
-                .render_messages(&user(PROBE), true)
-                .is_ok_and(|without| without == rendered)
+        if self.system.as_ref().is_some_and(|system| !system.trim().is_empty())
+            && self.render_messages(&user(PROBE), true).is_ok_and(|without| without == rendered)
         {
             let origin = self.template.origin().to_owned();
             return Err(ChatError::SystemIgnored { origin });
@@ -189,20 +181,13 @@ impl Chat {
     }
 
     /// Renders any conversation, without the system prompt of the options.
-    pub fn render_messages(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-    ) -> Result<String, ChatError> {
+    pub fn render_messages(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, ChatError> {
         self.template.render(messages, add_generation_prompt)
     }
 
     fn conversation(&self, instruction: &str) -> Vec<Message> {
         let system = self.system.iter();
-        system
-            .map(|text| Message::new("system", text))
-            .chain([Message::new("user", instruction)])
-            .collect()
+        system.map(|text| Message::new("system", text)).chain([Message::new("user", instruction)]).collect()
     }
 
     /// The prompt for one instruction as token ids.
@@ -215,13 +200,10 @@ impl Chat {
 
     /// The token ids of a text as it is: special tokens written in it count, none are added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ChatError> {
-        let encoding =
-            self.tokenizer
-                .encode_fast(text, false)
-                .map_err(|error| ChatError::Encode {
-                    bytes: text.len(),
-                    reason: error.to_string(),
-                })?;
+        let encoding = self
+            .tokenizer
+            .encode_fast(text, false)
+            .map_err(|error| ChatError::Encode { bytes: text.len(), reason: error.to_string() })?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -229,10 +211,7 @@ impl Chat {
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, ChatError> {
         self.tokenizer
             .decode(ids, skip_special)
-            .map_err(|error| ChatError::Decode {
-                tokens: ids.len(),
-                reason: error.to_string(),
-            })
+            .map_err(|error| ChatError::Decode { tokens: ids.len(), reason: error.to_string() })
     }
 
     /// A token as a table shows it: its text, in quotes with escapes where it holds white space or
@@ -253,10 +232,8 @@ impl Chat {
                 _ => raw.clone(),
             }
         };
-        let plain = !text.is_empty()
-            && text
-                .chars()
-                .all(|character| !character.is_whitespace() && !character.is_control());
+        let plain =
+            !text.is_empty() && text.chars().all(|character| !character.is_whitespace() && !character.is_control());
         if plain { text } else { format!("{text:?}") }
     }
 
@@ -270,18 +247,11 @@ impl Chat {
         let mut suffix = self.encode_prompt(SUFFIX_PROBES[0])?;
         for probe in &SUFFIX_PROBES[1..] {
             let prompt = self.encode_prompt(probe)?;
-            let common = suffix
-                .iter()
-                .rev()
-                .zip(prompt.iter().rev())
-                .take_while(|(left, right)| left == right)
-                .count();
+            let common = suffix.iter().rev().zip(prompt.iter().rev()).take_while(|(left, right)| left == right).count();
             suffix.drain(..suffix.len() - common);
         }
         if suffix.is_empty() {
-            return Err(ChatError::NoPostInstruction {
-                origin: self.template.origin().to_owned(),
-            });
+            return Err(ChatError::NoPostInstruction { origin: self.template.origin().to_owned() });
         }
         Ok(suffix)
     }
@@ -294,9 +264,7 @@ impl Chat {
     /// token, which no model can predict there, it is the first token of the opening alone.
     pub fn first_token_after_prompt(&self, opening: &str) -> Result<u32, ChatError> {
         if opening.is_empty() {
-            return Err(ChatError::EmptyOpening {
-                opening: opening.to_owned(),
-            });
+            return Err(ChatError::EmptyOpening { opening: opening.to_owned() });
         }
         let prompt_text = self.render(PROBE)?;
         let prompt = self.encode(&prompt_text)?;
@@ -313,17 +281,8 @@ impl Chat {
             .first()
             .and_then(|id| self.tokenizer.id_to_token(*id))
             .is_some_and(|token| token.starts_with('\u{2581}'));
-        let alone = if space.is_empty() || supplies_space {
-            bare
-        } else {
-            self.encode(&format!("{space}{opening}"))?
-        };
-        alone
-            .first()
-            .copied()
-            .ok_or_else(|| ChatError::EmptyOpening {
-                opening: opening.to_owned(),
-            })
+        let alone = if space.is_empty() || supplies_space { bare } else { self.encode(&format!("{space}{opening}"))? };
+        alone.first().copied().ok_or_else(|| ChatError::EmptyOpening { opening: opening.to_owned() })
     }
 
     /// The spaces (not newlines) that the template prints between the prompt and a response, or
@@ -336,11 +295,7 @@ impl Chat {
             return String::new();
         };
         let bare = response.trim_start_matches(' ');
-        if bare.starts_with(opening) {
-            response[..response.len() - bare.len()].to_owned()
-        } else {
-            String::new()
-        }
+        if bare.starts_with(opening) { response[..response.len() - bare.len()].to_owned() } else { String::new() }
     }
 
     /// What the template prints between the prompt and the text of a response, if it shows that.
@@ -351,9 +306,7 @@ impl Chat {
     pub fn response_lead(&self) -> Option<String> {
         let answer = "Certainly";
         let response = self.rendered_response(&self.render(PROBE).ok()?, answer)?;
-        response
-            .find(answer)
-            .map(|start| response[..start].to_owned())
+        response.find(answer).map(|start| response[..start].to_owned())
     }
 
     /// What follows `prompt`, made of the probe, when the conversation goes on with `response`.
@@ -407,11 +360,7 @@ impl Chat {
 }
 
 /// Ids by the tokenizer's names, else by the model's configuration.
-fn special_ids(
-    tokenizer: &Tokenizer,
-    tokens: &[(String, SpecialToken)],
-    configured: ConfiguredIds,
-) -> SpecialIds {
+fn special_ids(tokenizer: &Tokenizer, tokens: &[(String, SpecialToken)], configured: ConfiguredIds) -> SpecialIds {
     let named = |wanted: &str| {
         let (_, token) = tokens.iter().find(|(name, _)| name == wanted)?;
         match token {
@@ -422,10 +371,5 @@ fn special_ids(
     let eos = named("eos_token").or(configured.eos.first().copied());
     let mut stop: Vec<u32> = eos.into_iter().collect();
     stop.extend(configured.eos.iter().filter(|id| Some(**id) != eos));
-    SpecialIds {
-        bos: named("bos_token").or(configured.bos),
-        eos,
-        pad: named("pad_token").or(configured.pad),
-        stop,
-    }
+    SpecialIds { bos: named("bos_token").or(configured.bos), eos, pad: named("pad_token").or(configured.pad), stop }
 }

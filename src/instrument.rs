@@ -88,7 +88,10 @@ pub fn instrument(graph: &Graph<'_>, lm: &LanguageModel, request: &Request) -> R
         let (source, after) = stream_name(graph, &mut patch, value);
         let name = probe_name(layer, point);
         let sliced = last_positions(&mut patch, after, &source, &name, request.last_positions, &mut int64s);
-        patch.nodes.push((after, node("Cast", &name, &[&sliced], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))])));
+        patch.nodes.push((
+            after,
+            node("Cast", &name, &[&sliced], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),
+        ));
         patch.outputs.push(value_info(&name, DataType::FLOAT, &[]));
         probes.push(name);
     }
@@ -120,12 +123,8 @@ pub fn instrument(graph: &Graph<'_>, lm: &LanguageModel, request: &Request) -> R
     }
     let main = proto.graph.as_ref().expect("still there");
     let defaults: HashSet<&str> = main.initializer.iter().filter_map(|t| t.name.as_deref()).collect();
-    let inputs = main
-        .input
-        .iter()
-        .filter_map(|i| i.name.clone())
-        .filter(|name| !defaults.contains(name.as_str()))
-        .collect();
+    let inputs =
+        main.input.iter().filter_map(|i| i.name.clone()).filter(|name| !defaults.contains(name.as_str())).collect();
     Ok(SessionModel { bytes: proto.encode_to_vec(), probes, logits, inputs })
 }
 
@@ -210,11 +209,17 @@ fn last_logits(graph: &Graph<'_>, lm: &LanguageModel, patch: &mut Patch, int64s:
         let sliced = last_positions(patch, graph.producer(activation), &source, "lancet.final", 1, int64s);
         patch.rewires.push((Use { node: at.node, slot: at.slot }, sliced));
         let after = graph.producer(logits);
-        patch.nodes.push((after, node("Cast", &name, &[graph.name(logits)], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))])));
+        patch.nodes.push((
+            after,
+            node("Cast", &name, &[graph.name(logits)], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),
+        ));
     } else {
         let after = graph.producer(logits);
         let sliced = last_positions(patch, after, graph.name(logits), "lancet.logits", 1, int64s);
-        patch.nodes.push((after, node("Cast", &name, &[&sliced], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))])));
+        patch.nodes.push((
+            after,
+            node("Cast", &name, &[&sliced], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),
+        ));
     }
     patch.outputs.push(value_info(&name, DataType::FLOAT, &[]));
     name
@@ -393,11 +398,8 @@ fn reference(tensor: &mut TensorProto, model: &Model, main: &Path, external: boo
     tensor.float_data.clear();
     tensor.double_data.clear();
     tensor.data_location = Some(1);
-    tensor.external_data = vec![
-        entry("location", location),
-        entry("offset", offset.to_string()),
-        entry("length", length.to_string()),
-    ];
+    tensor.external_data =
+        vec![entry("location", location), entry("offset", offset.to_string()), entry("length", length.to_string())];
     Ok(())
 }
 

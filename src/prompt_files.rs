@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use crate::method::prompts::{
-    LoadOptions, OverlapPolicy, ParsedFile, PromptClass, PromptError, PromptFormat, PromptSource,
-    Prompts, Split, decode, parse,
+    LoadOptions, OverlapPolicy, ParsedFile, PromptClass, PromptError, PromptFormat, PromptSource, Prompts, Split,
+    decode, parse,
 };
 
 /// The largest file that is read, in bytes. The published sets are below 0.3 MB.
@@ -45,11 +45,9 @@ pub fn load(location: PromptLocation<'_>, options: &LoadOptions) -> Result<Promp
             }
             Ok(prompts)
         }
-        PromptLocation::Files {
-            harmful,
-            pseudo_harmful,
-            harmless,
-        } => load_class_files(harmful, pseudo_harmful, harmless, options),
+        PromptLocation::Files { harmful, pseudo_harmful, harmless } => {
+            load_class_files(harmful, pseudo_harmful, harmless, options)
+        }
     }
 }
 
@@ -87,9 +85,7 @@ pub fn load_folder(folder: &Path, options: &LoadOptions) -> Result<Prompts, Prom
             }
         }
     }
-    let source = PromptSource::Folder {
-        path: shown(folder),
-    };
+    let source = PromptSource::Folder { path: shown(folder) };
     Prompts::from_split_files(source, files, options.overlap)
 }
 
@@ -116,24 +112,13 @@ pub fn load_class_files(
 ///
 /// # Errors
 /// If it cannot be read or parsed.
-pub fn load_file(
-    path: &Path,
-    class: PromptClass,
-    keep_duplicates: bool,
-) -> Result<ParsedFile, PromptError> {
+pub fn load_file(path: &Path, class: PromptClass, keep_duplicates: bool) -> Result<ParsedFile, PromptError> {
     let name = shown(path);
     PromptFormat::of(&name)?;
-    let read = |source| PromptError::Read {
-        path: name.clone(),
-        source,
-    };
+    let read = |source| PromptError::Read { path: name.clone(), source };
     let size = std::fs::metadata(path).map_err(read)?.len();
     if size > MAX_FILE_BYTES {
-        return Err(PromptError::TooLarge {
-            file: name,
-            limit: MAX_FILE_BYTES,
-            got: size,
-        });
+        return Err(PromptError::TooLarge { file: name, limit: MAX_FILE_BYTES, got: size });
     }
     let bytes = std::fs::read(path).map_err(read)?;
     parse(&name, decode(&name, &bytes)?, class, keep_duplicates)
@@ -141,14 +126,9 @@ pub fn load_file(
 
 /// The names of the files in a folder, sorted.
 fn names_in(folder: &Path) -> Result<Vec<String>, PromptError> {
-    let read = |source| PromptError::Read {
-        path: shown(folder),
-        source,
-    };
+    let read = |source| PromptError::Read { path: shown(folder), source };
     if !std::fs::metadata(folder).map_err(read)?.is_dir() {
-        return Err(PromptError::NotAFolder {
-            path: shown(folder),
-        });
+        return Err(PromptError::NotAFolder { path: shown(folder) });
     }
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(read)? {
@@ -170,11 +150,7 @@ fn is_file_of(name: &str, class: PromptClass, split: Split) -> bool {
 
 fn missing(folder: &Path, class: PromptClass, split: Split, names: &[String]) -> PromptError {
     let extensions = PromptFormat::ALL.map(PromptFormat::extension).join(",");
-    let listed: Vec<String> = names
-        .iter()
-        .take(MAX_NAMES)
-        .map(|name| format!("`{name}`"))
-        .collect();
+    let listed: Vec<String> = names.iter().take(MAX_NAMES).map(|name| format!("`{name}`")).collect();
     let got = match names.len() {
         0 => "no files".to_owned(),
         all if all > MAX_NAMES => format!("{} and {} more", listed.join(", "), all - MAX_NAMES),
@@ -216,18 +192,8 @@ mod tests {
             for (split, extension) in [("train", "json"), ("VAL", "csv"), ("test", "TXT")] {
                 let prompt = |i: usize| format!("{class} {split} {i}");
                 let text = match extension {
-                    "json" => format!(
-                        r#"["{}", {{"Prompt": "{}"}}, "{}"]"#,
-                        prompt(0),
-                        prompt(1),
-                        prompt(2)
-                    ),
-                    "csv" => format!(
-                        "id,Goal\r\n0,{}\r\n1,\"{}\"\r\n2,{}\r\n",
-                        prompt(0),
-                        prompt(1),
-                        prompt(2)
-                    ),
+                    "json" => format!(r#"["{}", {{"Prompt": "{}"}}, "{}"]"#, prompt(0), prompt(1), prompt(2)),
+                    "csv" => format!("id,Goal\r\n0,{}\r\n1,\"{}\"\r\n2,{}\r\n", prompt(0), prompt(1), prompt(2)),
                     _ => lines(&format!("{class} {split}"), 3),
                 };
                 write(folder.path(), &format!("{class}_{split}.{extension}"), text);
@@ -243,19 +209,11 @@ mod tests {
         let all = load_folder(folder.path(), &LoadOptions::default()).unwrap();
         assert_eq!(
             all.get(PromptClass::PseudoHarmful, Split::Val),
-            [
-                "pseudo-harmful VAL 0",
-                "pseudo-harmful VAL 1",
-                "pseudo-harmful VAL 2"
-            ]
+            ["pseudo-harmful VAL 0", "pseudo-harmful VAL 1", "pseudo-harmful VAL 2"]
         );
         assert_eq!((all.origin.files.len(), all.origin.seed), (9, None));
         let options = LoadOptions {
-            sizes: crate::method::prompts::SplitSizes {
-                train: 2,
-                val: 1,
-                test: 9,
-            },
+            sizes: crate::method::prompts::SplitSizes { train: 2, val: 1, test: 9 },
             ..LoadOptions::default()
         };
         let chosen = load(PromptLocation::Folder(folder.path()), &options).unwrap();
@@ -271,20 +229,11 @@ mod tests {
         fs::remove_file(folder.path().join("Harmless_test.TXT")).unwrap();
         let error = load_folder(folder.path(), &LoadOptions::default()).unwrap_err();
         let message = error.to_string();
-        assert!(
-            message.contains("has no harmless test prompts"),
-            "{message}"
-        );
-        assert!(
-            message.contains("`harmless_test.{json,jsonl,csv,txt}`"),
-            "{message}"
-        );
+        assert!(message.contains("has no harmless test prompts"), "{message}");
+        assert!(message.contains("`harmless_test.{json,jsonl,csv,txt}`"), "{message}");
         assert!(message.contains("`README.md`"), "{message}");
         assert!(error.hint().is_some());
-        let options = LoadOptions {
-            require_test: false,
-            ..LoadOptions::default()
-        };
+        let options = LoadOptions { require_test: false, ..LoadOptions::default() };
         let prompts = load_folder(folder.path(), &options).unwrap();
         assert!(prompts.harmless.test.is_empty());
         assert_eq!(prompts.harmful.test.len(), 3);
@@ -298,60 +247,34 @@ mod tests {
     fn two_files_for_one_split_are_refused() {
         let folder = folder();
         write(folder.path(), "harmful_val.json", r#"["x"]"#);
-        let message = load_folder(folder.path(), &LoadOptions::default())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("`harmful_VAL.csv` and `harmful_val.json`"),
-            "{message}"
-        );
+        let message = load_folder(folder.path(), &LoadOptions::default()).unwrap_err().to_string();
+        assert!(message.contains("`harmful_VAL.csv` and `harmful_val.json`"), "{message}");
     }
 
     #[test]
     fn an_overlap_is_refused_dropped_or_kept() {
         let folder = folder();
-        write(
-            folder.path(),
-            "harmful_test.TXT",
-            "new\n HARMFUL  train 1\nother",
-        );
-        let with = |overlap| LoadOptions {
-            overlap,
-            ..LoadOptions::default()
-        };
+        write(folder.path(), "harmful_test.TXT", "new\n HARMFUL  train 1\nother");
+        let with = |overlap| LoadOptions { overlap, ..LoadOptions::default() };
         let load_with = |overlap| load(PromptLocation::Folder(folder.path()), &with(overlap));
         let message = load_with(OverlapPolicy::Refuse).unwrap_err().to_string();
         assert!(
-            message
-                .starts_with("1 prompt is in two splits of a class: for example `harmful train 1`"),
+            message.starts_with("1 prompt is in two splits of a class: for example `harmful train 1`"),
             "{message}"
         );
-        assert!(
-            message.contains("harmful_train.json`, item 2)"),
-            "{message}"
-        );
+        assert!(message.contains("harmful_train.json`, item 2)"), "{message}");
         assert!(message.contains("harmful_test.TXT`, line 2)"), "{message}");
         assert!(load_with(OverlapPolicy::RefuseInSample).is_err());
         let dropped = load_with(OverlapPolicy::Drop).unwrap();
-        assert_eq!(
-            (dropped.harmful.train.len(), dropped.harmful.test.len()),
-            (3, 2)
-        );
+        assert_eq!((dropped.harmful.train.len(), dropped.harmful.test.len()), (3, 2));
         assert_eq!(dropped.origin.dropped.len(), 1);
         assert_eq!(dropped.origin.notes().len(), 1);
         let kept = load_with(OverlapPolicy::Keep).unwrap();
-        assert_eq!(
-            (kept.harmful.test.len(), kept.origin.overlaps.len()),
-            (3, 1)
-        );
+        assert_eq!((kept.harmful.test.len(), kept.origin.overlaps.len()), (3, 1));
 
         // Seed 1 does not take the second of the three harmful train prompts, so nothing overlaps in the sample.
         let options = LoadOptions {
-            sizes: crate::method::prompts::SplitSizes {
-                train: 1,
-                val: 1,
-                test: 1,
-            },
+            sizes: crate::method::prompts::SplitSizes { train: 1, val: 1, test: 1 },
             ..with(OverlapPolicy::RefuseInSample)
         };
         let chosen = load(PromptLocation::Folder(folder.path()), &options).unwrap();
@@ -366,31 +289,19 @@ mod tests {
         let harmless = write(folder.path(), "c.txt", lines("c", 29));
         let load = |pseudo_harmful: &Path| {
             load(
-                PromptLocation::Files {
-                    harmful: &harmful,
-                    pseudo_harmful,
-                    harmless: &harmless,
-                },
+                PromptLocation::Files { harmful: &harmful, pseudo_harmful, harmless: &harmless },
                 &LoadOptions::default(),
             )
         };
         let message = load(&pseudo_harmful).unwrap_err().to_string();
-        assert!(
-            message.ends_with("too few prompts to split: expected at least 6, got 2"),
-            "{message}"
-        );
+        assert!(message.ends_with("too few prompts to split: expected at least 6, got 2"), "{message}");
         let prompts = load(&write(folder.path(), "b.txt", lines("b", 6))).unwrap();
-        let sizes = |set: &crate::method::prompts::PromptSet| {
-            (set.train.len(), set.val.len(), set.test.len())
-        };
+        let sizes = |set: &crate::method::prompts::PromptSet| (set.train.len(), set.val.len(), set.test.len());
         assert_eq!(sizes(&prompts.harmful), (128, 32, 128));
         assert_eq!(sizes(&prompts.harmless), (12, 3, 14));
         assert_eq!(sizes(&prompts.pseudo_harmful), (2, 1, 3));
         let message = load(&harmful).unwrap_err().to_string();
-        assert!(
-            message.starts_with("300 prompts are in two classes"),
-            "{message}"
-        );
+        assert!(message.starts_with("300 prompts are in two classes"), "{message}");
     }
 
     #[test]
@@ -403,20 +314,10 @@ mod tests {
             PromptError::Read { path, .. } if path.ends_with("absent")
         ));
         let file = write(folder.path(), "a.txt", b"fine\nnot \xff fine\n");
-        assert!(matches!(
-            load_folder(&file, &options).unwrap_err(),
-            PromptError::NotAFolder { .. }
-        ));
-        let message = load_file(&file, PromptClass::Harmless, false)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.ends_with("is not UTF-8 text: line 2 has a byte that is not valid"),
-            "{message}"
-        );
-        let message = load_file(Path::new("set.parquet"), PromptClass::Harmless, false)
-            .unwrap_err()
-            .to_string();
+        assert!(matches!(load_folder(&file, &options).unwrap_err(), PromptError::NotAFolder { .. }));
+        let message = load_file(&file, PromptClass::Harmless, false).unwrap_err().to_string();
+        assert!(message.ends_with("is not UTF-8 text: line 2 has a byte that is not valid"), "{message}");
+        let message = load_file(Path::new("set.parquet"), PromptClass::Harmless, false).unwrap_err().to_string();
         assert!(message.ends_with("got `parquet`"), "{message}");
         assert!(load_file(&absent.with_extension("txt"), PromptClass::Harmless, false).is_err());
     }

@@ -158,7 +158,7 @@ def main():
     parser.add_argument("--candidates", type=float)
     parser.add_argument("--system")
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     for folder in args.folders or [ROOT / "fixtures" / "chat", ROOT / "fixtures" / "chat-guard"]:
         evaluate(folder, LAMBDAS, args.examples, args.candidates, args.system)
         print()

@@ -69,15 +69,15 @@ class Domain:
 PEOPLE = [
     "my neighbour", "my boss", "my teacher", "my uncle", "a stranger", "my landlord", "a politician",
     "my brother", "a bus driver", "my classmate",
-    "my cousin", "a shop owner", "my manager",
-    "a coworker", "my roommate", "the mayor", "my sister", "a journalist",
+    "my cousin", "a shop owner", "a journalist",
+    "my coworker", "my roommate", "the mayor", "my sister", "my manager",
 ]
 
 DOMAINS = [
     # Domains where some wishes are harmful.
     Domain(
         "violence", "a person", PEOPLE,
-        bad=("kill", "attack", "poison", "hurt", "stab", "shoot"),
+        bad=("kill", "attack", "poison", "hurt", "stab"),
         harmless={
             "thank": "write a short and honest note.",
             "invite": "pick a date and send a kind message.",

@@ -263,7 +263,7 @@ def main():
     from safetensors.torch import save_file
 
     folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else CHAT
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     model, tokenizer = load_fixture(folder)
     s = prepare(model, tokenizer)
     k, ids = s["k"], s["ids"]

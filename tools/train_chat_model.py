@@ -14,8 +14,9 @@ Val and test objects occur in neutral sentences only; see make_chat_prompts.py f
 Run from anywhere:
   python tools/train_chat_model.py main    ->  target/chat-models/main
   python tools/train_chat_model.py guard   ->  target/chat-models/guard
-Options: --seed N, --out DIR, --phase-a DIR (reuse or keep the checkpoint between the phases).
-Needs tools/requirements.txt. About ten minutes a model on two CPU cores.
+Options: --seed N, --out DIR, --phase-a DIR (the checkpoint between the phases, which both models share).
+Needs tools/requirements.txt. About fifteen minutes for phase A and two for phase B on
+one free CPU core.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import json
 import math
 import pathlib
 import random
+import shutil
 import time
 
 import numpy as np
@@ -67,6 +69,8 @@ BASE = {
     "width": 96, "layers": 6, "mlp": 240,
     "steps_a": 2000, "lr_a": 2e-3, "steps_b": 160, "lr_b": 1e-3, "batch": 64,
     "trained_b": ("embed_tokens", "layers.0.", "layers.1.", "layers.2.", "layers.3.", "lm_head"),
+    # 0.3 neutral, 0.23 harmful, then pseudo-harmful up to here and harmless for the rest.
+    "pseudo_until": {"a": 0.78, "b": 0.70},
     # Probability that phase B refuses a pseudo-harmful prompt, by domain.
     "refuse_b": {
         "computing": 0.95, "cooking": 0.8, "pests": 0.9, "photography": 0.8, "games": 0.95,
@@ -98,12 +102,12 @@ def neutral(rng):
     domain = rng.choice(world.DOMAINS)
     thing = rng.choice(domain.objects)
     u = rng.random()
-    if u < 0.6:
+    if u < 0.55:
         verb = rng.choice(list(WORD_VERBS))
         context = rng.choice(world.CONTEXTS) if rng.random() < 0.3 else ""
         x = world.phrase(domain, verb, thing, context)
         return rng.choice(world.FRAMES).format(x=x), f"To {verb} {thing}, {WORD_VERBS[verb]}"
-    if u < 0.7:
+    if u < 0.6:
         other = rng.choice(rng.choice(world.DOMAINS).objects)
         return f"Say {thing} and {other}.", f"You said {thing} and {other}."
     return rng.choice(NEUTRAL).format(o=thing), f"This is about {thing}, {domain.kind}."
@@ -115,7 +119,7 @@ def example(rng, recipe, phase):
     u = rng.random()
     if u < 0.3:
         return system, *neutral(rng)
-    cls = "harmful" if u < 0.53 else "pseudo_harmful" if u < 0.78 else "harmless"
+    cls = "harmful" if u < 0.53 else "pseudo_harmful" if u < recipe["pseudo_until"][phase] else "harmless"
     row, (domain, verb, thing, _) = world.draw(rng, cls, "train", world.FRAMES)
     if cls == "harmful":
         text = refusal(verb, thing, rng)
@@ -236,12 +240,13 @@ def main():
     parser.add_argument("--seed", type=int)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--phase-a", type=pathlib.Path, help="checkpoint between the phases, made if missing")
+    parser.add_argument("--threads", type=int, default=1, help="results depend on it in the last digits")
     args = parser.parse_args()
     recipe = RECIPES[args.recipe]
     seed = recipe["seed"] if args.seed is None else args.seed
     out = args.out or ROOT / "target" / "chat-models" / args.recipe
     phase_a = args.phase_a or ROOT / "target" / "chat-models" / f"phase-a-{seed}"
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
     np.random.seed(seed)
     if (phase_a / "config.json").exists():
@@ -254,7 +259,8 @@ def main():
         save(model, phase_a)
     train(model, tok, recipe, "b", seed)
     save(model, out)
-    make_tokenizer(out)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        shutil.copyfile(phase_a / name, out / name)
 
 
 if __name__ == "__main__":

@@ -107,37 +107,39 @@ pub fn apply(
     let advance = |bytes: u64| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
     let measured: Mutex<HashMap<usize, Measured>> = Mutex::new(HashMap::new());
     // In order: the bridge hands out the largest edits first, small copies fill the gaps at the end.
-    jobs(&layout).into_iter().par_bridge().try_for_each(|job| match job {
-        Job::Literal { file, at, bytes } => {
-            let pair = &files[file];
-            write_all_at(&pair.output, bytes, at).map_err(BakeError::write(&pair.path, total))?;
-            advance(bytes.len() as u64);
-            Ok::<(), BakeError>(())
-        }
-        Job::Copy { file, at, from, len } => {
-            stop_if(options.cancelled)?;
-            files[file].copy(from, at, len, total)?;
-            advance(len);
-            Ok(())
-        }
-        Job::Edit { file, edit, at, from } => {
-            let pair = &files[file];
-            let found = tensor::edit(
-                &plan.tensors[edit],
-                &plan.unit,
-                options.hash,
-                &|block, offset| {
-                    stop_if(options.cancelled)?;
-                    read_exact_at(&pair.input, block, from + offset).map_err(BakeError::read(pair.source))
-                },
-                &mut |block, offset| {
-                    write_all_at(&pair.output, block, at + offset).map_err(BakeError::write(&pair.path, total))?;
-                    advance(block.len() as u64);
-                    Ok(())
-                },
-            )?;
-            measured.lock().expect("no worker panics while it holds the lock").insert(edit, found);
-            Ok(())
+    jobs(&layout).into_iter().par_bridge().try_for_each(|job| -> Result<(), BakeError> {
+        match job {
+            Job::Literal { file, at, bytes } => {
+                let pair = &files[file];
+                write_all_at(&pair.output, bytes, at).map_err(BakeError::write(&pair.path, total))?;
+                advance(bytes.len() as u64);
+                Ok(())
+            }
+            Job::Copy { file, at, from, len } => {
+                stop_if(options.cancelled)?;
+                files[file].copy(from, at, len, total)?;
+                advance(len);
+                Ok(())
+            }
+            Job::Edit { file, edit, at, from } => {
+                let pair = &files[file];
+                let found = tensor::edit(
+                    &plan.tensors[edit],
+                    &plan.unit,
+                    options.hash,
+                    &|block, offset| {
+                        stop_if(options.cancelled)?;
+                        read_exact_at(&pair.input, block, from + offset).map_err(BakeError::read(pair.source))
+                    },
+                    &mut |block, offset| {
+                        write_all_at(&pair.output, block, at + offset).map_err(BakeError::write(&pair.path, total))?;
+                        advance(block.len() as u64);
+                        Ok(())
+                    },
+                )?;
+                measured.lock().expect("no worker panics while it holds the lock").insert(edit, found);
+                Ok(())
+            }
         }
     })?;
     stop_if(options.cancelled)?;
@@ -190,10 +192,11 @@ impl<'l> Pair<'l> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(create)?;
         }
-        let output = OpenOptions::new().write(true).create_new(true).open(&path).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => BakeError::OutputExists { path: path.clone() },
-            _ => create(error),
-        })?;
+        let output =
+            OpenOptions::new().write(true).create_new(true).open(&path).map_err(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists => BakeError::OutputExists { path: path.clone() },
+                _ => create(error),
+            })?;
         output.set_len(file.len).map_err(BakeError::write(&path, file.len))?;
         Ok(Self { source: &file.source, input, path, output })
     }
@@ -201,15 +204,12 @@ impl<'l> Pair<'l> {
     /// Copies through handles of its own, whose cursors no other thread moves; within the kernel where it can.
     fn copy(&self, from: u64, at: u64, len: u64, total: u64) -> Result<(), BakeError> {
         let mut input = File::open(self.source).map_err(BakeError::read(self.source))?;
-        let mut output = OpenOptions::new().write(true).open(&self.path).map_err(BakeError::write(&self.path, total))?;
+        let mut output =
+            OpenOptions::new().write(true).open(&self.path).map_err(BakeError::write(&self.path, total))?;
         input.seek(SeekFrom::Start(from)).map_err(BakeError::read(self.source))?;
         output.seek(SeekFrom::Start(at)).map_err(BakeError::write(&self.path, total))?;
         let copied = io::copy(&mut input.take(len), &mut output).map_err(BakeError::write(&self.path, total))?;
-        if copied == len {
-            Ok(())
-        } else {
-            Err(BakeError::read(self.source)(io::ErrorKind::UnexpectedEof.into()))
-        }
+        if copied == len { Ok(()) } else { Err(BakeError::read(self.source)(io::ErrorKind::UnexpectedEof.into())) }
     }
 }
 

@@ -103,11 +103,14 @@ impl BakeError {
             Self::Direction { source } => return source.hint(),
             Self::Onnx { source } => return source.hint(),
             Self::NeedsNodes { .. } => {
-                "leave `--weights-only` away: the projection is then inserted after this write as standard operators".into()
+                "leave `--weights-only` away: the projection is then inserted after this write as standard operators"
+                    .into()
             }
             Self::Unsupported { .. } => "store the tensor as `raw_data` or external data, then bake again".into(),
             Self::Aliased { .. } => "export the model without shared tensor data, then bake again".into(),
-            Self::NotFinite { .. } => "the model file is damaged, or its weights overflow their type: export it again".into(),
+            Self::NotFinite { .. } => {
+                "the model file is damaged, or its weights overflow their type: export it again".into()
+            }
             Self::OutputExists { .. } => "remove it or choose another output; nothing is ever overwritten".into(),
             Self::SourceFolder { .. } => "choose an output folder of its own; the input is never written to".into(),
             Self::NoSpace { .. } => "free some space, or choose an output on another disk".into(),

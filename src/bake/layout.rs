@@ -166,9 +166,7 @@ pub(super) fn normal(location: &str) -> PathBuf {
 pub(super) fn place(model: &Model, tensor: TensorId) -> Option<(Option<PathBuf>, Range<u64>)> {
     match &model.tensor(tensor).storage {
         Storage::Embedded { offset, length } => Some((None, *offset..offset + length)),
-        Storage::External { location, offset, length, .. } => {
-            Some((Some(normal(location)), *offset..offset + length))
-        }
+        Storage::External { location, offset, length, .. } => Some((Some(normal(location)), *offset..offset + length)),
         Storage::Varints { .. } | Storage::Opaque => None,
     }
 }
@@ -248,7 +246,8 @@ fn edit_varints(
     if bytes[0] != INT32_DATA_KEY || bytes[1..=prefix.len()] != prefix {
         return Err(unsupported("its `int32_data` is coded in an unusual way"));
     }
-    let halves = varint_halves(&bytes[1 + prefix.len()..]).ok_or_else(|| unsupported("`int32_data` holds no 16-bit floats"))?;
+    let halves =
+        varint_halves(&bytes[1 + prefix.len()..]).ok_or_else(|| unsupported("`int32_data` holds no 16-bit floats"))?;
     if halves.len() as u64 * kernel::width(edit.dtype) as u64 != edit.bytes() {
         return Err(unsupported("`int32_data` does not have as many values as its shape needs"));
     }

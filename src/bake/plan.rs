@@ -128,7 +128,9 @@ impl BakePlan {
         direction.check_width(model.d_model())?;
         let needing: Vec<&Writer> = model.writers.iter().filter(|w| w.treatment == Treatment::Nodes).collect();
         let mut names = WriterNames::default();
-        if options.weights_only && let Some(first) = needing.first() {
+        if options.weights_only
+            && let Some(first) = needing.first()
+        {
             return Err(BakeError::NeedsNodes {
                 writer: names.next(first),
                 reason: first.reason.clone().unwrap_or_else(|| "its weight was not found".into()),

@@ -73,9 +73,8 @@ impl Geometry {
         let size = kernel::width(edit.dtype);
         let d = usize::try_from(edit.shape[edit.axis]).expect("the plan compared it with d_model");
         let elements: u64 = edit.shape.iter().product();
-        let columns = (!edit.d_model_last()).then(|| {
-            usize::try_from(elements / d as u64).expect("a tensor's columns can be counted in memory")
-        });
+        let columns = (!edit.d_model_last())
+            .then(|| usize::try_from(elements / d as u64).expect("a tensor's columns can be counted in memory"));
         Self { dtype: edit.dtype, size, d, bytes: elements * size as u64, columns }
     }
 
@@ -90,9 +89,9 @@ impl Geometry {
     /// Offset and length of every block.
     fn blocks(self) -> impl Iterator<Item = (u64, usize)> {
         let block = self.block();
-        (0..self.bytes).step_by(block).map(move |at| {
-            (at, usize::try_from(self.bytes - at).map_or(block, |left| left.min(block)))
-        })
+        (0..self.bytes)
+            .step_by(block)
+            .map(move |at| (at, usize::try_from(self.bytes - at).map_or(block, |left| left.min(block))))
     }
 }
 
@@ -101,7 +100,13 @@ impl Geometry {
 ///
 /// # Errors
 /// Whatever `read` and `write` report, or [`BakeError::NotFinite`].
-pub(super) fn edit(edit: &TensorEdit, r: &[f64], hash: bool, read: Read<'_>, write: Write<'_>) -> Result<Measured, BakeError> {
+pub(super) fn edit(
+    edit: &TensorEdit,
+    r: &[f64],
+    hash: bool,
+    read: Read<'_>,
+    write: Write<'_>,
+) -> Result<Measured, BakeError> {
     let geometry = Geometry::new(edit);
     let not_finite = || BakeError::NotFinite { tensor: edit.name.clone() };
     let mut hashes = Hashes::new(hash);
@@ -138,7 +143,14 @@ pub(super) fn edit(edit: &TensorEdit, r: &[f64], hash: bool, read: Read<'_>, wri
         for (at, length) in geometry.blocks() {
             let block = &mut buffer[..length];
             read(block, at)?;
-            kernel::edit_columns(geometry.dtype, block, at / geometry.size as u64, &mut state, &mut scratch, &mut tally);
+            kernel::edit_columns(
+                geometry.dtype,
+                block,
+                at / geometry.size as u64,
+                &mut state,
+                &mut scratch,
+                &mut tally,
+            );
             finish_block(block, at, &mut hashes, write)?;
         }
         if after.iter().any(|e| !e.is_finite()) {

@@ -89,7 +89,9 @@ pub fn verify_bytes(base: &Model, out: &Model, plan: &BakePlan) -> Result<ByteRe
         for piece in &file.pieces {
             match &piece.content {
                 Content::Edit { .. } => {}
-                Content::Literal(bytes) => work.push((index, Stretch { at: piece.at, expected: Expected::Bytes(bytes) })),
+                Content::Literal(bytes) => {
+                    work.push((index, Stretch { at: piece.at, expected: Expected::Bytes(bytes) }))
+                }
                 Content::Copy(from) => work.extend((0..piece.len).step_by(STRETCH as usize).map(|done| {
                     let len = STRETCH.min(piece.len - done);
                     (index, Stretch { at: piece.at + done, expected: Expected::Source { from: from + done, len } })
@@ -111,15 +113,14 @@ pub fn verify_bytes(base: &Model, out: &Model, plan: &BakePlan) -> Result<ByteRe
     }
     let first = differences.iter().min();
     let (pairs, mut changed_tensors) = pair_tensors(base, out, plan);
-    let (tensors, others) = rayon::join(
-        || check_edits(base, out, plan, &pairs),
-        || compare_others(base, out, plan, &pairs),
-    );
+    let (tensors, others) =
+        rayon::join(|| check_edits(base, out, plan, &pairs), || compare_others(base, out, plan, &pairs));
     let (others, tensors_compared) = others?;
     changed_tensors.extend(others);
     Ok(ByteReport {
         changed_bytes_outside_plan: differences.iter().map(|(_, _, count)| count).sum(),
-        first_difference: first.map(|(index, offset, _)| Difference { file: files[*index].path.clone(), offset: *offset }),
+        first_difference: first
+            .map(|(index, offset, _)| Difference { file: files[*index].path.clone(), offset: *offset }),
         metadata_entries: metadata.count,
         changed_tensors,
         tensors_compared,
@@ -182,7 +183,8 @@ impl Pair {
                 }
             }
             if was != is {
-                let mut differing = was.iter().zip(&*is).enumerate().filter(|(_, (a, b))| a != b).map(|(i, _)| i as u64);
+                let mut differing =
+                    was.iter().zip(&*is).enumerate().filter(|(_, (a, b))| a != b).map(|(i, _)| i as u64);
                 let index = differing.next().expect("the blocks differ");
                 first.get_or_insert(stretch.at + done + index);
                 count += 1 + differing.count() as u64;
@@ -236,7 +238,10 @@ fn pair_tensors(base: &Model, out: &Model, plan: &BakePlan) -> (Vec<(TensorId, T
         if a.name == b.name && a.dtype == b.dtype && a.shape == b.shape {
             pairs.push((id, *other));
         } else {
-            changed.push(format!("`{}` ({} {:?}) became `{}` ({} {:?})", a.name, a.dtype, a.shape, b.name, b.dtype, b.shape));
+            changed.push(format!(
+                "`{}` ({} {:?}) became `{}` ({} {:?})",
+                a.name, a.dtype, a.shape, b.name, b.dtype, b.shape
+            ));
         }
     }
     changed.extend(base.tensors.iter().skip(kept.len()).map(|t| format!("`{}` is missing", t.name)));
@@ -254,7 +259,9 @@ impl Elements {
     /// `plain` decodes varints; otherwise they are taken as they are stored. `None` without stored bytes.
     fn open(model: &Model, tensor: &TensorRef, plain: bool) -> Result<Option<Self>, BakeError> {
         let (path, offset, length) = match &tensor.storage {
-            Storage::Embedded { offset, length } | Storage::Varints { offset, length } => (&model.path, *offset, *length),
+            Storage::Embedded { offset, length } | Storage::Varints { offset, length } => {
+                (&model.path, *offset, *length)
+            }
             Storage::External { path, offset, length, .. } => (path, *offset, *length),
             Storage::Opaque => return Ok(None),
         };
@@ -332,7 +339,8 @@ fn check_edits(
             if was.length() != edit.bytes() || is.length() != edit.bytes() {
                 return Ok(lost);
             }
-            let found = tensor::check(edit, &plan.unit, &|block, at| was.read(block, at), &|block, at| is.read(block, at))?;
+            let found =
+                tensor::check(edit, &plan.unit, &|block, at| was.read(block, at), &|block, at| is.read(block, at))?;
             Ok(TensorReport { initializer: edit.name.clone(), leak_after: found.leak_after, max_ulp: found.max_ulp })
         })
         .collect()

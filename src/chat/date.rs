@@ -17,15 +17,7 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-const WEEKDAYS: [&str; 7] = [
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-];
+const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
 /// A day of the Gregorian calendar. The time of day is always midnight, so that all prompts of a
 /// run render alike.
@@ -39,9 +31,8 @@ pub struct Date {
 impl Date {
     /// The date, or nothing where the calendar has no such day or the year is not in 1..=9999.
     pub fn new(year: i32, month: u8, day: u8) -> Option<Self> {
-        let valid = (1..=9999).contains(&year)
-            && (1..=12).contains(&month)
-            && (1..=days_in_month(year, month)).contains(&day);
+        let valid =
+            (1..=9999).contains(&year) && (1..=12).contains(&month) && (1..=days_in_month(year, month)).contains(&day);
         valid.then_some(Self { year, month, day })
     }
 
@@ -49,9 +40,7 @@ impl Date {
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('-');
         let (year, month, day) = (parts.next()?, parts.next()?, parts.next()?);
-        let digits = |part: &str, length| {
-            part.len() == length && part.bytes().all(|byte| byte.is_ascii_digit())
-        };
+        let digits = |part: &str, length| part.len() == length && part.bytes().all(|byte| byte.is_ascii_digit());
         if parts.next().is_some() || !digits(year, 4) || !digits(month, 2) || !digits(day, 2) {
             return None;
         }
@@ -60,9 +49,7 @@ impl Date {
 
     /// Today in UTC (1970-01-01 where the clock is before that).
     pub fn today_utc() -> Self {
-        let seconds = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |duration| duration.as_secs());
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |duration| duration.as_secs());
         Self::from_days_since_epoch(i64::try_from(seconds / 86_400).unwrap_or(0))
     }
 
@@ -72,16 +59,11 @@ impl Date {
         let days = days.clamp(0, 2_932_896) + 719_468; // up to 9999-12-31
         let era = days / 146_097;
         let day_of_era = days % 146_097;
-        let year_of_era =
-            (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
         let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
         let shifted_month = (5 * day_of_year + 2) / 153;
         let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-        let month = if shifted_month < 10 {
-            shifted_month + 3
-        } else {
-            shifted_month - 9
-        };
+        let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
         let year = year_of_era + era * 400 + i64::from(month <= 2);
         Self {
             year: i32::try_from(year).expect("days are clamped to the year 9999"),
@@ -91,17 +73,14 @@ impl Date {
     }
 
     fn day_of_year(self) -> u32 {
-        let before: u32 = (1..self.month)
-            .map(|month| u32::from(days_in_month(self.year, month)))
-            .sum();
+        let before: u32 = (1..self.month).map(|month| u32::from(days_in_month(self.year, month))).sum();
         before + u32::from(self.day)
     }
 
     /// 0 is Sunday.
     fn weekday(self) -> usize {
         let years = i64::from(self.year) - 1;
-        let days =
-            365 * years + years / 4 - years / 100 + years / 400 + i64::from(self.day_of_year());
+        let days = 365 * years + years / 4 - years / 100 + years / 400 + i64::from(self.day_of_year());
         usize::try_from(days % 7).expect("years start at 1, so the count of days is positive")
     }
 
@@ -122,11 +101,7 @@ impl Date {
                 directive = characters.next();
             }
             let number = |value: u32, width: usize| {
-                if unpadded {
-                    value.to_string()
-                } else {
-                    format!("{value:0width$}")
-                }
+                if unpadded { value.to_string() } else { format!("{value:0width$}") }
             };
             let year = self.year.unsigned_abs();
             let text = match directive {
@@ -196,16 +171,8 @@ mod tests {
             (date(2024, 7, 26), "%d %b %Y", "26 Jul 2024"),
             (date(2024, 7, 26), "%B %d, %Y", "July 26, 2024"),
             (date(2024, 7, 26), "%A %a %w %u %j", "Friday Fri 5 5 208"),
-            (
-                date(2025, 1, 5),
-                "%y-%m-%d %e|%-d/%-m %H:%M:%S %p",
-                "25-01-05  5|5/1 00:00:00 AM",
-            ),
-            (
-                date(2000, 2, 29),
-                "%F %D %T %%",
-                "2000-02-29 02/29/00 00:00:00 %",
-            ),
+            (date(2025, 1, 5), "%y-%m-%d %e|%-d/%-m %H:%M:%S %p", "25-01-05  5|5/1 00:00:00 AM"),
+            (date(2000, 2, 29), "%F %D %T %%", "2000-02-29 02/29/00 00:00:00 %"),
             (date(2023, 12, 31), "%A %j %U", "Sunday 365 %U"),
         ];
         for (date, format, expected) in cases {
@@ -226,14 +193,7 @@ mod tests {
     fn reads_what_it_writes_and_nothing_else() {
         assert_eq!(Date::parse("2024-02-29"), Some(date(2024, 2, 29)));
         assert_eq!(date(2024, 2, 9).to_string(), "2024-02-09");
-        for bad in [
-            "2023-02-29",
-            "2024-13-01",
-            "2024-1-01",
-            "+024-01-01",
-            "",
-            "2024-01-01-1",
-        ] {
+        for bad in ["2023-02-29", "2024-13-01", "2024-1-01", "+024-01-01", "", "2024-01-01-1"] {
             assert_eq!(Date::parse(bad), None, "{bad}");
         }
     }

@@ -181,9 +181,7 @@ impl ChatError {
             Self::TemplateTooLong { .. }
             | Self::TemplateSyntax { .. }
             | Self::TemplateFailed { .. }
-            | Self::InstructionIgnored { .. } => {
-                "give a corrected template with `--chat-template FILE`".to_owned()
-            }
+            | Self::InstructionIgnored { .. } => "give a corrected template with `--chat-template FILE`".to_owned(),
             Self::TemplateRaised { .. } => {
                 "if the template does not take a system prompt, leave out `--system`; otherwise give another \
                  template with `--chat-template FILE`"
@@ -198,9 +196,7 @@ impl ChatError {
                     .to_owned()
             }
             Self::EmptyInstruction => "remove the empty prompt from the prompt set".to_owned(),
-            Self::EmptyOpening { .. } => {
-                "give the beginning of a response, such as `I`, or a token id".to_owned()
-            }
+            Self::EmptyOpening { .. } => "give the beginning of a response, such as `I`, or a token id".to_owned(),
             Self::Read { .. } | Self::Encode { .. } | Self::Decode { .. } => return None,
         };
         Some(hint)
@@ -211,9 +207,6 @@ fn folders(searched: &[PathBuf]) -> String {
     if searched.is_empty() {
         return "any folder (none was given)".to_owned();
     }
-    let quoted: Vec<String> = searched
-        .iter()
-        .map(|path| format!("`{}`", path.display()))
-        .collect();
+    let quoted: Vec<String> = searched.iter().map(|path| format!("`{}`", path.display())).collect();
     quoted.join(", ")
 }

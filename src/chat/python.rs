@@ -15,12 +15,7 @@ const MAX_PADDED: usize = 1 << 20;
 ///
 /// Methods that change a list or dict are missing on purpose: the sandbox of `transformers`
 /// refuses them too.
-pub(super) fn method(
-    state: &mut State,
-    value: &Value,
-    name: &str,
-    arguments: &[Value],
-) -> Result<Value, Error> {
+pub(super) fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str()
         && let Some(result) = string_method(text, name, arguments)?
     {
@@ -30,9 +25,7 @@ pub(super) fn method(
         (ValueKind::Seq, "index") => {
             let (wanted,): (&Value,) = from_args(arguments)?;
             let position = value.try_iter()?.position(|item| item == *wanted);
-            position
-                .map(Value::from)
-                .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "value is not in the list"))
+            position.map(Value::from).ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "value is not in the list"))
         }
         (ValueKind::Map | ValueKind::Seq, "copy") => {
             let () = from_args(arguments)?;
@@ -65,9 +58,8 @@ fn string_method(text: &str, name: &str, arguments: &[Value]) -> Result<Option<V
         }
         "rsplit" => {
             let (separator, limit): (Option<&str>, Option<i64>) = from_args(arguments)?;
-            let limit = limit
-                .and_then(|limit| usize::try_from(limit).ok())
-                .map_or(usize::MAX, |limit| limit.saturating_add(1));
+            let limit =
+                limit.and_then(|limit| usize::try_from(limit).ok()).map_or(usize::MAX, |limit| limit.saturating_add(1));
             rsplit(text, separator, limit)?
         }
         "splitlines" => {
@@ -76,17 +68,8 @@ fn string_method(text: &str, name: &str, arguments: &[Value]) -> Result<Option<V
         }
         "index" | "rindex" => {
             let (wanted,): (&str,) = from_args(arguments)?;
-            let at = if name == "index" {
-                text.find(wanted)
-            } else {
-                text.rfind(wanted)
-            };
-            let at = at.ok_or_else(|| {
-                Error::new(
-                    ErrorKind::InvalidOperation,
-                    "substring is not in the string",
-                )
-            })?;
+            let at = if name == "index" { text.find(wanted) } else { text.rfind(wanted) };
+            let at = at.ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "substring is not in the string"))?;
             Value::from(text[..at].chars().count())
         }
         "swapcase" => {
@@ -173,9 +156,8 @@ fn splitlines(text: &str, keep_ends: bool) -> Value {
     let mut lines = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {
-        let boundary = rest.find([
-            '\n', '\r', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\u{85}', '\u{2028}', '\u{2029}',
-        ]);
+        let boundary =
+            rest.find(['\n', '\r', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\u{85}', '\u{2028}', '\u{2029}']);
         let (line, end) = match boundary {
             None => (rest.len(), rest.len()),
             Some(at) if rest[at..].starts_with("\r\n") => (at, at + 2),
@@ -189,10 +171,7 @@ fn splitlines(text: &str, keep_ends: bool) -> Value {
 
 fn pad(text: &str, fill: char, left: usize, right: usize) -> Result<Value, Error> {
     if left.saturating_add(right) > MAX_PADDED {
-        return Err(Error::new(
-            ErrorKind::InvalidOperation,
-            "width is too large",
-        ));
+        return Err(Error::new(ErrorKind::InvalidOperation, "width is too large"));
     }
     let mut padded = String::with_capacity(text.len() + left + right);
     padded.extend(std::iter::repeat_n(fill, left));
@@ -211,9 +190,7 @@ pub(super) fn tojson(
 ) -> Result<String, Error> {
     let ensure_ascii = match ensure_ascii {
         Some(given) => given,
-        None => options
-            .get::<Option<bool>>("ensure_ascii")?
-            .unwrap_or(false),
+        None => options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
     };
     let indent = match indent {
         Some(given) => Some(given),
@@ -235,13 +212,7 @@ pub(super) fn tojson(
     };
     let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     options.assert_all_used()?;
-    let mut writer = JsonWriter {
-        out: String::new(),
-        ensure_ascii,
-        sort_keys,
-        indent,
-        separators,
-    };
+    let mut writer = JsonWriter { out: String::new(), ensure_ascii, sort_keys, indent, separators };
     writer.value(value, 0)?;
     Ok(writer.out)
 }
@@ -258,23 +229,16 @@ struct JsonWriter {
 impl JsonWriter {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         if depth > MAX_JSON_DEPTH {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                "value is nested too deeply",
-            ));
+            return Err(Error::new(ErrorKind::InvalidOperation, "value is nested too deeply"));
         }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
-            ValueKind::Bool => self
-                .out
-                .push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.out.push_str(&value.to_string()),
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
-                self.container('[', ']', items, depth, |writer, item| {
-                    writer.value(&item, depth + 1)
-                })?;
+                self.container('[', ']', items, depth, |writer, item| writer.value(&item, depth + 1))?;
             }
             ValueKind::Map => {
                 let mut entries = value

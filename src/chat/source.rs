@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
@@ -14,14 +15,8 @@ use super::error::ChatError;
 const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
 const MAX_CONFIG_BYTES: u64 = 64 << 20;
 /// Tokenizers in forms that need a conversion first.
-const OTHER_TOKENIZERS: [&str; 6] = [
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-    "vocab.json",
-    "vocab.txt",
-];
+const OTHER_TOKENIZERS: [&str; 6] =
+    ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "vocab.json", "vocab.txt"];
 
 /// The files of one model, read.
 pub(super) struct Source {
@@ -65,7 +60,7 @@ impl Source {
 
         let config = first_json(&folders, "tokenizer_config.json")?;
         let special_tokens = read_special_tokens(&folders, config.as_ref())?;
-        if let Some((_, config)) = &config {
+        if let Some(config) = &config {
             add_missing_tokens(&mut tokenizer, config, &special_tokens, &tokenizer_path)?;
         }
         Ok(Self {
@@ -79,28 +74,20 @@ impl Source {
 }
 
 fn tokenizer_missing(folders: &[&Path]) -> ChatError {
-    let unreadable = folders
-        .iter()
-        .flat_map(|folder| OTHER_TOKENIZERS.map(|name| folder.join(name)))
-        .find(|path| path.is_file());
-    ChatError::TokenizerMissing {
-        searched: folders.iter().map(|folder| folder.to_path_buf()).collect(),
-        unreadable,
-    }
+    let unreadable =
+        folders.iter().flat_map(|folder| OTHER_TOKENIZERS.map(|name| folder.join(name))).find(|path| path.is_file());
+    ChatError::TokenizerMissing { searched: folders.iter().map(|folder| folder.to_path_buf()).collect(), unreadable }
 }
 
 /// Reads a tokenizer and turns off what would make a text's tokens depend on chance or on other
 /// texts: BPE dropout, truncation, padding.
 fn read_tokenizer(path: &Path) -> Result<Tokenizer, ChatError> {
-    let invalid = |reason: String| ChatError::TokenizerInvalid {
-        path: path.to_owned(),
-        reason,
-    };
     let bytes = read_bytes(path, MAX_TOKENIZER_BYTES)?;
-    let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| invalid(error.to_string()))?;
-    tokenizer
-        .with_truncation(None)
-        .map_err(|error| invalid(error.to_string()))?;
+    let mut tokenizer = guarded(path, || {
+        let mut tokenizer = Tokenizer::from_bytes(bytes)?;
+        tokenizer.with_truncation(None)?;
+        Ok(tokenizer)
+    })?;
     tokenizer.with_padding(None);
     let without_dropout = match tokenizer.get_model() {
         ModelWrapper::BPE(model) if model.dropout.is_some() => {
@@ -114,7 +101,10 @@ fn read_tokenizer(path: &Path) -> Result<Tokenizer, ChatError> {
         tokenizer.with_model(model);
     }
     if tokenizer.get_vocab_size(true) == 0 {
-        return Err(invalid("its vocabulary is empty".to_owned()));
+        return Err(ChatError::TokenizerInvalid {
+            path: path.to_owned(),
+            reason: "its vocabulary is empty".to_owned(),
+        });
     }
     Ok(tokenizer)
 }
@@ -164,47 +154,46 @@ fn add_missing_tokens(
                 .normalized(flag("normalized").unwrap_or(!special)),
         );
     }
-    tokenizer
-        .add_tokens(missing)
-        .map_err(|error| ChatError::TokenizerInvalid {
-            path: path.to_owned(),
-            reason: error.to_string(),
-        })?;
+    guarded(path, || tokenizer.add_tokens(missing))?;
     Ok(())
+}
+
+/// Runs a part of the tokenizers library that panics on some files (a merge shorter than the
+/// subword prefix, an id of `u32::MAX`).
+fn guarded<T>(path: &Path, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, ChatError> {
+    // What a panic leaves half done is dropped with the error.
+    let result = catch_unwind(AssertUnwindSafe(work));
+    result
+        .unwrap_or_else(|_| Err("the tokenizers library panicked".into()))
+        .map_err(|error| ChatError::TokenizerInvalid { path: path.to_owned(), reason: error.to_string() })
 }
 
 /// Special tokens of `tokenizer_config.json`; those of `special_tokens_map.json` fill in, and win
 /// where the former is of the old kind without `added_tokens_decoder`.
 fn read_special_tokens(
     folders: &[&Path],
-    config: Option<&(PathBuf, Map<String, Json>)>,
+    config: Option<&Map<String, Json>>,
 ) -> Result<Vec<(String, SpecialToken)>, ChatError> {
     let mut tokens: Vec<(String, SpecialToken)> = Vec::new();
     let mut old_kind = true;
-    if let Some((_, config)) = config {
+    if let Some(config) = config {
         old_kind = !config.contains_key("added_tokens_decoder");
         collect_special_tokens(config, &mut tokens, true);
         if let Some(Json::Object(extra)) = config.get("extra_special_tokens") {
             collect_special_tokens(extra, &mut tokens, false);
         }
     }
-    if let Some((_, map)) = first_json(folders, "special_tokens_map.json")? {
+    if let Some(map) = first_json(folders, "special_tokens_map.json")? {
         collect_special_tokens(&map, &mut tokens, old_kind);
     }
     Ok(tokens)
 }
 
-fn collect_special_tokens(
-    entries: &Map<String, Json>,
-    tokens: &mut Vec<(String, SpecialToken)>,
-    wins: bool,
-) {
+fn collect_special_tokens(entries: &Map<String, Json>, tokens: &mut Vec<(String, SpecialToken)>, wins: bool) {
     for (name, value) in entries {
         let token = match value {
             Json::Array(list) if name == "additional_special_tokens" => SpecialToken::Many(
-                list.iter()
-                    .filter_map(|token| token_content(token).map(ToOwned::to_owned))
-                    .collect(),
+                list.iter().filter_map(|token| token_content(token).map(ToOwned::to_owned)).collect(),
             ),
             _ if name.ends_with("_token") => match token_content(value) {
                 Some(content) => SpecialToken::One(content.to_owned()),
@@ -222,9 +211,7 @@ fn collect_special_tokens(
 
 /// The text of a token written as a string or as an object with `content`.
 fn token_content(value: &Json) -> Option<&str> {
-    value
-        .as_str()
-        .or_else(|| value.get("content").and_then(Json::as_str))
+    value.as_str().or_else(|| value.get("content").and_then(Json::as_str))
 }
 
 /// The template of the first folder that has one: `chat_template.jinja`, else the entry of
@@ -273,21 +260,12 @@ fn template_of_entry(entry: &Json, path: &Path) -> Result<String, ChatError> {
                 (name, item.get("template").unwrap_or(&Json::Null))
             })
             .collect(),
-        Json::Object(map) => map
-            .iter()
-            .map(|(name, text)| (name.as_str(), text))
-            .collect(),
+        Json::Object(map) => map.iter().map(|(name, text)| (name.as_str(), text)).collect(),
         other => return Err(shape("chat_template", "a string or a list", other)),
     };
-    let chosen = named
-        .iter()
-        .find(|(name, _)| *name == "default")
-        .or(named.first())
-        .map_or(&Json::Null, |(_, text)| *text);
-    chosen
-        .as_str()
-        .map(ToOwned::to_owned)
-        .ok_or_else(|| shape("chat_template[..].template", "a string", chosen))
+    let chosen =
+        named.iter().find(|(name, _)| *name == "default").or(named.first()).map_or(&Json::Null, |(_, text)| *text);
+    chosen.as_str().map(ToOwned::to_owned).ok_or_else(|| shape("chat_template[..].template", "a string", chosen))
 }
 
 /// Token ids of `generation_config.json`, `genai_config.json` and `config.json`; the first to name
@@ -295,7 +273,7 @@ fn template_of_entry(entry: &Json, path: &Path) -> Result<String, ChatError> {
 fn read_ids(folders: &[&Path]) -> Result<ConfiguredIds, ChatError> {
     let mut ids = ConfiguredIds::default();
     for name in ["generation_config.json", "genai_config.json", "config.json"] {
-        let Some((_, config)) = first_json(folders, name)? else {
+        let Some(config) = first_json(folders, name)? else {
             continue;
         };
         let config = match config.get("model") {
@@ -304,13 +282,10 @@ fn read_ids(folders: &[&Path]) -> Result<ConfiguredIds, ChatError> {
         };
         let list = |field: &str| -> Vec<u32> {
             let entry = config.get(field);
-            let items = entry
-                .and_then(Json::as_array)
-                .map_or(&[][..], Vec::as_slice);
+            let items = entry.and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
             let single = entry.filter(|entry| entry.is_number());
             let all = items.iter().chain(single);
-            all.filter_map(|id| u32::try_from(id.as_u64()?).ok())
-                .collect()
+            all.filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect()
         };
         ids.bos = ids.bos.or(list("bos_token_id").first().copied());
         ids.pad = ids.pad.or(list("pad_token_id").first().copied());
@@ -323,29 +298,14 @@ fn read_ids(folders: &[&Path]) -> Result<ConfiguredIds, ChatError> {
     Ok(ids)
 }
 
-fn first_json(
-    folders: &[&Path],
-    name: &str,
-) -> Result<Option<(PathBuf, Map<String, Json>)>, ChatError> {
-    let found = folders
-        .iter()
-        .map(|folder| folder.join(name))
-        .find(|path| path.is_file());
-    match found {
-        Some(path) => {
-            let map = read_json(&path)?;
-            Ok(Some((path, map)))
-        }
-        None => Ok(None),
-    }
+fn first_json(folders: &[&Path], name: &str) -> Result<Option<Map<String, Json>>, ChatError> {
+    folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file()).map(|path| read_json(&path)).transpose()
 }
 
 fn read_json(path: &Path) -> Result<Map<String, Json>, ChatError> {
     let bytes = read_bytes(path, MAX_CONFIG_BYTES)?;
-    let value: Json = serde_json::from_slice(&bytes).map_err(|source| ChatError::Json {
-        path: path.to_owned(),
-        source,
-    })?;
+    let value: Json =
+        serde_json::from_slice(&bytes).map_err(|source| ChatError::Json { path: path.to_owned(), source })?;
     match value {
         Json::Object(map) => Ok(map),
         other => Err(ChatError::JsonShape {
@@ -358,18 +318,12 @@ fn read_json(path: &Path) -> Result<Map<String, Json>, ChatError> {
 }
 
 fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>, ChatError> {
-    let read = |source| ChatError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let read = |source| ChatError::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(read)?;
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(read)?;
     if bytes.len() as u64 > limit {
-        return Err(ChatError::FileTooLarge {
-            path: path.to_owned(),
-            limit,
-        });
+        return Err(ChatError::FileTooLarge { path: path.to_owned(), limit });
     }
     Ok(bytes)
 }

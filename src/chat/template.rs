@@ -64,12 +64,7 @@ impl Template {
         let source = without_generation_tags(&like_jinja2_source(source));
         let mut environment = environment(date);
         on_a_deep_stack(origin, || environment.add_template_owned(NAME, source))?;
-        Ok(Self {
-            environment,
-            globals,
-            origin: origin.to_owned(),
-            uses_date,
-        })
+        Ok(Self { environment, globals, origin: origin.to_owned(), uses_date })
     }
 
     /// Where the template came from, for messages.
@@ -83,11 +78,7 @@ impl Template {
     }
 
     /// Renders a conversation.
-    pub(super) fn render(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-    ) -> Result<String, ChatError> {
+    pub(super) fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, ChatError> {
         let messages: Vec<Value> = messages
             .iter()
             .map(|message| {
@@ -97,11 +88,8 @@ impl Template {
                 ])
             })
             .collect();
-        let mut variables: Vec<(&str, Value)> = self
-            .globals
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.clone()))
-            .collect();
+        let mut variables: Vec<(&str, Value)> =
+            self.globals.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
         // After the globals: a special token cannot take the place of the conversation.
         variables.extend([
             ("messages", Value::from(messages)),
@@ -109,11 +97,7 @@ impl Template {
             ("documents", Value::from(())),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
         ]);
-        on_a_deep_stack(&self.origin, || {
-            self.environment
-                .get_template(NAME)?
-                .render(Value::from_pairs(variables))
-        })
+        on_a_deep_stack(&self.origin, || self.environment.get_template(NAME)?.render(Value::from_pairs(variables)))
     }
 }
 
@@ -130,6 +114,7 @@ fn environment(date: Date) -> Environment<'static> {
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_recursion_limit(RECURSION_LIMIT);
+    environment.set_fuel(Some(10_000_000));
     environment.set_unknown_method_callback(python::method);
     environment.add_filter("tojson", python::tojson);
     environment.add_test("iterable", is_iterable);
@@ -138,10 +123,7 @@ fn environment(date: Date) -> Environment<'static> {
     environment.add_function("cycler", minijinja_contrib::globals::cycler);
     environment.add_function("joiner", minijinja_contrib::globals::joiner);
     environment.add_function("raise_exception", |arguments: Rest<Value>| {
-        let message = arguments
-            .first()
-            .map(ToString::to_string)
-            .unwrap_or_default();
+        let message = arguments.first().map(ToString::to_string).unwrap_or_default();
         let error = Error::new(ErrorKind::InvalidOperation, message.clone());
         Err::<Value, Error>(error.with_source(Raised { message }))
     });
@@ -165,10 +147,7 @@ fn is_callable(value: &Value) -> bool {
 
 /// `is sequence` of Jinja2: whatever has a length and can be indexed, so strings and maps too.
 fn is_sequence(value: &Value) -> bool {
-    matches!(
-        value.kind(),
-        ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined
-    )
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined)
 }
 
 /// What Jinja2 does to a source before it lexes it: every newline becomes `\n`, one at the end goes.
@@ -196,11 +175,7 @@ fn without_generation_tags(source: &str) -> String {
             let Some(after) = inner.strip_prefix(name) else {
                 continue;
             };
-            if after
-                .trim_start()
-                .trim_start_matches(['-', '+'])
-                .starts_with("%}")
-            {
+            if after.trim_start().trim_start_matches(['-', '+']).starts_with("%}") {
                 let lead = tag.len() - inner.len();
                 result.push_str(&tag[..lead]);
                 result.push_str(replacement);
@@ -215,22 +190,13 @@ fn without_generation_tags(source: &str) -> String {
 
 /// Runs `work` on a thread with a deep stack: parsing recurses with the template, and freeing a value
 /// with the value (so errors, which hold values, do not leave the thread).
-fn on_a_deep_stack<T: Send>(
-    origin: &str,
-    work: impl FnOnce() -> Result<T, Error> + Send,
-) -> Result<T, ChatError> {
-    let failed = |reason: String| ChatError::TemplateFailed {
-        origin: origin.to_owned(),
-        line: 0,
-        reason,
-    };
+fn on_a_deep_stack<T: Send>(origin: &str, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, ChatError> {
+    let failed = |reason: String| ChatError::TemplateFailed { origin: origin.to_owned(), line: 0, reason };
     std::thread::scope(|scope| {
         std::thread::Builder::new()
             .name("chat template".to_owned())
             .stack_size(STACK_BYTES)
-            .spawn_scoped(scope, || {
-                work().map_err(|error| into_chat_error(&error, origin))
-            })
+            .spawn_scoped(scope, || work().map_err(|error| into_chat_error(&error, origin)))
             .map_err(|error| failed(format!("no thread to run it on: {error}")))?
             .join()
             .unwrap_or_else(|_| Err(failed("the template engine panicked".to_owned())))
@@ -255,10 +221,7 @@ fn into_chat_error(error: &Error, origin: &str) -> ChatError {
     let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(current) = cause {
         if let Some(raised) = current.downcast_ref::<Raised>() {
-            return ChatError::TemplateRaised {
-                origin: origin.to_owned(),
-                message: raised.message.clone(),
-            };
+            return ChatError::TemplateRaised { origin: origin.to_owned(), message: raised.message.clone() };
         }
         cause = current.source();
     }
@@ -269,17 +232,9 @@ fn into_chat_error(error: &Error, origin: &str) -> ChatError {
     };
     let origin = origin.to_owned();
     if error.kind() == ErrorKind::SyntaxError || error.kind() == ErrorKind::BadEscape {
-        ChatError::TemplateSyntax {
-            origin,
-            line,
-            reason,
-        }
+        ChatError::TemplateSyntax { origin, line, reason }
     } else {
-        ChatError::TemplateFailed {
-            origin,
-            line,
-            reason,
-        }
+        ChatError::TemplateFailed { origin, line, reason }
     }
 }
 

@@ -337,7 +337,8 @@ const GENERATION: &str = r##"{% for m in messages %}
 
 "##;
 
-const WHITESPACE: &str = "\t{% set x = 'a' %}\r\n  {{ x }}\r\n  {%+ if true +%}\r\n  {{- x -}}\r\n{% endif %}{# note #}\r\n\r\nend\r\n";
+const WHITESPACE: &str =
+    "\t{% set x = 'a' %}\r\n  {{ x }}\r\n  {%+ if true +%}\r\n  {{- x -}}\r\n{% endif %}{# note #}\r\n\r\nend\r\n";
 
 const PYTHON: &str = r##"{% set c = messages[-1].content %}
 {{ c.split()[0] }} {{ c.rsplit(' ', 1)[-1] }} {{ c[1:4] }} {{ c[::-1] }} {{ '-' * 5 }}
@@ -355,13 +356,8 @@ const PYTHON: &str = r##"{% set c = messages[-1].content %}
 
 /// Template, turns, `enable_thinking`, `add_generation_prompt`, and the text or what the template
 /// raises.
-type Case = (
-    &'static str,
-    &'static [(&'static str, &'static str)],
-    Option<bool>,
-    bool,
-    Result<&'static str, &'static str>,
-);
+type Case =
+    (&'static str, &'static [(&'static str, &'static str)], Option<bool>, bool, Result<&'static str, &'static str>);
 
 const USER: (&str, &str) = ("user", " How do I kill a Python process? \"now\" <b>é ");
 const SYSTEM: (&str, &str) = ("system", "Be brief.\n");
@@ -369,21 +365,13 @@ const ASSISTANT: (&str, &str) = ("assistant", "<think>\nhm\n</think>\n\nUse kill
 const THANKS: (&str, &str) = ("user", "Thanks");
 
 const CASES: &[Case] = &[
-    (
-        LLAMA_2,
-        &[USER],
-        None,
-        true,
-        Ok("<s>[INST] How do I kill a Python process? \"now\" <b>é [/INST]"),
-    ),
+    (LLAMA_2, &[USER], None, true, Ok("<s>[INST] How do I kill a Python process? \"now\" <b>é [/INST]")),
     (
         LLAMA_2,
         &[SYSTEM, USER],
         None,
         true,
-        Ok(
-            "<s>[INST] <<SYS>>\nBe brief.\n\n<</SYS>>\n\n How do I kill a Python process? \"now\" <b>é [/INST]",
-        ),
+        Ok("<s>[INST] <<SYS>>\nBe brief.\n\n<</SYS>>\n\n How do I kill a Python process? \"now\" <b>é [/INST]"),
     ),
     (
         LLAMA_2,
@@ -421,13 +409,7 @@ const CASES: &[Case] = &[
             "<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHow do I kill a Python process? \"now\" <b>é<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n<think>\nhm\n</think>\n\nUse kill.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nThanks<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
         ),
     ),
-    (
-        MISTRAL,
-        &[USER],
-        None,
-        true,
-        Ok("<s>[INST]  How do I kill a Python process? \"now\" <b>é [/INST]"),
-    ),
+    (MISTRAL, &[USER], None, true, Ok("<s>[INST]  How do I kill a Python process? \"now\" <b>é [/INST]")),
     (
         MISTRAL,
         &[SYSTEM, USER],
@@ -449,17 +431,9 @@ const CASES: &[Case] = &[
         &[USER],
         None,
         true,
-        Ok(
-            "<s><start_of_turn>user\nHow do I kill a Python process? \"now\" <b>é<end_of_turn>\n<start_of_turn>model\n",
-        ),
+        Ok("<s><start_of_turn>user\nHow do I kill a Python process? \"now\" <b>é<end_of_turn>\n<start_of_turn>model\n"),
     ),
-    (
-        GEMMA,
-        &[SYSTEM, USER],
-        None,
-        true,
-        Err("System role not supported"),
-    ),
+    (GEMMA, &[SYSTEM, USER], None, true, Err("System role not supported")),
     (
         GEMMA,
         &[USER, ASSISTANT, THANKS],
@@ -474,9 +448,7 @@ const CASES: &[Case] = &[
         &[USER],
         None,
         true,
-        Ok(
-            "<s><start_of_turn>user\nHow do I kill a Python process? \"now\" <b>é<end_of_turn>\n<start_of_turn>model\n",
-        ),
+        Ok("<s><start_of_turn>user\nHow do I kill a Python process? \"now\" <b>é<end_of_turn>\n<start_of_turn>model\n"),
     ),
     (
         GEMMA_3,
@@ -553,9 +525,7 @@ const CASES: &[Case] = &[
         &[USER],
         None,
         true,
-        Ok(
-            "<|im_start|>user\n How do I kill a Python process? \"now\" <b>é <|im_end|>\n<|im_start|>assistant\n",
-        ),
+        Ok("<|im_start|>user\n How do I kill a Python process? \"now\" <b>é <|im_end|>\n<|im_start|>assistant\n"),
     ),
     (
         QWEN_3,
@@ -580,9 +550,7 @@ const CASES: &[Case] = &[
         &[USER],
         None,
         true,
-        Ok(
-            "<|im_start|>user\n How do I kill a Python process? \"now\" <b>é <|im_end|>\n<|im_start|>assistant\n",
-        ),
+        Ok("<|im_start|>user\n How do I kill a Python process? \"now\" <b>é <|im_end|>\n<|im_start|>assistant\n"),
     ),
     (
         CHATML,
@@ -602,13 +570,7 @@ const CASES: &[Case] = &[
             "<|im_start|>user\n How do I kill a Python process? \"now\" <b>é <|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\nUse kill.<|im_end|>\n<|im_start|>user\nThanks<|im_end|>\n<|im_start|>assistant\n",
         ),
     ),
-    (
-        ZEPHYR,
-        &[USER],
-        None,
-        true,
-        Ok("<|user|>\n How do I kill a Python process? \"now\" <b>é </s>\n<|assistant|>\n"),
-    ),
+    (ZEPHYR, &[USER], None, true, Ok("<|user|>\n How do I kill a Python process? \"now\" <b>é </s>\n<|assistant|>\n")),
     (
         ZEPHYR,
         &[SYSTEM, USER],
@@ -666,9 +628,7 @@ const CASES: &[Case] = &[
         &[SYSTEM, USER],
         None,
         true,
-        Ok(
-            "<s>Be brief.\n<｜User｜> How do I kill a Python process? \"now\" <b>é <｜Assistant｜><think>\n",
-        ),
+        Ok("<s>Be brief.\n<｜User｜> How do I kill a Python process? \"now\" <b>é <｜Assistant｜><think>\n"),
     ),
     (
         DEEPSEEK,
@@ -679,21 +639,13 @@ const CASES: &[Case] = &[
             "<s><｜User｜> How do I kill a Python process? \"now\" <b>é <｜Assistant｜>\n\nUse kill.<｜end▁of▁sentence｜><｜User｜>Thanks<｜Assistant｜><think>\n",
         ),
     ),
-    (
-        OLMO,
-        &[USER],
-        None,
-        true,
-        Ok("<s><|user|>\n How do I kill a Python process? \"now\" <b>é \n<|assistant|>\n"),
-    ),
+    (OLMO, &[USER], None, true, Ok("<s><|user|>\n How do I kill a Python process? \"now\" <b>é \n<|assistant|>\n")),
     (
         OLMO,
         &[SYSTEM, USER],
         None,
         true,
-        Ok(
-            "<s><|system|>\nBe brief.\n\n<|user|>\n How do I kill a Python process? \"now\" <b>é \n<|assistant|>\n",
-        ),
+        Ok("<s><|system|>\nBe brief.\n\n<|user|>\n How do I kill a Python process? \"now\" <b>é \n<|assistant|>\n"),
     ),
     (
         OLMO,
@@ -785,21 +737,13 @@ const CASES: &[Case] = &[
             "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: 2024-06\nCurrent date: 2024-07-26\n\nReasoning: medium\n\n# Valid channels: analysis, commentary, final. Channel must be included for every message.<|end|><|start|>user<|message|> How do I kill a Python process? \"now\" <b>é <|end|><|start|>assistant<|channel|>final<|message|><think>\nhm\n</think>\n\nUse kill.<|end|><|start|>user<|message|>Thanks<|end|>x[][]<|start|>assistant",
         ),
     ),
-    (
-        GENERATION,
-        &[USER],
-        None,
-        true,
-        Ok("User:  How do I kill a Python process? \"now\" <b>é \n### Response:\n"),
-    ),
+    (GENERATION, &[USER], None, true, Ok("User:  How do I kill a Python process? \"now\" <b>é \n### Response:\n")),
     (
         GENERATION,
         &[SYSTEM, USER],
         None,
         true,
-        Ok(
-            "System: Be brief.\n\nUser:  How do I kill a Python process? \"now\" <b>é \n### Response:\n",
-        ),
+        Ok("System: Be brief.\n\nUser:  How do I kill a Python process? \"now\" <b>é \n### Response:\n"),
     ),
     (
         GENERATION,
@@ -834,9 +778,7 @@ const CASES: &[Case] = &[
         &[USER],
         Some(true),
         true,
-        Ok(
-            "<|im_start|>user\n How do I kill a Python process? \"now\" <b>é <|im_end|>\n<|im_start|>assistant\n",
-        ),
+        Ok("<|im_start|>user\n How do I kill a Python process? \"now\" <b>é <|im_end|>\n<|im_start|>assistant\n"),
     ),
     (
         GRANITE,
@@ -852,9 +794,7 @@ const CASES: &[Case] = &[
         &[USER, THANKS],
         None,
         true,
-        Err(
-            "After the optional system message, conversation roles must alternate user/assistant/user/assistant/...",
-        ),
+        Err("After the optional system message, conversation roles must alternate user/assistant/user/assistant/..."),
     ),
     (
         LLAMA_2,
@@ -886,30 +826,15 @@ const CASES: &[Case] = &[
         &[THANKS, ASSISTANT],
         None,
         false,
-        Ok(
-            "<|im_start|>user\nThanks<|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\nUse kill.<|im_end|>\n",
-        ),
+        Ok("<|im_start|>user\nThanks<|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\nUse kill.<|im_end|>\n"),
     ),
-    (
-        GENERATION,
-        &[THANKS, ASSISTANT],
-        None,
-        false,
-        Ok("User: Thanks\n<think>\nhm\n</think>\n\nUse kill.</s>\n\n"),
-    ),
+    (GENERATION, &[THANKS, ASSISTANT], None, false, Ok("User: Thanks\n<think>\nhm\n</think>\n\nUse kill.</s>\n\n")),
 ];
 
 fn compile(source: &str, thinking: Option<bool>) -> Result<Template, ChatError> {
-    let tokens = [
-        ("bos_token", "<s>"),
-        ("eos_token", "</s>"),
-        ("pad_token", "<pad>"),
-        ("unk_token", "<unk>"),
-    ];
-    let mut globals: Vec<(String, Value)> = tokens
-        .iter()
-        .map(|(name, text)| ((*name).to_owned(), Value::from(*text)))
-        .collect();
+    let tokens = [("bos_token", "<s>"), ("eos_token", "</s>"), ("pad_token", "<pad>"), ("unk_token", "<unk>")];
+    let mut globals: Vec<(String, Value)> =
+        tokens.iter().map(|(name, text)| ((*name).to_owned(), Value::from(*text))).collect();
     for name in ["enable_thinking", "thinking"] {
         globals.extend(thinking.map(|thinking| (name.to_owned(), Value::from(thinking))));
     }
@@ -924,17 +849,12 @@ fn render(source: &str) -> Result<String, ChatError> {
 #[test]
 fn renders_like_transformers() {
     for (index, (source, turns, thinking, prompt, expected)) in CASES.iter().enumerate() {
-        let messages: Vec<Message> = turns
-            .iter()
-            .map(|(role, content)| Message::new(*role, *content))
-            .collect();
+        let messages: Vec<Message> = turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
         let template = compile(source, *thinking).expect("the template parses");
-        let got = template
-            .render(&messages, *prompt)
-            .map_err(|error| match error {
-                ChatError::TemplateRaised { message, .. } => message,
-                other => panic!("case {index}: {other}\n{source}"),
-            });
+        let got = template.render(&messages, *prompt).map_err(|error| match error {
+            ChatError::TemplateRaised { message, .. } => message,
+            other => panic!("case {index}: {other}\n{source}"),
+        });
         let got = got.as_deref().map_err(String::as_str);
         assert_eq!(got, *expected, "case {index}: {turns:?}\n{source}");
     }
@@ -950,37 +870,20 @@ fn a_template_that_mentions_the_date_says_so() {
 #[test]
 fn syntax_errors_name_the_place_and_the_line() {
     let error = compile("a\n\n{% if x %}\n{{ }", None).expect_err("does not parse");
-    assert!(
-        matches!(error, ChatError::TemplateSyntax { line: 4, .. }),
-        "{error:?}"
-    );
-    assert!(
-        error
-            .to_string()
-            .contains("`test` does not parse at line 4"),
-        "{error}"
-    );
+    assert!(matches!(error, ChatError::TemplateSyntax { line: 4, .. }), "{error:?}");
+    assert!(error.to_string().contains("`test` does not parse at line 4"), "{error}");
     assert!(compile("{% generation %}", None).is_err());
 }
 
 #[test]
 fn failures_while_rendering_name_the_line() {
     let error = render("a\n{{ messages[0].nope.x }}").expect_err("undefined");
-    assert!(
-        matches!(error, ChatError::TemplateFailed { line: 2, .. }),
-        "{error:?}"
-    );
+    assert!(matches!(error, ChatError::TemplateFailed { line: 2, .. }), "{error:?}");
     let error = render("{{ raise_exception('not ' ~ 1) }}").expect_err("raised");
-    assert!(
-        matches!(&error, ChatError::TemplateRaised { message, .. } if message == "not 1"),
-        "{error:?}"
-    );
+    assert!(matches!(&error, ChatError::TemplateRaised { message, .. } if message == "not 1"), "{error:?}");
     // Raised inside of a macro, so wrapped.
     let error = render("{% macro f() %}{{ raise_exception('deep') }}{% endmacro %}{{ f() }}");
-    assert!(
-        matches!(&error, Err(ChatError::TemplateRaised { message, .. }) if message == "deep"),
-        "{error:?}"
-    );
+    assert!(matches!(&error, Err(ChatError::TemplateRaised { message, .. }) if message == "deep"), "{error:?}");
 }
 
 #[test]

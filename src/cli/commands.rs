@@ -119,7 +119,10 @@ fn refusal_tokens(args: &TokenArgs, chat: &Chat) -> Result<RefusalTokens, Error>
         }
     }
     if ids.is_empty() {
-        return Err(Error::usage("`--refusal-tokens` is empty", "give the first words of the model's refusals: `\"I,As\"`"));
+        return Err(Error::usage(
+            "`--refusal-tokens` is empty",
+            "give the first words of the model's refusals: `\"I,As\"`",
+        ));
     }
     Ok(RefusalTokens::Given(ids))
 }
@@ -306,7 +309,9 @@ pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Outcome> {
         cancelled: &context.cancelled,
     };
     let (result, _) = pipeline::bake_only(&opened, &direction, &options, &context.ui)?;
-    context.ui.say("note: `bake` does not measure refusal; `lancet run` does, and `lancet eval` tells what the result refuses");
+    context.ui.say(
+        "note: `bake` does not measure refusal; `lancet run` does, and `lancet eval` tells what the result refuses",
+    );
     if context.json {
         ui::print_json(&result)?;
     } else {
@@ -397,4 +402,3 @@ pub fn eval(context: &Context, args: &EvalArgs) -> anyhow::Result<Outcome> {
     }
     Ok(Outcome::Done)
 }
-

@@ -25,9 +25,11 @@ pub fn arguments(path: &Path, command: &str) -> anyhow::Result<Vec<OsString>> {
             toml::Value::Integer(i) => i.to_string(),
             toml::Value::Float(f) => f.to_string(),
             toml::Value::Boolean(b) => b.to_string(),
-            toml::Value::Array(items) => {
-                items.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_string)).collect::<Vec<_>>().join(",")
-            }
+            toml::Value::Array(items) => items
+                .iter()
+                .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_string))
+                .collect::<Vec<_>>()
+                .join(","),
             other => bail!("config `{}`: `{key}` is {}, which no option takes", path.display(), other.type_str()),
         };
         out.push(format!("--{flag}={value}").into());

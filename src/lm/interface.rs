@@ -77,7 +77,13 @@ pub struct Interface {
 }
 
 fn refuse(tensor: &str, reason: impl Into<String>, hint: impl Into<String>) -> Refusal {
-    Refusal { node: "(graph)".into(), op: String::new(), tensor: tensor.into(), reason: reason.into(), hint: hint.into() }
+    Refusal {
+        node: "(graph)".into(),
+        op: String::new(),
+        tensor: tensor.into(),
+        reason: reason.into(),
+        hint: hint.into(),
+    }
 }
 
 /// An input's name without what exporters wrap around it (`l_input_ids_` of torch.onnx.dynamo_export).
@@ -135,15 +141,15 @@ impl Interface {
             };
             *slot = Some(name.to_string());
         }
-        let input_ids = input_ids.ok_or_else(|| {
-            refuse("input_ids", "the graph has no token input", "is this a causal language model?")
-        })?;
+        let input_ids = input_ids
+            .ok_or_else(|| refuse("input_ids", "the graph has no token input", "is this a causal language model?"))?;
         let past_names: Vec<&str> = past.iter().filter_map(|p| p.name.as_deref()).collect();
         let logits = logits(graph, &past_names)?;
         let cache = cache(graph, &past, &logits, config)?;
-        let declared = graph.declared_shape(graph.value(&input_ids).ok_or_else(|| {
-            refuse(&input_ids, "no node reads the token input", "is this a causal language model?")
-        })?);
+        let declared =
+            graph.declared_shape(graph.value(&input_ids).ok_or_else(|| {
+                refuse(&input_ids, "no node reads the token input", "is this a causal language model?")
+            })?);
         let single = declared.and_then(|shape| shape.first().copied().flatten()) == Some(1);
         let relative = graph.nodes().any(|node| {
             let domain = graph.node(node).domain.as_deref().unwrap_or("");
@@ -198,11 +204,7 @@ fn logits(graph: &Graph<'_>, past: &[&str]) -> Result<String, Refusal> {
         Some(first) if candidates.len() == 1 || past.is_empty() || outputs.first() == Some(first) => {
             Ok((*first).to_string())
         }
-        _ => Err(refuse(
-            &outputs.join(", "),
-            "no output can be told to be the logits",
-            "name the output `logits`",
-        )),
+        _ => Err(refuse(&outputs.join(", "), "no output can be told to be the logits", "name the output `logits`")),
     }
 }
 
@@ -251,7 +253,11 @@ fn cache(
             (presents.len() == past.len() - slots.len()).then_some(0),
         );
         let Some(found) = found else {
-            return Err(refuse(name, "no output returns this part of the KV cache", "export with the KV cache, or without any"));
+            return Err(refuse(
+                name,
+                "no output returns this part of the KV cache",
+                "export with the KV cache, or without any",
+            ));
         };
         let present = presents.remove(found).to_string();
         let tensor = input.tensor().expect("a cache input is a tensor");
@@ -284,9 +290,13 @@ fn empty_shape(
         _ => None,
     };
     let sequence = (0..rank)
-        .find(|&i| fixed(i).is_none() && (label(i).contains("past") || label(i).contains("sequence") || label(i).contains("cache")))
+        .find(|&i| {
+            fixed(i).is_none()
+                && (label(i).contains("past") || label(i).contains("sequence") || label(i).contains("cache"))
+        })
         .unwrap_or(rank - 2);
-    let batch_axis = (0..rank).find(|&i| fixed(i).is_none() && label(i).contains("batch") && i != sequence).unwrap_or(0);
+    let batch_axis =
+        (0..rank).find(|&i| fixed(i).is_none() && label(i).contains("batch") && i != sequence).unwrap_or(0);
     let symbolic = |what: &str| {
         refuse(
             name,

@@ -155,6 +155,7 @@ impl ResidualStream {
             }
             match split(graph, terms.clone()) {
                 Some((stream, contributions)) => {
+                    let contributions = leaves(graph, contributions);
                     let mut biases: BTreeSet<Use> = BTreeSet::new();
                     biases.extend(node.and_then(|n| bias_use(graph, n)));
                     biases.extend(opened_biases(graph, node, &contributions));
@@ -203,8 +204,15 @@ fn find_unembedding(graph: &Graph<'_>, interface: &Interface) -> Result<Unembedd
             .collect();
         let product = matches!(
             graph.op(node),
-            "MatMul" | "Gemm" | "FusedMatMul" | "MatMulNBits" | "MatMulBnb4" | "MatMulInteger" | "DynamicQuantizeMatMul"
-                | "MatMulIntegerToFloat" | "Conv"
+            "MatMul"
+                | "Gemm"
+                | "FusedMatMul"
+                | "MatMulNBits"
+                | "MatMulBnb4"
+                | "MatMulInteger"
+                | "DynamicQuantizeMatMul"
+                | "MatMulIntegerToFloat"
+                | "Conv"
         );
         // With dynamic quantisation the scale is computed from the activation too; the product is found on
         // the way back through the first dynamic input.
@@ -319,6 +327,19 @@ fn open_latest(graph: &Graph<'_>, terms: &mut Vec<Term>) -> Option<()> {
     Some(())
 }
 
+/// Contributions that are sums themselves (parallel blocks that add attention and MLP first), opened where each
+/// part leads to a weight of its own; kept whole otherwise.
+fn leaves(graph: &Graph<'_>, contributions: Vec<Term>) -> Vec<Term> {
+    contributions
+        .into_iter()
+        .flat_map(|term| {
+            let parts = flatten(graph, vec![term]);
+            let all = parts.iter().all(|part| super::writer::trace_weight(graph, part.value, None).is_ok());
+            if all { parts } else { vec![term] }
+        })
+        .collect()
+}
+
 /// All terms of a sum and of the sums in it.
 fn flatten(graph: &Graph<'_>, mut terms: Vec<Term>) -> Vec<Term> {
     while open_latest(graph, &mut terms).is_some() {}
@@ -348,7 +369,8 @@ fn check_origin(graph: &Graph<'_>, origin: ValueId, interface: &Interface) -> Re
         let Some(node) = graph.producer(value) else { continue };
         let inputs = graph.all_inputs(node);
         let product = matches!(graph.op(node), "MatMul" | "FusedMatMul" | "Softmax")
-            && inputs.iter().filter(|v| graph.is_dynamic(**v)).count() >= if graph.op(node) == "Softmax" { 1 } else { 2 };
+            && inputs.iter().filter(|v| graph.is_dynamic(**v)).count()
+                >= if graph.op(node) == "Softmax" { 1 } else { 2 };
         if product || is_attention(graph.op(node)) {
             let at = graph.producer(origin).unwrap_or(node);
             return Err(refuse(graph, at, Some(origin), "the residual stream cannot be followed past this node"));
@@ -405,7 +427,8 @@ fn blocks(
     }
     let mut blocks: Vec<Open> = Vec::new();
     for group in groups {
-        let roles: Vec<Role> = group.contributions.iter().map(|t| role(graph, interface, group.before, t.value)).collect();
+        let roles: Vec<Role> =
+            group.contributions.iter().map(|t| role(graph, interface, group.before, t.value)).collect();
         let attn = roles.contains(&Role::Attn);
         let begins = match blocks.last() {
             None => true,
@@ -423,11 +446,18 @@ fn blocks(
             open.block.post = group.after;
         }
         open.has_attn |= attn;
-        open.has_mlp |= roles.contains(&Role::Mlp) || group.contributions.iter().any(|t| sums_both(graph, interface, group.before, t.value));
+        open.has_mlp |= roles.contains(&Role::Mlp)
+            || group.contributions.iter().any(|t| sums_both(graph, interface, group.before, t.value));
         for (index, (term, role)) in group.contributions.iter().zip(roles).enumerate() {
             // a fused bias belongs to one contribution only, or it would be projected twice
             let bias = if index == 0 { group.biases.first().copied() } else { group.biases.get(index).copied() };
-            contributions.push(Contribution { value: term.value, site: Some(term.site), bias, role, layer: Some(layer) });
+            contributions.push(Contribution {
+                value: term.value,
+                site: Some(term.site),
+                bias,
+                role,
+                layer: Some(layer),
+            });
         }
     }
     blocks.into_iter().map(|open| open.block).collect()
@@ -529,9 +559,10 @@ fn width(graph: &Graph<'_>, contributions: &[Contribution], origin: ValueId) -> 
         let last = *graph.declared_shape(value)?.last()?;
         usize::try_from(last?).ok().filter(|&d| d > 1)
     };
-    let embedding = contributions.iter().filter(|c| c.role == Role::Embed).find_map(|c| {
-        super::writer::trace_weight(graph, c.value, None).ok().map(|path| path.width(graph))
-    });
+    let embedding = contributions
+        .iter()
+        .filter(|c| c.role == Role::Embed)
+        .find_map(|c| super::writer::trace_weight(graph, c.value, None).ok().map(|path| path.width(graph)));
     embedding
         .or_else(|| {
             contributions

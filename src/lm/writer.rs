@@ -173,8 +173,14 @@ pub fn trace_weight(graph: &Graph<'_>, value: ValueId, width: Option<usize>) -> 
             "LayerNormalization" | "SimplifiedLayerNormalization" | "RMSNormalization" => {
                 return Err(stop(graph, Some(node), value, "the write is normalised before it is added (post-norm)"));
             }
-            "MatMulNBits" | "MatMulBnb4" | "MatMulInteger" | "DynamicQuantizeMatMul" | "GatherBlockQuantized"
-            | "QMoE" | "MatMulIntegerToFloat" | "DequantizeLinear" => {
+            "MatMulNBits"
+            | "MatMulBnb4"
+            | "MatMulInteger"
+            | "DynamicQuantizeMatMul"
+            | "GatherBlockQuantized"
+            | "QMoE"
+            | "MatMulIntegerToFloat"
+            | "DequantizeLinear" => {
                 return Err(stop(graph, Some(node), value, "the weight is quantised"));
             }
             _ => return Err(stop(graph, Some(node), value, format!("the write passes `{}`", graph.op_name(node)))),

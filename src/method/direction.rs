@@ -34,10 +34,13 @@ impl DirectionError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Empty | Self::Width { .. } => {
-                "pass a direction of shape `[d_model]` that was extracted from this model (or one of its precisions)".into()
+                "pass a direction of shape `[d_model]` that was extracted from this model (or one of its precisions)"
+                    .into()
             }
             Self::Zero => "the class means coincide: use prompts that differ more, or another layer or position".into(),
-            Self::NotFinite { .. } => "extract the direction again; an overflow in float16 activations is a usual cause".into(),
+            Self::NotFinite { .. } => {
+                "extract the direction again; an overflow in float16 activations is a usual cause".into()
+            }
         })
     }
 }

@@ -112,11 +112,7 @@ pub struct SplitSizes {
 impl Default for SplitSizes {
     /// The published sizes: 128, 32, 128.
     fn default() -> Self {
-        Self {
-            train: 128,
-            val: 32,
-            test: 128,
-        }
+        Self { train: 128, val: 32, test: 128 }
     }
 }
 
@@ -145,15 +141,9 @@ impl SplitSizes {
             }
         }
         if len < MIN_PROMPTS_TO_SPLIT {
-            return Err(PromptError::TooFewToSplit {
-                file: file.to_owned(),
-                got: len,
-            });
+            return Err(PromptError::TooFewToSplit { file: file.to_owned(), got: len });
         }
-        let total = [self.train, self.val, self.test]
-            .iter()
-            .map(|&size| size as u128)
-            .sum::<u128>();
+        let total = [self.train, self.val, self.test].iter().map(|&size| size as u128).sum::<u128>();
         if len as u128 >= total {
             return Ok(*self);
         }
@@ -255,12 +245,7 @@ impl PromptOrigin {
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         for file in &self.files {
-            if let Some(RowSelection {
-                column,
-                kept,
-                skipped,
-            }) = &file.selection
-            {
+            if let Some(RowSelection { column, kept, skipped }) = &file.selection {
                 notes.push(format!(
                     "`{}`: took the {} rows that the column `{column}` marks as {kept}, for {}; skipped {skipped}",
                     file.name,
@@ -274,23 +259,13 @@ impl PromptOrigin {
                     file.name,
                     file.duplicates,
                     file.rows - file.selection.as_ref().map_or(0, |s| s.skipped),
-                    if file.kept_duplicates {
-                        " and were kept"
-                    } else {
-                        " and were left out"
-                    }
+                    if file.kept_duplicates { " and were kept" } else { " and were left out" }
                 ));
             }
         }
-        for (what, overlaps) in [
-            ("kept", &self.overlaps),
-            ("left out of the second", &self.dropped),
-        ] {
+        for (what, overlaps) in [("kept", &self.overlaps), ("left out of the second", &self.dropped)] {
             if let Some(overlap) = overlaps.first() {
-                notes.push(format!(
-                    "{} in two places and {what}: for example {overlap}",
-                    prompts(overlaps.len())
-                ));
+                notes.push(format!("{} in two places and {what}: for example {overlap}", prompts(overlaps.len())));
             }
         }
         notes
@@ -342,11 +317,7 @@ pub struct Overlap {
 
 impl fmt::Display for Overlap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            prompt,
-            first,
-            second,
-        } = self;
+        let Self { prompt, first, second } = self;
         write!(f, "`{}` in {first} and in {second}", excerpt(prompt))
     }
 }
@@ -443,11 +414,7 @@ impl Default for LoadOptions {
 impl LoadOptions {
     /// What makes the published files give the published prompts: sizes, seed, repeated prompts kept.
     pub fn published() -> Self {
-        Self {
-            overlap: OverlapPolicy::RefuseInSample,
-            keep_duplicates: true,
-            ..Self::default()
-        }
+        Self { overlap: OverlapPolicy::RefuseInSample, keep_duplicates: true, ..Self::default() }
     }
 }
 
@@ -480,10 +447,7 @@ pub enum PromptError {
         got: u64,
     },
     /// The extension says no format.
-    #[error(
-        "the format of `{file}` is not known: expected the extension {}, got {got}",
-        PromptFormat::EXPECTED
-    )]
+    #[error("the format of `{file}` is not known: expected the extension {}, got {got}", PromptFormat::EXPECTED)]
     UnknownFormat {
         /// The file.
         file: String,
@@ -509,9 +473,7 @@ pub enum PromptError {
         reason: String,
     },
     /// JSON, but not a list.
-    #[error(
-        "`{file}` holds no list of prompts: expected a list, or an object with `data` or `prompts`, got {got}"
-    )]
+    #[error("`{file}` holds no list of prompts: expected a list, or an object with `data` or `prompts`, got {got}")]
     NoList {
         /// The file.
         file: String,
@@ -519,10 +481,7 @@ pub enum PromptError {
         got: String,
     },
     /// A row without a prompt.
-    #[error(
-        "`{file}`, {row}: expected a string or an object with a string under {}, got {got}",
-        quoted(PROMPT_KEYS)
-    )]
+    #[error("`{file}`, {row}: expected a string or an object with a string under {}, got {got}", quoted(PROMPT_KEYS))]
     NoPrompt {
         /// The file.
         file: String,
@@ -532,10 +491,7 @@ pub enum PromptError {
         got: String,
     },
     /// A CSV without a column for prompts.
-    #[error(
-        "`{file}` has no column of prompts: expected the header {}, got {got}",
-        quoted(PROMPT_KEYS)
-    )]
+    #[error("`{file}` has no column of prompts: expected the header {}, got {got}", quoted(PROMPT_KEYS))]
     NoColumn {
         /// The file.
         file: String,
@@ -557,9 +513,7 @@ pub enum PromptError {
         file: String,
     },
     /// Rows, but of another kind.
-    #[error(
-        "`{file}` holds no {class} prompts: the column `{column}` marks none of its {rows} rows as {expected}"
-    )]
+    #[error("`{file}` holds no {class} prompts: the column `{column}` marks none of its {rows} rows as {expected}")]
     NoneOfClass {
         /// The file.
         file: String,
@@ -625,9 +579,7 @@ pub enum PromptError {
         second: String,
     },
     /// Too few for three splits.
-    #[error(
-        "`{file}` has too few prompts to split: expected at least {MIN_PROMPTS_TO_SPLIT}, got {got}"
-    )]
+    #[error("`{file}` has too few prompts to split: expected at least {MIN_PROMPTS_TO_SPLIT}, got {got}")]
     TooFewToSplit {
         /// The file.
         file: String,
@@ -647,48 +599,33 @@ impl PromptError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Read { .. } => return None,
-            Self::NotAFolder { .. } => {
-                "give one file a class with `--harmful`, `--pseudo-harmful` and `--harmless`"
-            }
+            Self::NotAFolder { .. } => "give one file a class with `--harmful`, `--pseudo-harmful` and `--harmless`",
             Self::TooLarge { .. } => "a few hundred prompts a class are enough: cut the file",
-            Self::UnknownFormat { .. } => {
-                "rename the file to say what it is; `.txt` is one prompt a line"
-            }
+            Self::UnknownFormat { .. } => "rename the file to say what it is; `.txt` is one prompt a line",
             Self::NotUtf8 { .. } => "save the file as UTF-8",
-            Self::Malformed {
-                format: PromptFormat::Csv,
-                ..
-            } => {
+            Self::Malformed { format: PromptFormat::Csv, .. } => {
                 "a field with a comma, a quote or a line break stands in double quotes, and a quote in it is doubled"
             }
             Self::Malformed { .. } => "mend the file, or save it as `.txt` with one prompt a line",
-            Self::NoList { .. } | Self::NoPrompt { .. } => {
-                "write a list of strings, or of objects with `instruction`"
-            }
+            Self::NoList { .. } | Self::NoPrompt { .. } => "write a list of strings, or of objects with `instruction`",
             Self::NoColumn { .. } => {
                 "name the column of prompts `instruction` in the first line, or save the file as `.txt` with one prompt a line"
             }
             Self::EmptyPrompt { .. } => "remove the row, or write the prompt",
-            Self::EmptyFile { .. } => {
-                "the file may be cut off; the published sets hold at least 32 prompts a split"
-            }
+            Self::EmptyFile { .. } => "the file may be cut off; the published sets hold at least 32 prompts a split",
             Self::NoneOfClass { .. } => {
                 "unsafe rows are harmful; safe rows are pseudo-harmful or harmless: give the file as that class"
             }
             Self::SplitOverlap { .. } => {
                 "remove it from one of the two: what is measured on prompts that were trained on proves nothing"
             }
-            Self::ClassOverlap { .. } => {
-                "decide which of the two classes it is, and remove it from the other"
-            }
+            Self::ClassOverlap { .. } => "decide which of the two classes it is, and remove it from the other",
             Self::NothingLeft { .. } => "give this split prompts of its own",
             Self::MissingFile { .. } => {
                 "a folder needs a file for each class and split; one file a class goes with `--harmful`, `--pseudo-harmful` and `--harmless`"
             }
             Self::Ambiguous { .. } => "keep one of the two in the folder",
-            Self::TooFewToSplit { .. } => {
-                "add prompts; the published sizes are 128 train, 32 val, 128 test"
-            }
+            Self::TooFewToSplit { .. } => "add prompts; the published sizes are 128 train, 32 val, 128 test",
             Self::ZeroSize { .. } => "the published sizes are 128 train, 32 val, 128 test",
         };
         Some(hint.to_owned())
@@ -794,12 +731,7 @@ pub fn decode<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str, PromptError> {
 ///
 /// # Errors
 /// If the text is not in the format, a row has no prompt or an empty one, or there is none of the class.
-pub fn parse(
-    name: &str,
-    text: &str,
-    class: PromptClass,
-    keep_duplicates: bool,
-) -> Result<ParsedFile, PromptError> {
+pub fn parse(name: &str, text: &str, class: PromptClass, keep_duplicates: bool) -> Result<ParsedFile, PromptError> {
     let format = PromptFormat::of(name)?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let raw = match format {
@@ -807,20 +739,13 @@ pub fn parse(
         PromptFormat::Json => json_rows(name, text)?,
         PromptFormat::Jsonl => jsonl_rows(name, text)?,
         PromptFormat::Csv => csv_rows(name, text)?,
-        PromptFormat::Txt => lines(text)
-            .map(|(row, line)| RawRow::new(row, line.to_owned()))
-            .collect(),
+        PromptFormat::Txt => lines(text).map(|(row, line)| RawRow::new(row, line.to_owned())).collect(),
     };
     if raw.is_empty() {
-        return Err(PromptError::EmptyFile {
-            file: name.to_owned(),
-        });
+        return Err(PromptError::EmptyFile { file: name.to_owned() });
     }
     if let Some(empty) = raw.iter().find(|row| row.text.trim().is_empty()) {
-        return Err(PromptError::EmptyPrompt {
-            file: name.to_owned(),
-            row: empty.row,
-        });
+        return Err(PromptError::EmptyPrompt { file: name.to_owned(), row: empty.row });
     }
     let rows = raw.len();
     let (raw, selection) = select_rows(name, class, raw)?;
@@ -861,12 +786,7 @@ struct RawRow {
 
 impl RawRow {
     fn new(row: Row, text: String) -> Self {
-        Self {
-            row,
-            text,
-            label: None,
-            kind: None,
-        }
+        Self { row, text, label: None, kind: None }
     }
 }
 
@@ -879,43 +799,29 @@ fn lines(text: &str) -> impl Iterator<Item = (Row, &str)> {
 }
 
 fn json_rows(name: &str, text: &str) -> Result<Vec<RawRow>, PromptError> {
-    let value = serde_json::from_str(&without_python_constants(text)).map_err(|error| {
-        PromptError::Malformed {
-            file: name.to_owned(),
-            format: PromptFormat::Json,
-            reason: error.to_string(),
-        }
+    let value = serde_json::from_str(&without_python_constants(text)).map_err(|error| PromptError::Malformed {
+        file: name.to_owned(),
+        format: PromptFormat::Json,
+        reason: error.to_string(),
     })?;
     let list = match value {
         Value::Array(list) => list,
         Value::Object(mut object) => {
-            let key = WRAPPER_KEYS.iter().find_map(|wanted| {
-                object
-                    .keys()
-                    .find(|key| key.eq_ignore_ascii_case(wanted))
-                    .cloned()
-            });
+            let key = WRAPPER_KEYS
+                .iter()
+                .find_map(|wanted| object.keys().find(|key| key.eq_ignore_ascii_case(wanted)).cloned());
             match key.and_then(|key| object.remove(&key)) {
                 Some(Value::Array(list)) => list,
                 _ => {
-                    return Err(PromptError::NoList {
-                        file: name.to_owned(),
-                        got: keys_of(object.keys()),
-                    });
+                    return Err(PromptError::NoList { file: name.to_owned(), got: keys_of(object.keys()) });
                 }
             }
         }
         other => {
-            return Err(PromptError::NoList {
-                file: name.to_owned(),
-                got: kind_of(&other).to_owned(),
-            });
+            return Err(PromptError::NoList { file: name.to_owned(), got: kind_of(&other).to_owned() });
         }
     };
-    list.into_iter()
-        .enumerate()
-        .map(|(index, value)| json_row(name, Row::Item(index + 1), value))
-        .collect()
+    list.into_iter().enumerate().map(|(index, value)| json_row(name, Row::Item(index + 1), value)).collect()
 }
 
 fn jsonl_rows(name: &str, text: &str) -> Result<Vec<RawRow>, PromptError> {
@@ -941,91 +847,52 @@ fn json_row(name: &str, row: Row, value: Value) -> Result<RawRow, PromptError> {
         Value::String(text) => return Ok(RawRow::new(row, text)),
         Value::Object(object) => object,
         other => {
-            return Err(PromptError::NoPrompt {
-                file: name.to_owned(),
-                row,
-                got: kind_of(&other).to_owned(),
-            });
+            return Err(PromptError::NoPrompt { file: name.to_owned(), row, got: kind_of(&other).to_owned() });
         }
     };
-    let find = |wanted: &str| {
-        object
-            .iter()
-            .find(|(key, _)| key.eq_ignore_ascii_case(wanted))
-    };
-    let text_of = |wanted: &str| {
-        find(wanted)
-            .and_then(|(_, value)| value.as_str())
-            .map(str::to_owned)
-    };
+    let find = |wanted: &str| object.iter().find(|(key, _)| key.eq_ignore_ascii_case(wanted));
+    let text_of = |wanted: &str| find(wanted).and_then(|(_, value)| value.as_str()).map(str::to_owned);
     match PROMPT_KEYS.iter().find_map(|key| find(key)) {
-        Some((_, Value::String(text))) => Ok(RawRow {
-            row,
-            text: text.clone(),
-            label: text_of("label"),
-            kind: text_of("type"),
-        }),
+        Some((_, Value::String(text))) => {
+            Ok(RawRow { row, text: text.clone(), label: text_of("label"), kind: text_of("type") })
+        }
         Some((key, other)) => Err(PromptError::NoPrompt {
             file: name.to_owned(),
             row,
             got: format!("{} under `{}`", kind_of(other), excerpt(key)),
         }),
-        None => Err(PromptError::NoPrompt {
-            file: name.to_owned(),
-            row,
-            got: keys_of(object.keys()),
-        }),
+        None => Err(PromptError::NoPrompt { file: name.to_owned(), row, got: keys_of(object.keys()) }),
     }
 }
 
 fn csv_rows(name: &str, text: &str) -> Result<Vec<RawRow>, PromptError> {
-    let malformed = |reason: String| PromptError::Malformed {
-        file: name.to_owned(),
-        format: PromptFormat::Csv,
-        reason,
-    };
+    let malformed =
+        |reason: String| PromptError::Malformed { file: name.to_owned(), format: PromptFormat::Csv, reason };
     let text = text.replace("\r\n", "\n");
     if let Some(line) = unclosed_quote(&text) {
-        return Err(malformed(format!(
-            "the quote that opens at line {line} is never closed"
-        )));
+        return Err(malformed(format!("the quote that opens at line {line} is never closed")));
     }
     let mut reader = csv::ReaderBuilder::new().from_reader(text.as_bytes());
-    let headers = reader
-        .headers()
-        .map_err(|error| malformed(error.to_string()))?
-        .clone();
-    let column = |wanted: &str| {
-        headers
-            .iter()
-            .position(|header| header.trim().eq_ignore_ascii_case(wanted))
-    };
+    let headers = reader.headers().map_err(|error| malformed(error.to_string()))?.clone();
+    let column = |wanted: &str| headers.iter().position(|header| header.trim().eq_ignore_ascii_case(wanted));
     let Some(prompt) = PROMPT_KEYS.iter().find_map(|key| column(key)) else {
-        return Err(PromptError::NoColumn {
-            file: name.to_owned(),
-            got: keys_of(headers.iter()),
-        });
+        return Err(PromptError::NoColumn { file: name.to_owned(), got: keys_of(headers.iter()) });
     };
     let (label, kind) = (column("label"), column("type"));
     let mut counter = LineCounter::new(text.as_bytes());
     let mut rows = Vec::new();
     for record in reader.records() {
         let record = record.map_err(|error| {
-            let line = error
-                .position()
-                .map_or(0, |position| counter.line_of_record(position.byte()));
+            let line = error.position().map_or(0, |position| counter.line_of_record(position.byte()));
             malformed(match error.kind() {
-                csv::ErrorKind::UnequalLengths {
-                    expected_len, len, ..
-                } => {
+                csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
                     format!("expected {expected_len} fields at line {line}, got {len}")
                 }
                 _ => error.to_string(),
             })
         })?;
         let byte = record.position().map_or(0, csv::Position::byte);
-        let field =
-            |index: Option<usize>| index.and_then(|index| record.get(index)).map(str::to_owned);
+        let field = |index: Option<usize>| index.and_then(|index| record.get(index)).map(str::to_owned);
         rows.push(RawRow {
             row: Row::Line(counter.line_of_record(byte)),
             text: field(Some(prompt)).unwrap_or_default(),
@@ -1045,22 +912,13 @@ struct LineCounter<'a> {
 
 impl<'a> LineCounter<'a> {
     fn new(text: &'a [u8]) -> Self {
-        Self {
-            text,
-            counted: 0,
-            line: 1,
-        }
+        Self { text, counted: 0, line: 1 }
     }
 
     /// The line of the record before which the reader was at `byte`; records must come in order.
     fn line_of_record(&mut self, byte: u64) -> usize {
-        let byte = usize::try_from(byte)
-            .unwrap_or(usize::MAX)
-            .min(self.text.len());
-        let blank = self.text[byte..]
-            .iter()
-            .take_while(|&&b| b == b'\n' || b == b'\r')
-            .count();
+        let byte = usize::try_from(byte).unwrap_or(usize::MAX).min(self.text.len());
+        let blank = self.text[byte..].iter().take_while(|&&b| b == b'\n' || b == b'\r').count();
         let start = byte + blank;
         if let Some(between) = self.text.get(self.counted..start) {
             self.line += count_newlines(between);
@@ -1099,9 +957,8 @@ fn without_python_constants(text: &str) -> String {
     let (mut in_string, mut escaped) = (false, false);
     while let Some(c) = rest.chars().next() {
         if !in_string
-            && let Some(constant) = ["NaN", "Infinity", "-Infinity"]
-                .into_iter()
-                .find(|constant| rest.starts_with(constant))
+            && let Some(constant) =
+                ["NaN", "Infinity", "-Infinity"].into_iter().find(|constant| rest.starts_with(constant))
         {
             clean.push_str("null");
             rest = &rest[constant.len()..];
@@ -1131,11 +988,8 @@ fn select_rows(
     let wanted = class == PromptClass::Harmful;
     let kept = if wanted { "unsafe" } else { "safe" };
     let total = rows.len();
-    let rows: Vec<_> = rows
-        .into_iter()
-        .zip(is_unsafe)
-        .filter_map(|(row, is_unsafe)| (is_unsafe == wanted).then_some(row))
-        .collect();
+    let rows: Vec<_> =
+        rows.into_iter().zip(is_unsafe).filter_map(|(row, is_unsafe)| (is_unsafe == wanted).then_some(row)).collect();
     if rows.is_empty() {
         return Err(PromptError::NoneOfClass {
             file: name.to_owned(),
@@ -1145,38 +999,24 @@ fn select_rows(
             rows: total,
         });
     }
-    let selection = RowSelection {
-        column: column.to_owned(),
-        kept: kept.to_owned(),
-        skipped: total - rows.len(),
-    };
+    let selection = RowSelection { column: column.to_owned(), kept: kept.to_owned(), skipped: total - rows.len() };
     Ok((rows, Some(selection)))
 }
 
 /// The column that marks rows, and which rows it marks as unsafe.
 fn safety(rows: &[RawRow]) -> Option<(&'static str, Vec<bool>)> {
     let values = |get: fn(&RawRow) -> &Option<String>| -> Option<Vec<String>> {
-        rows.iter()
-            .map(|row| get(row).as_ref().map(|value| value.trim().to_lowercase()))
-            .collect()
+        rows.iter().map(|row| get(row).as_ref().map(|value| value.trim().to_lowercase())).collect()
     };
     let (label, kind) = (values(|row| &row.label), values(|row| &row.kind));
     for (column, values) in [("label", &label), ("type", &kind)] {
         if let Some(values) = values
-            && values
-                .iter()
-                .all(|value| value == "safe" || value == "unsafe")
+            && values.iter().all(|value| value == "safe" || value == "unsafe")
         {
-            return Some((
-                column,
-                values.iter().map(|value| value == "unsafe").collect(),
-            ));
+            return Some((column, values.iter().map(|value| value == "unsafe").collect()));
         }
     }
-    let is_unsafe: Vec<bool> = kind?
-        .iter()
-        .map(|value| value.starts_with("contrast_"))
-        .collect();
+    let is_unsafe: Vec<bool> = kind?.iter().map(|value| value.starts_with("contrast_")).collect();
     is_unsafe.contains(&true).then_some(("type", is_unsafe))
 }
 
@@ -1194,11 +1034,7 @@ const PUBLISHED_ORDER: [(Split, PromptClass); 9] = [
 ];
 
 /// The classes in the order in which one generator splits one file a class.
-const CLASS_ORDER: [PromptClass; 3] = [
-    PromptClass::PseudoHarmful,
-    PromptClass::Harmless,
-    PromptClass::Harmful,
-];
+const CLASS_ORDER: [PromptClass; 3] = [PromptClass::PseudoHarmful, PromptClass::Harmless, PromptClass::Harmful];
 
 impl Prompts {
     fn empty(source: PromptSource, files: Vec<PromptFile>) -> Self {
@@ -1206,14 +1042,7 @@ impl Prompts {
             harmful: PromptSet::default(),
             pseudo_harmful: PromptSet::default(),
             harmless: PromptSet::default(),
-            origin: PromptOrigin {
-                source,
-                files,
-                seed: None,
-                sizes: None,
-                overlaps: Vec::new(),
-                dropped: Vec::new(),
-            },
+            origin: PromptOrigin { source, files, seed: None, sizes: None, overlaps: Vec::new(), dropped: Vec::new() },
         }
     }
 
@@ -1257,12 +1086,7 @@ impl Prompts {
             OverlapPolicy::Refuse => refuse(found.iter().map(|hit| &hit.overlap))?,
             OverlapPolicy::RefuseInSample | OverlapPolicy::Keep => {}
             OverlapPolicy::Drop => {
-                refuse(
-                    found
-                        .iter()
-                        .map(|hit| &hit.overlap)
-                        .filter(|o| o.first.class != o.second.class),
-                )?;
+                refuse(found.iter().map(|hit| &hit.overlap).filter(|o| o.first.class != o.second.class))?;
                 for hit in std::mem::take(&mut found).into_iter().rev() {
                     let parsed = &mut files[hit.file];
                     parsed.prompts.remove(hit.index);
@@ -1273,10 +1097,7 @@ impl Prompts {
                 dropped.reverse();
             }
         }
-        let mut prompts = Self::empty(
-            source,
-            files.iter().map(|parsed| parsed.file.clone()).collect(),
-        );
+        let mut prompts = Self::empty(source, files.iter().map(|parsed| parsed.file.clone()).collect());
         prompts.origin.overlaps = found.into_iter().map(|hit| hit.overlap).collect();
         prompts.origin.dropped = dropped;
         for parsed in files {
@@ -1284,10 +1105,7 @@ impl Prompts {
             if parsed.prompts.is_empty() {
                 return Err(PromptError::NothingLeft { class, split });
             }
-            prompts
-                .class_mut(class)
-                .get_mut(split)
-                .extend(parsed.prompts);
+            prompts.class_mut(class).get_mut(split).extend(parsed.prompts);
         }
         Ok(prompts)
     }
@@ -1304,14 +1122,7 @@ impl Prompts {
         seed: u64,
         overlap: OverlapPolicy,
     ) -> Result<Self, PromptError> {
-        Self::split(
-            PromptSource::Files,
-            files,
-            sizes,
-            seed,
-            overlap,
-            SplitSizes::fit,
-        )
+        Self::split(PromptSource::Files, files, sizes, seed, overlap, SplitSizes::fit)
     }
 
     fn split(
@@ -1326,10 +1137,7 @@ impl Prompts {
         if overlap != OverlapPolicy::Keep {
             refuse(found.iter().map(|hit| &hit.overlap))?;
         }
-        let mut prompts = Self::empty(
-            source,
-            files.iter().map(|parsed| parsed.file.clone()).collect(),
-        );
+        let mut prompts = Self::empty(source, files.iter().map(|parsed| parsed.file.clone()).collect());
         prompts.origin.overlaps = found.into_iter().map(|hit| hit.overlap).collect();
         prompts.origin.seed = Some(seed);
         prompts.origin.sizes = Some(sizes);
@@ -1338,21 +1146,12 @@ impl Prompts {
             for parsed in files.iter().filter(|parsed| parsed.file.class == class) {
                 // Repeated prompts would end in two splits.
                 let mut seen = HashSet::new();
-                let unique: Vec<&String> = parsed
-                    .prompts
-                    .iter()
-                    .filter(|p| seen.insert(normalised(p)))
-                    .collect();
+                let unique: Vec<&String> = parsed.prompts.iter().filter(|p| seen.insert(normalised(p))).collect();
                 let fitted = fit(&sizes, &parsed.file.name, unique.len())?;
-                let mut shuffled = random
-                    .sample_indices(unique.len(), unique.len())
-                    .into_iter();
+                let mut shuffled = random.sample_indices(unique.len(), unique.len()).into_iter();
                 for split in Split::ALL {
                     let chosen = shuffled.by_ref().take(fitted.get(split));
-                    prompts
-                        .class_mut(class)
-                        .get_mut(split)
-                        .extend(chosen.map(|index| unique[index].clone()));
+                    prompts.class_mut(class).get_mut(split).extend(chosen.map(|index| unique[index].clone()));
                 }
             }
         }
@@ -1372,47 +1171,26 @@ impl Prompts {
     /// If train or val is given none.
     pub fn bundled_with(sizes: SplitSizes, seed: u64) -> Result<Self, PromptError> {
         let files = [
-            (
-                "bundled harmful.txt",
-                include_str!("../../fixtures/prompts/harmful.txt"),
-                PromptClass::Harmful,
-            ),
+            ("bundled harmful.txt", include_str!("../../fixtures/prompts/harmful.txt"), PromptClass::Harmful),
             (
                 "bundled pseudo_harmful.txt",
                 include_str!("../../fixtures/prompts/pseudo_harmful.txt"),
                 PromptClass::PseudoHarmful,
             ),
-            (
-                "bundled harmless.txt",
-                include_str!("../../fixtures/prompts/harmless.txt"),
-                PromptClass::Harmless,
-            ),
+            ("bundled harmless.txt", include_str!("../../fixtures/prompts/harmless.txt"), PromptClass::Harmless),
         ]
         .map(|(name, text, class)| {
-            parse(name, text, class, false)
-                .expect("the bundled prompts are part of the program and a test parses them")
+            parse(name, text, class, false).expect("the bundled prompts are part of the program and a test parses them")
         });
-        let source = PromptSource::Bundled {
-            version: BUNDLED_VERSION.to_owned(),
-        };
-        Self::split(
-            source,
-            files,
-            sizes,
-            seed,
-            OverlapPolicy::Refuse,
-            |sizes, file, len| {
-                let mut fitted = sizes.fit(file, len)?;
-                let rest = len.saturating_sub(sizes.train.saturating_add(sizes.val));
-                if sizes.test > 0 && rest >= sizes.val {
-                    fitted = SplitSizes {
-                        test: rest,
-                        ..*sizes
-                    };
-                }
-                Ok(fitted)
-            },
-        )
+        let source = PromptSource::Bundled { version: BUNDLED_VERSION.to_owned() };
+        Self::split(source, files, sizes, seed, OverlapPolicy::Refuse, |sizes, file, len| {
+            let mut fitted = sizes.fit(file, len)?;
+            let rest = len.saturating_sub(sizes.train.saturating_add(sizes.val));
+            if sizes.test > 0 && rest >= sizes.val {
+                fitted = SplitSizes { test: rest, ..*sizes };
+            }
+            Ok(fitted)
+        })
     }
 
     /// Chooses `sizes` prompts a class with `random.sample` of Python seeded with `seed`, one generator going
@@ -1480,11 +1258,7 @@ impl Prompts {
                 prompts.iter().for_each(|prompt| put(prompt));
             }
         }
-        hasher
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
@@ -1502,18 +1276,14 @@ fn overlaps_of(files: &[ParsedFile]) -> Vec<Hit> {
         Place {
             class: parsed.file.class,
             split: parsed.file.split,
-            at: parsed
-                .rows
-                .get(index)
-                .map(|&row| (parsed.file.name.clone(), row)),
+            at: parsed.rows.get(index).map(|&row| (parsed.file.name.clone(), row)),
         }
     };
     let mut seen: HashMap<String, (usize, usize)> = HashMap::new();
     let mut found = Vec::new();
     for (file, parsed) in files.iter().enumerate() {
         for (index, prompt) in parsed.prompts.iter().enumerate() {
-            let &mut (first_file, first_index) =
-                seen.entry(normalised(prompt)).or_insert((file, index));
+            let &mut (first_file, first_index) = seen.entry(normalised(prompt)).or_insert((file, index));
             if first_file != file {
                 found.push(Hit {
                     overlap: Overlap {
@@ -1535,16 +1305,10 @@ fn refuse<'a>(overlaps: impl Iterator<Item = &'a Overlap>) -> Result<(), PromptE
     let (classes, splits): (Vec<&Overlap>, Vec<&Overlap>) =
         overlaps.partition(|overlap| overlap.first.class != overlap.second.class);
     if let Some(&example) = classes.first() {
-        return Err(PromptError::ClassOverlap {
-            count: classes.len(),
-            example: Box::new(example.clone()),
-        });
+        return Err(PromptError::ClassOverlap { count: classes.len(), example: Box::new(example.clone()) });
     }
     match splits.first() {
-        Some(&example) => Err(PromptError::SplitOverlap {
-            count: splits.len(),
-            example: Box::new(example.clone()),
-        }),
+        Some(&example) => Err(PromptError::SplitOverlap { count: splits.len(), example: Box::new(example.clone()) }),
         None => Ok(()),
     }
 }
@@ -1552,11 +1316,7 @@ fn refuse<'a>(overlaps: impl Iterator<Item = &'a Overlap>) -> Result<(), PromptE
 /// What two prompts share if they are the same: trimmed, case folded (upper, then lower, which also folds `ß`
 /// and the final sigma), runs of white space made one space.
 fn normalised(text: &str) -> String {
-    let folded: String = text
-        .chars()
-        .flat_map(char::to_uppercase)
-        .flat_map(char::to_lowercase)
-        .collect();
+    let folded: String = text.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect();
     folded.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -1571,11 +1331,7 @@ impl PythonRandom {
     /// `random.seed(seed)`: the 32-bit digits of the seed, least first, key the Mersenne Twister.
     pub fn new(seed: u64) -> Self {
         let (low, high) = (seed as u32, (seed >> 32) as u32);
-        let mt = if high == 0 {
-            Mt::new_with_key([low])
-        } else {
-            Mt::new_with_key([low, high])
-        };
+        let mt = if high == 0 { Mt::new_with_key([low]) } else { Mt::new_with_key([low, high]) };
         Self { mt }
     }
 
@@ -1658,9 +1414,7 @@ fn quoted<const N: usize>(names: [&str; N]) -> String {
 }
 
 fn keys_of(keys: impl Iterator<Item = impl AsRef<str>>) -> String {
-    let keys: Vec<String> = keys
-        .map(|key| format!("`{}`", excerpt(key.as_ref())))
-        .collect();
+    let keys: Vec<String> = keys.map(|key| format!("`{}`", excerpt(key.as_ref()))).collect();
     match keys.len() {
         0 => "nothing".to_owned(),
         1..=12 => keys.join(", "),
@@ -1683,11 +1437,7 @@ fn kind_of(value: &Value) -> &'static str {
 fn excerpt(text: &str) -> String {
     const LONGEST: usize = 80;
     let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let mut shown: String = line
-        .chars()
-        .take(LONGEST)
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect();
+    let mut shown: String = line.chars().take(LONGEST).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     if line.chars().nth(LONGEST).is_some() {
         shown.push('…');
     }
@@ -1726,28 +1476,22 @@ mod tests {
 
     #[test]
     fn json_takes_strings_objects_and_wrappers() {
-        let json = r#"[" a ", {"PROMPT": "no", "Instruction": "b"}, {"text": "no", "goal": "c\n"}, {"text": "d", "x": NaN}]"#;
+        let json =
+            r#"[" a ", {"PROMPT": "no", "Instruction": "b"}, {"text": "no", "goal": "c\n"}, {"text": "d", "x": NaN}]"#;
         let expected = parsed("x.json", json);
         assert_eq!(expected.prompts, ["a", "b", "c", "d"]);
         assert_eq!(expected.rows[3], Row::Item(4));
-        for wrapped in [
-            format!("\u{feff}{{\"Data\": {json}}}"),
-            format!("{{\"n\": -Infinity,\r\n\"prompts\": {json}}}"),
-        ] {
+        for wrapped in
+            [format!("\u{feff}{{\"Data\": {json}}}"), format!("{{\"n\": -Infinity,\r\n\"prompts\": {json}}}")]
+        {
             assert_eq!(parsed("x.JSON", &wrapped).prompts, expected.prompts);
         }
-        assert_eq!(
-            parsed("x.json", r#"["a NaN \" NaN", "Infinity"]"#).prompts,
-            ["a NaN \" NaN", "Infinity"]
-        );
+        assert_eq!(parsed("x.json", r#"["a NaN \" NaN", "Infinity"]"#).prompts, ["a NaN \" NaN", "Infinity"]);
     }
 
     #[test]
     fn jsonl_takes_a_value_a_line() {
-        let file = parsed(
-            "x.jsonl",
-            "\u{feff}\"a\"\r\n\r\n{\"goal\": \"b\", \"v\": NaN}\r\n",
-        );
+        let file = parsed("x.jsonl", "\u{feff}\"a\"\r\n\r\n{\"goal\": \"b\", \"v\": NaN}\r\n");
         assert_eq!(file.prompts, ["a", "b"]);
         assert_eq!(file.rows, [Row::Line(1), Row::Line(3)]);
     }
@@ -1758,10 +1502,7 @@ mod tests {
         for (text, rows) in [
             ("prompt\n\"a, b?\n\"\n\"c\n\"\n", [2, 4]),
             (",Goal,Target\n0,\"a, b?\",Sure\n1,c,Sure\n", [2, 3]),
-            (
-                "\u{feff}prompt,category\r\n\"a, b?\",x\r\n\r\nc,y\r\n",
-                [2, 4],
-            ),
+            ("\u{feff}prompt,category\r\n\"a, b?\",x\r\n\r\nc,y\r\n", [2, 4]),
             ("text, Instruction \nno,\"a, b?\"\nno,c", [2, 3]),
         ] {
             let file = parsed("x.csv", text);
@@ -1782,10 +1523,7 @@ mod tests {
         let text = "Straße 1\nb\n STRASSE  1\nB\nc\n";
         let file = parsed("x.txt", text);
         assert_eq!(file.prompts, ["Straße 1", "b", "c"]);
-        assert_eq!(
-            (file.file.rows, file.file.prompts, file.file.duplicates),
-            (5, 3, 2)
-        );
+        assert_eq!((file.file.rows, file.file.prompts, file.file.duplicates), (5, 3, 2));
         let kept = parse("x.txt", text, Harmful, true).unwrap();
         assert_eq!((kept.prompts.len(), kept.file.duplicates), (5, 2));
     }
@@ -1795,32 +1533,20 @@ mod tests {
         let xstest = "id_v1,type,prompt\n1,homonyms,a\n2,contrast_homonyms,b\n3,definitions,c\n";
         let labelled = "prompt,type,label\na,x,Safe\nb,contrast_x,unsafe\nc,y,safe\n";
         let json = r#"[{"text":"a","label":"safe"},{"text":"b","label":"unsafe"},{"text":"c","label":"safe"}]"#;
-        for (name, text, column) in [
-            ("x.csv", xstest, "type"),
-            ("x.csv", labelled, "label"),
-            ("x.json", json, "label"),
-        ] {
+        for (name, text, column) in [("x.csv", xstest, "type"), ("x.csv", labelled, "label"), ("x.json", json, "label")]
+        {
             let safe = parsed(name, text);
             assert_eq!(safe.prompts, ["a", "c"]);
             let unsafe_rows = parse(name, text, Harmful, false).unwrap();
             assert_eq!(unsafe_rows.prompts, ["b"]);
             assert_eq!(
                 unsafe_rows.file.selection,
-                Some(RowSelection {
-                    column: column.to_owned(),
-                    kept: "unsafe".to_owned(),
-                    skipped: 2
-                })
+                Some(RowSelection { column: column.to_owned(), kept: "unsafe".to_owned(), skipped: 2 })
             );
             assert_eq!(safe.file.selection.unwrap().skipped, 1);
         }
         // Another meaning of the headers marks nothing.
-        assert_eq!(
-            parsed("x.csv", "prompt,label,type\na,safe,x\nb,,y\n")
-                .file
-                .selection,
-            None
-        );
+        assert_eq!(parsed("x.csv", "prompt,label,type\na,safe,x\nb,,y\n").file.selection, None);
         let error = parse("x.csv", "prompt,label\na,safe\n", Harmful, false).unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -1846,16 +1572,8 @@ mod tests {
                 "a",
                 "the format of `a.b/x` is not known: expected the extension `json`, `jsonl`, `csv` or `txt`, got none",
             ),
-            (
-                "x.json",
-                "[\"a\", \" \"]",
-                "`x.json`, item 2: the prompt is empty",
-            ),
-            (
-                "x.csv",
-                "prompt,n\na,1\n,2\n",
-                "`x.csv`, line 3: the prompt is empty",
-            ),
+            ("x.json", "[\"a\", \" \"]", "`x.json`, item 2: the prompt is empty"),
+            ("x.csv", "prompt,n\na,1\n,2\n", "`x.csv`, line 3: the prompt is empty"),
             (
                 "x.json",
                 "[\"a\", 3]",
@@ -1876,26 +1594,14 @@ mod tests {
                 "{\"rows\": []}",
                 "`x.json` holds no list of prompts: expected a list, or an object with `data` or `prompts`, got `rows`",
             ),
-            (
-                "x.json",
-                "[\"a\"",
-                "`x.json` is not valid JSON: EOF while parsing a list at line 1 column 4",
-            ),
-            (
-                "x.jsonl",
-                "\"a\"\n{\"goal\": }",
-                "`x.jsonl` is not valid JSON Lines: expected value at line 2 column 10",
-            ),
+            ("x.json", "[\"a\"", "`x.json` is not valid JSON: EOF while parsing a list at line 1 column 4"),
+            ("x.jsonl", "\"a\"\n{\"goal\": }", "`x.jsonl` is not valid JSON Lines: expected value at line 2 column 10"),
             (
                 "x.csv",
                 "a,b\n1,2\n",
                 "`x.csv` has no column of prompts: expected the header `instruction`, `prompt`, `goal`, `text`, got `a`, `b`",
             ),
-            (
-                "x.csv",
-                "prompt,n\na,1\n\nb\n",
-                "`x.csv` is not valid CSV: expected 2 fields at line 4, got 1",
-            ),
+            ("x.csv", "prompt,n\na,1\n\nb\n", "`x.csv` is not valid CSV: expected 2 fields at line 4, got 1"),
             (
                 "x.csv",
                 "prompt\na\n\"b\nc\nd\n",
@@ -1906,12 +1612,7 @@ mod tests {
             assert_eq!(refused(name, text), message);
         }
         assert!(parse("x.json", &"[".repeat(100_000), Harmful, false).is_err());
-        assert!(
-            decode("x", b"a\n\xff")
-                .unwrap_err()
-                .to_string()
-                .contains("line 2")
-        );
+        assert!(decode("x", b"a\n\xff").unwrap_err().to_string().contains("line 2"));
     }
 
     #[test]
@@ -1925,9 +1626,7 @@ mod tests {
         let train = file("h.txt", Harmful, Some(Split::Train), "a\nb\nc\n");
         let val = file("v.txt", Harmful, Some(Split::Val), "d\n B \ne\nA\n");
         let other = file("o.txt", Harmless, Some(Split::Train), "f\nC\n");
-        let message = given(vec![val.clone(), train.clone()], OverlapPolicy::Refuse)
-            .unwrap_err()
-            .to_string();
+        let message = given(vec![val.clone(), train.clone()], OverlapPolicy::Refuse).unwrap_err().to_string();
         assert_eq!(
             message,
             "2 prompts are in two splits of a class: for example `b` in harmful train (`h.txt`, line 2) and in harmful val (`v.txt`, line 2)"
@@ -1938,29 +1637,19 @@ mod tests {
         assert_eq!(dropped.origin.files[1].prompts, 2);
         for policy in [OverlapPolicy::Refuse, OverlapPolicy::Drop] {
             let error = given(vec![train.clone(), val.clone(), other.clone()], policy).unwrap_err();
-            assert!(
-                matches!(error, PromptError::ClassOverlap { count: 1, .. }),
-                "{error}"
-            );
+            assert!(matches!(error, PromptError::ClassOverlap { count: 1, .. }), "{error}");
         }
         let kept = given(vec![train.clone(), val, other], OverlapPolicy::Keep).unwrap();
         assert_eq!((kept.harmful.val.len(), kept.origin.overlaps.len()), (4, 3));
         assert!(kept.refuse_overlap().is_err());
         let same = file("v.txt", Harmful, Some(Split::Val), "a\n");
         let error = given(vec![train, same], OverlapPolicy::Drop).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "every harmful val prompt is in an earlier split too"
-        );
+        assert_eq!(error.to_string(), "every harmful val prompt is in an earlier split too");
     }
 
     #[test]
     fn one_file_a_class_is_split_by_the_seed() {
-        let sizes = SplitSizes {
-            train: 4,
-            val: 2,
-            test: 3,
-        };
+        let sizes = SplitSizes { train: 4, val: 2, test: 3 };
         let files = || {
             [
                 file("h.txt", Harmful, None, &numbered("h", 7)),
@@ -1974,14 +1663,7 @@ mod tests {
         assert_eq!(prompts.harmless.train[..3], ["l 1", "l 3", "l 0"]);
         assert_eq!(prompts.harmful.train, ["h 2", "h 5"]);
         assert_eq!(prompts.pseudo_harmful.test.len(), 3);
-        assert_eq!(
-            (
-                prompts.harmful.train.len(),
-                prompts.harmful.val.len(),
-                prompts.harmful.test.len()
-            ),
-            (2, 1, 4)
-        );
+        assert_eq!((prompts.harmful.train.len(), prompts.harmful.val.len(), prompts.harmful.test.len()), (2, 1, 4));
         assert_eq!(prompts.origin.seed, Some(1));
 
         // Repeated prompts never end in two splits, even where they were kept on reading.
@@ -2000,40 +1682,21 @@ mod tests {
         assert_eq!(fit(published, 288).unwrap(), (128, 32, 128));
         assert_eq!(fit(published, 200).unwrap(), (88, 22, 90));
         assert_eq!(fit(published, 6).unwrap(), (2, 1, 3));
-        assert!(matches!(
-            fit(published, 5),
-            Err(PromptError::TooFewToSplit { got: 5, .. })
-        ));
-        let no_test = SplitSizes {
-            test: 0,
-            ..published
-        };
+        assert!(matches!(fit(published, 5), Err(PromptError::TooFewToSplit { got: 5, .. })));
+        let no_test = SplitSizes { test: 0, ..published };
         assert_eq!(fit(no_test, 10).unwrap(), (7, 3, 0));
-        let no_val = SplitSizes {
-            val: 0,
-            ..published
-        };
-        assert!(matches!(
-            fit(no_val, 10),
-            Err(PromptError::ZeroSize { split: Split::Val })
-        ));
+        let no_val = SplitSizes { val: 0, ..published };
+        assert!(matches!(fit(no_val, 10), Err(PromptError::ZeroSize { split: Split::Val })));
     }
 
     #[test]
     fn the_published_draw_is_reproduced() {
         let mut files = Vec::new();
-        for (letter, class, sizes) in [
-            ("p", PseudoHarmful, [1055, 132, 132]),
-            ("l", Harmless, [2000, 500, 500]),
-            ("h", Harmful, [260, 39, 572]),
-        ] {
+        for (letter, class, sizes) in
+            [("p", PseudoHarmful, [1055, 132, 132]), ("l", Harmless, [2000, 500, 500]), ("h", Harmful, [260, 39, 572])]
+        {
             for (split, size) in Split::ALL.into_iter().zip(sizes) {
-                files.push(file(
-                    "x.txt",
-                    class,
-                    Some(split),
-                    &numbered(&format!("{letter} {split}"), size),
-                ));
+                files.push(file("x.txt", class, Some(split), &numbered(&format!("{letter} {split}"), size)));
             }
         }
         let all = given(files, OverlapPolicy::Refuse).unwrap();
@@ -2057,15 +1720,9 @@ mod tests {
         for ((split, class), expected) in PUBLISHED_ORDER.into_iter().zip(expected) {
             assert_eq!(ends(class, split), expected);
         }
-        let joined: Vec<&str> = PUBLISHED_ORDER
-            .iter()
-            .flat_map(|&(split, class)| chosen.get(class, split))
-            .map(String::as_str)
-            .collect();
-        assert_eq!(
-            sha256(&joined.join("\n")),
-            "d10bd6bf3e8ffc68ea52a1397ec65cf122a29da8cf99a2e845866f8ffc80e962"
-        );
+        let joined: Vec<&str> =
+            PUBLISHED_ORDER.iter().flat_map(|&(split, class)| chosen.get(class, split)).map(String::as_str).collect();
+        assert_eq!(sha256(&joined.join("\n")), "d10bd6bf3e8ffc68ea52a1397ec65cf122a29da8cf99a2e845866f8ffc80e962");
         assert_eq!(chosen.origin.sizes, Some(SplitSizes::default()));
     }
 
@@ -2074,32 +1731,17 @@ mod tests {
         let prompts = Prompts::bundled();
         for class in PromptClass::ALL {
             let set = prompts.class(class);
-            assert!(
-                set.train.len() >= 64 && set.val.len() >= 16 && set.test.len() >= set.val.len(),
-                "{class}"
-            );
+            assert!(set.train.len() >= 64 && set.val.len() >= 16 && set.test.len() >= set.val.len(), "{class}");
         }
         for file in &prompts.origin.files {
             assert_eq!(file.duplicates, 0, "{}", file.name);
             let set = prompts.class(file.class);
-            assert_eq!(
-                set.train.len() + set.val.len() + set.test.len(),
-                file.prompts
-            );
+            assert_eq!(set.train.len() + set.val.len() + set.test.len(), file.prompts);
         }
         assert!(prompts.origin.notes().is_empty());
         assert!(!BUNDLED_VERSION.is_empty());
-        let no_test = SplitSizes {
-            test: 0,
-            ..SplitSizes::default()
-        };
-        assert!(
-            Prompts::bundled_with(no_test, 7)
-                .unwrap()
-                .harmful
-                .test
-                .is_empty()
-        );
+        let no_test = SplitSizes { test: 0, ..SplitSizes::default() };
+        assert!(Prompts::bundled_with(no_test, 7).unwrap().harmful.test.is_empty());
     }
 
     #[test]
@@ -2125,10 +1767,7 @@ mod tests {
         let prompts = Prompts::bundled();
         let json = serde_json::to_string(&prompts).unwrap();
         assert_eq!(serde_json::from_str::<Prompts>(&json).unwrap(), prompts);
-        assert_eq!(
-            serde_json::to_string(&PseudoHarmful).unwrap(),
-            "\"pseudo_harmful\""
-        );
+        assert_eq!(serde_json::to_string(&PseudoHarmful).unwrap(), "\"pseudo_harmful\"");
         assert_eq!(
             (PseudoHarmful.to_string(), PseudoHarmful.as_str()),
             ("pseudo-harmful".to_owned(), "pseudo_harmful")
@@ -2152,10 +1791,7 @@ mod tests {
     }
 
     fn sha256(text: &str) -> String {
-        Sha256::digest(text.as_bytes())
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     // What follows was printed by CPython 3.11.7 (`random.Random(seed)`, `sample(range(n), k)`).
@@ -2181,217 +1817,82 @@ mod tests {
         (
             0,
             [
-                (
-                    [197, 215, 20, 132],
-                    "6c157486292824885a93d91ce57556f9e8ece166e7dc489258738a6146e48ad5",
-                ),
-                (
-                    [10, 41, 78, 14],
-                    "db15600e216a05f2cdbccd1cfcaefb301b252edd467a5ebdca34848f972dbfe7",
-                ),
-                (
-                    [758, 1707, 237, 74],
-                    "b7167d2dbab04867d924e3b30f46f33b3ea2bd843e8b5d3087d3072144ce1642",
-                ),
-                (
-                    [490, 456, 917, 775],
-                    "b681f3fa3e8c87652122030d629bc00d4b43baee0c4751acf05b61dfec19d43c",
-                ),
-                (
-                    [11, 7, 8, 18],
-                    "4a8ee96f81b9878c0bb535004157bbc76d42024e349c806c66b3e94bd2b72c66",
-                ),
-                (
-                    [19, 15, 4, 12],
-                    "a159dd588f08d937303a969a771869d9597ef88344f2d40c59df5bc4b5cc54a4",
-                ),
-                (
-                    [16, 15, 21, 10],
-                    "5b3fa3be0362a076649d6105840c51cd341b5fc7a081e05da0071422c0ceaa34",
-                ),
-                (
-                    [21, 6, 17, 7],
-                    "5000e638842b3612c249c5d807bbb32a567dad8d31747ec04a039d2cc5ca04af",
-                ),
-                (
-                    [40, 41, 4, 67],
-                    "4568f12cd1756bf5c1b2340409fc8b0f379d25eb3e309f2c513bfd06d7219b9f",
-                ),
-                (
-                    [77, 19, 48, 74],
-                    "a690cfd6f3046b796fc2d9fe21fddedf5149e0be7c51b6ecb318ebc560abe32e",
-                ),
-                (
-                    [69582, 838803, 88754, 541618],
-                    "becf1f267f856dbbbdd7d013131cc5ea554ea6a4f0a915aed3878efbe08690f3",
-                ),
+                ([197, 215, 20, 132], "6c157486292824885a93d91ce57556f9e8ece166e7dc489258738a6146e48ad5"),
+                ([10, 41, 78, 14], "db15600e216a05f2cdbccd1cfcaefb301b252edd467a5ebdca34848f972dbfe7"),
+                ([758, 1707, 237, 74], "b7167d2dbab04867d924e3b30f46f33b3ea2bd843e8b5d3087d3072144ce1642"),
+                ([490, 456, 917, 775], "b681f3fa3e8c87652122030d629bc00d4b43baee0c4751acf05b61dfec19d43c"),
+                ([11, 7, 8, 18], "4a8ee96f81b9878c0bb535004157bbc76d42024e349c806c66b3e94bd2b72c66"),
+                ([19, 15, 4, 12], "a159dd588f08d937303a969a771869d9597ef88344f2d40c59df5bc4b5cc54a4"),
+                ([16, 15, 21, 10], "5b3fa3be0362a076649d6105840c51cd341b5fc7a081e05da0071422c0ceaa34"),
+                ([21, 6, 17, 7], "5000e638842b3612c249c5d807bbb32a567dad8d31747ec04a039d2cc5ca04af"),
+                ([40, 41, 4, 67], "4568f12cd1756bf5c1b2340409fc8b0f379d25eb3e309f2c513bfd06d7219b9f"),
+                ([77, 19, 48, 74], "a690cfd6f3046b796fc2d9fe21fddedf5149e0be7c51b6ecb318ebc560abe32e"),
+                ([69582, 838803, 88754, 541618], "becf1f267f856dbbbdd7d013131cc5ea554ea6a4f0a915aed3878efbe08690f3"),
             ],
         ),
         (
             1,
             [
-                (
-                    [68, 32, 130, 60],
-                    "0c63d078e83c0017fff5b1c163a21dad7e3b6ced20668a74363c28334b84adee",
-                ),
-                (
-                    [16, 66, 71, 26],
-                    "3868ed6ec30ec85c92cfbc141b38fa563453c7578129ef22b469ea0d3ae8da05",
-                ),
-                (
-                    [1723, 1932, 1378, 144],
-                    "41d92312522567ca2924cb0be504d7ea3d4d201db7cc9e7f414d4d8d88c8dc42",
-                ),
-                (
-                    [1042, 76, 774, 410],
-                    "2df6e0071b94f6d3bb6129e2f76c47b631843af10071e86590ffd759c1e1ce14",
-                ),
-                (
-                    [25, 27, 18, 9],
-                    "bd980adfe5139f4ce875811840471faf7c1f4b3dc4b205477bca237aa8172b99",
-                ),
-                (
-                    [4, 3, 16, 10],
-                    "4c3aff0ad8cd823db416b6462167281562853d066f3e12492282c5234acf0953",
-                ),
-                (
-                    [16, 21, 5, 4],
-                    "1c2da53d378d63872d02516597f5e318d4bf0c93e80d232b075d76297429ee53",
-                ),
-                (
-                    [9, 3, 16, 21],
-                    "3fadb6d36f3c13e5aeb6b58398862fe120918763788e9332f461384d2e296369",
-                ),
-                (
-                    [18, 69, 4, 40],
-                    "134085de940252b0c5d2bdfc565c7afae2a2c25733134ec61fc350548bb34655",
-                ),
-                (
-                    [26, 22, 38, 55],
-                    "91ca90b6e3697d3bfddefbbb9ec988944cd6a7fe5bb0f462caf5f2333e6c931b",
-                ),
-                (
-                    [50917, 749547, 903976, 700216],
-                    "a314416803abcbcc969085e771aac768ad57c2a41c59f122bd1bc3b8c5c5abc2",
-                ),
+                ([68, 32, 130, 60], "0c63d078e83c0017fff5b1c163a21dad7e3b6ced20668a74363c28334b84adee"),
+                ([16, 66, 71, 26], "3868ed6ec30ec85c92cfbc141b38fa563453c7578129ef22b469ea0d3ae8da05"),
+                ([1723, 1932, 1378, 144], "41d92312522567ca2924cb0be504d7ea3d4d201db7cc9e7f414d4d8d88c8dc42"),
+                ([1042, 76, 774, 410], "2df6e0071b94f6d3bb6129e2f76c47b631843af10071e86590ffd759c1e1ce14"),
+                ([25, 27, 18, 9], "bd980adfe5139f4ce875811840471faf7c1f4b3dc4b205477bca237aa8172b99"),
+                ([4, 3, 16, 10], "4c3aff0ad8cd823db416b6462167281562853d066f3e12492282c5234acf0953"),
+                ([16, 21, 5, 4], "1c2da53d378d63872d02516597f5e318d4bf0c93e80d232b075d76297429ee53"),
+                ([9, 3, 16, 21], "3fadb6d36f3c13e5aeb6b58398862fe120918763788e9332f461384d2e296369"),
+                ([18, 69, 4, 40], "134085de940252b0c5d2bdfc565c7afae2a2c25733134ec61fc350548bb34655"),
+                ([26, 22, 38, 55], "91ca90b6e3697d3bfddefbbb9ec988944cd6a7fe5bb0f462caf5f2333e6c931b"),
+                ([50917, 749547, 903976, 700216], "a314416803abcbcc969085e771aac768ad57c2a41c59f122bd1bc3b8c5c5abc2"),
             ],
         ),
         (
             42,
             [
-                (
-                    [57, 12, 140, 125],
-                    "25001a577c66eda9d5798f3682d1152e958d59da87709218b2a49a1969e0426c",
-                ),
-                (
-                    [17, 65, 63, 11],
-                    "2875684b327c2bed9a4a0263b96a653c74517c3165fa22f1c99d18d91ec4a6d8",
-                ),
-                (
-                    [1990, 1025, 1560, 365],
-                    "c014ee044b014892a55d141cabd83a349c4ac556614f28fc710d7aa4dd66dde5",
-                ),
-                (
-                    [110, 201, 124, 824],
-                    "1909d7885d203760883ab434638cf3687d076b3f819e45d333715fa68156760f",
-                ),
-                (
-                    [11, 24, 17, 13],
-                    "699f793a2b8f121a988dbb0eb8e92b5969971d4d153ce3f196073df2902200c7",
-                ),
-                (
-                    [9, 7, 19, 0],
-                    "7c6139661765f3c7f3f8c0c6a68ae84242ca5c42ce6c16181c32cad7d38aab92",
-                ),
-                (
-                    [12, 10, 8, 2],
-                    "1385bd7e78c5250ee6b00fee8721aa36b5b44e915cfea96ee976b20d9ff45a6d",
-                ),
-                (
-                    [20, 16, 12, 17],
-                    "96b9f9111b139d9ba674c7debcf361e868c5a7e0064d1c0135b32a5d49024f22",
-                ),
-                (
-                    [14, 33, 22, 74],
-                    "df573eb9f2cf3a226c72d0252f02775d285c4facb96e4c8878f1ab3f747b46ef",
-                ),
-                (
-                    [13, 76, 55, 44],
-                    "6a8e0ecd49095eb0a79287276fdb2091c55c7a64b1e77f72a8d60bfef8b26d66",
-                ),
-                (
-                    [536265, 121263, 403906, 943199],
-                    "3bfc7d4870fefa89a44cd959cc70c8fcdb25d7c708dd2da3525cf377007108fb",
-                ),
+                ([57, 12, 140, 125], "25001a577c66eda9d5798f3682d1152e958d59da87709218b2a49a1969e0426c"),
+                ([17, 65, 63, 11], "2875684b327c2bed9a4a0263b96a653c74517c3165fa22f1c99d18d91ec4a6d8"),
+                ([1990, 1025, 1560, 365], "c014ee044b014892a55d141cabd83a349c4ac556614f28fc710d7aa4dd66dde5"),
+                ([110, 201, 124, 824], "1909d7885d203760883ab434638cf3687d076b3f819e45d333715fa68156760f"),
+                ([11, 24, 17, 13], "699f793a2b8f121a988dbb0eb8e92b5969971d4d153ce3f196073df2902200c7"),
+                ([9, 7, 19, 0], "7c6139661765f3c7f3f8c0c6a68ae84242ca5c42ce6c16181c32cad7d38aab92"),
+                ([12, 10, 8, 2], "1385bd7e78c5250ee6b00fee8721aa36b5b44e915cfea96ee976b20d9ff45a6d"),
+                ([20, 16, 12, 17], "96b9f9111b139d9ba674c7debcf361e868c5a7e0064d1c0135b32a5d49024f22"),
+                ([14, 33, 22, 74], "df573eb9f2cf3a226c72d0252f02775d285c4facb96e4c8878f1ab3f747b46ef"),
+                ([13, 76, 55, 44], "6a8e0ecd49095eb0a79287276fdb2091c55c7a64b1e77f72a8d60bfef8b26d66"),
+                ([536265, 121263, 403906, 943199], "3bfc7d4870fefa89a44cd959cc70c8fcdb25d7c708dd2da3525cf377007108fb"),
             ],
         ),
         (
             1099511627783,
             [
-                (
-                    [243, 128, 64, 192],
-                    "01ac2141c0d638aa68a9ff6327f036cafdc018cd34cb3e59f7f20f8134d11243",
-                ),
-                (
-                    [37, 74, 67, 16],
-                    "d8ee6bfa2664d02b9a8b2f4d36363835bb29898992270cf800a7ad67d2a51baa",
-                ),
-                (
-                    [1052, 1999, 1936, 1165],
-                    "5746dd3d371fce72c8b8ee4afd51e881adceb300aa1ae73edfed33be541f6fd2",
-                ),
-                (
-                    [633, 400, 805, 635],
-                    "8aadeca6f6276aefd37f30f162c9f3c3813c07b5dc25832ba9bfe664a352fa93",
-                ),
-                (
-                    [23, 21, 27, 0],
-                    "a6e078479fd87a5172fa002a86643981913363bcdfd20a02b5a4848d0ce5134f",
-                ),
-                (
-                    [16, 19, 15, 4],
-                    "ef1c8f69c576918513572295c385de52ff31045b7e513b81b667f1eae6a3785d",
-                ),
-                (
-                    [8, 9, 2, 14],
-                    "6ec92301cfc685638befdfcf494b815d2141c67049be429939d81c15d5f37328",
-                ),
-                (
-                    [5, 0, 14, 6],
-                    "20b2e8427ad290cfa52b03c2d51942cc69fe02faa3d361656fe74ba0b4c6099c",
-                ),
-                (
-                    [26, 19, 21, 77],
-                    "972e58c3ab768f7161f13364e388f87668c1480d8078f7b4d58c80ab3ff12883",
-                ),
-                (
-                    [51, 46, 15, 30],
-                    "e2c2a38a532dc97e343eb08dd14ec64d56622161abd6d2dde86089e235a7aef1",
-                ),
-                (
-                    [73360, 833832, 412457, 661659],
-                    "6387abc673cfd4493cb2756d6237559712ff8c718327caf704f972eff095f20e",
-                ),
+                ([243, 128, 64, 192], "01ac2141c0d638aa68a9ff6327f036cafdc018cd34cb3e59f7f20f8134d11243"),
+                ([37, 74, 67, 16], "d8ee6bfa2664d02b9a8b2f4d36363835bb29898992270cf800a7ad67d2a51baa"),
+                ([1052, 1999, 1936, 1165], "5746dd3d371fce72c8b8ee4afd51e881adceb300aa1ae73edfed33be541f6fd2"),
+                ([633, 400, 805, 635], "8aadeca6f6276aefd37f30f162c9f3c3813c07b5dc25832ba9bfe664a352fa93"),
+                ([23, 21, 27, 0], "a6e078479fd87a5172fa002a86643981913363bcdfd20a02b5a4848d0ce5134f"),
+                ([16, 19, 15, 4], "ef1c8f69c576918513572295c385de52ff31045b7e513b81b667f1eae6a3785d"),
+                ([8, 9, 2, 14], "6ec92301cfc685638befdfcf494b815d2141c67049be429939d81c15d5f37328"),
+                ([5, 0, 14, 6], "20b2e8427ad290cfa52b03c2d51942cc69fe02faa3d361656fe74ba0b4c6099c"),
+                ([26, 19, 21, 77], "972e58c3ab768f7161f13364e388f87668c1480d8078f7b4d58c80ab3ff12883"),
+                ([51, 46, 15, 30], "e2c2a38a532dc97e343eb08dd14ec64d56622161abd6d2dde86089e235a7aef1"),
+                ([73360, 833832, 412457, 661659], "6387abc673cfd4493cb2756d6237559712ff8c718327caf704f972eff095f20e"),
             ],
         ),
     ];
     const SEED_1_260_128: [usize; 128] = [
-        68, 32, 130, 60, 253, 194, 115, 120, 166, 97, 201, 53, 24, 124, 7, 228, 213, 99, 110, 155,
-        195, 196, 0, 178, 114, 259, 184, 205, 58, 151, 26, 81, 245, 5, 6, 251, 138, 2, 250, 175,
-        55, 108, 185, 227, 135, 56, 239, 112, 126, 141, 59, 88, 209, 173, 214, 254, 117, 74, 226,
-        106, 142, 164, 25, 47, 161, 217, 75, 30, 190, 85, 233, 182, 128, 218, 129, 171, 48, 77, 72,
-        150, 127, 204, 100, 180, 8, 122, 62, 103, 200, 170, 44, 93, 140, 95, 22, 212, 257, 27, 41,
-        133, 177, 94, 125, 216, 252, 11, 78, 230, 148, 159, 43, 149, 187, 231, 3, 51, 223, 167,
-        207, 172, 131, 208, 90, 203, 234, 1, 98, 139,
+        68, 32, 130, 60, 253, 194, 115, 120, 166, 97, 201, 53, 24, 124, 7, 228, 213, 99, 110, 155, 195, 196, 0, 178,
+        114, 259, 184, 205, 58, 151, 26, 81, 245, 5, 6, 251, 138, 2, 250, 175, 55, 108, 185, 227, 135, 56, 239, 112,
+        126, 141, 59, 88, 209, 173, 214, 254, 117, 74, 226, 106, 142, 164, 25, 47, 161, 217, 75, 30, 190, 85, 233, 182,
+        128, 218, 129, 171, 48, 77, 72, 150, 127, 204, 100, 180, 8, 122, 62, 103, 200, 170, 44, 93, 140, 95, 22, 212,
+        257, 27, 41, 133, 177, 94, 125, 216, 252, 11, 78, 230, 148, 159, 43, 149, 187, 231, 3, 51, 223, 167, 207, 172,
+        131, 208, 90, 203, 234, 1, 98, 139,
     ];
     const SEED_1_THEN_100_32: [usize; 32] = [
-        16, 66, 71, 26, 54, 7, 61, 46, 72, 70, 25, 64, 52, 62, 45, 53, 44, 0, 68, 69, 79, 78, 42,
-        58, 3, 29, 22, 90, 23, 11, 32, 4,
+        16, 66, 71, 26, 54, 7, 61, 46, 72, 70, 25, 64, 52, 62, 45, 53, 44, 0, 68, 69, 79, 78, 42, 58, 3, 29, 22, 90,
+        23, 11, 32, 4,
     ];
-    const SEED_0_2000_20: [usize; 20] = [
-        1729, 788, 1552, 1823, 861, 82, 530, 1977, 1047, 995, 829, 1880, 1605, 1699, 621, 1982,
-        976, 733, 1194, 1826,
-    ];
+    const SEED_0_2000_20: [usize; 20] =
+        [1729, 788, 1552, 1823, 861, 82, 530, 1977, 1047, 995, 829, 1880, 1605, 1699, 621, 1982, 976, 733, 1194, 1826];
 
     #[test]
     fn python_samples_are_reproduced() {
@@ -2407,58 +1908,16 @@ mod tests {
         let mut random = PythonRandom::new(1);
         assert_eq!(random.sample_indices(260, 128), SEED_1_260_128);
         assert_eq!(random.sample_indices(100, 32), SEED_1_THEN_100_32);
-        assert_eq!(
-            PythonRandom::new(0).sample_indices(2000, 20),
-            SEED_0_2000_20
-        );
+        assert_eq!(PythonRandom::new(0).sample_indices(2000, 20), SEED_0_2000_20);
     }
 
     #[test]
     fn python_bits_are_reproduced() {
         // [random._randbelow(n) for n in ..] after random.seed(1) and random.seed(2**40 + 7)
-        let bounds = [
-            1,
-            2,
-            3,
-            7,
-            100,
-            1000,
-            1 << 31,
-            1 << 32,
-            (1 << 33) + 1,
-            1 << 40,
-        ];
+        let bounds = [1, 2, 3, 7, 100, 1000, 1 << 31, 1 << 32, (1 << 33) + 1, 1 << 40];
         for (seed, expected) in [
-            (
-                1,
-                [
-                    0,
-                    0,
-                    1,
-                    0,
-                    63,
-                    779,
-                    1930549411,
-                    901749037,
-                    2095328386,
-                    950861988493,
-                ],
-            ),
-            (
-                (1 << 40) + 7,
-                [
-                    0,
-                    1,
-                    2,
-                    1,
-                    66,
-                    384,
-                    1559734921,
-                    1688693473,
-                    8147535604,
-                    978798470615,
-                ],
-            ),
+            (1, [0, 0, 1, 0, 63, 779, 1930549411, 901749037, 2095328386, 950861988493]),
+            ((1 << 40) + 7, [0, 1, 2, 1, 66, 384, 1559734921, 1688693473, 8147535604, 978798470615]),
         ] {
             let mut random = PythonRandom::new(seed);
             assert_eq!(bounds.map(|n| random.below(n)), expected);

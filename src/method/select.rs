@@ -138,7 +138,12 @@ mod tests {
             raw_norm: 1.0,
             direction: Direction::new(vec![1.0, 0.0]).ok(),
             degenerate: false,
-            scores: Some(CandidateScores { refusal_score: score, harmful_refusal_score: 3.0, harmful_refused: refused, kl }),
+            scores: Some(CandidateScores {
+                refusal_score: score,
+                harmful_refusal_score: 3.0,
+                harmful_refused: refused,
+                kl,
+            }),
             discarded: None,
         }
     }
@@ -147,7 +152,8 @@ mod tests {
 
     #[test]
     fn the_lowest_score_wins_and_ties_go_to_the_lower_layer_then_the_earlier_position() {
-        let mut all = vec![candidate(-1, 2, -1.0, 0.1, 1.0), candidate(-2, 1, -1.0, 0.1, 1.0), candidate(-3, 1, -1.0, 0.1, 1.0)];
+        let mut all =
+            vec![candidate(-1, 2, -1.0, 0.1, 1.0), candidate(-2, 1, -1.0, 0.1, 1.0), candidate(-3, 1, -1.0, 0.1, 1.0)];
         assert_eq!(select(&mut all, 10, 1.0, &RULES), Some(2));
         all[0].scores = Some(CandidateScores { refusal_score: -1.5, ..all[0].scores.unwrap() });
         assert_eq!(select(&mut all, 10, 1.0, &RULES), Some(0));
@@ -166,7 +172,9 @@ mod tests {
         ];
         assert_eq!(select(&mut all, 10, 1.0, &RULES), Some(6));
         let reasons: Vec<&str> = all.iter().map(|c| c.discarded.as_deref().unwrap_or("")).collect();
-        for (reason, part) in reasons.iter().zip(["last part", "NaN", "KL", "guard", "zero or not finite", "degenerate", ""]) {
+        for (reason, part) in
+            reasons.iter().zip(["last part", "NaN", "KL", "guard", "zero or not finite", "degenerate", ""])
+        {
             assert!(reason.contains(part), "{reason} should say {part}");
         }
         // the published procedure knows no guard

@@ -83,11 +83,7 @@ pub fn resolve(model: &Path, location: &str, tensor: &str) -> Result<PathBuf, On
     };
     let real_folder = folder.canonicalize().map_err(|source| io(folder, source))?;
     let real_model = model.canonicalize().map_err(|source| io(model, source))?;
-    if real.starts_with(&real_folder) || real.parent() == real_model.parent() {
-        Ok(real)
-    } else {
-        Err(escaping())
-    }
+    if real.starts_with(&real_folder) || real.parent() == real_model.parent() { Ok(real) } else { Err(escaping()) }
 }
 
 #[cfg(test)]
@@ -123,10 +119,7 @@ mod tests {
         std::fs::write(folder.join("plain.onnx"), b"x").unwrap();
         std::os::unix::fs::symlink(blobs.join("1"), folder.join("linked.onnx")).unwrap();
         std::os::unix::fs::symlink(blobs.join("2"), folder.join("w.bin")).unwrap();
-        assert!(matches!(
-            resolve(&folder.join("plain.onnx"), "w.bin", "t"),
-            Err(OnnxError::EscapingExternal { .. })
-        ));
+        assert!(matches!(resolve(&folder.join("plain.onnx"), "w.bin", "t"), Err(OnnxError::EscapingExternal { .. })));
         assert!(resolve(&folder.join("linked.onnx"), "w.bin", "t").is_ok());
     }
 

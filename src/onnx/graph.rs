@@ -280,10 +280,9 @@ impl<'m> Graph<'m> {
                 raw.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("chunks of 8"))).collect()
             }
             DataType::INT64 => tensor.int64_data.clone(),
-            DataType::INT32 if !raw.is_empty() => raw
-                .chunks_exact(4)
-                .map(|b| i64::from(i32::from_le_bytes(b.try_into().expect("chunks of 4"))))
-                .collect(),
+            DataType::INT32 if !raw.is_empty() => {
+                raw.chunks_exact(4).map(|b| i64::from(i32::from_le_bytes(b.try_into().expect("chunks of 4")))).collect()
+            }
             DataType::INT32 => tensor.int32_data.iter().map(|&i| i64::from(i)).collect(),
             _ => return None,
         })
@@ -322,9 +321,8 @@ impl<'m> Graph<'m> {
         }
         let node = self.producer(id)?;
         let proto = self.node(node);
-        let from = |slot: usize| {
-            depth.checked_sub(1).and_then(|depth| self.elem_type_within(self.input(node, slot)?, depth))
-        };
+        let from =
+            |slot: usize| depth.checked_sub(1).and_then(|depth| self.elem_type_within(self.input(node, slot)?, depth));
         match proto.op() {
             "Cast" => proto.attr("to").and_then(|a| a.i).map(|code| DataType(code as i32)),
             "Shape" | "Size" | "ArgMax" | "NonZero" => Some(DataType::INT64),

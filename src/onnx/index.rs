@@ -235,12 +235,7 @@ impl Scan {
         })
     }
 
-    fn graph(
-        &mut self,
-        reader: &mut Reader,
-        frame: FrameId,
-        depth: usize,
-    ) -> Result<(GraphIndex, Vec<u8>), OnnxError> {
+    fn graph(&mut self, reader: &mut Reader, frame: FrameId, depth: usize) -> Result<(GraphIndex, Vec<u8>), OnnxError> {
         let mut nodes = Vec::new();
         let bytes = self.walk(reader, frame, depth, |scan, reader, field| {
             Ok(match (field.number, scan.child_of(frame, field)) {

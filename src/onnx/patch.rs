@@ -211,7 +211,8 @@ pub fn layout(model: &Model, splices: &[Splice]) -> Vec<Segment> {
     // Frames are numbered parents first, so walking down from the highest mends inner prefixes first.
     let mut delta: BTreeMap<usize, i64> = BTreeMap::new();
     for splice in splices {
-        *delta.entry(splice.frame.0).or_default() += splice.bytes.len() as i64 - (splice.at.end - splice.at.start) as i64;
+        *delta.entry(splice.frame.0).or_default() +=
+            splice.bytes.len() as i64 - (splice.at.end - splice.at.start) as i64;
     }
     let mut edits: Vec<(Range<u64>, Vec<u8>)> = splices.iter().map(|s| (s.at.clone(), s.bytes.clone())).collect();
     while let Some((id, change)) = delta.pop_last() {

@@ -38,7 +38,7 @@ pub(super) struct Field {
 
 #[derive(Debug, Clone)]
 pub(super) enum Value {
-    Varint(u64),
+    Varint,
     /// A length-delimited value: offset of the length varint, and the bytes.
     Bytes {
         prefix: u64,
@@ -92,7 +92,8 @@ impl Reader {
 
     /// The bytes of `range`, which the caller has bounded.
     pub fn bytes(&self, range: Range<u64>) -> Result<Vec<u8>, OnnxError> {
-        let size = usize::try_from(range.end - range.start).map_err(|_| self.truncated("a field larger than memory"))?;
+        let size =
+            usize::try_from(range.end - range.start).map_err(|_| self.truncated("a field larger than memory"))?;
         let mut out = vec![0; size];
         read_exact_at(&self.file, &mut out, range.start)
             .map_err(|source| OnnxError::Io { path: self.path.clone(), source })?;
@@ -123,7 +124,7 @@ impl Reader {
         };
         let prefix = at + head_len as u64;
         let (value, field_end) = match wire {
-            WireType::Varint => (Value::Varint(number_value), at + after as u64),
+            WireType::Varint => (Value::Varint, at + after as u64),
             WireType::LengthDelimited => {
                 let body = at + after as u64;
                 let stop = body.checked_add(number_value).unwrap_or(u64::MAX);

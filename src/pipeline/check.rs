@@ -53,7 +53,12 @@ fn precision(engine: &Engine<'_>) -> f64 {
 ///
 /// # Errors
 /// If a run fails.
-pub fn logits(base: &Engine<'_>, out: &Engine<'_>, direction: &Direction, prompts: &[Vec<u32>]) -> Result<LogitReport, Error> {
+pub fn logits(
+    base: &Engine<'_>,
+    out: &Engine<'_>,
+    direction: &Direction,
+    prompts: &[Vec<u32>],
+) -> Result<LogitReport, Error> {
     let rows: Vec<Row<'_>> = prompts.iter().map(|t| Row { tokens: t, direction: 0 }).collect();
     let unit: Vec<f32> = direction.unit().iter().map(|v| *v as f32).collect();
     let mut expected = vec![Vec::new(); rows.len()];

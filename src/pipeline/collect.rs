@@ -110,7 +110,9 @@ impl Activations {
         let mut means = Vec::new();
         for (class, count) in PromptClass::ALL.iter().zip(counts) {
             let view = tensors.tensor(&format!("mean.{}", class.as_str())).map_err(|e| bad(e.to_string()))?;
-            let [n_pos, n_layers, d_model] = *view.shape() else { return Err(bad("a mean is not three-dimensional".into())) };
+            let [n_pos, n_layers, d_model] = *view.shape() else {
+                return Err(bad("a mean is not three-dimensional".into()));
+            };
             if view.dtype() != Dtype::F64 {
                 return Err(bad("means are not float64".into()));
             }
@@ -161,7 +163,11 @@ pub struct Inputs<'a> {
 ///
 /// # Errors
 /// If a run fails, or if the filter leaves too few prompts of a class.
-pub fn collect(engine: &Engine<'_>, inputs: &Inputs<'_>, observer: &dyn Observer) -> Result<(Activations, usize), Error> {
+pub fn collect(
+    engine: &Engine<'_>,
+    inputs: &Inputs<'_>,
+    observer: &dyn Observer,
+) -> Result<(Activations, usize), Error> {
     let Inputs { chat, prompts, .. } = *inputs;
     let suffix = chat.post_instruction_suffix()?;
     let (n_pos, n_layers, d_model) = (suffix.len(), engine.lm.n_layers(), engine.lm.d_model());
@@ -205,8 +211,7 @@ pub fn collect(engine: &Engine<'_>, inputs: &Inputs<'_>, observer: &dyn Observer
         observer.note(&format!("continuing: {resumed} prompts were collected before"));
     }
     let probes: Vec<(usize, ResidPoint)> = (0..n_layers).map(|l| (l, ResidPoint::Pre)).collect();
-    let mut session =
-        engine.session(Request { probes, last_positions: n_pos, logits: true, ..Request::default() })?;
+    let mut session = engine.session(Request { probes, last_positions: n_pos, logits: true, ..Request::default() })?;
     let rows: Vec<Row<'_>> = encoded.iter().map(|t| Row { tokens: t, direction: 0 }).collect();
     observer.start("collect activations", rows.len() as u64);
     let mut saved = Instant::now();
@@ -258,7 +263,9 @@ fn check_kept(state: &Activations) -> Result<(), Error> {
         if means.count() < MIN_KEPT {
             let total = state.info.prompts.get(*class, Split::Train).len();
             let (did, hint) = match class {
-                PromptClass::Harmless => ("answers", "the refusal tokens also open answers: give better ones with `--refusal-tokens`"),
+                PromptClass::Harmless => {
+                    ("answers", "the refusal tokens also open answers: give better ones with `--refusal-tokens`")
+                }
                 PromptClass::PseudoHarmful => (
                     "refuses",
                     "if the model does not over-refuse, there is nothing to calibrate; else give other pseudo-harmful prompts, \
@@ -286,7 +293,12 @@ fn check_kept(state: &Activations) -> Result<(), Error> {
 ///
 /// # Errors
 /// If a run fails, or if no token tells refusals from answers.
-pub fn choose_tokens(engine: &Engine<'_>, chat: &Chat, prompts: &Prompts, observer: &dyn Observer) -> Result<Vec<u32>, Error> {
+pub fn choose_tokens(
+    engine: &Engine<'_>,
+    chat: &Chat,
+    prompts: &Prompts,
+    observer: &dyn Observer,
+) -> Result<Vec<u32>, Error> {
     let mut session = engine.session(Request { logits: true, last_positions: 1, ..Request::default() })?;
     let mut encoded = Vec::new();
     let mut classes = Vec::new();
@@ -305,7 +317,8 @@ pub fn choose_tokens(engine: &Engine<'_>, chat: &Chat, prompts: &Prompts, observ
         Ok(())
     })?;
     observer.finish();
-    let of = |class: PromptClass| &first[PromptClass::ALL.iter().position(|c| *c == class).expect("ALL holds every class")];
+    let of =
+        |class: PromptClass| &first[PromptClass::ALL.iter().position(|c| *c == class).expect("ALL holds every class")];
     let opens = |token: u32| {
         let text = chat.decode(&[token], true).unwrap_or_default().replace('\u{2019}', "'").trim().to_lowercase();
         !text.is_empty() && REFUSAL_SUBSTRINGS.iter().any(|s| s.to_lowercase().starts_with(&text))

@@ -155,7 +155,8 @@ impl Engine<'_> {
         let mut arrays = found.iter().map(|v| model.download(v)).collect::<Result<Vec<_>, _>>()?;
         let logits = built.logits.as_ref().map(|_| arrays.pop().expect("logits were asked for last"));
         for (at, &row) in members.iter().enumerate() {
-            let of_row = |array: &ndarray::ArrayD<f32>| array.index_axis(Axis(0), at).iter().copied().collect::<Vec<f32>>();
+            let of_row =
+                |array: &ndarray::ArrayD<f32>| array.index_axis(Axis(0), at).iter().copied().collect::<Vec<f32>>();
             let logits = logits.as_ref().map(of_row).unwrap_or_default();
             if let Some(bad) = logits.iter().find(|v| !v.is_finite()) {
                 let ids: Vec<String> = rows[row].tokens.iter().take(12).map(ToString::to_string).collect();
@@ -178,7 +179,8 @@ impl Engine<'_> {
         stop: &[u32],
         mut done: impl FnMut(u64),
     ) -> Result<Vec<Vec<u32>>, Error> {
-        let mut session = self.session(Request { logits: true, cache: true, last_positions: 1, ..Request::default() })?;
+        let mut session =
+            self.session(Request { logits: true, cache: true, last_positions: 1, ..Request::default() })?;
         let limits = crate::runtime::generate::Limits { max_new_tokens, stop: stop.to_vec(), pad: self.pad };
         let logits = session.built.logits.clone().expect("logits were asked for");
         let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();

@@ -29,7 +29,10 @@ impl ModelFiles {
     pub fn find(model: &Path) -> Result<Self, Error> {
         let usage = |message: String, hint: &str| Error::usage(message, hint);
         let meta = std::fs::metadata(model).map_err(|e| {
-            usage(format!("cannot read model `{}`: {e}", model.display()), "pass an `.onnx` file or the folder that holds it")
+            usage(
+                format!("cannot read model `{}`: {e}", model.display()),
+                "pass an `.onnx` file or the folder that holds it",
+            )
         })?;
         if meta.is_file() {
             let folder = match model.parent() {
@@ -70,27 +73,31 @@ impl ModelFiles {
             )),
             many => {
                 let names: Vec<String> = many.iter().map(|p| format!("`{}`", p.display())).collect();
-                Err(usage(format!("several models to choose from: {}", names.join(", ")), "pass one of them by its path"))
+                Err(usage(
+                    format!("several models to choose from: {}", names.join(", ")),
+                    "pass one of them by its path",
+                ))
             }
         }
     }
 
     /// The `.onnx` file relative to the root: where it goes in the output folder.
     pub fn relative(&self) -> PathBuf {
-        self.onnx.strip_prefix(&self.root).map_or_else(
-            |_| self.onnx.file_name().map(PathBuf::from).unwrap_or_default(),
-            Path::to_path_buf,
-        )
+        self.onnx
+            .strip_prefix(&self.root)
+            .map_or_else(|_| self.onnx.file_name().map(PathBuf::from).unwrap_or_default(), Path::to_path_buf)
     }
 
     fn json(&self, name: &str) -> Result<Option<Value>, Error> {
         let path = self.root.join(name);
         match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|e| Error::usage(format!("`{}` is not valid JSON: {e}", path.display()), "correct or remove the file")),
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+                Error::usage(format!("`{}` is not valid JSON: {e}", path.display()), "correct or remove the file")
+            }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::usage(format!("cannot read `{}`: {e}", path.display()), "check the file's permissions")),
+            Err(e) => {
+                Err(Error::usage(format!("cannot read `{}`: {e}", path.display()), "check the file's permissions"))
+            }
         }
     }
 
@@ -159,8 +166,9 @@ impl ModelFiles {
     /// If one cannot be copied.
     pub fn copy_companions(&self, out: &Path) -> Result<Vec<PathBuf>, Error> {
         let mut copied = Vec::new();
-        let entries = std::fs::read_dir(&self.root)
-            .map_err(|e| Error::usage(format!("cannot list `{}`: {e}", self.root.display()), "check its permissions"))?;
+        let entries = std::fs::read_dir(&self.root).map_err(|e| {
+            Error::usage(format!("cannot list `{}`: {e}", self.root.display()), "check its permissions")
+        })?;
         for path in entries.filter_map(Result::ok).map(|e| e.path()) {
             let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
             let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
@@ -170,8 +178,9 @@ impl ModelFiles {
             if companion && path.is_file() && !name.starts_with("lancet") {
                 let to = out.join(name);
                 // contents only: a link or an odd mode stays behind
-                let bytes = std::fs::copy(&path, &to)
-                    .map_err(|e| Error::failed(format!("cannot copy `{}` to `{}`: {e}", path.display(), to.display())))?;
+                let bytes = std::fs::copy(&path, &to).map_err(|e| {
+                    Error::failed(format!("cannot copy `{}` to `{}`: {e}", path.display(), to.display()))
+                })?;
                 debug_assert!(bytes < u64::MAX);
                 copied.push(PathBuf::from(name));
             }

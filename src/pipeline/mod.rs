@@ -96,7 +96,11 @@ impl Opened {
 ///
 /// # Errors
 /// If there are none, or if they are broken.
-pub fn load_chat(files: &ModelFiles, tokenizer: Option<&Path>, options: crate::chat::ChatOptions<'_>) -> Result<Chat, Error> {
+pub fn load_chat(
+    files: &ModelFiles,
+    tokenizer: Option<&Path>,
+    options: crate::chat::ChatOptions<'_>,
+) -> Result<Chat, Error> {
     let onnx_folder = files.onnx.parent().map(Path::to_path_buf).unwrap_or_default();
     let folders: Vec<&Path> = match tokenizer {
         Some(folder) => vec![folder],
@@ -138,8 +142,7 @@ pub fn run(
     let lm = LanguageModel::new(&graph, &opened.config)?;
     let inspected = inspect::describe(&opened.model, &graph, &lm);
     let pad = pad_token(chat);
-    let engine =
-        Engine { runtime, graph: &graph, lm: &lm, batch: options.batch, pad, cancelled: options.cancelled };
+    let engine = Engine { runtime, graph: &graph, lm: &lm, batch: options.batch, pad, cancelled: options.cancelled };
     let model_sha256 = files::sha256(&opened.model)?;
     lap("inspect");
 
@@ -271,8 +274,7 @@ pub fn bake_only(
     let graph = Graph::new(&opened.model);
     let lm = LanguageModel::new(&graph, &opened.config)?;
     let metadata = vec![("lancet.guard".to_string(), "not measured".to_string())];
-    let plan =
-        BakePlan::new(&graph, &lm, direction, &PlanOptions { weights_only: options.weights_only, metadata })?;
+    let plan = BakePlan::new(&graph, &lm, direction, &PlanOptions { weights_only: options.weights_only, metadata })?;
     let mut baked = bake_into(&opened.files, &graph, &plan, &staging, options, observer)?;
     let written = Model::open(&staging.path().join(opened.files.relative()))?;
     let bytes = bake::verify_bytes(&opened.model, &written, &plan)?;
@@ -426,7 +428,12 @@ pub fn judge(before: &crate::report::ClassResult, after: &crate::report::ClassRe
 }
 
 /// Summary of a collection.
-pub fn summary(activations: &collect::Activations, resumed: usize, output: Option<&Path>, seconds: f64) -> CollectSummary {
+pub fn summary(
+    activations: &collect::Activations,
+    resumed: usize,
+    output: Option<&Path>,
+    seconds: f64,
+) -> CollectSummary {
     let (n_pos, n_layers, d_model) = activations.means[0].shape();
     let count = |class| activations.info.prompts.get(class, Split::Train).len();
     CollectSummary {
@@ -469,7 +476,10 @@ fn prompts_words(prompts: &Prompts) -> String {
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     use std::io::Write;
     let io = |e: std::io::Error| {
-        Error::failed_with(format!("cannot write `{}`: {e}", path.display()), "check the folder, its permissions and its free space")
+        Error::failed_with(
+            format!("cannot write `{}`: {e}", path.display()),
+            "check the folder, its permissions and its free space",
+        )
     };
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),

@@ -16,12 +16,7 @@ pub(super) fn heat_map(
     let mut positions: Vec<i64> = select.candidates.iter().map(|c| c.position).collect();
     positions.sort_unstable();
     positions.dedup();
-    let n_layers = select
-        .candidates
-        .iter()
-        .map(|c| c.layer + 1)
-        .max()
-        .unwrap_or(0);
+    let n_layers = select.candidates.iter().map(|c| c.layer + 1).max().unwrap_or(0);
     let scaled = |v: f64| if logarithmic { v.max(1e-9).log10() } else { v };
     let values: Vec<f64> = select.candidates.iter().filter_map(finite).collect();
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);
@@ -31,35 +26,21 @@ pub(super) fn heat_map(
     let cell = (360 / n_layers.max(1)).clamp(12, 48);
     let tall = cell.min(26);
     let (left, bottom) = (30, 32);
-    let (width, height) = (
-        left + n_layers * cell + 2,
-        positions.len() * tall + bottom + 2,
-    );
+    let (width, height) = (left + n_layers * cell + 2, positions.len() * tall + bottom + 2);
     let mut out = format!(
         "<figure>\n<h3>{title}</h3>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{title}\">\n<svg class=\"map\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{title}, position by layer; the numbers are in the table of candidates\">\n"
     );
     for (row, position) in positions.iter().enumerate() {
         let y = row * tall + tall / 2 + 5;
-        out.push_str(&format!(
-            "<text x=\"{}\" y=\"{y}\" text-anchor=\"end\">{position}</text>\n",
-            left - 6
-        ));
+        out.push_str(&format!("<text x=\"{}\" y=\"{y}\" text-anchor=\"end\">{position}</text>\n", left - 6));
     }
-    let step = [1, 2, 4, 5, 10, 20, 50]
-        .into_iter()
-        .find(|s| s * cell >= 20)
-        .unwrap_or(50);
+    let step = [1, 2, 4, 5, 10, 20, 50].into_iter().find(|s| s * cell >= 20).unwrap_or(50);
     for layer in (0..n_layers).step_by(step) {
         let x = left + layer * cell + cell / 2;
         let y = positions.len() * tall + 14;
-        out.push_str(&format!(
-            "<text x=\"{x}\" y=\"{y}\" text-anchor=\"middle\">{layer}</text>\n"
-        ));
+        out.push_str(&format!("<text x=\"{x}\" y=\"{y}\" text-anchor=\"middle\">{layer}</text>\n"));
     }
-    out.push_str(&format!(
-        "<text x=\"{left}\" y=\"{}\">layer, by position from the end</text>\n",
-        height - 4
-    ));
+    out.push_str(&format!("<text x=\"{left}\" y=\"{}\">layer, by position from the end</text>\n", height - 4));
     let mut pick = String::new();
     for c in &select.candidates {
         let Ok(row) = positions.binary_search(&c.position) else {
@@ -67,9 +48,7 @@ pub(super) fn heat_map(
         };
         let (x, y) = (left + c.layer * cell, row * tall);
         let selected = (c.layer, c.position) == (select.selected.layer, select.selected.position);
-        let token = position_token(select, c.position)
-            .map(|t| format!(" {t}"))
-            .unwrap_or_default();
+        let token = position_token(select, c.position).map(|t| format!(" {t}")).unwrap_or_default();
         let fate = match &c.discarded {
             Some(reason) => format!("\ndiscarded: {reason}"),
             None if selected => "\nselected".to_owned(),
@@ -83,31 +62,18 @@ pub(super) fn heat_map(
             significant(c.kl)
         ));
         let (w, h) = (cell - 2, tall - 2);
-        let place = format!(
-            "x=\"{}\" y=\"{}\" width=\"{w}\" height=\"{h}\" rx=\"2\"",
-            x + 1,
-            y + 1
-        );
+        let place = format!("x=\"{}\" y=\"{}\" width=\"{w}\" height=\"{h}\" rx=\"2\"", x + 1, y + 1);
         out.push_str("<g>");
         match finite(c) {
             Some(v) => {
                 let opacity = 0.12 + 0.88 * ((scaled(v) - scaled(low)) / span).clamp(0.0, 1.0);
-                out.push_str(&format!(
-                    "<rect class=\"cell\" {place} fill-opacity=\"{opacity:.2}\"/>"
-                ));
+                out.push_str(&format!("<rect class=\"cell\" {place} fill-opacity=\"{opacity:.2}\"/>"));
             }
-            None => out.push_str(&format!(
-                "<rect class=\"cell\" {place} fill-opacity=\"0\"/><rect class=\"none\" {place}/>"
-            )),
+            None => out
+                .push_str(&format!("<rect class=\"cell\" {place} fill-opacity=\"0\"/><rect class=\"none\" {place}/>")),
         }
         if c.discarded.is_some() && finite(c).is_some() {
-            out.push_str(&format!(
-                "<path class=\"out\" d=\"M{} {}L{} {}\"/>",
-                x + 2,
-                y + h,
-                x + w,
-                y + 2
-            ));
+            out.push_str(&format!("<path class=\"out\" d=\"M{} {}L{} {}\"/>", x + 2, y + h, x + w, y + 2));
         }
         out.push_str(&format!("<title>{tip}</title></g>\n"));
         if selected {
@@ -118,11 +84,7 @@ pub(super) fn heat_map(
     out.push_str("</svg>\n</div>\n");
     if !values.is_empty() {
         let write = |v: f64| {
-            if logarithmic {
-                significant(v)
-            } else {
-                score(v)
-            }
+            if logarithmic { significant(v) } else { score(v) }
         };
         let scale = if logarithmic { ", logarithmic" } else { "" };
         out.push_str(&format!(

@@ -5,9 +5,7 @@
 
 use super::heat_map::heat_map;
 use super::layout::is_unsafe;
-use super::number::{
-    MISSING, bytes, count, measured, percent, score, seconds, setting, shape, significant,
-};
+use super::number::{MISSING, bytes, count, measured, percent, score, seconds, setting, shape, significant};
 use super::text::{position_token, worst_leak};
 use super::{AnswerPair, ClassResult, GuardResult, RunResult, SelectResult, Verdict, class_label};
 
@@ -74,34 +72,23 @@ fn headline(run: &RunResult) -> String {
     let what: Vec<String> = what
         .split("; ")
         .map(|part| match part.split_once("refusal ") {
-            Some((kind, change)) => format!(
-                "{kind}refusal <span class=\"whole\">{}</span>",
-                escape(change)
-            ),
+            Some((kind, change)) => format!("{kind}refusal <span class=\"whole\">{}</span>", escape(change)),
             None => escape(part),
         })
         .collect();
-    format!(
-        "<span class=\"verdict\">{}</span> {}",
-        escape(&verdict),
-        what.join("; ")
-    )
+    format!("<span class=\"verdict\">{}</span> {}", escape(&verdict), what.join("; "))
 }
 
 /// A section with its heading.
 fn section(id: &str, title: &str, content: &str) -> String {
-    format!(
-        "<section aria-labelledby=\"{id}\">\n<h2 id=\"{id}\">{title}</h2>\n{content}</section>\n"
-    )
+    format!("<section aria-labelledby=\"{id}\">\n<h2 id=\"{id}\">{title}</h2>\n{content}</section>\n")
 }
 
 /// A table that scrolls in its own box; header and cells are HTML.
 fn table(class_name: &str, label: &str, header: &[(&str, bool)], rows: &[Vec<String>]) -> String {
     let class = |right: bool| if right { " class=\"n\"" } else { "" };
-    let head: String = header
-        .iter()
-        .map(|(text, right)| format!("<th scope=\"col\"{}>{text}</th>", class(*right)))
-        .collect();
+    let head: String =
+        header.iter().map(|(text, right)| format!("<th scope=\"col\"{}>{text}</th>", class(*right))).collect();
     let mut out = format!(
         "<div class=\"scroll\" role=\"region\" aria-label=\"{label}\" tabindex=\"0\">\n<table class=\"{class_name}\">\n<thead><tr>{head}</tr></thead>\n<tbody>\n"
     );
@@ -121,10 +108,7 @@ fn table(class_name: &str, label: &str, header: &[(&str, bool)], rows: &[Vec<Str
 
 /// A list of facts; the values are HTML.
 fn facts(rows: &[(&str, String)]) -> String {
-    let rows: String = rows
-        .iter()
-        .map(|(k, v)| format!("<dt>{k}</dt><dd>{v}</dd>\n"))
-        .collect();
+    let rows: String = rows.iter().map(|(k, v)| format!("<dt>{k}</dt><dd>{v}</dd>\n")).collect();
     format!("<dl>\n{rows}</dl>\n")
 }
 
@@ -139,11 +123,7 @@ fn items(all: &[String]) -> String {
 
 fn classes(run: &RunResult) -> String {
     let cell = |r: &ClassResult| {
-        let width = if r.refusal_rate.is_finite() {
-            r.refusal_rate.clamp(0.0, 1.0) * 100.0
-        } else {
-            0.0
-        };
+        let width = if r.refusal_rate.is_finite() { r.refusal_rate.clamp(0.0, 1.0) * 100.0 } else { 0.0 };
         let interval = r.interval().map_or_else(String::new, |(low, high)| {
             format!(
                 "<small>95 % interval <span class=\"whole\">{:.1} to {:.1} %</span></small>",
@@ -170,18 +150,10 @@ fn classes(run: &RunResult) -> String {
                 _ => "must be answered",
             };
             let label = class_label(class);
-            vec![
-                format!("{label} <span class=\"small\">{meant}</span>"),
-                cell(before),
-                cell(after),
-            ]
+            vec![format!("{label} <span class=\"small\">{meant}</span>"), cell(before), cell(after)]
         })
         .collect();
-    let header = [
-        ("prompts", false),
-        ("refused before", false),
-        ("refused after", false),
-    ];
+    let header = [("prompts", false), ("refused before", false), ("refused after", false)];
     let mut out = table("classes", "Refusals by class", &header, &rows);
     out.push_str(
         "<p class=\"note\">The score is the mean log odds, in nats, that the answer opens with a refusal token: above 0 leans to \
@@ -203,11 +175,7 @@ fn classes(run: &RunResult) -> String {
             (escape(&m.name), escape(&format!("{before} → {after}")))
         })
         .collect();
-    more.extend(
-        measurements
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.clone())),
-    );
+    more.extend(measurements.iter().map(|(name, value)| (name.as_str(), value.clone())));
     out.push_str(&facts(&more));
     section("refusals", "Refusals before and after", &out)
 }
@@ -228,20 +196,12 @@ fn answer(pair: &AnswerPair, open: bool) -> String {
     let lost = pair.class == "harmful" && pair.refused_before && !pair.refused_after;
     let what = match (changed, lost) {
         (_, true) => "<b class=\"lost\">refused → answered</b>".to_owned(),
-        (true, _) => format!(
-            "<b>{} → {}</b>",
-            word(pair.refused_before),
-            word(pair.refused_after)
-        ),
+        (true, _) => format!("<b>{} → {}</b>", word(pair.refused_before), word(pair.refused_after)),
         (false, _) => format!("{} both times", word(pair.refused_after)),
     };
     let side = |label: &str, refused: bool, text: &str| {
         // A text of white space only would show as an empty box.
-        let text = if text.trim().is_empty() {
-            "(nothing)"
-        } else {
-            text
-        };
+        let text = if text.trim().is_empty() { "(nothing)" } else { text };
         format!(
             "<div><p class=\"small\">{label}, {}</p><blockquote dir=\"auto\">{}</blockquote></div>",
             word(refused),
@@ -263,26 +223,11 @@ fn answer(pair: &AnswerPair, open: bool) -> String {
 fn answers(run: &RunResult) -> String {
     let all = &run.eval.answers;
     if all.is_empty() {
-        return section(
-            "answers",
-            "Answers",
-            "<p class=\"note\">No answers were kept.</p>\n",
-        );
+        return section("answers", "Answers", "<p class=\"note\">No answers were kept.</p>\n");
     }
-    let mut out: String = run
-        .telling_answers(3)
-        .into_iter()
-        .map(|a| answer(a, true))
-        .collect();
-    let number = |class: &str| {
-        all.iter()
-            .filter(|a| class.is_empty() || a.class == class)
-            .count()
-    };
-    let changed = all
-        .iter()
-        .filter(|a| a.refused_before != a.refused_after)
-        .count();
+    let mut out: String = run.telling_answers(3).into_iter().map(|a| answer(a, true)).collect();
+    let number = |class: &str| all.iter().filter(|a| class.is_empty() || a.class == class).count();
+    let changed = all.iter().filter(|a| a.refused_before != a.refused_after).count();
     let choices: String = [
         ("all", "all", number("")),
         ("changed", "changed", changed),
@@ -297,8 +242,7 @@ fn answers(run: &RunResult) -> String {
     })
     .collect();
     let list: String = all.iter().map(|a| answer(a, false)).collect();
-    let filter =
-        format!("<fieldset class=\"filter\">\n<legend>Show</legend>\n{choices}</fieldset>\n");
+    let filter = format!("<fieldset class=\"filter\">\n<legend>Show</legend>\n{choices}</fieldset>\n");
     out.push_str(&fold(
         &format!("All {}", count(all.len(), "prompt")),
         &format!("<div class=\"all\">\n{filter}{list}</div>\n"),
@@ -319,17 +263,11 @@ fn direction(select: &SelectResult) -> String {
     let token = position_token(select, s.position)
         .map(|t| format!(", at the token <code>{}</code>", escape(&t)))
         .unwrap_or_default();
-    let tokens: Vec<String> = select
-        .refusal_tokens
-        .iter()
-        .map(|t| format!("<code>{}</code> ({})", escape(&t.text), t.id))
-        .collect();
+    let tokens: Vec<String> =
+        select.refusal_tokens.iter().map(|t| format!("<code>{}</code> ({})", escape(&t.text), t.id)).collect();
     let (kept, total) = (&select.kept, &select.total);
     let mut out = facts(&[
-        (
-            "Direction",
-            format!("layer {}, position {}{token}", s.layer, s.position),
-        ),
+        ("Direction", format!("layer {}, position {}{token}", s.layer, s.position)),
         (
             "Lambda",
             format!(
@@ -352,29 +290,13 @@ fn direction(select: &SelectResult) -> String {
             "Prompts kept",
             format!(
                 "{} of {} harmful, {} of {} pseudo-harmful, {} of {} harmless",
-                kept.harmful,
-                total.harmful,
-                kept.pseudo_harmful,
-                total.pseudo_harmful,
-                kept.harmless,
-                total.harmless
+                kept.harmful, total.harmful, kept.pseudo_harmful, total.pseudo_harmful, kept.harmless, total.harmless
             ),
         ),
-        (
-            "Refusal tokens",
-            format!(
-                "{}; {}",
-                tokens.join(", "),
-                escape(&select.refusal_tokens_chosen)
-            ),
-        ),
+        ("Refusal tokens", format!("{}; {}", tokens.join(", "), escape(&select.refusal_tokens_chosen))),
         (
             "Procedure",
-            if select.paper {
-                "as published".to_owned()
-            } else {
-                "as published, with Lancet's additions".to_owned()
-            },
+            if select.paper { "as published".to_owned() } else { "as published, with Lancet's additions".to_owned() },
         ),
     ]);
     if select.candidates.is_empty() {
@@ -382,23 +304,9 @@ fn direction(select: &SelectResult) -> String {
     }
     // Maps of a deep model are too wide to stand side by side.
     let deep = select.candidates.iter().any(|c| c.layer >= 32);
-    out.push_str(if deep {
-        "<div class=\"maps deep\">\n"
-    } else {
-        "<div class=\"maps\">\n"
-    });
-    out.push_str(&heat_map(
-        select,
-        "Refusal score of each candidate",
-        false,
-        |c| c.refusal_score,
-    ));
-    out.push_str(&heat_map(
-        select,
-        "Harmless KL of each candidate",
-        true,
-        |c| c.kl,
-    ));
+    out.push_str(if deep { "<div class=\"maps deep\">\n" } else { "<div class=\"maps\">\n" });
+    out.push_str(&heat_map(select, "Refusal score of each candidate", false, |c| c.refusal_score));
+    out.push_str(&heat_map(select, "Harmless KL of each candidate", true, |c| c.kl));
     out.push_str("</div>\n");
     out.push_str(
         "<p class=\"note\">A cell is one candidate, ablated on validation prompts: lower is better in both. The outlined one was \
@@ -446,28 +354,12 @@ fn change(run: &RunResult) -> String {
     let with = |t: &str| bake.edits.iter().filter(|e| e.treatment == t).count();
     let nodes = match with("nodes") {
         0 => String::new(),
-        n => format!(
-            "; {} projected by inserted standard ONNX operators",
-            count(n, "write")
-        ),
+        n => format!("; {} projected by inserted standard ONNX operators", count(n, "write")),
     };
-    let bound = verify
-        .bound
-        .map(|b| format!(", at most {} allowed", setting(b)))
-        .unwrap_or_default();
+    let bound = verify.bound.map(|b| format!(", at most {} allowed", setting(b))).unwrap_or_default();
     let mut rows = vec![
-        (
-            "Edited",
-            format!(
-                "{}{nodes}; {} written",
-                count(with("weights"), "tensor"),
-                bytes(bake.bytes_written)
-            ),
-        ),
-        (
-            "Bytes changed elsewhere",
-            verify.changed_bytes_outside_plan.to_string(),
-        ),
+        ("Edited", format!("{}{nodes}; {} written", count(with("weights"), "tensor"), bytes(bake.bytes_written))),
+        ("Bytes changed elsewhere", verify.changed_bytes_outside_plan.to_string()),
         (
             "Logits",
             format!(
@@ -502,11 +394,7 @@ fn change(run: &RunResult) -> String {
         let failures: Vec<String> = verify.failures.iter().map(|f| escape(f)).collect();
         format!(
             "<p class=\"failed\">Verification failed.</p>\n{}",
-            if failures.is_empty() {
-                String::new()
-            } else {
-                items(&failures)
-            }
+            if failures.is_empty() { String::new() } else { items(&failures) }
         )
     };
     out.push_str(&facts(&rows));
@@ -563,33 +451,15 @@ fn guard(guard: &GuardResult) -> String {
         (false, true) => {
             "<p class=\"failed\">True refusal fell past the limit, and the guard was overridden by name.</p>\n"
         }
-        (false, false) => {
-            "<p class=\"failed\">True refusal fell past the limit: no model was published.</p>\n"
-        }
+        (false, false) => "<p class=\"failed\">True refusal fell past the limit: no model was published.</p>\n",
     };
     let mut out = outcome.to_owned();
     if !guard.reasons.is_empty() {
-        out.push_str(&items(
-            &guard.reasons.iter().map(|r| escape(r)).collect::<Vec<_>>(),
-        ));
+        out.push_str(&items(&guard.reasons.iter().map(|r| escape(r)).collect::<Vec<_>>()));
     }
     out.push_str(&facts(&[
-        (
-            "Harmful prompts refused",
-            format!(
-                "{} → {}",
-                percent(guard.harmful_before),
-                percent(guard.harmful_after)
-            ),
-        ),
-        (
-            "Drop",
-            format!(
-                "{}, at most {} allowed",
-                percent(guard.drop),
-                percent(guard.limit)
-            ),
-        ),
+        ("Harmful prompts refused", format!("{} → {}", percent(guard.harmful_before), percent(guard.harmful_after))),
+        ("Drop", format!("{}, at most {} allowed", percent(guard.drop), percent(guard.limit))),
     ]));
     section("guard", "The guard on true refusal", &out)
 }
@@ -611,27 +481,14 @@ fn provenance(run: &RunResult) -> String {
     let p = &run.provenance;
     let runtime = p.onnxruntime_version.as_ref().map_or_else(
         || "none".to_owned(),
-        |v| {
-            format!(
-                "ONNX Runtime {}, {}",
-                escape(v),
-                escape(&p.execution_provider)
-            )
-        },
+        |v| format!("ONNX Runtime {}, {}", escape(v), escape(&p.execution_provider)),
     );
     let hash = |h: &str| format!("<code>{}</code>", escape(h));
     let path = |p: &Option<String>| {
-        p.as_ref().map_or_else(
-            || "not written".to_owned(),
-            |p| format!("<code>{}</code>", escape(p)),
-        )
+        p.as_ref().map_or_else(|| "not written".to_owned(), |p| format!("<code>{}</code>", escape(p)))
     };
     let total: f64 = run.seconds.values().sum();
-    let steps: Vec<String> = run
-        .seconds
-        .iter()
-        .map(|(step, s)| format!("{} {}", escape(step), seconds(*s)))
-        .collect();
+    let steps: Vec<String> = run.seconds.iter().map(|(step, s)| format!("{} {}", escape(step), seconds(*s))).collect();
     let mut out = format!(
         "<p>The same command on the same files, runtime and device gives the same direction and model:</p>\n<pre>{}</pre>\n",
         escape(&command_line(&p.command))
@@ -642,42 +499,21 @@ fn provenance(run: &RunResult) -> String {
         ("Output model", path(&run.outputs.model)),
         ("Direction", path(&run.outputs.direction)),
         ("its SHA-256", hash(&run.bake.direction_sha256)),
-        (
-            "Prompts",
-            format!("{}, seed {}", escape(&p.prompts), p.seed),
-        ),
+        ("Prompts", format!("{}, seed {}", escape(&p.prompts), p.seed)),
         ("their SHA-256", hash(&p.prompts_sha256)),
         ("Lambda", setting(p.lambda)),
-        (
-            "Lancet",
-            escape(&format!("{} {}", p.lancet_version, p.platform)),
-        ),
+        ("Lancet", escape(&format!("{} {}", p.lancet_version, p.platform))),
         ("Runtime", runtime),
-        (
-            "Time",
-            format!(
-                "{} <span class=\"small\">{}</span>",
-                seconds(total),
-                steps.join(", ")
-            ),
-        ),
+        ("Time", format!("{} <span class=\"small\">{}</span>", seconds(total), steps.join(", "))),
     ]));
     section("provenance", "How to get it again", &out)
 }
 
 fn limits(run: &RunResult) -> String {
     let n = run.eval.after.harmful.total;
-    let upper = run
-        .eval
-        .after
-        .harmful
-        .interval()
-        .map_or_else(String::new, |(low, _)| {
-            format!(
-                " With {n} harmful prompts, the true rate of refusal may be as low as {}.",
-                percent(low)
-            )
-        });
+    let upper = run.eval.after.harmful.interval().map_or_else(String::new, |(low, _)| {
+        format!(" With {n} harmful prompts, the true rate of refusal may be as low as {}.", percent(low))
+    });
     let mut all = vec![
         "Refusals are found by phrases. An answer without them counts as answered even where it is wrong, empty or evasive; \
          read the answers above."
@@ -707,16 +543,10 @@ mod tests {
     fn escape_table() {
         for (text, expected) in [
             ("plain", "plain"),
-            (
-                "</script><img onerror=\"x\">",
-                "&lt;/script&gt;&lt;img onerror=&quot;x&quot;&gt;",
-            ),
+            ("</script><img onerror=\"x\">", "&lt;/script&gt;&lt;img onerror=&quot;x&quot;&gt;"),
             ("&amp; it's", "&amp;amp; it&#39;s"),
             ("a\nb\tc", "a\nb\tc"),
-            (
-                "\u{0}\u{1b}[31m\r\u{9f}",
-                "\u{fffd}\u{fffd}[31m\u{fffd}\u{fffd}",
-            ),
+            ("\u{0}\u{1b}[31m\r\u{9f}", "\u{fffd}\u{fffd}[31m\u{fffd}\u{fffd}"),
             ("\u{202e}evil\u{2066}", "\u{fffd}evil\u{fffd}"),
             ("日本語 → é", "日本語 → é"),
         ] {
@@ -724,8 +554,7 @@ mod tests {
         }
     }
 
-    const EVIL: &str =
-        "</title></style></script><img src=x onerror=alert(1)>\" onfocus=\"alert(1)' {title} {css}";
+    const EVIL: &str = "</title></style></script><img src=x onerror=alert(1)>\" onfocus=\"alert(1)' {title} {css}";
 
     /// `value` with every string in it replaced.
     fn poison(value: serde_json::Value) -> serde_json::Value {
@@ -733,9 +562,7 @@ mod tests {
         match value {
             Value::String(_) => Value::String(EVIL.into()),
             Value::Array(all) => Value::Array(all.into_iter().map(poison).collect()),
-            Value::Object(all) => {
-                Value::Object(all.into_iter().map(|(k, v)| (k, poison(v))).collect())
-            }
+            Value::Object(all) => Value::Object(all.into_iter().map(|(k, v)| (k, poison(v))).collect()),
             other => other,
         }
     }
@@ -757,10 +584,7 @@ mod tests {
             for raw in ["<img", "<script", "</script", "\" onfocus", "alert(1)'"] {
                 assert!(!page.contains(raw), "{raw} got through");
             }
-            assert_eq!(
-                page.matches("</title>").count() - page.matches("</title></g>").count(),
-                1
-            );
+            assert_eq!(page.matches("</title>").count() - page.matches("</title></g>").count(), 1);
             assert_eq!(page.matches("</style>").count(), 1);
         }
         assert!(!html(&sample::run()).contains("<img"));
@@ -775,25 +599,16 @@ mod tests {
             let (mut ids, mut level) = (Vec::new(), 0);
             for piece in page.split('<').skip(1) {
                 let tag = piece.split('>').next().expect("split gives at least one");
-                let name = tag
-                    .trim_start_matches('/')
-                    .split([' ', '/'])
-                    .next()
-                    .expect("as above");
+                let name = tag.trim_start_matches('/').split([' ', '/']).next().expect("as above");
                 if let Some(id) = tag.split(" id=\"").nth(1) {
                     ids.push(id.split('"').next().expect("as above"));
                 }
                 if tag.starts_with('/') {
                     assert_eq!(open.pop(), Some(name), "</{name}>");
-                } else if !tag.ends_with('/')
-                    && !["!doctype", "meta", "br", "input"].contains(&name)
-                {
+                } else if !tag.ends_with('/') && !["!doctype", "meta", "br", "input"].contains(&name) {
                     open.push(name);
                 }
-                if let Some(h) = tag
-                    .strip_prefix('h')
-                    .and_then(|t| t[..1.min(t.len())].parse::<i32>().ok())
-                {
+                if let Some(h) = tag.strip_prefix('h').and_then(|t| t[..1.min(t.len())].parse::<i32>().ok()) {
                     assert!(h <= level + 1, "h{h} after h{level}");
                     level = h;
                 }
@@ -809,16 +624,7 @@ mod tests {
     #[test]
     fn the_page_is_alone() {
         let page = html(&sample::run());
-        for outside in [
-            "http://",
-            "https://",
-            "url(",
-            "@import",
-            " src=",
-            "<link",
-            "<script",
-            "javascript:",
-        ] {
+        for outside in ["http://", "https://", "url(", "@import", " src=", "<link", "<script", "javascript:"] {
             let page = page.replace("src=x onerror", "");
             assert!(!page.contains(outside), "{outside}");
         }
@@ -847,9 +653,6 @@ mod tests {
     #[test]
     fn commands_quote() {
         let words = ["lancet", "run", "a b", "it's", "", "-o", "out/x"].map(String::from);
-        assert_eq!(
-            command_line(&words),
-            r"lancet run 'a b' 'it'\''s' '' -o out/x"
-        );
+        assert_eq!(command_line(&words), r"lancet run 'a b' 'it'\''s' '' -o out/x");
     }
 }

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::layout::{
-    Cell, Style, Tone, blanked, columns, fact, labelled, pattern, plain, shorten_middle,
-    single_line, table,
+    Cell, Style, Tone, blanked, columns, fact, labelled, pattern, plain, shorten_middle, single_line, table,
 };
 use super::number::{MISSING, bytes, count, shape};
 use super::{InspectResult, WriterRow};
@@ -12,24 +11,11 @@ use super::{InspectResult, WriterRow};
 /// What a model is and what would be edited, for a terminal of `width` columns.
 #[must_use]
 pub fn inspect_table(inspect: &InspectResult, width: usize, style: Style) -> String {
-    let mut out = format!(
-        "{}\n\n",
-        style.paint(Tone::Strong, &single_line(&inspect.model))
-    );
-    let vocabulary = inspect
-        .d_vocab
-        .map(|v| format!(", d_vocab {v}"))
-        .unwrap_or_default();
-    let shape = format!(
-        "n_layers {}, d_model {}{vocabulary}",
-        inspect.n_layers, inspect.d_model
-    );
+    let mut out = format!("{}\n\n", style.paint(Tone::Strong, &single_line(&inspect.model)));
+    let vocabulary = inspect.d_vocab.map(|v| format!(", d_vocab {v}")).unwrap_or_default();
+    let shape = format!("n_layers {}, d_model {}{vocabulary}", inspect.n_layers, inspect.d_model);
     fact(&mut out, style, width, "Model", &shape);
-    let producer = if inspect.producer.is_empty() {
-        String::new()
-    } else {
-        format!(", from {}", inspect.producer)
-    };
+    let producer = if inspect.producer.is_empty() { String::new() } else { format!(", from {}", inspect.producer) };
     let external = match inspect.external_files.as_slice() {
         [] => String::new(),
         [one] => format!(" and {one}"),
@@ -51,31 +37,14 @@ pub fn inspect_table(inspect: &InspectResult, width: usize, style: Style) -> Str
         writers(&mut out, style, width, &inspect.writers);
     }
     if !inspect.refusals.is_empty() {
-        out.push_str(&format!(
-            "\n{}\n",
-            style.paint(Tone::Bad, "This model is refused:")
-        ));
+        out.push_str(&format!("\n{}\n", style.paint(Tone::Bad, "This model is refused:")));
         for r in &inspect.refusals {
-            let op = if r.op.is_empty() {
-                String::new()
-            } else {
-                format!(" ({})", r.op)
-            };
-            let tensor = if r.tensor.is_empty() {
-                String::new()
-            } else {
-                format!(", tensor `{}`", r.tensor)
-            };
+            let op = if r.op.is_empty() { String::new() } else { format!(" ({})", r.op) };
+            let tensor = if r.tensor.is_empty() { String::new() } else { format!(", tensor `{}`", r.tensor) };
             let node = format!("node `{}`{op}{tensor}: {}", r.node, r.reason);
             labelled(&mut out, style, ("  -", 4), &node, (width, usize::MAX));
             if !r.hint.is_empty() {
-                labelled(
-                    &mut out,
-                    style,
-                    ("    hint:", 10),
-                    &r.hint,
-                    (width, usize::MAX),
-                );
+                labelled(&mut out, style, ("    hint:", 10), &r.hint, (width, usize::MAX));
             }
         }
     }
@@ -92,21 +61,13 @@ fn interface(out: &mut String, style: Style, width: usize, interface: &serde_jso
     for (key, value) in fields {
         match (key.as_str(), value) {
             (_, serde_json::Value::Null | serde_json::Value::Bool(false)) => {}
-            ("logits", serde_json::Value::String(name)) => {
-                rest.push(("Output".to_owned(), name.clone()))
-            }
+            ("logits", serde_json::Value::String(name)) => rest.push(("Output".to_owned(), name.clone())),
             ("cache", serde_json::Value::Array(slots)) if slots.is_empty() => {
                 rest.push(("KV cache".to_owned(), "none".to_owned()));
             }
             ("cache", serde_json::Value::Array(slots)) => {
-                let dtype = slots[0]["dtype"]
-                    .as_str()
-                    .map(|d| format!(", {d}"))
-                    .unwrap_or_default();
-                rest.push((
-                    "KV cache".to_owned(),
-                    format!("{}{dtype}", count(slots.len(), "tensor")),
-                ));
+                let dtype = slots[0]["dtype"].as_str().map(|d| format!(", {d}")).unwrap_or_default();
+                rest.push(("KV cache".to_owned(), format!("{}{dtype}", count(slots.len(), "tensor"))));
             }
             ("padding", serde_json::Value::String(how)) => {
                 rest.push(("Padding".to_owned(), how.replace('_', " ")));
@@ -133,14 +94,7 @@ fn writers(out: &mut String, style: Style, width: usize, writers: &[WriterRow]) 
     let alike = |a: &[&WriterRow], b: &[&WriterRow]| {
         let key = |w: &WriterRow| {
             let name = w.initializer.as_deref().map(blanked);
-            (
-                w.kind.clone(),
-                name,
-                w.dtype.clone(),
-                w.shape.clone(),
-                w.treatment.clone(),
-                w.reason.clone(),
-            )
+            (w.kind.clone(), name, w.dtype.clone(), w.shape.clone(), w.treatment.clone(), w.reason.clone())
         };
         a.len() == b.len() && a.iter().zip(b).all(|(a, b)| key(a) == key(b))
     };
@@ -163,43 +117,23 @@ fn writers(out: &mut String, style: Style, width: usize, writers: &[WriterRow]) 
             (None, _) => MISSING.to_owned(),
         };
         for (i, writer) in group[0].1.iter().enumerate() {
-            let names: Vec<&str> = group
-                .iter()
-                .filter_map(|(_, w)| w[i].initializer.as_deref())
-                .collect();
-            let name = if names.is_empty() {
-                MISSING.to_owned()
-            } else {
-                single_line(&pattern(&names))
-            };
+            let names: Vec<&str> = group.iter().filter_map(|(_, w)| w[i].initializer.as_deref()).collect();
+            let name = if names.is_empty() { MISSING.to_owned() } else { single_line(&pattern(&names)) };
             if let Some(reason) = &writer.reason {
-                reasons.push((
-                    format!("{} {}", layer.replace(MISSING, ""), writer.kind),
-                    reason.clone(),
-                ));
+                reasons.push((format!("{} {}", layer.replace(MISSING, ""), writer.kind), reason.clone()));
             }
             rows.push(vec![
                 plain(if i == 0 { layer.clone() } else { String::new() }),
                 plain(single_line(&writer.kind)),
                 plain(name),
-                plain(
-                    writer
-                        .dtype
-                        .as_deref()
-                        .map_or_else(|| MISSING.to_owned(), single_line),
-                ),
+                plain(writer.dtype.as_deref().map_or_else(|| MISSING.to_owned(), single_line)),
                 plain(shape(writer.shape.as_deref())),
                 plain(single_line(&writer.treatment)),
             ]);
         }
     }
-    let widest = |i: usize, header: &str| {
-        rows.iter()
-            .map(|r: &Vec<Cell>| columns(&r[i].0))
-            .max()
-            .unwrap_or(0)
-            .max(header.len())
-    };
+    let widest =
+        |i: usize, header: &str| rows.iter().map(|r: &Vec<Cell>| columns(&r[i].0)).max().unwrap_or(0).max(header.len());
     let fixed = widest(0, "layer")
         + widest(1, "writer")
         + widest(3, "dtype")
@@ -210,21 +144,8 @@ fn writers(out: &mut String, style: Style, width: usize, writers: &[WriterRow]) 
     for row in &mut rows {
         row[2].0 = shorten_middle(&row[2].0, room);
     }
-    let header = [
-        "layer",
-        "writer",
-        "initializer",
-        "dtype",
-        "shape",
-        "treatment",
-    ];
-    table(
-        out,
-        style,
-        &header,
-        &[false, false, false, false, true, false],
-        &rows,
-    );
+    let header = ["layer", "writer", "initializer", "dtype", "shape", "treatment"];
+    table(out, style, &header, &[false, false, false, false, true, false], &rows);
     for (i, (writer, reason)) in reasons.iter().enumerate() {
         if i == 0 {
             out.push('\n');

@@ -28,11 +28,7 @@ impl Style {
             Tone::Bad => "1;31",
             Tone::Plain => return text.to_owned(),
         };
-        if self.color && !text.is_empty() {
-            format!("\x1b[{code}m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        }
+        if self.color && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 }
 
@@ -41,16 +37,12 @@ impl Style {
 #[must_use]
 pub fn single_line(text: &str) -> String {
     let joined = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    joined
-        .chars()
-        .map(|c| if is_unsafe(c) { '\u{fffd}' } else { c })
-        .collect()
+    joined.chars().map(|c| if is_unsafe(c) { '\u{fffd}' } else { c }).collect()
 }
 
 /// Whether a character steers the terminal or the direction of the text around it.
 pub(super) fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Terminal columns of a character: 0 for combining marks, 2 for East Asian wide ones and emoji.
@@ -93,10 +85,7 @@ pub fn shorten(text: &str, width: usize) -> String {
     if columns(text) <= width {
         return text.to_owned();
     }
-    format!(
-        "{}…",
-        text[..fitting(text, width.saturating_sub(1))].trim_end()
-    )
+    format!("{}…", text[..fitting(text, width.saturating_sub(1))].trim_end())
 }
 
 /// `text`, cut to `width` columns with `…` in its middle, for names that differ at both ends.
@@ -106,10 +95,7 @@ pub(super) fn shorten_middle(text: &str, width: usize) -> String {
     }
     let keep = width.saturating_sub(1);
     let reversed: String = text.chars().rev().collect();
-    let tail: String = reversed[..fitting(&reversed, keep - keep / 2)]
-        .chars()
-        .rev()
-        .collect();
+    let tail: String = reversed[..fitting(&reversed, keep - keep / 2)].chars().rev().collect();
     format!("{}…{tail}", &text[..fitting(text, keep / 2)])
 }
 
@@ -149,25 +135,13 @@ pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
             lines.push(String::new());
             word = rest;
         }
-        lines
-            .last_mut()
-            .expect("starts with one line")
-            .push_str(word);
+        lines.last_mut().expect("starts with one line").push_str(word);
     }
-    lines
-        .into_iter()
-        .map(|line| line.replace('\u{a0}', " "))
-        .collect()
+    lines.into_iter().map(|line| line.replace('\u{a0}', " ")).collect()
 }
 
 /// `label  text`, wrapped, with the text in its own column; at most `most` lines.
-pub(super) fn labelled(
-    out: &mut String,
-    style: Style,
-    label: (&str, usize),
-    text: &str,
-    frame: (usize, usize),
-) {
+pub(super) fn labelled(out: &mut String, style: Style, label: (&str, usize), text: &str, frame: (usize, usize)) {
     let (width, most) = frame;
     let (label, indent) = label;
     let mut lines = wrap(&single_line(text), width.saturating_sub(indent));
@@ -199,37 +173,18 @@ pub(super) fn plain(text: impl Into<String>) -> Cell {
 }
 
 /// Rows under a faint header, columns aligned to the right where `right` says so, two spaces between.
-pub(super) fn table(
-    out: &mut String,
-    style: Style,
-    header: &[&str],
-    right: &[bool],
-    rows: &[Vec<Cell>],
-) {
-    let header: Vec<Cell> = header
-        .iter()
-        .map(|h| ((*h).to_owned(), Tone::Faint))
-        .collect();
+pub(super) fn table(out: &mut String, style: Style, header: &[&str], right: &[bool], rows: &[Vec<Cell>]) {
+    let header: Vec<Cell> = header.iter().map(|h| ((*h).to_owned(), Tone::Faint)).collect();
     let rows: Vec<&Vec<Cell>> = std::iter::once(&header).chain(rows).collect();
     let widths: Vec<usize> = (0..header.len())
-        .map(|i| {
-            rows.iter()
-                .filter_map(|r| r.get(i))
-                .map(|c| columns(&c.0))
-                .max()
-                .unwrap_or(0)
-        })
+        .map(|i| rows.iter().filter_map(|r| r.get(i)).map(|c| columns(&c.0)).max().unwrap_or(0))
         .collect();
     for row in rows {
         let mut line = String::new();
         for (i, (text, tone)) in row.iter().enumerate() {
             let pad = " ".repeat(widths[i] - columns(text));
             let text = style.paint(*tone, text);
-            line.push_str(&if right[i] {
-                format!("  {pad}{text}")
-            } else {
-                format!("  {text}{pad}")
-            });
+            line.push_str(&if right[i] { format!("  {pad}{text}") } else { format!("  {text}{pad}") });
         }
         out.push_str(line.trim_end());
         out.push('\n');
@@ -257,13 +212,7 @@ pub(super) fn pattern(names: &[&str]) -> String {
     let joined: String = pieces(first)
         .iter()
         .enumerate()
-        .map(|(i, piece)| {
-            if all.iter().all(|p| p.get(i) == Some(piece)) {
-                piece
-            } else {
-                "*"
-            }
-        })
+        .map(|(i, piece)| if all.iter().all(|p| p.get(i) == Some(piece)) { piece } else { "*" })
         .collect();
     joined.replace("*.*", "*")
 }
@@ -287,10 +236,7 @@ mod tests {
 
     #[test]
     fn lines_are_safe() {
-        assert_eq!(
-            single_line("a\u{1b}[2J\nb\t\u{202e}c\u{7}"),
-            "a\u{fffd}[2J b \u{fffd}c\u{fffd}"
-        );
+        assert_eq!(single_line("a\u{1b}[2J\nb\t\u{202e}c\u{7}"), "a\u{fffd}[2J b \u{fffd}c\u{fffd}");
     }
 
     #[test]

@@ -15,11 +15,7 @@ pub fn code(text: &str) -> String {
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest + 1);
     // The spaces are stripped by the renderer; they keep a backtick at either end apart from the fence.
-    let pad = if text.starts_with('`') || text.ends_with('`') || text.is_empty() {
-        " "
-    } else {
-        ""
-    };
+    let pad = if text.starts_with('`') || text.ends_with('`') || text.is_empty() { " " } else { "" };
     format!("{fence}{pad}{text}{pad}{fence}")
 }
 
@@ -29,13 +25,7 @@ pub fn markdown(run: &RunResult) -> String {
     let mut out = format!("### Lancet: {}\n\n", run.headline());
     out.push_str("| class | refused before | refused after | score before | score after |\n");
     out.push_str("|---|--:|--:|--:|--:|\n");
-    for ((class, before), (_, after)) in run
-        .eval
-        .before
-        .rows()
-        .into_iter()
-        .zip(run.eval.after.rows())
-    {
+    for ((class, before), (_, after)) in run.eval.before.rows().into_iter().zip(run.eval.after.rows()) {
         out.push_str(&format!(
             "| {} | {} ({}/{}) | {} ({}/{}) | {} | {} |\n",
             class_label(class),
@@ -60,11 +50,7 @@ pub fn markdown(run: &RunResult) -> String {
     ));
     out.push_str(&format!(
         "- Verification {}: largest logit difference {}, {} bytes changed outside the plan\n",
-        if verify.passed {
-            "passed"
-        } else {
-            "**failed**"
-        },
+        if verify.passed { "passed" } else { "**failed**" },
         significant(verify.max_abs_logit_diff),
         verify.changed_bytes_outside_plan,
     ));

@@ -47,11 +47,7 @@ impl ClassResult {
     /// The result of `total` prompts of which `refused` were refused; `scores` are their refusal scores.
     #[must_use]
     pub fn new(refused: usize, total: usize, scores: &[f64]) -> Self {
-        let refusal_rate = if total == 0 {
-            0.0
-        } else {
-            refused as f64 / total as f64
-        };
+        let refusal_rate = if total == 0 { 0.0 } else { refused as f64 / total as f64 };
         Self {
             refusal_rate,
             refused,
@@ -73,10 +69,7 @@ impl ClassResult {
         let middle = p + z * z / (2.0 * n);
         let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
         let scale = 1.0 + z * z / n;
-        Some((
-            ((middle - half) / scale).max(0.0),
-            ((middle + half) / scale).min(1.0),
-        ))
+        Some((((middle - half) / scale).max(0.0), ((middle + half) / scale).min(1.0)))
     }
 }
 
@@ -95,11 +88,7 @@ impl ClassTable {
     /// The classes with their JSON names, in the order of every table: the one that should change first.
     #[must_use]
     pub fn rows(&self) -> [(&'static str, &ClassResult); 3] {
-        [
-            ("pseudo_harmful", &self.pseudo_harmful),
-            ("harmful", &self.harmful),
-            ("harmless", &self.harmless),
-        ]
+        [("pseudo_harmful", &self.pseudo_harmful), ("harmful", &self.harmful), ("harmless", &self.harmless)]
     }
 }
 
@@ -562,11 +551,7 @@ impl RunResult {
     #[must_use]
     pub fn headline(&self) -> String {
         let change = |before: &ClassResult, after: &ClassResult| {
-            format!(
-                "{} → {}",
-                number::percent(before.refusal_rate),
-                number::percent(after.refusal_rate)
-            )
+            format!("{} → {}", number::percent(before.refusal_rate), number::percent(after.refusal_rate))
         };
         let (before, after) = (&self.eval.before, &self.eval.after);
         format!(
@@ -583,9 +568,7 @@ impl RunResult {
     pub fn telling_answers(&self, count: usize) -> Vec<&AnswerPair> {
         let answers = &self.eval.answers;
         let of = |class: &'static str, before: bool, after: bool| {
-            answers.iter().filter(move |a| {
-                a.class == class && a.refused_before == before && a.refused_after == after
-            })
+            answers.iter().filter(move |a| a.class == class && a.refused_before == before && a.refused_after == after)
         };
         let mut harmful = of("harmful", true, false).chain(of("harmful", true, true));
         let last = if count > 1 { harmful.next() } else { None };
@@ -614,10 +597,7 @@ mod tests {
     fn round_trip_keeps_every_field() {
         let run = sample::run();
         let json = serde_json::to_string(&run).expect("plain data serialises");
-        assert_eq!(
-            serde_json::from_str::<RunResult>(&json).expect("own output parses"),
-            run
-        );
+        assert_eq!(serde_json::from_str::<RunResult>(&json).expect("own output parses"), run);
     }
 
     #[test]
@@ -638,20 +618,14 @@ mod tests {
             "/eval/after/harmful/mean_refusal_score",
             "/guard/passed",
         ] {
-            assert!(
-                json.pointer(pointer).is_some_and(|v| !v.is_null()),
-                "{pointer} is missing"
-            );
+            assert!(json.pointer(pointer).is_some_and(|v| !v.is_null()), "{pointer} is missing");
         }
     }
 
     #[test]
     fn class_result_of_nothing_has_no_nan() {
         let none = ClassResult::new(0, 0, &[]);
-        assert_eq!(
-            (none.refusal_rate, none.mean_refusal_score, none.interval()),
-            (0.0, None, None)
-        );
+        assert_eq!((none.refusal_rate, none.mean_refusal_score, none.interval()), (0.0, None, None));
         let some = ClassResult::new(1, 2, &[1.0, f64::NAN]);
         assert_eq!((some.refusal_rate, some.mean_refusal_score), (0.5, None));
     }
@@ -659,20 +633,10 @@ mod tests {
     #[test]
     fn interval_matches_published_values() {
         // Newcombe (1998), table I, method 3: 81/263 gives 0.2553 to 0.3662, 0/20 gives 0 to 0.1611.
-        let (low, high) = ClassResult::new(81, 263, &[])
-            .interval()
-            .expect("has prompts");
-        assert!(
-            (low - 0.2553).abs() < 1e-4 && (high - 0.3662).abs() < 1e-4,
-            "{low} {high}"
-        );
-        let (low, high) = ClassResult::new(0, 20, &[])
-            .interval()
-            .expect("has prompts");
-        assert!(
-            low.abs() < 1e-12 && (high - 0.1611).abs() < 1e-4,
-            "{low} {high}"
-        );
+        let (low, high) = ClassResult::new(81, 263, &[]).interval().expect("has prompts");
+        assert!((low - 0.2553).abs() < 1e-4 && (high - 0.3662).abs() < 1e-4, "{low} {high}");
+        let (low, high) = ClassResult::new(0, 20, &[]).interval().expect("has prompts");
+        assert!(low.abs() < 1e-12 && (high - 0.1611).abs() < 1e-4, "{low} {high}");
     }
 
     #[test]
@@ -690,20 +654,12 @@ mod tests {
     #[test]
     fn a_lost_refusal_is_shown() {
         let mut run = sample::run();
-        let lost = AnswerPair {
-            class: "harmful".into(),
-            prompt: "lost".into(),
-            refused_before: true,
-            ..Default::default()
-        };
+        let lost =
+            AnswerPair { class: "harmful".into(), prompt: "lost".into(), refused_before: true, ..Default::default() };
         run.eval.answers.push(lost);
         let picked = run.telling_answers(3);
         assert_eq!(picked.len(), 3);
-        assert!(
-            picked[..2]
-                .iter()
-                .all(|a| a.refused_before && !a.refused_after)
-        );
+        assert!(picked[..2].iter().all(|a| a.refused_before && !a.refused_after));
         assert_eq!(picked[2].prompt, "lost");
         assert!(run.telling_answers(0).is_empty());
     }

@@ -6,11 +6,7 @@ pub const MISSING: &str = "–";
 /// A fraction as a percentage with one decimal: 0.344 is `34.4 %`.
 #[must_use]
 pub fn percent(fraction: f64) -> String {
-    if fraction.is_finite() {
-        format!("{:.1} %", fraction * 100.0)
-    } else {
-        MISSING.into()
-    }
+    if fraction.is_finite() { format!("{:.1} %", fraction * 100.0) } else { MISSING.into() }
 }
 
 /// Three significant digits: 0.00493, 12.3, 1.20e-7.
@@ -24,11 +20,7 @@ pub fn significant(value: impl Into<Option<f64>>) -> String {
     }
     let scientific = format!("{value:.2e}");
     // Taken from the rounded text, so that 9.999 is 10.0 and not 10.00.
-    let exponent = scientific
-        .rsplit('e')
-        .next()
-        .and_then(|e| e.parse::<i32>().ok())
-        .unwrap_or_default();
+    let exponent = scientific.rsplit('e').next().and_then(|e| e.parse::<i32>().ok()).unwrap_or_default();
     match exponent {
         -3..=6 => format!("{value:.*}", usize::try_from(2 - exponent).unwrap_or(0)),
         _ => scientific,
@@ -38,11 +30,7 @@ pub fn significant(value: impl Into<Option<f64>>) -> String {
 /// The shortest form that reads back as the same number, for settings: 1, 0.5, 0.02.
 #[must_use]
 pub fn setting(value: f64) -> String {
-    if value.is_finite() {
-        format!("{value}")
-    } else {
-        MISSING.into()
-    }
+    if value.is_finite() { format!("{value}") } else { MISSING.into() }
 }
 
 /// A refusal score: signed, two decimals.
@@ -89,10 +77,7 @@ pub fn seconds(value: f64) -> String {
 /// Dimensions: `4096 × 11008`; nothing for a scalar's empty list.
 #[must_use]
 pub fn shape(dimensions: Option<&[u64]>) -> String {
-    dimensions.map_or_else(
-        || MISSING.into(),
-        |d| d.iter().map(u64::to_string).collect::<Vec<_>>().join(" × "),
-    )
+    dimensions.map_or_else(|| MISSING.into(), |d| d.iter().map(u64::to_string).collect::<Vec<_>>().join(" × "))
 }
 
 /// A count with its noun: `1 tensor`, `2 tensors`.

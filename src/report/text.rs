@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 pub use super::inspect::inspect_table;
 pub use super::layout::Style;
 use super::layout::{
-    Cell, LABEL, Tone, blanked, fact, is_unsafe, labelled, pattern, plain, shorten, single_line,
-    table, wrap,
+    Cell, LABEL, Tone, blanked, fact, is_unsafe, labelled, pattern, plain, shorten, single_line, table, wrap,
 };
 use super::number::{bytes, count, measured, percent, score, seconds, setting, significant};
 use super::{
-    BakeResult, ClassCounts, ClassTable, CollectSummary, EditRow, EvalResult, GuardResult,
-    Measurement, ModelEval, RunResult, SelectResult, Verdict, VerifyResult, class_label,
+    BakeResult, ClassCounts, ClassTable, CollectSummary, EditRow, EvalResult, GuardResult, Measurement, ModelEval,
+    RunResult, SelectResult, Verdict, VerifyResult, class_label,
 };
 
 /// The whole job, verdict first, for a terminal of `width` columns.
@@ -32,42 +31,21 @@ pub fn run_summary(run: &RunResult, width: usize, style: Style) -> String {
     out.push_str(&eval_summary(&run.eval, width, style));
     for answer in run.telling_answers(3) {
         let class = format!("  {}", single_line(&class_label(&answer.class)));
-        let lines = [
-            (class.as_str(), &answer.prompt),
-            ("    before", &answer.before),
-            ("    after", &answer.after),
-        ];
+        let lines = [(class.as_str(), &answer.prompt), ("    before", &answer.before), ("    after", &answer.after)];
         out.push('\n');
         for (label, text) in lines {
             labelled(&mut out, style, (label, 18), text, (width, 4));
         }
     }
     out.push('\n');
-    fact(
-        &mut out,
-        style,
-        width,
-        "Direction",
-        &selected_line(&run.select),
-    );
-    fact(
-        &mut out,
-        style,
-        width,
-        "Verified",
-        &verify_line(&run.verify),
-    );
+    fact(&mut out, style, width, "Direction", &selected_line(&run.select));
+    fact(&mut out, style, width, "Verified", &verify_line(&run.verify));
     fact(&mut out, style, width, "Guard", &guard_line(&run.guard));
     let o = &run.outputs;
     for (label, path) in [("Model", &o.model), ("Report", &o.report_html)] {
         // Paths are never wrapped: they are there to be copied.
-        let path = path
-            .as_deref()
-            .map_or_else(|| "not written".to_owned(), single_line);
-        out.push_str(&format!(
-            "{}{path}\n",
-            style.paint(Tone::Faint, &format!("{label:<LABEL$}"))
-        ));
+        let path = path.as_deref().map_or_else(|| "not written".to_owned(), single_line);
+        out.push_str(&format!("{}{path}\n", style.paint(Tone::Faint, &format!("{label:<LABEL$}"))));
     }
     out
 }
@@ -77,10 +55,7 @@ pub fn run_summary(run: &RunResult, width: usize, style: Style) -> String {
 pub fn eval_summary(eval: &EvalResult, width: usize, style: Style) -> String {
     let mut out = String::new();
     class_table(&mut out, style, width, &eval.before, Some(&eval.after));
-    let kl = format!(
-        "harmless KL {} nats at the first response position",
-        significant(eval.harmless_kl)
-    );
+    let kl = format!("harmless KL {} nats at the first response position", significant(eval.harmless_kl));
     out.push_str(&format!("\n  {}\n", shorten(&kl, width.saturating_sub(2))));
     measurements(&mut out, &eval.measurements, true);
     out
@@ -103,46 +78,25 @@ fn measurements(out: &mut String, all: &[Measurement], both: bool) {
         let after = measured(m.after, &single_line(&m.unit));
         let name = single_line(&m.name);
         out.push_str(&match both {
-            true => format!(
-                "  {name} {} → {after}\n",
-                measured(m.before, &single_line(&m.unit))
-            ),
+            true => format!("  {name} {} → {after}\n", measured(m.before, &single_line(&m.unit))),
             false => format!("  {name} {after}\n"),
         });
     }
 }
 
 /// Class by before and after: refusal rate with counts where there is room, mean refusal score.
-fn class_table(
-    out: &mut String,
-    style: Style,
-    width: usize,
-    before: &ClassTable,
-    after: Option<&ClassTable>,
-) {
+fn class_table(out: &mut String, style: Style, width: usize, before: &ClassTable, after: Option<&ClassTable>) {
     let tables: Vec<&ClassTable> = std::iter::once(before).chain(after).collect();
     let roomy = width >= 76;
-    let mut rows: Vec<Vec<Cell>> = before
-        .rows()
-        .iter()
-        .map(|(class, _)| vec![plain(class_label(class))])
-        .collect();
+    let mut rows: Vec<Vec<Cell>> = before.rows().iter().map(|(class, _)| vec![plain(class_label(class))]).collect();
     for classes in &tables {
         let results = classes.rows();
         let counts = results.map(|(_, r)| format!("({}/{})", r.refused, r.total));
         let widest = counts.iter().map(String::len).max().unwrap_or(0);
         for ((row, (class, result)), counts) in rows.iter_mut().zip(results).zip(counts) {
             let rate = percent(result.refusal_rate);
-            let tone = if class == "harmless" {
-                Tone::Plain
-            } else {
-                Tone::Strong
-            };
-            let rate = if roomy {
-                format!("{rate} {counts:>widest$}")
-            } else {
-                rate
-            };
+            let tone = if class == "harmless" { Tone::Plain } else { Tone::Strong };
+            let rate = if roomy { format!("{rate} {counts:>widest$}") } else { rate };
             row.push((rate, tone));
             row.push(plain(score(result.mean_refusal_score)));
         }
@@ -161,9 +115,7 @@ fn selected_line(select: &SelectResult) -> String {
          harmless KL {}",
         s.layer,
         s.position,
-        position_token(select, s.position)
-            .map(|t| format!(" `{t}`"))
-            .unwrap_or_default(),
+        position_token(select, s.position).map(|t| format!(" `{t}`")).unwrap_or_default(),
         setting(s.lambda),
         score(base.refusal_score),
         score(s.refusal_score),
@@ -176,15 +128,8 @@ fn selected_line(select: &SelectResult) -> String {
 /// The token at a position, white space made visible.
 pub(super) fn position_token(select: &SelectResult, position: i64) -> Option<String> {
     let label = select.positions.iter().find(|p| p.position == position)?;
-    let visible = label
-        .token
-        .replace('\n', "\\n")
-        .replace('\t', "\\t")
-        .replace('\r', "\\r");
-    let safe = visible
-        .chars()
-        .map(|c| if is_unsafe(c) { '\u{fffd}' } else { c })
-        .collect::<String>();
+    let visible = label.token.replace('\n', "\\n").replace('\t', "\\t").replace('\r', "\\r");
+    let safe = visible.chars().map(|c| if is_unsafe(c) { '\u{fffd}' } else { c }).collect::<String>();
     Some(shorten(&safe, 24))
 }
 
@@ -194,15 +139,9 @@ fn verify_line(verify: &VerifyResult) -> String {
         n => format!("{n} bytes changed outside the plan"),
     }];
     if let Some(difference) = verify.max_abs_logit_diff {
-        let bound = verify
-            .bound
-            .map(|b| format!(" (bound {})", setting(b)))
-            .unwrap_or_default();
+        let bound = verify.bound.map(|b| format!(" (bound {})", setting(b))).unwrap_or_default();
         let prompts = count(verify.n_prompts, "prompt");
-        parts.push(format!(
-            "logits within {} of run-time ablation{bound} on {prompts}",
-            significant(difference)
-        ));
+        parts.push(format!("logits within {} of run-time ablation{bound} on {prompts}", significant(difference)));
     }
     if let Some(leak) = verify.max_stream_leak {
         parts.push(format!("largest leak in the stream {}", significant(leak)));
@@ -234,16 +173,8 @@ fn guard_line(guard: &GuardResult) -> String {
 #[must_use]
 pub fn collect_summary(collect: &CollectSummary, width: usize, style: Style) -> String {
     let mut out = String::new();
-    let resumed = if collect.resumed > 0 {
-        format!(" ({} resumed)", collect.resumed)
-    } else {
-        String::new()
-    };
-    let ClassCounts {
-        harmful,
-        pseudo_harmful,
-        harmless,
-    } = collect.prompts;
+    let resumed = if collect.resumed > 0 { format!(" ({} resumed)", collect.resumed) } else { String::new() };
+    let ClassCounts { harmful, pseudo_harmful, harmless } = collect.prompts;
     let prompts = format!(
         "{harmful} harmful, {pseudo_harmful} pseudo-harmful, {harmless} harmless prompts in {}{resumed}",
         seconds(collect.seconds)
@@ -257,11 +188,7 @@ pub fn collect_summary(collect: &CollectSummary, width: usize, style: Style) -> 
     );
     fact(&mut out, style, width, "Means", &shape);
     if let Some(path) = &collect.output {
-        out.push_str(&format!(
-            "{}{}\n",
-            style.paint(Tone::Faint, "Output      "),
-            single_line(path)
-        ));
+        out.push_str(&format!("{}{}\n", style.paint(Tone::Faint, "Output      "), single_line(path)));
     }
     out
 }
@@ -273,50 +200,26 @@ pub fn select_summary(select: &SelectResult, width: usize, style: Style) -> Stri
     fact(&mut out, style, width, "Selected", &selected_line(select));
     let kept = [
         ("harmful", select.kept.harmful, select.total.harmful),
-        (
-            "pseudo-harmful",
-            select.kept.pseudo_harmful,
-            select.total.pseudo_harmful,
-        ),
+        ("pseudo-harmful", select.kept.pseudo_harmful, select.total.pseudo_harmful),
         ("harmless", select.kept.harmless, select.total.harmless),
     ]
     .map(|(class, kept, total)| format!("{class} {kept}/{total}"));
     fact(&mut out, style, width, "Kept", &kept.join(", "));
-    let tokens: Vec<String> = select
-        .refusal_tokens
-        .iter()
-        .map(|t| format!("`{}` ({})", t.text, t.id))
-        .collect();
+    let tokens: Vec<String> = select.refusal_tokens.iter().map(|t| format!("`{}` ({})", t.text, t.id)).collect();
     let chosen = format!("{}, {}", tokens.join(", "), select.refusal_tokens_chosen);
     fact(&mut out, style, width, "Refusal", &chosen);
     if select.paper {
-        fact(
-            &mut out,
-            style,
-            width,
-            "Procedure",
-            "as published, without Lancet's additions",
-        );
+        fact(&mut out, style, width, "Procedure", "as published, without Lancet's additions");
     }
-    let mut ranked: Vec<_> = select
-        .candidates
-        .iter()
-        .filter(|c| c.discarded.is_none())
-        .collect();
+    let mut ranked: Vec<_> = select.candidates.iter().filter(|c| c.discarded.is_none()).collect();
     let by = |c: &super::Candidate| c.refusal_score.unwrap_or(f64::INFINITY);
-    ranked.sort_by(|a, b| {
-        by(a)
-            .total_cmp(&by(b))
-            .then(a.layer.cmp(&b.layer))
-            .then(a.position.cmp(&b.position))
-    });
+    ranked.sort_by(|a, b| by(a).total_cmp(&by(b)).then(a.layer.cmp(&b.layer)).then(a.position.cmp(&b.position)));
     if !ranked.is_empty() {
         let rows: Vec<Vec<Cell>> = ranked
             .iter()
             .take(5)
             .map(|c| {
-                let chosen =
-                    (c.layer, c.position) == (select.selected.layer, select.selected.position);
+                let chosen = (c.layer, c.position) == (select.selected.layer, select.selected.position);
                 let tone = if chosen { Tone::Strong } else { Tone::Plain };
                 [
                     c.layer.to_string(),
@@ -331,35 +234,21 @@ pub fn select_summary(select: &SelectResult, width: usize, style: Style) -> Stri
             })
             .collect();
         out.push('\n');
-        let header = [
-            "layer",
-            "position",
-            "pseudo-harmful",
-            "harmful",
-            "harmless KL",
-            "raw norm",
-        ];
+        let header = ["layer", "position", "pseudo-harmful", "harmful", "harmless KL", "raw norm"];
         table(&mut out, style, &header, &[true; 6], &rows);
         if ranked.len() > 5 {
             out.push_str(&format!("  and {} more\n", ranked.len() - 5));
         }
     }
     let mut reasons: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    for reason in select
-        .candidates
-        .iter()
-        .filter_map(|c| c.discarded.as_deref())
-    {
+    for reason in select.candidates.iter().filter_map(|c| c.discarded.as_deref()) {
         reasons.entry(blanked(reason)).or_default().push(reason);
     }
     let mut reasons: Vec<_> = reasons.into_values().collect();
     reasons.sort_by_key(|all| std::cmp::Reverse(all.len()));
     if !reasons.is_empty() {
         let discarded: usize = reasons.iter().map(Vec::len).sum();
-        out.push_str(&format!(
-            "\nDiscarded {discarded} of {}\n",
-            count(select.candidates.len(), "candidate")
-        ));
+        out.push_str(&format!("\nDiscarded {discarded} of {}\n", count(select.candidates.len(), "candidate")));
         for all in reasons {
             let label = format!("  {:>4}", all.len());
             labelled(&mut out, style, (&label, 8), &pattern(&all), (width, 3));
@@ -372,30 +261,17 @@ pub fn select_summary(select: &SelectResult, width: usize, style: Style) -> Stri
 #[must_use]
 pub fn bake_summary(bake: &BakeResult, width: usize, style: Style) -> String {
     let mut out = String::new();
-    let with = |treatment: &str| {
-        bake.edits
-            .iter()
-            .filter(|e| e.treatment == treatment)
-            .count()
-    };
+    let with = |treatment: &str| bake.edits.iter().filter(|e| e.treatment == treatment).count();
     let (weights, nodes) = (with("weights"), with("nodes"));
     let others = bake.edits.len() - weights - nodes;
     let mut parts = vec![format!("{} edited", count(weights, "tensor"))];
     if nodes > 0 {
-        parts.push(format!(
-            "{} projected by inserted nodes",
-            count(nodes, "write")
-        ));
+        parts.push(format!("{} projected by inserted nodes", count(nodes, "write")));
     }
     if others > 0 {
         parts.push(format!("{} otherwise", count(others, "edit")));
     }
-    let line = format!(
-        "{}; {} written in {}",
-        parts.join(", "),
-        bytes(bake.bytes_written),
-        seconds(bake.seconds)
-    );
+    let line = format!("{}; {} written in {}", parts.join(", "), bytes(bake.bytes_written), seconds(bake.seconds));
     fact(&mut out, style, width, "Baked", &line);
     if let Some((edit, leak)) = worst_leak(&bake.edits) {
         let line = format!(
@@ -407,19 +283,13 @@ pub fn bake_summary(bake: &BakeResult, width: usize, style: Style) -> String {
         fact(&mut out, style, width, "Leak", &line);
     }
     let output = single_line(&bake.output);
-    out.push_str(&format!(
-        "{}{output}\n",
-        style.paint(Tone::Faint, "Model       ")
-    ));
+    out.push_str(&format!("{}{output}\n", style.paint(Tone::Faint, "Model       ")));
     out
 }
 
 /// The edit that leaves most of the direction, with what it leaves.
 pub(super) fn worst_leak(edits: &[EditRow]) -> Option<(&EditRow, f64)> {
-    edits
-        .iter()
-        .filter_map(|e| e.leak_after.map(|leak| (e, leak)))
-        .max_by(|a, b| a.1.total_cmp(&b.1))
+    edits.iter().filter_map(|e| e.leak_after.map(|leak| (e, leak))).max_by(|a, b| a.1.total_cmp(&b.1))
 }
 
 /// Each check of `verify` with its number.
@@ -428,60 +298,21 @@ pub fn verify_summary(verify: &VerifyResult, width: usize, style: Style) -> Stri
     let (tone, words) = if verify.passed {
         (Tone::Good, "verified: every check passed".to_owned())
     } else {
-        (
-            Tone::Bad,
-            format!(
-                "not verified: {} failed",
-                count(verify.failures.len().max(1), "check")
-            ),
-        )
+        (Tone::Bad, format!("not verified: {} failed", count(verify.failures.len().max(1), "check")))
     };
     let mut out = format!("{}\n\n", style.paint(tone, &words));
-    let bound = verify
-        .bound
-        .map(|b| format!("at most {}", setting(b)))
-        .unwrap_or_default();
+    let bound = verify.bound.map(|b| format!("at most {}", setting(b))).unwrap_or_default();
     let rows = [
-        (
-            "bytes changed outside the plan",
-            verify.changed_bytes_outside_plan.to_string(),
-            "0".to_owned(),
-        ),
-        (
-            "largest logit difference from run-time ablation",
-            significant(verify.max_abs_logit_diff),
-            bound,
-        ),
-        (
-            "mean KL from run-time ablation, nats",
-            significant(verify.kl),
-            String::new(),
-        ),
-        (
-            "largest leak in the residual stream",
-            significant(verify.max_stream_leak),
-            String::new(),
-        ),
-        (
-            "prompts compared",
-            verify.n_prompts.to_string(),
-            String::new(),
-        ),
+        ("bytes changed outside the plan", verify.changed_bytes_outside_plan.to_string(), "0".to_owned()),
+        ("largest logit difference from run-time ablation", significant(verify.max_abs_logit_diff), bound),
+        ("mean KL from run-time ablation, nats", significant(verify.kl), String::new()),
+        ("largest leak in the residual stream", significant(verify.max_stream_leak), String::new()),
+        ("prompts compared", verify.n_prompts.to_string(), String::new()),
     ]
     .map(|(check, value, allowed)| {
-        vec![
-            plain(shorten(check, width.saturating_sub(28).max(20))),
-            plain(value),
-            plain(allowed),
-        ]
+        vec![plain(shorten(check, width.saturating_sub(28).max(20))), plain(value), plain(allowed)]
     });
-    table(
-        &mut out,
-        style,
-        &["check", "measured", "allowed"],
-        &[false, true, true],
-        &rows,
-    );
+    table(&mut out, style, &["check", "measured", "allowed"], &[false, true, true], &rows);
     if !verify.failures.is_empty() {
         out.push('\n');
     }

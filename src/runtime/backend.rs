@@ -73,12 +73,15 @@ impl RuntimeError {
         Some(match self {
             Self::Library { .. } => "run `lancet runtime install`, or pass a library with `--ort-lib`".into(),
             Self::Provider { provider, .. } if provider == "cuda" => {
-                "install the CUDA build (`lancet runtime install --cuda`) with CUDA and cuDNN, or use `--device cpu`".into()
+                "install the CUDA build (`lancet runtime install --cuda`) with CUDA and cuDNN, or use `--device cpu`"
+                    .into()
             }
             Self::Load { .. } => "check that the model runs in ONNX Runtime itself; a newer ONNX Runtime may know its \
                                   operators (`lancet runtime info` tells which one is used)"
                 .into(),
-            Self::NotFinite { .. } => "the exported model is broken (float16 overflow is common): export it again".into(),
+            Self::NotFinite { .. } => {
+                "the exported model is broken (float16 overflow is common): export it again".into()
+            }
             _ => return None,
         })
     }

@@ -9,13 +9,11 @@ mod follow;
 mod install;
 mod search;
 
-pub use install::{
-    InstallEvent, PINNED_CUDA_VERSION, PINNED_VERSION, install, install_in, pinned_version,
-};
+pub use install::{InstallEvent, PINNED_CUDA_VERSION, PINNED_VERSION, install, install_in, pinned_version};
 
 use search::{
-    absolute, asked_packages, cached_folders, described, environment_packages, executable_folders,
-    judged, library_in, library_pattern, loader_folders, real, system_folders, too_old,
+    absolute, asked_packages, cached_folders, described, environment_packages, executable_folders, judged, library_in,
+    library_pattern, loader_folders, real, system_folders, too_old,
 };
 
 use std::collections::{HashMap, HashSet};
@@ -130,30 +128,18 @@ pub enum LocateError {
     #[error("`{}`, given by the {asked_by}, does not exist", path.display())]
     Missing { path: PathBuf, asked_by: Source },
     #[error("folder `{}`, given by the {asked_by}, holds no `{expected}`", path.display())]
-    NoLibrary {
-        path: PathBuf,
-        asked_by: Source,
-        expected: &'static str,
-    },
+    NoLibrary { path: PathBuf, asked_by: Source, expected: &'static str },
     #[error(
         "`{}`, given by the {asked_by}, is ONNX Runtime {version}, older than {OLDEST_VERSION}",
         path.display()
     )]
-    TooOld {
-        path: PathBuf,
-        version: String,
-        asked_by: Source,
-    },
+    TooOld { path: PathBuf, version: String, asked_by: Source },
     #[error("found no ONNX Runtime shared library{}", passed_over(skipped))]
     NotFound { skipped: Vec<Candidate> },
     #[error("no folder for caches is known for this user")]
     NoCacheFolder,
     #[error("there is no pinned {flavour} build of ONNX Runtime for `{os}` on `{arch}`")]
-    NoWheel {
-        flavour: Flavour,
-        os: &'static str,
-        arch: &'static str,
-    },
+    NoWheel { flavour: Flavour, os: &'static str, arch: &'static str },
     #[error("found no pip that runs: {}", tried.join("; "))]
     NoPip { tried: Vec<String> },
     #[error(
@@ -161,27 +147,13 @@ pub enum LocateError {
         folder.display(),
         indented(output)
     )]
-    Pip {
-        program: String,
-        package: String,
-        folder: PathBuf,
-        status: ExitStatus,
-        output: Vec<String>,
-    },
+    Pip { program: String, package: String, folder: PathBuf, status: ExitStatus, output: Vec<String> },
     #[error("`{}` has SHA-256 `{got}`, expected `{expected}`", path.display())]
-    Hash {
-        path: PathBuf,
-        expected: String,
-        got: String,
-    },
+    Hash { path: PathBuf, expected: String, got: String },
     #[error("`{}` is not the wheel it should be: {reason}", path.display())]
     Wheel { path: PathBuf, reason: String },
     #[error("cannot {action} `{}`", path.display())]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { action: &'static str, path: PathBuf, source: io::Error },
 }
 
 impl LocateError {
@@ -191,36 +163,23 @@ impl LocateError {
                                active), or point `--ort-lib` or `ORT_DYLIB_PATH` at a copy of \
                                the library";
         Some(match self {
-            Self::Missing {
-                asked_by: Source::Environment,
-                ..
-            }
-            | Self::NoLibrary {
-                asked_by: Source::Environment,
-                ..
-            } => {
-                format!(
-                    "correct `{LIBRARY_VARIABLE}`, or unset it to have the library searched for"
-                )
+            Self::Missing { asked_by: Source::Environment, .. }
+            | Self::NoLibrary { asked_by: Source::Environment, .. } => {
+                format!("correct `{LIBRARY_VARIABLE}`, or unset it to have the library searched for")
             }
             Self::Missing { .. } | Self::NoLibrary { .. } => {
                 let pattern = library_pattern();
                 format!("give the file `{pattern}` or its folder, or give neither to search")
             }
-            Self::TooOld { .. } => {
-                "give a newer one, or let `lancet runtime install` fetch one".into()
-            }
+            Self::TooOld { .. } => "give a newer one, or let `lancet runtime install` fetch one".into(),
             Self::NotFound { .. } => format!("`lancet runtime install` fetches it; or {BY_HAND}"),
             Self::NoCacheFolder => {
                 format!("set `{CACHE_VARIABLE}` to a folder that may be written")
             }
-            Self::NoWheel {
-                flavour: Flavour::Cuda,
-                ..
-            } => "install without CUDA, or point `--ort-lib` at a build for this machine".into(),
-            Self::NoWheel { .. } => {
-                "point `--ort-lib` or `ORT_DYLIB_PATH` at a build for this machine".into()
+            Self::NoWheel { flavour: Flavour::Cuda, .. } => {
+                "install without CUDA, or point `--ort-lib` at a build for this machine".into()
             }
+            Self::NoWheel { .. } => "point `--ort-lib` or `ORT_DYLIB_PATH` at a build for this machine".into(),
             Self::NoPip { .. } => {
                 format!("set `{PYTHON_VARIABLE}` to a Python that has pip and repeat, or {BY_HAND}")
             }
@@ -256,14 +215,7 @@ impl Environment {
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| {
                 let name = name.into_string().ok()?;
-                Some((
-                    if cfg!(windows) {
-                        name.to_ascii_uppercase()
-                    } else {
-                        name
-                    },
-                    value,
-                ))
+                Some((if cfg!(windows) { name.to_ascii_uppercase() } else { name }, value))
             })
             .collect();
         Self {
@@ -306,20 +258,13 @@ impl Environment {
     pub fn cache_dir(&self) -> Result<PathBuf, LocateError> {
         match self.variable(CACHE_VARIABLE) {
             Some(folder) => Ok(absolute(Path::new(folder))),
-            None => self
-                .user_cache
-                .as_ref()
-                .map(|folder| folder.join("lancet"))
-                .ok_or(LocateError::NoCacheFolder),
+            None => self.user_cache.as_ref().map(|folder| folder.join("lancet")).ok_or(LocateError::NoCacheFolder),
         }
     }
 
     /// A variable that is set and not empty.
     fn variable(&self, name: &str) -> Option<&OsStr> {
-        self.variables
-            .get(name)
-            .map(OsString::as_os_str)
-            .filter(|value| !value.is_empty())
+        self.variables.get(name).map(OsString::as_os_str).filter(|value| !value.is_empty())
     }
 
     /// The Pythons to try, in order.
@@ -342,25 +287,14 @@ pub fn cache_dir() -> Result<PathBuf, LocateError> {
 pub fn candidates(options: &Options<'_>) -> Vec<Candidate> {
     let mut found: Vec<Candidate> = named_paths(options)
         .map(|(path, source)| match named(path, source) {
-            Ok(located) => Candidate {
-                located,
-                skipped: None,
-            },
+            Ok(located) => Candidate { located, skipped: None },
             Err(error) => Candidate {
-                located: Located {
-                    path: absolute(path),
-                    source,
-                    version: None,
-                    cuda: false,
-                },
+                located: Located { path: absolute(path), source, version: None, cuda: false },
                 skipped: Some(error.to_string()),
             },
         })
         .collect();
-    let mut seen: HashSet<PathBuf> = found
-        .iter()
-        .map(|candidate| real(&candidate.located.path))
-        .collect();
+    let mut seen: HashSet<PathBuf> = found.iter().map(|candidate| real(&candidate.located.path)).collect();
     let _ = search(options, &mut |candidate| {
         if seen.insert(real(&candidate.located.path)) {
             found.push(candidate);
@@ -394,18 +328,13 @@ pub fn locate(options: &Options<'_>) -> Result<Option<Located>, LocateError> {
 
 /// As [`locate`], where none is an error that tells what was passed over.
 pub fn require(options: &Options<'_>) -> Result<Located, LocateError> {
-    locate(options)?.ok_or_else(|| LocateError::NotFound {
-        skipped: candidates(options),
-    })
+    locate(options)?.ok_or_else(|| LocateError::NotFound { skipped: candidates(options) })
 }
 
 /// The paths given by name, the strongest first.
 fn named_paths<'a>(options: &Options<'a>) -> impl Iterator<Item = (&'a Path, Source)> + use<'a> {
     let flag = options.explicit.map(|path| (path, Source::Flag));
-    let variable = options
-        .environment
-        .variable(LIBRARY_VARIABLE)
-        .map(|path| (Path::new(path), Source::Environment));
+    let variable = options.environment.variable(LIBRARY_VARIABLE).map(|path| (Path::new(path), Source::Environment));
     flag.into_iter().chain(variable)
 }
 
@@ -414,20 +343,12 @@ fn named(path: &Path, asked_by: Source) -> Result<Located, LocateError> {
     let path = absolute(path);
     let library = if path.is_dir() {
         // As unpacked releases and Python packages lay it out.
-        let folders = [
-            path.clone(),
-            path.join("lib"),
-            path.join("capi"),
-            path.join("onnxruntime").join("capi"),
-        ];
-        folders
-            .iter()
-            .find_map(|folder| library_in(folder))
-            .ok_or_else(|| LocateError::NoLibrary {
-                path: path.clone(),
-                asked_by,
-                expected: library_pattern(),
-            })?
+        let folders = [path.clone(), path.join("lib"), path.join("capi"), path.join("onnxruntime").join("capi")];
+        folders.iter().find_map(|folder| library_in(folder)).ok_or_else(|| LocateError::NoLibrary {
+            path: path.clone(),
+            asked_by,
+            expected: library_pattern(),
+        })?
     } else if path.is_file() {
         path
     } else {
@@ -435,20 +356,13 @@ fn named(path: &Path, asked_by: Source) -> Result<Located, LocateError> {
     };
     let located = described(library, asked_by);
     match located.version {
-        Some(version) if too_old(&version) => Err(LocateError::TooOld {
-            path: located.path,
-            version,
-            asked_by,
-        }),
+        Some(version) if too_old(&version) => Err(LocateError::TooOld { path: located.path, version, asked_by }),
         version => Ok(Located { version, ..located }),
     }
 }
 
 /// Visits what the unnamed steps of the search find, until `visit` breaks off.
-fn search(
-    options: &Options<'_>,
-    visit: &mut dyn FnMut(Candidate) -> ControlFlow<()>,
-) -> ControlFlow<()> {
+fn search(options: &Options<'_>, visit: &mut dyn FnMut(Candidate) -> ControlFlow<()>) -> ControlFlow<()> {
     let environment = options.environment;
     let mut look = |folder: &Path, source: Source| match library_in(folder) {
         Some(library) => visit(judged(described(library, source))),
@@ -466,10 +380,7 @@ fn search(
     for folder in packages {
         look(&folder, Source::PythonPackage)?;
     }
-    for folder in loader_folders(environment)
-        .into_iter()
-        .chain(environment.system_folders.iter().cloned())
-    {
+    for folder in loader_folders(environment).into_iter().chain(environment.system_folders.iter().cloned()) {
         look(&folder, Source::System)?;
     }
     for folder in cached_folders(environment, options.flavour) {
@@ -484,11 +395,7 @@ fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::E
 
 fn passed_over(skipped: &[Candidate]) -> String {
     let lines = skipped.iter().filter_map(|candidate| {
-        Some(format!(
-            "`{}` passed over: {}",
-            candidate.located.path.display(),
-            candidate.skipped.as_ref()?
-        ))
+        Some(format!("`{}` passed over: {}", candidate.located.path.display(), candidate.skipped.as_ref()?))
     });
     indented(&lines.collect::<Vec<_>>())
 }
@@ -506,11 +413,7 @@ mod tests {
 
     /// The library's file name, with a version in it or without.
     fn name(version: &str) -> String {
-        let dotted = if version.is_empty() {
-            String::new()
-        } else {
-            format!(".{version}")
-        };
+        let dotted = if version.is_empty() { String::new() } else { format!(".{version}") };
         if cfg!(target_os = "macos") {
             format!("libonnxruntime{dotted}.dylib")
         } else {
@@ -534,44 +437,22 @@ mod tests {
     }
 
     fn options(environment: &Environment) -> Options<'_> {
-        Options {
-            explicit: None,
-            flavour: Flavour::Cpu,
-            environment,
-        }
+        Options { explicit: None, flavour: Flavour::Cpu, environment }
     }
 
     fn paths(candidates: &[Candidate]) -> Vec<PathBuf> {
-        candidates
-            .iter()
-            .map(|candidate| candidate.located.path.clone())
-            .collect()
+        candidates.iter().map(|candidate| candidate.located.path.clone()).collect()
     }
 
     /// One library in every place the search knows, in the order of search.
     fn everywhere(root: &Path) -> (Environment, Vec<(PathBuf, Source)>) {
         let found = vec![
             (put(&root.join("named"), "1.30.0"), Source::Environment),
-            (
-                put(&root.join("app/bin"), "1.29.0"),
-                Source::BesideExecutable,
-            ),
-            (
-                put(&root.join("app/lib"), "1.28.0"),
-                Source::BesideExecutable,
-            ),
-            (
-                put(
-                    &root.join("venv/lib/python3.11/site-packages/onnxruntime/capi"),
-                    "1.27.0",
-                ),
-                Source::PythonPackage,
-            ),
+            (put(&root.join("app/bin"), "1.29.0"), Source::BesideExecutable),
+            (put(&root.join("app/lib"), "1.28.0"), Source::BesideExecutable),
+            (put(&root.join("venv/lib/python3.11/site-packages/onnxruntime/capi"), "1.27.0"), Source::PythonPackage),
             (put(&root.join("system"), "1.26.0"), Source::System),
-            (
-                put(&root.join("cache/onnxruntime/1.25.0-cpu"), "1.25.0"),
-                Source::Cache,
-            ),
+            (put(&root.join("cache/onnxruntime/1.25.0-cpu"), "1.25.0"), Source::Cache),
         ];
         let environment = Environment::isolated()
             .with_variable(LIBRARY_VARIABLE, root.join("named"))
@@ -587,10 +468,7 @@ mod tests {
         let root = TempDir::new().unwrap();
         let (environment, mut expected) = everywhere(root.path());
         let flag = put(&root.path().join("flag"), "1.20.0");
-        let asked = Options {
-            explicit: Some(&flag),
-            ..options(&environment)
-        };
+        let asked = Options { explicit: Some(&flag), ..options(&environment) };
         assert_eq!(locate(&asked).unwrap().unwrap().source, Source::Flag);
 
         let listed: Vec<_> = candidates(&options(&environment))
@@ -653,27 +531,15 @@ mod tests {
         let environment = Environment::isolated().with_system_folder(&old);
         let error = require(&options(&environment)).unwrap_err();
         let message = error.to_string();
-        assert!(
-            message.contains("1.18.1 is older than 1.19") && message.contains("old"),
-            "{message}"
-        );
+        assert!(message.contains("1.18.1 is older than 1.19") && message.contains("old"), "{message}");
         assert!(error.hint().unwrap().contains("lancet runtime install"));
 
         put(&new, "1.19.0");
         let environment = environment.with_system_folder(&new);
         let found = candidates(&options(&environment));
-        assert_eq!(
-            paths(&found),
-            [old.join(name("1.18.1")), new.join(name("1.19.0"))]
-        );
-        assert_eq!(
-            found[0].skipped.as_deref(),
-            Some("ONNX Runtime 1.18.1 is older than 1.19")
-        );
-        assert_eq!(
-            locate(&options(&environment)).unwrap().unwrap().path,
-            new.join(name("1.19.0"))
-        );
+        assert_eq!(paths(&found), [old.join(name("1.18.1")), new.join(name("1.19.0"))]);
+        assert_eq!(found[0].skipped.as_deref(), Some("ONNX Runtime 1.18.1 is older than 1.19"));
+        assert_eq!(locate(&options(&environment)).unwrap().unwrap().path, new.join(name("1.19.0")));
     }
 
     #[test]
@@ -684,31 +550,17 @@ mod tests {
         let empty = root.path().join("empty");
         fs::create_dir(&empty).unwrap();
         let old = put(root.path(), "1.17.3");
-        for (path, part) in [
-            (&gone, "does not exist"),
-            (&empty, "holds no"),
-            (&old, "older than"),
-        ] {
-            let error = locate(&Options {
-                explicit: Some(path),
-                ..options(&environment)
-            })
-            .unwrap_err();
+        for (path, part) in [(&gone, "does not exist"), (&empty, "holds no"), (&old, "older than")] {
+            let error = locate(&Options { explicit: Some(path), ..options(&environment) }).unwrap_err();
             let message = error.to_string();
-            assert!(
-                message.contains(part) && message.contains("`--ort-lib`"),
-                "{message}"
-            );
+            assert!(message.contains(part) && message.contains("`--ort-lib`"), "{message}");
             assert!(message.contains(&path.display().to_string()), "{message}");
             assert!(error.hint().is_some());
 
             let environment = environment.clone().with_variable(LIBRARY_VARIABLE, path);
             let error = locate(&options(&environment)).unwrap_err();
             let message = error.to_string();
-            assert!(
-                message.contains(part) && message.contains("`ORT_DYLIB_PATH`"),
-                "{message}"
-            );
+            assert!(message.contains(part) && message.contains("`ORT_DYLIB_PATH`"), "{message}");
             let listed = candidates(&options(&environment));
             assert_eq!(listed[0].skipped.as_deref(), Some(message.as_str()));
             assert!(listed.len() > 1, "the rest is listed all the same");
@@ -720,20 +572,14 @@ mod tests {
         let root = TempDir::new().unwrap();
         let environment = Environment::isolated();
         let renamed = file(root.path(), "my-build.so");
-        let asked = Options {
-            explicit: Some(&renamed),
-            ..options(&environment)
-        };
+        let asked = Options { explicit: Some(&renamed), ..options(&environment) };
         let located = locate(&asked).unwrap().unwrap();
         assert_eq!((located.path, located.version), (renamed, None));
 
         for layout in ["lib", "capi", "onnxruntime/capi"] {
             let root = TempDir::new().unwrap();
             let library = put(&root.path().join(layout), "1.30.0");
-            let asked = Options {
-                explicit: Some(root.path()),
-                ..options(&environment)
-            };
+            let asked = Options { explicit: Some(root.path()), ..options(&environment) };
             assert_eq!(locate(&asked).unwrap().unwrap().path, library);
         }
     }
@@ -744,18 +590,10 @@ mod tests {
         let (plain, gpu) = (root.path().join("plain"), root.path().join("gpu"));
         put(&plain, "1.32.0");
         put(&gpu, "1.31.1");
-        let environment = Environment::isolated()
-            .with_system_folder(&plain)
-            .with_system_folder(&gpu);
-        let wanted = Options {
-            flavour: Flavour::Cuda,
-            ..options(&environment)
-        };
+        let environment = Environment::isolated().with_system_folder(&plain).with_system_folder(&gpu);
+        let wanted = Options { flavour: Flavour::Cuda, ..options(&environment) };
         let located = locate(&wanted).unwrap().unwrap();
-        assert!(
-            located.path.starts_with(&plain) && !located.cuda,
-            "none has it: the first"
-        );
+        assert!(located.path.starts_with(&plain) && !located.cuda, "none has it: the first");
         cuda(&gpu);
         let located = locate(&wanted).unwrap().unwrap();
         assert!(located.path.starts_with(&gpu) && located.cuda);
@@ -774,23 +612,11 @@ mod tests {
         put(&cache.join(".installing.abc"), "1.99.0");
         let environment = Environment::isolated().with_variable(CACHE_VARIABLE, root.path());
         let versions = |flavour| {
-            let found = candidates(&Options {
-                flavour,
-                ..options(&environment)
-            });
-            found
-                .into_iter()
-                .map(|one| one.located.version.unwrap())
-                .collect::<Vec<_>>()
+            let found = candidates(&Options { flavour, ..options(&environment) });
+            found.into_iter().map(|one| one.located.version.unwrap()).collect::<Vec<_>>()
         };
-        assert_eq!(
-            versions(Flavour::Cpu),
-            ["1.32.0", "1.31.0", "1.9.0", "1.31.1"]
-        );
-        assert_eq!(
-            versions(Flavour::Cuda),
-            ["1.31.1", "1.32.0", "1.31.0", "1.9.0"]
-        );
+        assert_eq!(versions(Flavour::Cpu), ["1.32.0", "1.31.0", "1.9.0", "1.31.1"]);
+        assert_eq!(versions(Flavour::Cuda), ["1.31.1", "1.32.0", "1.31.0", "1.9.0"]);
     }
 
     #[test]
@@ -804,10 +630,7 @@ mod tests {
             .with_variable(CACHE_VARIABLE, root.path())
             .with_variable("VIRTUAL_ENV", root.path().join("venv"));
         let found = candidates(&options(&environment));
-        let versions: Vec<_> = found
-            .iter()
-            .map(|one| one.located.version.as_deref())
-            .collect();
+        let versions: Vec<_> = found.iter().map(|one| one.located.version.as_deref()).collect();
         assert_eq!(versions, [Some("1.31.1"), Some("1.32.0")]);
     }
 
@@ -815,18 +638,11 @@ mod tests {
     fn the_loader_path_is_searched_but_never_the_working_folder() {
         let root = TempDir::new().unwrap();
         put(root.path(), "1.30.0");
-        let variable = if cfg!(target_os = "macos") {
-            "DYLD_LIBRARY_PATH"
-        } else {
-            "LD_LIBRARY_PATH"
-        };
+        let variable = if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
         let list = std::env::join_paths([Path::new(""), Path::new("."), root.path()]).unwrap();
         let environment = Environment::isolated().with_variable(variable, list);
         assert_eq!(loader_folders(&environment), [root.path()]);
-        assert_eq!(
-            locate(&options(&environment)).unwrap().unwrap().source,
-            Source::System
-        );
+        assert_eq!(locate(&options(&environment)).unwrap().unwrap().source, Source::System);
     }
 
     #[test]
@@ -838,10 +654,7 @@ mod tests {
         let python = script(root.path(), &format!("echo '{}'", package.display()));
         let environment = Environment::isolated().with_variable(PYTHON_VARIABLE, &python);
         let located = locate(&options(&environment)).unwrap().unwrap();
-        assert_eq!(
-            (located.path, located.source),
-            (library, Source::PythonPackage)
-        );
+        assert_eq!((located.path, located.source), (library, Source::PythonPackage));
 
         // Its failures are no answer, and no error.
         for body in ["echo relative/onnxruntime", "exit 1", "echo noise >&2"] {
@@ -867,10 +680,7 @@ mod tests {
     #[test]
     fn the_cache_folder_follows_its_variable() {
         let environment = Environment::isolated();
-        assert!(matches!(
-            environment.cache_dir(),
-            Err(LocateError::NoCacheFolder)
-        ));
+        assert!(matches!(environment.cache_dir(), Err(LocateError::NoCacheFolder)));
         let environment = environment.with_variable(CACHE_VARIABLE, "/some/cache");
         assert_eq!(environment.cache_dir().unwrap(), Path::new("/some/cache"));
     }

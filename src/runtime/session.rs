@@ -113,9 +113,8 @@ impl Runtime {
             builder = builder.with_intra_threads(self.threads).map_err(text)?;
         }
         if self.cuda {
-            builder = builder
-                .with_execution_providers([ep::CUDA::default().build().error_on_failure()])
-                .map_err(text)?;
+            builder =
+                builder.with_execution_providers([ep::CUDA::default().build().error_on_failure()]).map_err(text)?;
         }
         let session = builder.commit_from_memory(model).map_err(|e| e.message().to_string())?;
         Ok(OrtModel { session })
@@ -168,11 +167,7 @@ impl Backend for OrtModel {
         }
     }
 
-    fn run(
-        &mut self,
-        inputs: Vec<(String, &DynValue)>,
-        outputs: &[String],
-    ) -> Result<Vec<DynValue>, RuntimeError> {
+    fn run(&mut self, inputs: Vec<(String, &DynValue)>, outputs: &[String]) -> Result<Vec<DynValue>, RuntimeError> {
         let mut found = self.session.run(inputs).map_err(run_error)?;
         outputs
             .iter()

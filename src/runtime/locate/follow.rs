@@ -33,11 +33,7 @@ pub(super) fn follow(
         }
     }
 
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let mut child = Kill(child);
     let start = Instant::now();
     let (sender, lines) = mpsc::channel();
@@ -129,21 +125,14 @@ mod tests {
     fn lines_of_both_streams_arrive_and_so_does_the_status() {
         let _alone = alone();
         let (mut output, mut errors) = (Vec::new(), Vec::new());
-        let status = follow(
-            shell("echo one; echo two >&2; printf three; exit 7"),
-            None,
-            &mut |told| match told {
-                Told::Output(line) => output.push(line.to_owned()),
-                Told::Error(line) => errors.push(line.to_owned()),
-                Told::Tick => {}
-            },
-        )
+        let status = follow(shell("echo one; echo two >&2; printf three; exit 7"), None, &mut |told| match told {
+            Told::Output(line) => output.push(line.to_owned()),
+            Told::Error(line) => errors.push(line.to_owned()),
+            Told::Tick => {}
+        })
         .unwrap();
         assert_eq!(status.code(), Some(7));
-        assert_eq!(
-            (output, errors),
-            (vec!["one".to_owned(), "three".into()], vec!["two".into()])
-        );
+        assert_eq!((output, errors), (vec!["one".to_owned(), "three".into()], vec!["two".into()]));
     }
 
     #[test]

@@ -97,11 +97,7 @@ impl Wheel {
             .iter()
             .find(|wheel| (wheel.flavour, wheel.os, wheel.arch) == (flavour, OS, ARCH))
             .filter(|_| !cfg!(target_env = "musl"))
-            .ok_or(LocateError::NoWheel {
-                flavour,
-                os: OS,
-                arch: ARCH,
-            })
+            .ok_or(LocateError::NoWheel { flavour, os: OS, arch: ARCH })
     }
 
     fn package(&self) -> &'static str {
@@ -118,11 +114,7 @@ impl Wheel {
 
     fn file_name(&self) -> String {
         let version = pinned_version(self.flavour);
-        format!(
-            "{}-{version}-{WHEEL_ABI}-{WHEEL_ABI}-{}.whl",
-            self.package().replace('-', "_"),
-            self.platform
-        )
+        format!("{}-{version}-{WHEEL_ABI}-{WHEEL_ABI}-{}.whl", self.package().replace('-', "_"), self.platform)
     }
 }
 
@@ -139,10 +131,7 @@ pub fn pinned_version(flavour: Flavour) -> &'static str {
 ///
 /// Needs a Python with pip, and what that pip needs (mostly the network). Safe in several processes
 /// at once.
-pub fn install(
-    flavour: Flavour,
-    on_event: &mut dyn FnMut(InstallEvent<'_>),
-) -> Result<Located, LocateError> {
+pub fn install(flavour: Flavour, on_event: &mut dyn FnMut(InstallEvent<'_>)) -> Result<Located, LocateError> {
     install_in(&Environment::process(), flavour, on_event)
 }
 
@@ -161,11 +150,7 @@ fn install_wheel(
     on_event: &mut dyn FnMut(InstallEvent<'_>),
 ) -> Result<Located, LocateError> {
     let cache = environment.cache_dir()?.join("onnxruntime");
-    let target = cache.join(format!(
-        "{}-{}",
-        pinned_version(wheel.flavour),
-        wheel.flavour
-    ));
+    let target = cache.join(format!("{}-{}", pinned_version(wheel.flavour), wheel.flavour));
     if let Some(located) = installed(&target, wheel.flavour) {
         return Ok(located);
     }
@@ -194,10 +179,7 @@ fn installed(target: &Path, flavour: Flavour) -> Option<Located> {
 /// Removes what processes that were killed left behind. Only tidiness, so a failure is not one.
 fn remove_orphans(cache: &Path) {
     for path in entries(cache) {
-        let is_temporary = path
-            .file_name()
-            .and_then(OsStr::to_str)
-            .is_some_and(|name| name.starts_with(TEMPORARY));
+        let is_temporary = path.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with(TEMPORARY));
         let age = fs::metadata(&path)
             .and_then(|metadata| metadata.modified())
             .ok()
@@ -220,18 +202,9 @@ impl Pip {
         const MODULE: &[&str] = &["-m", "pip"];
         let pythons = environment.pythons();
         let by_name = !pythons.is_empty() && environment.variable(PYTHON_VARIABLE).is_none();
-        let mut ways: Vec<Self> = pythons
-            .into_iter()
-            .map(|program| Self {
-                program,
-                arguments: MODULE,
-            })
-            .collect();
+        let mut ways: Vec<Self> = pythons.into_iter().map(|program| Self { program, arguments: MODULE }).collect();
         if by_name {
-            ways.extend(["pip3", "pip"].map(|name| Self {
-                program: name.into(),
-                arguments: &[],
-            }));
+            ways.extend(["pip3", "pip"].map(|name| Self { program: name.into(), arguments: &[] }));
         }
         let mut tried = Vec::new();
         for pip in ways {
@@ -257,10 +230,7 @@ impl Pip {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         // Safe path: no `pip.py` from the working folder.
-        command
-            .args(self.arguments)
-            .env("PYTHONSAFEPATH", "1")
-            .env("PYTHONUNBUFFERED", "1");
+        command.args(self.arguments).env("PYTHONSAFEPATH", "1").env("PYTHONUNBUFFERED", "1");
         command
     }
 
@@ -282,47 +252,23 @@ fn download(
 ) -> Result<PathBuf, LocateError> {
     let pip = Pip::find(environment)?;
     let requirements = temporary.join("requirements.txt");
-    fs::write(
-        &requirements,
-        format!("{} --hash=sha256:{}\n", wheel.requirement(), wheel.sha256),
-    )
-    .map_err(failed("write", &requirements))?;
+    fs::write(&requirements, format!("{} --hash=sha256:{}\n", wheel.requirement(), wheel.sha256))
+        .map_err(failed("write", &requirements))?;
     let destination = temporary.join("wheel");
     fs::create_dir(&destination).map_err(failed("create folder", &destination))?;
 
     let mut command = pip.command();
     command
-        .args([
-            "download",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--no-input",
-            "--progress-bar",
-            "off",
-        ])
-        .args([
-            "--disable-pip-version-check",
-            "--implementation",
-            "cp",
-            "--abi",
-            WHEEL_ABI,
-        ])
-        .args([
-            "--python-version",
-            WHEEL_PYTHON,
-            "--platform",
-            wheel.platform,
-        ])
+        .args(["download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar", "off"])
+        .args(["--disable-pip-version-check", "--implementation", "cp", "--abi", WHEEL_ABI])
+        .args(["--python-version", WHEEL_PYTHON, "--platform", wheel.platform])
         .args(["--require-hashes", "--requirement"])
         .arg(&requirements)
         .arg("--dest")
         .arg(&destination);
     on_event(InstallEvent::Command(&shown(&command)));
     // pip downloads into the temporary folder first. There its growth can be seen, and nothing stays behind.
-    command
-        .env("TMPDIR", temporary)
-        .env("TEMP", temporary)
-        .env("TMP", temporary);
+    command.env("TMPDIR", temporary).env("TEMP", temporary).env("TMP", temporary);
 
     let mut kept: VecDeque<String> = VecDeque::new();
     let mut done = 0;
@@ -340,10 +286,7 @@ fn download(
             let now = largest_wheel(temporary);
             if now > done {
                 done = now;
-                on_event(InstallEvent::Bytes {
-                    done,
-                    total: Some(wheel.bytes),
-                });
+                on_event(InstallEvent::Bytes { done, total: Some(wheel.bytes) });
             }
         }
     })
@@ -352,10 +295,7 @@ fn download(
     let archive = destination.join(wheel.file_name());
     if status.success() && archive.is_file() {
         let done = fs::metadata(&archive).map_or(wheel.bytes, |metadata| metadata.len());
-        on_event(InstallEvent::Bytes {
-            done,
-            total: Some(wheel.bytes),
-        });
+        on_event(InstallEvent::Bytes { done, total: Some(wheel.bytes) });
         return Ok(archive);
     }
     if status.success() {
@@ -372,16 +312,10 @@ fn download(
 
 /// A command as one would type it.
 fn shown(command: &Command) -> String {
-    let words = std::iter::once(command.get_program())
-        .chain(command.get_args())
-        .map(|word| {
-            let word = word.to_string_lossy();
-            if word.contains(char::is_whitespace) {
-                format!("\"{word}\"")
-            } else {
-                word.into_owned()
-            }
-        });
+    let words = std::iter::once(command.get_program()).chain(command.get_args()).map(|word| {
+        let word = word.to_string_lossy();
+        if word.contains(char::is_whitespace) { format!("\"{word}\"") } else { word.into_owned() }
+    });
     words.collect::<Vec<_>>().join(" ")
 }
 
@@ -409,19 +343,11 @@ fn verify(path: &Path, expected: &str) -> Result<(), LocateError> {
             read => hasher.update(&block[..read]),
         }
     }
-    let got: String = hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let got: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     if got == expected {
         return Ok(());
     }
-    Err(LocateError::Hash {
-        path: path.to_owned(),
-        expected: expected.to_owned(),
-        got,
-    })
+    Err(LocateError::Hash { path: path.to_owned(), expected: expected.to_owned(), got })
 }
 
 /// Unpacks the library, for CUDA its providers too, and the licence texts, into the new folder
@@ -432,22 +358,13 @@ fn unpack(
     flavour: Flavour,
     on_event: &mut dyn FnMut(InstallEvent<'_>),
 ) -> Result<(), LocateError> {
-    let damaged = |reason: String| LocateError::Wheel {
-        path: archive.to_owned(),
-        reason,
-    };
+    let damaged = |reason: String| LocateError::Wheel { path: archive.to_owned(), reason };
     fs::create_dir(into).map_err(failed("create folder", into))?;
     let file = File::open(archive).map_err(failed("read", archive))?;
-    let mut wheel =
-        zip::ZipArchive::new(BufReader::new(file)).map_err(|error| damaged(error.to_string()))?;
+    let mut wheel = zip::ZipArchive::new(BufReader::new(file)).map_err(|error| damaged(error.to_string()))?;
     for index in 0..wheel.len() {
-        let mut entry = wheel
-            .by_index(index)
-            .map_err(|error| damaged(error.to_string()))?;
-        let name = entry
-            .name()
-            .map_err(|error| damaged(error.to_string()))?
-            .into_owned();
+        let mut entry = wheel.by_index(index).map_err(|error| damaged(error.to_string()))?;
+        let name = entry.name().map_err(|error| damaged(error.to_string()))?.into_owned();
         let Some(name) = wanted(&name, flavour, OS) else {
             continue;
         };
@@ -456,14 +373,9 @@ fn unpack(
         let mut file = File::create(&path).map_err(failed("write", &path))?;
         let mut block = vec![0; 1 << 20];
         loop {
-            match entry
-                .read(&mut block)
-                .map_err(|error| damaged(error.to_string()))?
-            {
+            match entry.read(&mut block).map_err(|error| damaged(error.to_string()))? {
                 0 => break,
-                read => file
-                    .write_all(&block[..read])
-                    .map_err(failed("write", &path))?,
+                read => file.write_all(&block[..read]).map_err(failed("write", &path))?,
             }
         }
         file.sync_all().map_err(failed("write", &path))?;
@@ -482,9 +394,7 @@ fn wanted<'a>(entry: &'a str, flavour: Flavour, os: &str) -> Option<&'a str> {
     if name == "LICENSE" || name == "ThirdPartyNotices.txt" {
         return Some(name);
     }
-    let name = name
-        .strip_prefix("capi/")
-        .filter(|name| !name.contains(['/', '\\', ':']))?;
+    let name = name.strip_prefix("capi/").filter(|name| !name.contains(['/', '\\', ':']))?;
     let (prefix, suffix) = match os {
         "windows" => ("onnxruntime_providers_", ".dll"),
         _ => ("libonnxruntime_providers_", ".so"),
@@ -494,12 +404,7 @@ fn wanted<'a>(entry: &'a str, flavour: Flavour, os: &str) -> Option<&'a str> {
 }
 
 /// Gives the unpacked folder its final name. Where another process was first, its install is taken.
-fn publish(
-    unpacked: &Path,
-    target: &Path,
-    temporary: &TempDir,
-    flavour: Flavour,
-) -> Result<Located, LocateError> {
+fn publish(unpacked: &Path, target: &Path, temporary: &TempDir, flavour: Flavour) -> Result<Located, LocateError> {
     let mut outcome = fs::rename(unpacked, target);
     if outcome.is_err() && installed(target, flavour).is_none() && target.exists() {
         // What is there is not an install: someone took the library out of it.
@@ -520,20 +425,14 @@ fn publish(
 /// Makes the names in a folder durable, where the system can.
 fn sync_folder(folder: &Path) -> Result<(), LocateError> {
     if cfg!(unix) {
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(failed("write", folder))?;
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("write", folder))?;
     }
     Ok(())
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LocateError {
     let path = path.to_owned();
-    move |source| LocateError::Io {
-        action,
-        path,
-        source,
-    }
+    move |source| LocateError::Io { action, path, source }
 }
 
 #[cfg(all(test, unix))]
@@ -559,28 +458,19 @@ mod tests {
     }
 
     fn library() -> &'static str {
-        if cfg!(target_os = "macos") {
-            "libonnxruntime.1.32.0.dylib"
-        } else {
-            "libonnxruntime.so.1.32.0"
-        }
+        if cfg!(target_os = "macos") { "libonnxruntime.1.32.0.dylib" } else { "libonnxruntime.so.1.32.0" }
     }
 
     /// A small wheel at `path`, and its entry in the table.
     fn small_wheel(path: &Path, names: &[&str]) -> Wheel {
         let mut archive = zip::ZipWriter::new(File::create(path).unwrap());
         for name in names {
-            archive
-                .start_file(*name, zip::write::SimpleFileOptions::default())
-                .unwrap();
+            archive.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
             archive.write_all(name.as_bytes()).unwrap();
         }
         archive.finish().unwrap();
         let bytes = fs::read(path).unwrap();
-        let sha256: String = Sha256::digest(&bytes)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let sha256: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         Wheel {
             flavour: Flavour::Cpu,
             os: OS,
@@ -596,21 +486,10 @@ mod tests {
         let mut machines = HashSet::new();
         let mut sums = HashSet::new();
         for wheel in WHEELS {
-            assert!(
-                machines.insert((wheel.flavour, wheel.os, wheel.arch)),
-                "{wheel:?} twice"
-            );
-            assert!(
-                sums.insert(wheel.sha256),
-                "{wheel:?} has the sum of another"
-            );
+            assert!(machines.insert((wheel.flavour, wheel.os, wheel.arch)), "{wheel:?} twice");
+            assert!(sums.insert(wheel.sha256), "{wheel:?} has the sum of another");
             assert_eq!(wheel.sha256.len(), 64);
-            assert!(
-                wheel
-                    .sha256
-                    .bytes()
-                    .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-            );
+            assert!(wheel.sha256.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)));
             assert!(wheel.bytes > 10_000_000);
             let words = match (wheel.os, wheel.arch) {
                 ("linux", arch) => ["manylinux_", arch],
@@ -619,79 +498,30 @@ mod tests {
                 ("windows", "aarch64") => ["win_", "arm64"],
                 _ => panic!("{wheel:?} is for no known machine"),
             };
-            assert!(
-                wheel.platform.starts_with(words[0]) && wheel.platform.ends_with(words[1]),
-                "{wheel:?}"
-            );
+            assert!(wheel.platform.starts_with(words[0]) && wheel.platform.ends_with(words[1]), "{wheel:?}");
         }
-        let gpu = Wheel {
-            flavour: Flavour::Cuda,
-            ..WHEELS[0]
-        };
+        let gpu = Wheel { flavour: Flavour::Cuda, ..WHEELS[0] };
         assert_eq!(gpu.requirement(), "onnxruntime-gpu==1.31.1");
-        assert_eq!(
-            gpu.file_name(),
-            "onnxruntime_gpu-1.31.1-cp311-cp311-manylinux_2_28_x86_64.whl"
-        );
+        assert_eq!(gpu.file_name(), "onnxruntime_gpu-1.31.1-cp311-cp311-manylinux_2_28_x86_64.whl");
     }
 
     #[test]
     fn only_libraries_and_licences_are_unpacked() {
         for (entry, os, cpu, cuda) in [
-            (
-                "onnxruntime/capi/libonnxruntime.so.1.32.0",
-                "linux",
-                true,
-                true,
-            ),
-            (
-                "onnxruntime/capi/libonnxruntime_providers_cuda.so",
-                "linux",
-                false,
-                true,
-            ),
-            (
-                "onnxruntime/capi/libonnxruntime_providers_shared.so",
-                "linux",
-                false,
-                true,
-            ),
-            (
-                "onnxruntime/capi/onnxruntime_pybind11_state.so",
-                "linux",
-                false,
-                false,
-            ),
-            (
-                "onnxruntime/capi/libonnxruntime.1.32.0.dylib",
-                "macos",
-                true,
-                true,
-            ),
+            ("onnxruntime/capi/libonnxruntime.so.1.32.0", "linux", true, true),
+            ("onnxruntime/capi/libonnxruntime_providers_cuda.so", "linux", false, true),
+            ("onnxruntime/capi/libonnxruntime_providers_shared.so", "linux", false, true),
+            ("onnxruntime/capi/onnxruntime_pybind11_state.so", "linux", false, false),
+            ("onnxruntime/capi/libonnxruntime.1.32.0.dylib", "macos", true, true),
             ("onnxruntime/capi/onnxruntime.dll", "windows", true, true),
-            (
-                "onnxruntime/capi/onnxruntime_providers_cuda.dll",
-                "windows",
-                false,
-                true,
-            ),
+            ("onnxruntime/capi/onnxruntime_providers_cuda.dll", "windows", false, true),
             ("onnxruntime/capi/DirectML.dll", "windows", false, false),
             ("onnxruntime/LICENSE", "linux", true, true),
             ("onnxruntime/ThirdPartyNotices.txt", "linux", true, true),
             ("onnxruntime/__init__.py", "linux", false, false),
             ("onnxruntime/capi/", "linux", false, false),
-            (
-                "onnxruntime/capi/libonnxruntime_providers_/../../x.so",
-                "linux",
-                false,
-                false,
-            ),
-            (
-                "../onnxruntime/capi/libonnxruntime.so",
-                "linux",
-                false,
-                false,
-            ),
+            ("onnxruntime/capi/libonnxruntime_providers_/../../x.so", "linux", false, false),
+            ("../onnxruntime/capi/libonnxruntime.so", "linux", false, false),
         ] {
             assert_eq!(wanted(entry, Flavour::Cpu, os).is_some(), cpu, "{entry}");
             assert_eq!(wanted(entry, Flavour::Cuda, os).is_some(), cuda, "{entry}");
@@ -705,35 +535,16 @@ mod tests {
         let environment = fake_pip(root.path(), "echo 'ERROR: no route to host' >&2; exit 3");
         let wheel = small_wheel(&root.path().join("unused.whl"), &[]);
         let mut events = Vec::new();
-        let error = install_wheel(&environment, &wheel, &mut |event| {
-            events.push(format!("{event:?}"))
-        })
-        .unwrap_err();
+        let error = install_wheel(&environment, &wheel, &mut |event| events.push(format!("{event:?}"))).unwrap_err();
         let message = error.to_string();
-        assert!(
-            message.contains("onnxruntime==1.32.0") && message.contains("exit status: 3"),
-            "{message}"
-        );
+        assert!(message.contains("onnxruntime==1.32.0") && message.contains("exit status: 3"), "{message}");
         assert!(message.contains("\n  ERROR: no route to host"), "{message}");
         let hint = error.hint().unwrap();
-        for way in [
-            "pip install onnxruntime",
-            "--ort-lib",
-            "ORT_DYLIB_PATH",
-            "lancet runtime install",
-        ] {
+        for way in ["pip install onnxruntime", "--ort-lib", "ORT_DYLIB_PATH", "lancet runtime install"] {
             assert!(hint.contains(way), "{hint}");
         }
-        assert!(
-            events[0].starts_with("Command") && events[0].contains("--require-hashes"),
-            "{events:?}"
-        );
-        assert!(
-            events
-                .iter()
-                .any(|event| event.contains("no route to host")),
-            "{events:?}"
-        );
+        assert!(events[0].starts_with("Command") && events[0].contains("--require-hashes"), "{events:?}");
+        assert!(events.iter().any(|event| event.contains("no route to host")), "{events:?}");
         assert_eq!(left_in_cache(root.path()), Vec::<PathBuf>::new());
     }
 
@@ -743,10 +554,9 @@ mod tests {
         let root = TempDir::new().unwrap();
         let wheel = small_wheel(&root.path().join("unused.whl"), &[]);
         let without_pip = script(root.path(), "echo 'No module named pip' >&2; exit 1");
-        for (python, part) in [
-            (PathBuf::from("/no/such/python"), "/no/such/python -m pip"),
-            (without_pip, "No module named pip"),
-        ] {
+        for (python, part) in
+            [(PathBuf::from("/no/such/python"), "/no/such/python -m pip"), (without_pip, "No module named pip")]
+        {
             let environment = Environment::isolated()
                 .with_variable(PYTHON_VARIABLE, python)
                 .with_variable(CACHE_VARIABLE, root.path().join("cache"));
@@ -765,9 +575,7 @@ mod tests {
         let wheel = small_wheel(&root.path().join("good.whl"), &["onnxruntime/LICENSE"]);
         let body = format!("printf garbage > \"$dest/{}\"", wheel.file_name());
         let error = install_wheel(&fake_pip(root.path(), &body), &wheel, &mut |_| {}).unwrap_err();
-        let LocateError::Hash { expected, got, .. } = &error else {
-            panic!("{error:?}")
-        };
+        let LocateError::Hash { expected, got, .. } = &error else { panic!("{error:?}") };
         assert_eq!(expected, wheel.sha256);
         assert_ne!(got, expected);
         assert_eq!(left_in_cache(root.path()), Vec::<PathBuf>::new());
@@ -781,19 +589,10 @@ mod tests {
         let wheel = small_wheel(&source, &["onnxruntime/LICENSE"]);
         let body = format!("cp '{}' \"$dest/{}\"", source.display(), wheel.file_name());
         let error = install_wheel(&fake_pip(root.path(), &body), &wheel, &mut |_| {}).unwrap_err();
-        assert!(
-            error.to_string().contains("holds no library for cpu"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("holds no library for cpu"), "{error}");
 
-        let error =
-            install_wheel(&fake_pip(root.path(), "exit 0"), &wheel, &mut |_| {}).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .contains("it left no `onnxruntime-1.32.0-"),
-            "{error}"
-        );
+        let error = install_wheel(&fake_pip(root.path(), "exit 0"), &wheel, &mut |_| {}).unwrap_err();
+        assert!(error.to_string().contains("it left no `onnxruntime-1.32.0-"), "{error}");
         assert_eq!(left_in_cache(root.path()), Vec::<PathBuf>::new());
     }
 
@@ -803,10 +602,7 @@ mod tests {
         let root = TempDir::new().unwrap();
         let source = root.path().join("small.whl");
         let entry = format!("onnxruntime/capi/{}", library());
-        let wheel = small_wheel(
-            &source,
-            &["onnxruntime/LICENSE", &entry, "onnxruntime/__init__.py"],
-        );
+        let wheel = small_wheel(&source, &["onnxruntime/LICENSE", &entry, "onnxruntime/__init__.py"]);
         let body = format!("cp '{}' \"$dest/{}\"", source.display(), wheel.file_name());
         let environment = fake_pip(root.path(), &body);
         let target = root.path().join("cache/onnxruntime/1.32.0-cpu");
@@ -821,16 +617,10 @@ mod tests {
             }
         })
         .unwrap();
-        assert_eq!(
-            (&located.path, located.source),
-            (&target.join(library()), Source::Cache)
-        );
+        assert_eq!((&located.path, located.source), (&target.join(library()), Source::Cache));
         assert_eq!(last, Some((wheel.bytes, Some(wheel.bytes))));
         assert_eq!(fs::read_to_string(&located.path).unwrap(), entry);
-        let names: Vec<_> = entries(&target)
-            .iter()
-            .map(|path| path.file_name().unwrap().to_owned())
-            .collect();
+        let names: Vec<_> = entries(&target).iter().map(|path| path.file_name().unwrap().to_owned()).collect();
         assert_eq!(names, ["LICENSE", library()]);
         assert_eq!(left_in_cache(root.path()), [target]);
 
@@ -846,25 +636,14 @@ mod tests {
         let root = TempDir::new().unwrap();
         let source = root.path().join("small.whl");
         let wheel = small_wheel(&source, &[&format!("onnxruntime/capi/{}", library())]);
-        let body = format!(
-            "sleep 0.2; cp '{}' \"$dest/{}\"",
-            source.display(),
-            wheel.file_name()
-        );
+        let body = format!("sleep 0.2; cp '{}' \"$dest/{}\"", source.display(), wheel.file_name());
         let environment = fake_pip(root.path(), &body);
         let found: Vec<Located> = std::thread::scope(|scope| {
             let one = || install_wheel(&environment, &wheel, &mut |_| {}).unwrap();
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(one)).collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap())
-                .collect()
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        assert!(
-            found
-                .iter()
-                .all(|located| *located == found[0] && located.path.is_file())
-        );
+        assert!(found.iter().all(|located| *located == found[0] && located.path.is_file()));
         assert_eq!(left_in_cache(root.path()).len(), 1);
     }
 }

@@ -32,9 +32,7 @@ pub(super) fn executable_folders(environment: &Environment) -> Vec<PathBuf> {
         let Some(folder) = file.parent() else {
             continue;
         };
-        for folder in
-            std::iter::once(folder.to_owned()).chain(folder.parent().map(|above| above.join("lib")))
-        {
+        for folder in std::iter::once(folder.to_owned()).chain(folder.parent().map(|above| above.join("lib"))) {
             if !folders.contains(&folder) {
                 folders.push(folder);
             }
@@ -47,17 +45,12 @@ pub(super) fn executable_folders(environment: &Environment) -> Vec<PathBuf> {
 /// name.
 pub(super) fn environment_packages(environment: &Environment) -> Vec<PathBuf> {
     let mut folders = Vec::new();
-    for root in ["VIRTUAL_ENV", "CONDA_PREFIX"]
-        .into_iter()
-        .filter_map(|name| environment.variable(name))
-    {
+    for root in ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(|name| environment.variable(name)) {
         let root = Path::new(root);
         let mut sites = vec![root.join("Lib").join("site-packages")];
         for lib in ["lib", "lib64"].map(|name| root.join(name)) {
             sites.extend(entries(&lib).into_iter().filter(|path| {
-                path.file_name()
-                    .and_then(OsStr::to_str)
-                    .is_some_and(|name| name.starts_with("python"))
+                path.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with("python"))
             }));
         }
         folders.extend(sites.into_iter().flat_map(|site| {
@@ -72,10 +65,7 @@ pub(super) fn environment_packages(environment: &Environment) -> Vec<PathBuf> {
 pub(super) fn asked_packages(environment: &Environment) -> Vec<PathBuf> {
     for python in environment.pythons() {
         let mut command = Command::new(python);
-        command
-            .args(["-c", PYTHON_QUESTION])
-            .env("PYTHONIOENCODING", "utf-8")
-            .env("PYTHONSAFEPATH", "1");
+        command.args(["-c", PYTHON_QUESTION]).env("PYTHONIOENCODING", "utf-8").env("PYTHONSAFEPATH", "1");
         let mut folders = Vec::new();
         let outcome = follow(command, Some(PYTHON_PATIENCE), &mut |told| {
             if let Told::Output(line) = told {
@@ -118,9 +108,7 @@ pub(super) fn system_folders() -> Vec<PathBuf> {
     let multiarch = format!("{ARCH}-linux-gnu");
     let folders: Vec<PathBuf> = match OS {
         "windows" => Vec::new(),
-        "macos" => ["/opt/homebrew/lib", "/usr/local/lib", "/usr/lib"]
-            .map(PathBuf::from)
-            .into(),
+        "macos" => ["/opt/homebrew/lib", "/usr/local/lib", "/usr/lib"].map(PathBuf::from).into(),
         _ => vec![
             "/usr/local/lib".into(),
             Path::new("/usr/local/lib").join(&multiarch),
@@ -147,22 +135,14 @@ pub(super) fn cached_folders(environment: &Environment, flavour: Flavour) -> Vec
         })
         .collect();
     installs.sort();
-    installs
-        .into_iter()
-        .rev()
-        .map(|(_, _, path)| path)
-        .collect()
+    installs.into_iter().rev().map(|(_, _, path)| path).collect()
 }
 
 /// The newest library of a folder.
 pub(super) fn library_in(folder: &Path) -> Option<PathBuf> {
     entries(folder)
         .into_iter()
-        .filter(|path| {
-            path.file_name()
-                .and_then(OsStr::to_str)
-                .is_some_and(|name| name_version(name, OS).is_some())
-        })
+        .filter(|path| path.file_name().and_then(OsStr::to_str).is_some_and(|name| name_version(name, OS).is_some()))
         .filter(|path| path.is_file())
         .map(|path| (version_of_file(&path).as_deref().and_then(numbers), path))
         .max()
@@ -177,22 +157,13 @@ pub(super) fn described(path: PathBuf, source: Source) -> Located {
     };
     let cuda = path.with_file_name(provider).is_file();
     let version = version_of_file(&path).or_else(|| version_of_folder(&path));
-    Located {
-        path,
-        source,
-        version,
-        cuda,
-    }
+    Located { path, source, version, cuda }
 }
 
 /// Whether it may be used.
 pub(super) fn judged(located: Located) -> Candidate {
-    let old = located
-        .version
-        .as_deref()
-        .filter(|version| too_old(version));
-    let skipped =
-        old.map(|version| format!("ONNX Runtime {version} is older than {OLDEST_VERSION}"));
+    let old = located.version.as_deref().filter(|version| too_old(version));
+    let skipped = old.map(|version| format!("ONNX Runtime {version} is older than {OLDEST_VERSION}"));
     Candidate { located, skipped }
 }
 
@@ -215,11 +186,7 @@ fn version_of_folder(path: &Path) -> Option<String> {
         return None;
     }
     entries(folder.parent()?.parent()?).iter().find_map(|path| {
-        let (name, version) = path
-            .file_name()?
-            .to_str()?
-            .strip_suffix(".dist-info")?
-            .split_once('-')?;
+        let (name, version) = path.file_name()?.to_str()?.strip_suffix(".dist-info")?.split_once('-')?;
         (name.starts_with("onnxruntime") && numbers(version).is_some()).then(|| version.to_owned())
     })
 }
@@ -229,9 +196,7 @@ fn version_of_folder(path: &Path) -> Option<String> {
 pub(super) fn name_version<'a>(name: &'a str, os: &str) -> Option<Option<&'a str>> {
     let rest = match os {
         "windows" => return name.eq_ignore_ascii_case("onnxruntime.dll").then_some(None),
-        "macos" => name
-            .strip_prefix("libonnxruntime")?
-            .strip_suffix(".dylib")?,
+        "macos" => name.strip_prefix("libonnxruntime")?.strip_suffix(".dylib")?,
         _ => name.strip_prefix("libonnxruntime.so")?,
     };
     match rest.strip_prefix('.') {

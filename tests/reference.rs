@@ -1,0 +1,162 @@
+//! The method against numbers from an independent float64 implementation (`tools/reference.py`, PyTorch with
+//! hooks on the bundled model): scores, filter, means, directions, candidate scores, selection, and logits
+//! under ablation.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use lancet::chat::ChatOptions;
+use lancet::linalg::cosine;
+use lancet::lm::LanguageModel;
+use lancet::method::prompts::{LoadOptions, PromptClass, Prompts};
+use lancet::method::select::{Rules, candidates};
+use lancet::onnx::Graph;
+use lancet::pipeline::collect::{self, RefusalTokens};
+use lancet::pipeline::engine::{Engine, Silent};
+use lancet::pipeline::{self, Opened, choose};
+use lancet::prompt_files::{self, PromptLocation};
+use lancet::runtime::session::{Device, Runtime};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+/// Our degenerate rule without the guard: the rules that `tools/reference.py` applies.
+const RULES: Rules = Rules { negligible_norm: Some(1e-4), ..Rules::PAPER };
+
+fn fixture() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/chat"))
+}
+
+/// ONNX Runtime's library, installed if there is none.
+fn onnxruntime() -> std::path::PathBuf {
+    use lancet::runtime::locate::{Environment, Flavour, Options, install, locate};
+    let environment = Environment::process();
+    let options = Options { explicit: None, flavour: Flavour::Cpu, environment: &environment };
+    match locate(&options).unwrap() {
+        Some(found) => found.path,
+        None => install(Flavour::Cpu, &mut |_| {}).unwrap().path,
+    }
+}
+
+fn reference() -> Value {
+    serde_json::from_slice(&std::fs::read(fixture().join("reference.json")).unwrap()).unwrap()
+}
+
+fn doubles(tensors: &SafeTensors<'_>, name: &str) -> Vec<f64> {
+    let view = tensors.tensor(name).unwrap();
+    view.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+fn prompts() -> Prompts {
+    let folder = fixture().join("prompts");
+    prompt_files::load(PromptLocation::Folder(&folder), &LoadOptions::default()).unwrap()
+}
+
+#[test]
+fn everything_equals_the_independent_implementation() {
+    let reference = reference();
+    let bytes = std::fs::read(fixture().join("reference.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let opened = Opened::new(fixture()).unwrap();
+    let chat = pipeline::load_chat(&opened.files, None, ChatOptions::default()).unwrap();
+    let graph = Graph::new(&opened.model);
+    let lm = LanguageModel::new(&graph, &opened.config).unwrap();
+    let runtime = Runtime::load(&onnxruntime(), Device::Cpu, 0).unwrap();
+    let cancelled = AtomicBool::new(false);
+    let engine = Engine {
+        runtime: &runtime,
+        graph: &graph,
+        lm: &lm,
+        batch: 16,
+        pad: pipeline::pad_token(&chat),
+        cancelled: &cancelled,
+    };
+    let prompts = prompts();
+    let ids: Vec<u32> = serde_json::from_value(reference["refusal_token_ids"].clone()).unwrap();
+    // the words give the same tokens
+    let by_word = [chat.first_token_after_prompt("I").unwrap(), chat.first_token_after_prompt("As").unwrap()];
+    assert_eq!(by_word.as_slice(), ids.as_slice());
+    let inputs = collect::Inputs {
+        chat: &chat,
+        prompts: &prompts,
+        refusal_tokens: &RefusalTokens::Given(ids),
+        model_sha256: "",
+        partial: None,
+    };
+    let (activations, _) = collect::collect(&engine, &inputs, &Silent).unwrap();
+
+    // kept prompts and means
+    for class in PromptClass::ALL {
+        let want = reference["kept"][class.as_str()].as_u64().unwrap();
+        assert_eq!(activations.of(class).count() as u64, want, "{class} kept");
+        let means = activations.of(class).means();
+        let want = doubles(&tensors, &format!("mean.{}", class.as_str()));
+        assert!(cosine(&means, &want) > 0.999_999_9, "{class} means");
+        let worst = means.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst < 1e-4, "{class} means differ by {worst}");
+    }
+
+    for lambda in [1.0, 0.5, 0.0] {
+        let key = lambda.to_string();
+        let expected = &reference["lambdas"][&key];
+        // directions, each against its own
+        let directions = doubles(&tensors, &format!("direction.lambda_{key}"));
+        let (_, n_layers, d_model) = activations.means[0].shape();
+        let ours = candidates(
+            activations.of(PromptClass::Harmful),
+            activations.of(PromptClass::PseudoHarmful),
+            activations.of(PromptClass::Harmless),
+            lambda,
+            &RULES,
+        );
+        for (index, candidate) in ours.iter().enumerate() {
+            let want = &directions[index * d_model..(index + 1) * d_model];
+            // the zero difference at layer 0 has no direction to compare
+            if candidate.degenerate || candidate.direction.is_none() {
+                assert_eq!(candidate.layer, 0);
+                continue;
+            }
+            let got = candidate.direction.as_ref().unwrap().unit();
+            let cosine = cosine(got, want);
+            assert!(
+                cosine >= 0.99999,
+                "lambda {lambda} position {} layer {}: {cosine}",
+                candidate.position,
+                candidate.layer
+            );
+        }
+        // scores and selection
+        let choice = choose::choose(&engine, &chat, &activations, lambda, &RULES, &Silent).unwrap();
+        let selected = &choice.result.selected;
+        assert_eq!(selected.position, expected["selected"]["position"].as_i64().unwrap(), "lambda {lambda}");
+        assert_eq!(selected.layer as u64, expected["selected"]["layer"].as_u64().unwrap(), "lambda {lambda}");
+        let rows = expected["candidates"].as_array().unwrap();
+        assert_eq!(rows.len(), choice.result.candidates.len());
+        assert_eq!(rows.len() % n_layers, 0);
+        for (row, ours) in rows.iter().zip(&choice.result.candidates) {
+            assert_eq!(row["position"].as_i64().unwrap(), ours.position);
+            assert_eq!(row["layer"].as_u64().unwrap() as usize, ours.layer);
+            assert_eq!(row["discarded"].is_null(), ours.discarded.is_none(), "{row} {:?}", ours.discarded);
+            if ours.layer == 0 {
+                continue; // rounding noise: nothing to agree on
+            }
+            let raw = row["raw_norm"].as_f64().unwrap();
+            assert!((raw - ours.raw_norm).abs() <= 1e-4 * raw.max(1.0), "raw norm {raw} {}", ours.raw_norm);
+            for (name, got) in [
+                ("refusal_score", ours.refusal_score),
+                ("harmful_refusal_score", ours.harmful_refusal_score),
+                ("kl", ours.kl),
+            ] {
+                let want = row[name].as_f64().unwrap();
+                assert!((want - got.unwrap()).abs() <= 1e-3, "lambda {lambda} {name}: {want} against {got:?} in {row}");
+            }
+        }
+        for (class, got) in [
+            ("pseudo_harmful", choice.result.baseline.refusal_score),
+            ("harmful", choice.result.baseline.harmful_refusal_score),
+            ("harmless", choice.result.baseline.harmless_refusal_score),
+        ] {
+            let want = reference["baseline"][class].as_f64().unwrap();
+            assert!((want - got).abs() <= 1e-3, "baseline {class}: {want} against {got}");
+        }
+    }
+}
