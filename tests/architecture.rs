@@ -35,7 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const MAX_LINES: usize = 600;
 
 /// Files past [`MAX_LINES`], each with the ceiling that it must not outgrow. Shrink, then lower or remove.
-const LONG_FILES: &[(&str, usize)] = &[("src/method/prompts.rs", 1696), ("src/report/html.rs", 700)];
+const LONG_FILES: &[(&str, usize)] = &[("src/method/prompts.rs", 1696)];
 
 /// Where a crate of the outside may be named.
 const CONFINED: &[(&str, &[&str])] = &[
@@ -182,10 +182,13 @@ impl<'a> Visit<'a> for Collector {
                 _ => None,
             });
             if item.content.is_none() {
-                // `#[path]` beside `mod.rs`, or below the module's own folder
+                // `#[path]` is relative to the file: the module's own folder for a `mod.rs`, else the one above
                 if let Some(stem) = named.as_deref().and_then(|f| f.strip_suffix(".rs")) {
                     let stem = stem.rsplit('/').next().unwrap().to_string();
-                    self.test_modules.push(self.module.iter().cloned().chain([stem]).collect());
+                    let above = &self.module[..self.module.len().saturating_sub(1)];
+                    for folder in [above, &self.module] {
+                        self.test_modules.push(folder.iter().chain([&stem]).cloned().collect());
+                    }
                 }
                 self.test_modules.push(module);
             }

@@ -12,13 +12,13 @@ use serde_json::Value;
 
 /// One run of the whole job, shared by the tests of this file; its folder is never changed.
 struct Job {
-    folder: tempfile::TempDir,
+    folder: PathBuf,
     result: Value,
 }
 
 impl Job {
     fn out(&self) -> PathBuf {
-        self.folder.path().join("out")
+        self.folder.join("out")
     }
 
     fn direction(&self) -> PathBuf {
@@ -34,10 +34,13 @@ fn job() -> &'static Job {
     static JOB: OnceLock<Job> = OnceLock::new();
     JOB.get_or_init(|| {
         onnx_runtime();
-        let folder = tempfile::tempdir().unwrap();
+        // a static is never dropped, so a fixed folder in place of a temporary one: the next run clears it
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lancet-run");
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
         let mut run = lancet();
         run.arg("run").arg(model()).arg("--prompts").arg(model().join("prompts"));
-        run.arg("-o").arg(folder.path().join("out")).args(["--json", "--max-new-tokens", "24"]);
+        run.arg("-o").arg(folder.join("out")).args(["--json", "--max-new-tokens", "24"]);
         let result = json(&mut run, 0);
         Job { folder, result }
     })
@@ -194,7 +197,7 @@ fn the_output_folder_is_whole() {
     assert_eq!(written, job.result, "`lancet.json` is not what was printed");
     let html = fs::read_to_string(job.out().join("lancet.html")).unwrap();
     assert!(html.to_lowercase().contains("<html") && html.contains("</html>"));
-    let names: Vec<_> = fs::read_dir(job.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let names: Vec<_> = fs::read_dir(&job.folder).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["out"], "something is left beside the output");
     let norm = direction_of(&job.direction()).iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
     assert!((norm - 1.0).abs() < 1e-6, "norm {norm}");

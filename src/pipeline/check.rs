@@ -89,9 +89,10 @@ pub fn logits(
         max_abs_logit_diff: diff,
         kl: mean(&kl),
         max_stream_leak: leak,
-        // rounding of every write adds up over the layers; 64 ulps of the largest logit covers it
-        bound: (64.0 * eps * scale).max(1e-4),
-        leak_bound: (16.0 * eps).max(1e-4),
+        // Rounding of every write adds up over the layers. The weights of a float16 model were rounded once
+        // more by the bake, those of a float32 one differ by the order of sums only.
+        bound: (if eps > 1e-6 { 8.0 } else { 64.0 } * eps * scale).max(1e-4),
+        leak_bound: (4.0 * eps).max(1e-4),
         n_prompts: rows.len(),
     })
 }

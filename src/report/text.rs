@@ -139,7 +139,7 @@ fn verify_line(verify: &VerifyResult) -> String {
         n => format!("{n} bytes changed outside the plan"),
     }];
     if let Some(difference) = verify.max_abs_logit_diff {
-        let bound = verify.bound.map(|b| format!(" (bound {})", setting(b))).unwrap_or_default();
+        let bound = verify.bound.map(|b| format!(" (bound {})", significant(b))).unwrap_or_default();
         let prompts = count(verify.n_prompts, "prompt");
         parts.push(format!("logits within {} of run-time ablation{bound} on {prompts}", significant(difference)));
     }
@@ -301,7 +301,7 @@ pub fn verify_summary(verify: &VerifyResult, width: usize, style: Style) -> Stri
         (Tone::Bad, format!("not verified: {} failed", count(verify.failures.len().max(1), "check")))
     };
     let mut out = format!("{}\n\n", style.paint(tone, &words));
-    let bound = verify.bound.map(|b| format!("at most {}", setting(b))).unwrap_or_default();
+    let bound = verify.bound.map(|b| format!("at most {}", significant(b))).unwrap_or_default();
     let rows = [
         ("bytes changed outside the plan", verify.changed_bytes_outside_plan.to_string(), "0".to_owned()),
         ("largest logit difference from run-time ablation", significant(verify.max_abs_logit_diff), bound),
