@@ -82,7 +82,7 @@ impl Error {
             Self::Guard { .. } => Kind::Guard,
             Self::Other { kind, .. } => *kind,
             Self::Chat(_) | Self::Prompts(_) | Self::Locate(_) | Self::Direction(_) => Kind::Usage,
-            Self::Bake(BakeError::OutputExists { .. }) => Kind::Usage,
+            Self::Bake(BakeError::OutputExists { .. } | BakeError::Direction { .. }) => Kind::Usage,
             Self::Runtime(RuntimeError::Library { .. } | RuntimeError::Provider { .. }) => Kind::Usage,
             Self::Onnx(_) | Self::Refused(_) | Self::Bake(_) | Self::Runtime(_) => Kind::Failed,
         }

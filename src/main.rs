@@ -34,15 +34,12 @@ fn main() -> ExitCode {
 
 /// Parses the arguments, with those of the config file before them.
 fn parse() -> anyhow::Result<Cli> {
-    let typed: Vec<OsString> = std::env::args_os().collect();
-    let cli = Cli::parse_from(&typed);
-    let Some(config) = &cli.global.config else { return Ok(cli) };
-    let name = cli.command.name();
-    let extra = cli::config::arguments(config, name)?;
-    // right after the command's name, so that what was typed comes later and wins
-    let at = typed.iter().position(|a| a == name).map_or(typed.len(), |i| i + 1);
-    let mut all = typed;
-    all.splice(at..at, extra);
+    let mut all: Vec<OsString> = std::env::args_os().collect();
+    if let Some((path, command, at)) = cli::config::named_in(&all) {
+        // right after the command's name, so that what was typed comes later and wins
+        let extra = cli::config::arguments(&path, &command)?;
+        all.splice(at..at, extra);
+    }
     Ok(Cli::parse_from(all))
 }
 

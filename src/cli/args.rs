@@ -29,7 +29,7 @@ pub struct Global {
     pub json: bool,
     /// TOML file with options by their long names; a flag beats it. A table named like a command holds for that one.
     #[arg(long, global = true, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    pub config: Option<PathBuf>, // read before parsing, see `config`
     /// No progress.
     #[arg(long, short, global = true)]
     pub quiet: bool,
@@ -56,23 +56,6 @@ pub enum Command {
     Eval(EvalArgs),
     /// ONNX Runtime: which one is used, and installing one.
     Runtime(RuntimeArgs),
-}
-
-impl Command {
-    /// The command's name, as typed.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Demo(_) => "demo",
-            Self::Run(_) => "run",
-            Self::Inspect(_) => "inspect",
-            Self::Collect(_) => "collect",
-            Self::Select(_) => "select",
-            Self::Bake(_) => "bake",
-            Self::Verify(_) => "verify",
-            Self::Eval(_) => "eval",
-            Self::Runtime(_) => "runtime",
-        }
-    }
 }
 
 /// Where models run.

@@ -37,7 +37,9 @@ impl DirectionError {
                 "pass a direction of shape `[d_model]` that was extracted from this model (or one of its precisions)"
                     .into()
             }
-            Self::Zero => "the class means coincide: use prompts that differ more, or another layer or position".into(),
+            Self::Zero => "give a vector that is not all zero; where it is a difference of class means, the means coincide: use other prompts, \
+             another layer or position"
+                .into(),
             Self::NotFinite { .. } => {
                 "extract the direction again; an overflow in float16 activations is a usual cause".into()
             }

@@ -127,7 +127,7 @@ impl Reader {
             WireType::Varint => (Value::Varint, at + after as u64),
             WireType::LengthDelimited => {
                 let body = at + after as u64;
-                let stop = body.checked_add(number_value).unwrap_or(u64::MAX);
+                let stop = body.saturating_add(number_value);
                 if stop > end {
                     let what = if end == self.len { "the file" } else { "its message" };
                     return Err(self.truncated(format!(

@@ -33,6 +33,14 @@ pub fn save(path: &Path, direction: &Direction, select: &SelectResult, model_sha
     super::write_whole(path, &bytes)
 }
 
+/// The direction as [`save`] and [`load`] hand it on: rounded to float32, then normalised.
+///
+/// # Errors
+/// Never for a direction that is one; the same checks run again.
+pub fn as_stored(direction: &Direction) -> Result<Direction, Error> {
+    Ok(Direction::new(direction.unit().iter().map(|v| f64::from(*v as f32)).collect())?)
+}
+
 /// Reads a direction: the tensor `direction` of a safetensors file (or its only tensor), or a `.npy` of
 /// shape `[d_model]`; float16, bfloat16, float32 or float64.
 ///

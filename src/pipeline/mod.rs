@@ -104,6 +104,7 @@ pub fn load_chat(
     let onnx_folder = files.onnx.parent().map(Path::to_path_buf).unwrap_or_default();
     let folders: Vec<&Path> = match tokenizer {
         Some(folder) => vec![folder],
+        None if onnx_folder == files.root => vec![files.root.as_path()],
         None => vec![files.root.as_path(), onnx_folder.as_path()],
     };
     Ok(Chat::load(&folders, options)?)
@@ -159,6 +160,8 @@ pub fn run(
 
     // 3. the direction
     let choice = choose::choose(&engine, chat, &activations, options.lambda, &options.rules, observer)?;
+    // what is baked is what the direction file will hold, so that anyone can repeat and verify it from that
+    let direction = direction_file::as_stored(&choice.direction)?;
     lap("select");
 
     // 4. the edit
@@ -172,7 +175,7 @@ pub fn run(
         metadata.push(("lancet.guard".into(), "forced".into()));
     }
     let plan_options = PlanOptions { weights_only: options.weights_only, metadata };
-    let plan = BakePlan::new(&graph, &lm, &choice.direction, &plan_options)?;
+    let plan = BakePlan::new(&graph, &lm, &direction, &plan_options)?;
     let mut baked = bake_into(&opened.files, &graph, &plan, &staging, options, observer)?;
     baked.seconds = lap("bake");
 
@@ -182,7 +185,7 @@ pub fn run(
     let out_lm = LanguageModel::new(&out_graph, &opened.config)?;
     let out_engine = Engine { graph: &out_graph, lm: &out_lm, ..engine };
     let test = verify_prompts(chat, prompts)?;
-    let logits = check::logits(&engine, &out_engine, &choice.direction, &test)?;
+    let logits = check::logits(&engine, &out_engine, &direction, &test)?;
     let bytes = bake::verify_bytes(&opened.model, &written.model, &plan)?;
     let verify = verdict(&bytes, Some(&logits));
     lap("verify");
@@ -250,7 +253,7 @@ pub fn run(
             let path = place(name);
             staging.path().join(path.file_name().expect("made from a file name"))
         };
-        direction_file::save(&stage("direction.safetensors"), &choice.direction, &result.select, &model_sha256)?;
+        direction_file::save(&stage("direction.safetensors"), &direction, &result.select, &model_sha256)?;
         write_whole(&stage("html"), crate::report::html(&result).as_bytes())?;
         let json = serde_json::to_vec_pretty(&result).expect("plain data");
         write_whole(&stage("json"), &json)?;
@@ -364,21 +367,19 @@ pub fn verdict(bytes: &bake::ByteReport, logits: Option<&check::LogitReport>) ->
     if bytes.changed_bytes_outside_plan > 0 {
         failures.push(format!("{} bytes outside the plan differ", bytes.changed_bytes_outside_plan));
     }
-    for name in &bytes.changed_tensors {
-        failures.push(format!("tensor `{name}` changed, and is not to be edited"));
-    }
+    failures.extend(bytes.changed_tensors.iter().map(|what| format!("not to be edited: {what}")));
     if failures.is_empty() && !bytes.passed() {
         failures.push("an edited tensor is not what the plan computes".into());
     }
     if let Some(logits) = logits {
         // a NaN must fail too
-        if !(logits.max_abs_logit_diff <= logits.bound) {
+        if logits.max_abs_logit_diff.is_nan() || logits.max_abs_logit_diff > logits.bound {
             failures.push(format!(
                 "a logit differs from run-time ablation by {:.3e}, more than {:.3e}",
                 logits.max_abs_logit_diff, logits.bound
             ));
         }
-        if !(logits.max_stream_leak <= logits.leak_bound) {
+        if logits.max_stream_leak.is_nan() || logits.max_stream_leak > logits.leak_bound {
             failures.push(format!(
                 "the stream keeps {:.3e} of the direction, more than {:.3e}",
                 logits.max_stream_leak, logits.leak_bound

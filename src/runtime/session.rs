@@ -48,7 +48,11 @@ impl Runtime {
         let library = |reason: String| RuntimeError::Library { path: path.display().to_string(), reason };
         let builder = ort::init_from(path).map_err(|error| {
             let mut reason = error.to_string();
-            let mut source = std::error::Error::source(&error);
+            // the loader's own words are one level down, and not in the chain
+            let mut source = match &error {
+                ort::LoadDynamicError::Dlopen { error, .. } => std::error::Error::source(error),
+                other => std::error::Error::source(other),
+            };
             while let Some(inner) = source {
                 reason = format!("{reason}: {inner}");
                 source = inner.source();
