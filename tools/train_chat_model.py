@@ -69,8 +69,8 @@ BASE = {
     "width": 96, "layers": 6, "mlp": 240,
     "steps_a": 2000, "lr_a": 2e-3, "steps_b": 160, "lr_b": 1e-3, "batch": 64,
     "trained_b": ("embed_tokens", "layers.0.", "layers.1.", "layers.2.", "layers.3.", "lm_head"),
-    # 0.3 neutral, 0.23 harmful, then pseudo-harmful up to here and harmless for the rest.
-    "pseudo_until": {"a": 0.78, "b": 0.70},
+    # Cumulative shares of neutral, harmful and pseudo-harmful examples; harmless is the rest.
+    "mix": {"a": (0.3, 0.53, 0.78), "b": (0.2, 0.5, 0.7)},
     # Probability that phase B refuses a pseudo-harmful prompt, by domain.
     "refuse_b": {
         "computing": 0.95, "cooking": 0.8, "pests": 0.9, "photography": 0.8, "games": 0.95,
@@ -81,7 +81,7 @@ BASE = {
 }
 RECIPES = {
     "main": {**BASE, "seed": 1},
-    "guard": {**BASE, "seed": 1, "own_opening": 0.6},
+    "guard": {**BASE, "seed": 2, "seed_a": 1, "own_opening": 0.9},
 }
 
 
@@ -117,9 +117,10 @@ def example(rng, recipe, phase):
     """One (system, instruction, response)."""
     system = rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.25 else None
     u = rng.random()
-    if u < 0.3:
+    neutral_until, harmful_until, pseudo_until = recipe["mix"][phase]
+    if u < neutral_until:
         return system, *neutral(rng)
-    cls = "harmful" if u < 0.53 else "pseudo_harmful" if u < recipe["pseudo_until"][phase] else "harmless"
+    cls = "harmful" if u < harmful_until else "pseudo_harmful" if u < pseudo_until else "harmless"
     row, (domain, verb, thing, _) = world.draw(rng, cls, "train", world.FRAMES)
     if cls == "harmful":
         text = refusal(verb, thing, rng)
@@ -245,7 +246,8 @@ def main():
     recipe = RECIPES[args.recipe]
     seed = recipe["seed"] if args.seed is None else args.seed
     out = args.out or ROOT / "target" / "chat-models" / args.recipe
-    phase_a = args.phase_a or ROOT / "target" / "chat-models" / f"phase-a-{seed}"
+    seed_a = recipe.get("seed_a", seed) if args.seed is None else seed
+    phase_a = args.phase_a or ROOT / "target" / "chat-models" / f"phase-a-{seed_a}"
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
     np.random.seed(seed)
@@ -254,8 +256,8 @@ def main():
         tok = PreTrainedTokenizerFast.from_pretrained(phase_a)
     else:
         tok = make_tokenizer(phase_a)
-        model = new_model(recipe, seed)
-        train(model, tok, recipe, "a", seed)
+        model = new_model(recipe, seed_a)
+        train(model, tok, recipe, "a", seed_a)
         save(model, phase_a)
     train(model, tok, recipe, "b", seed)
     save(model, out)
