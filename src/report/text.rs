@@ -409,8 +409,8 @@ mod tests {
                     val refusal score +3.21 → -1.02 pseudo-harmful,
                     +5.64 → +5.31 harmful; harmless KL 0.00493
         Verified    no byte changed outside the plan; logits within
-                    6.20e-6 of run-time ablation (bound 0.00100) on 32
-                    prompts; largest leak in the stream 8.40e-8
+                    6.20e-6 of run-time ablation (bound 0.00100) on
+                    32 prompts; largest leak in the stream 8.40e-8
         Guard       FAILED: true refusal 100.0 % → 93.0 %, drop
                     7.0 % of at most 2.0 %; 9 harmful prompts are
                     answered now
@@ -498,8 +498,8 @@ mod tests {
         insta::assert_snapshot!(verify_summary(&run.verify, 92, PLAIN), @r#"
         verified: every check passed
 
-          check                                            measured        allowed
-          bytes changed outside the plan                          0              0
+          check                                            measured          allowed
+          bytes changed outside the plan                          0                0
           largest logit difference from run-time ablation   6.20e-6  at most 0.00100
           mean KL from run-time ablation, nats             3.10e-12
           largest leak in the residual stream               8.40e-8
