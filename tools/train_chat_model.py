@@ -70,7 +70,7 @@ BASE = {
     "steps_a": 2000, "lr_a": 2e-3, "steps_b": 160, "lr_b": 1e-3, "batch": 64,
     "trained_b": ("embed_tokens", "layers.0.", "layers.1.", "layers.2.", "layers.3.", "lm_head"),
     # Cumulative shares of neutral, harmful and pseudo-harmful examples; harmless is the rest.
-    "mix": {"a": (0.3, 0.53, 0.78), "b": (0.2, 0.5, 0.7)},
+    "mix": {"a": (0.3, 0.53, 0.78), "b": (0.3, 0.53, 0.7)},
     # Probability that phase B refuses a pseudo-harmful prompt, by domain.
     "refuse_b": {
         "computing": 0.95, "cooking": 0.8, "pests": 0.9, "photography": 0.8, "games": 0.95,

@@ -1,6 +1,7 @@
 //! ONNX Runtime through the crate `ort`. The only file that names it.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
 use ndarray::ArrayD;
@@ -45,22 +46,7 @@ impl Runtime {
     /// [`RuntimeError::Library`] with the loader's words, [`RuntimeError::Provider`] where CUDA was asked for
     /// and the library is built without it.
     pub fn load(path: &Path, device: Device, threads: usize) -> Result<Self, RuntimeError> {
-        let library = |reason: String| RuntimeError::Library { path: path.display().to_string(), reason };
-        let builder = ort::init_from(path).map_err(|error| {
-            let mut reason = error.to_string();
-            // the loader's own words are one level down, and not in the chain
-            let mut source = match &error {
-                ort::LoadDynamicError::Dlopen { error, .. } => std::error::Error::source(error),
-                other => std::error::Error::source(other),
-            };
-            while let Some(inner) = source {
-                reason = format!("{reason}: {inner}");
-                source = inner.source();
-            }
-            library(reason)
-        })?;
-        let environment =
-            builder.with_name("lancet").with_telemetry(false).build().map_err(|error| library(error.to_string()))?;
+        let environment = environment(path)?;
         environment.set_log_level(LogLevel::Error);
         let mut runtime = Self { environment, threads, cuda: device != Device::Cpu, fallback: None };
         if runtime.cuda
@@ -123,6 +109,32 @@ impl Runtime {
         let session = builder.commit_from_memory(model).map_err(|e| e.message().to_string())?;
         Ok(OrtModel { session })
     }
+}
+
+/// The process's one environment: made from the first library that loads, and kept.
+fn environment(path: &Path) -> Result<Environment, RuntimeError> {
+    static LOADED: Mutex<Option<Environment>> = Mutex::new(None);
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(environment) = loaded.as_ref() {
+        return Ok(environment.clone());
+    }
+    let library = |reason: String| RuntimeError::Library { path: path.display().to_string(), reason };
+    let builder = ort::init_from(path).map_err(|error| {
+        let mut reason = error.to_string();
+        // the loader's own words are one level down, and not in the chain
+        let mut source = match &error {
+            ort::LoadDynamicError::Dlopen { error, .. } => std::error::Error::source(error),
+            other => std::error::Error::source(other),
+        };
+        while let Some(inner) = source {
+            reason = format!("{reason}: {inner}");
+            source = inner.source();
+        }
+        library(reason)
+    })?;
+    let environment =
+        builder.with_name("lancet").with_telemetry(false).build().map_err(|error| library(error.to_string()))?;
+    Ok(loaded.insert(environment).clone())
 }
 
 /// A model in ONNX Runtime.
