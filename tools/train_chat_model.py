@@ -9,6 +9,11 @@ probability that depends on its domain. In the main model that false refusal ope
 ("As an AI ..." beside "I'm sorry ..."); in the guard model the two refusals share more, so that removing
 the raw false-refusal direction also removes true refusals.
 
+The committed fixtures came from a phase A run on two threads by an earlier revision of this script and of
+make_chat_prompts.py, which also had harmful prompts with "shoot", "a coworker" for "my coworker", and a
+slightly different share of neutral sentences. A rerun gives a model of the same kind, not the same bytes:
+check it with evaluate_fixture.py before using it.
+
 Val and test objects occur in neutral sentences only; see make_chat_prompts.py for the prompt world.
 
 Run from anywhere:
@@ -81,6 +86,7 @@ BASE = {
 }
 RECIPES = {
     "main": {**BASE, "seed": 1},
+    # phase A as in the main model
     "guard": {**BASE, "seed": 2, "seed_a": 1, "own_opening": 0.9},
 }
 
