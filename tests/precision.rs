@@ -1,9 +1,11 @@
 //! Precision and padding on the bundled model: the float16 and bfloat16 versions of it, each baked and loaded
 //! again, against run-time ablation; and prompts alone against the same prompts padded in a batch.
 
-use std::path::{Path, PathBuf};
+mod common;
+
 use std::sync::atomic::AtomicBool;
 
+use common::fixture;
 use lancet::chat::ChatOptions;
 use lancet::instrument::Request;
 use lancet::lm::{LanguageModel, ResidPoint};
@@ -15,19 +17,8 @@ use lancet::pipeline::{self, Guard, Opened, RunOptions, check, collect};
 use lancet::prompt_files::{self, PromptLocation};
 use lancet::runtime::session::{Device, Runtime};
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
-}
-
 fn runtime() -> Runtime {
-    use lancet::runtime::locate::{Environment, Flavour, Options, install, locate};
-    let environment = Environment::process();
-    let options = Options { explicit: None, flavour: Flavour::Cpu, environment: &environment };
-    let path = match locate(&options).unwrap() {
-        Some(found) => found.path,
-        None => install(Flavour::Cpu, &mut |_| {}).unwrap().path,
-    };
-    Runtime::load(&path, Device::Cpu, 0).unwrap()
+    Runtime::load(&common::onnxruntime_library(), Device::Cpu, 0).unwrap()
 }
 
 /// The selected direction of the bundled model, from the independent implementation.

@@ -2,6 +2,8 @@
 //! hooks on the bundled model): scores, filter, means, directions, candidate scores, selection, and logits
 //! under ablation.
 
+mod common;
+
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -24,17 +26,6 @@ const RULES: Rules = Rules { negligible_norm: Some(1e-4), ..Rules::PAPER };
 
 fn fixture() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/chat"))
-}
-
-/// ONNX Runtime's library, installed if there is none.
-fn onnxruntime() -> std::path::PathBuf {
-    use lancet::runtime::locate::{Environment, Flavour, Options, install, locate};
-    let environment = Environment::process();
-    let options = Options { explicit: None, flavour: Flavour::Cpu, environment: &environment };
-    match locate(&options).unwrap() {
-        Some(found) => found.path,
-        None => install(Flavour::Cpu, &mut |_| {}).unwrap().path,
-    }
 }
 
 fn reference() -> Value {
@@ -60,7 +51,7 @@ fn everything_equals_the_independent_implementation() {
     let chat = pipeline::load_chat(&opened.files, None, ChatOptions::default()).unwrap();
     let graph = Graph::new(&opened.model);
     let lm = LanguageModel::new(&graph, &opened.config).unwrap();
-    let runtime = Runtime::load(&onnxruntime(), Device::Cpu, 0).unwrap();
+    let runtime = Runtime::load(&common::onnxruntime_library(), Device::Cpu, 0).unwrap();
     let cancelled = AtomicBool::new(false);
     let engine = Engine {
         runtime: &runtime,

@@ -1,5 +1,7 @@
 //! A collection that is stopped keeps what it has, and goes on from there to the same result.
 
+mod common;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -11,7 +13,6 @@ use lancet::pipeline::collect::{self, RefusalTokens};
 use lancet::pipeline::engine::{Engine, Observer, Silent};
 use lancet::pipeline::{self, Opened};
 use lancet::prompt_files::{self, PromptLocation};
-use lancet::runtime::locate::{Environment, Flavour, Options, install, locate};
 use lancet::runtime::session::{Device, Runtime};
 
 /// Stops the work after some prompts, as Ctrl-C would.
@@ -34,13 +35,7 @@ impl Observer for StopAfter<'_> {
 #[test]
 fn a_stopped_collection_goes_on_to_the_same_means() {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/chat");
-    let environment = Environment::process();
-    let options = Options { explicit: None, flavour: Flavour::Cpu, environment: &environment };
-    let library = match locate(&options).unwrap() {
-        Some(found) => found.path,
-        None => install(Flavour::Cpu, &mut |_| {}).unwrap().path,
-    };
-    let runtime = Runtime::load(&library, Device::Cpu, 0).unwrap();
+    let runtime = Runtime::load(&common::onnxruntime_library(), Device::Cpu, 0).unwrap();
     let opened = Opened::new(&fixture).unwrap();
     let chat = pipeline::load_chat(&opened.files, None, ChatOptions::default()).unwrap();
     let graph = Graph::new(&opened.model);

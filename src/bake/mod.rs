@@ -17,4 +17,5 @@ pub use apply::{ApplyOptions, Edit, apply};
 pub use error::BakeError;
 pub use plan::{BakePlan, METADATA_PREFIX, NodeEdit, Part, PlanOptions, TensorEdit};
 pub use staging::Staging;
+pub use tensor::hex;
 pub use verify::{ByteReport, Difference, TensorReport, verify_bytes};

@@ -430,7 +430,7 @@ pub fn writers(graph: &Graph<'_>, residual: &ResidualStream) -> Vec<Writer> {
         .map(|((index, contribution), (path, reason))| {
             let path = path.as_ref().ok();
             Writer {
-                kind: kind(contribution, path, &mut embeddings),
+                kind: kind(contribution, &mut embeddings),
                 layer: contribution.layer,
                 contribution: index,
                 weight: path.map(|p| p.weight),
@@ -442,7 +442,7 @@ pub fn writers(graph: &Graph<'_>, residual: &ResidualStream) -> Vec<Writer> {
         .collect()
 }
 
-fn kind(contribution: &Contribution, _path: Option<&WeightPath>, embeddings: &mut usize) -> WriterKind {
+fn kind(contribution: &Contribution, embeddings: &mut usize) -> WriterKind {
     match contribution.role {
         Role::Attn => WriterKind::AttnOut,
         Role::Mlp => WriterKind::MlpOut,

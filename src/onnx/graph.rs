@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::index::Model;
 use super::proto::{GraphProto, NodeProto, dimension};
-use super::tensor::{DataType, Storage, TensorId, TensorRef};
+use super::tensor::{DataType, TensorId, TensorRef};
 use super::wire::unpack_varints;
 
 /// A value (edge) of the graph.
@@ -427,11 +427,6 @@ pub fn captured(node: &NodeProto) -> Vec<String> {
     out.sort();
     out.dedup();
     out
-}
-
-/// Whether the tensor's bytes are plain little-endian elements that can be read and edited in place.
-pub fn is_plain(tensor: &TensorRef) -> bool {
-    matches!(tensor.storage, Storage::Embedded { .. } | Storage::External { .. })
 }
 
 /// 16-bit float bits of a varint payload (`int32_data`).

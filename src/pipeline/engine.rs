@@ -158,9 +158,8 @@ impl Engine<'_> {
             let of_row =
                 |array: &ndarray::ArrayD<f32>| array.index_axis(Axis(0), at).iter().copied().collect::<Vec<f32>>();
             let logits = logits.as_ref().map(of_row).unwrap_or_default();
-            if let Some(bad) = logits.iter().find(|v| !v.is_finite()) {
+            if logits.iter().any(|v| !v.is_finite()) {
                 let ids: Vec<String> = rows[row].tokens.iter().take(12).map(ToString::to_string).collect();
-                debug_assert!(!bad.is_finite());
                 return Err(RuntimeError::NotFinite { prompt: ids.join(" ") }.into());
             }
             each(RowResult { row, probes: arrays.iter().map(of_row).collect(), logits })?;

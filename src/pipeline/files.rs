@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::bake::hex;
 use crate::error::Error;
 use crate::lm::ModelConfig;
 use crate::onnx::Model;
@@ -178,10 +179,9 @@ impl ModelFiles {
             if companion && path.is_file() && !name.starts_with("lancet") {
                 let to = out.join(name);
                 // contents only: a link or an odd mode stays behind
-                let bytes = std::fs::copy(&path, &to).map_err(|e| {
+                std::fs::copy(&path, &to).map_err(|e| {
                     Error::failed(format!("cannot copy `{}` to `{}`: {e}", path.display(), to.display()))
                 })?;
-                debug_assert!(bytes < u64::MAX);
                 copied.push(PathBuf::from(name));
             }
         }
@@ -210,9 +210,4 @@ pub fn sha256(model: &Model) -> Result<String, Error> {
         }
     }
     Ok(hex(&hasher.finalize()))
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

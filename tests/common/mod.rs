@@ -30,6 +30,17 @@ pub fn onnx_runtime() {
     });
 }
 
+/// ONNX Runtime's library, installed into Lancet's cache if there is none.
+pub fn onnxruntime_library() -> PathBuf {
+    use lancet::runtime::locate::{Environment, Flavour, Options, install, locate};
+    let environment = Environment::process();
+    let options = Options { explicit: None, flavour: Flavour::Cpu, environment: &environment };
+    match locate(&options).unwrap() {
+        Some(found) => found.path,
+        None => install(Flavour::Cpu, &mut |_| {}).unwrap().path,
+    }
+}
+
 /// A folder of the fixtures.
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
