@@ -9,7 +9,7 @@ use prost::Message;
 use crate::lm::projection::{self, DirectionSource};
 use crate::lm::residual::SKIP_SUM_OUTPUT;
 use crate::lm::{LanguageModel, ResidPoint, StreamValue};
-use crate::onnx::patch::Patch;
+use crate::onnx::patch::{Patch, Place};
 use crate::onnx::proto::{
     Dimension, ModelProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, attr_int,
     dimension, node, type_proto,
@@ -35,6 +35,8 @@ pub struct Request {
     pub cache: bool,
     /// Ablate the direction given as graph input [`DIRECTION_INPUT`] from every write.
     pub ablation: bool,
+    /// Merged decoders: the branch that reads a KV cache.
+    pub cached_branch: bool,
     /// Compute bfloat16 graphs in float32: ONNX Runtime's CPU provider has no bfloat16 products.
     pub widen_bfloat16: bool,
 }
@@ -68,40 +70,59 @@ fn probe_name(layer: usize, point: ResidPoint) -> String {
 pub fn instrument(graph: &Graph<'_>, lm: &LanguageModel, request: &Request) -> Result<SessionModel, OnnxError> {
     let mut patch = Patch::default();
     let mut int64s: Vec<TensorProto> = Vec::new();
+    let stream = lm.stream(request.cached_branch);
     if request.ablation {
         patch.inputs.push(value_info(DIRECTION_INPUT, DataType::FLOAT, &["lancet_batch", "1", "lancet_d_model"]));
-        int64s.push(projection::last_axis());
+        projection::prepare(&mut patch, DIRECTION_INPUT);
         let source = DirectionSource::Input(DIRECTION_INPUT.into());
-        for (index, contribution) in lm.residual.contributions.iter().enumerate() {
+        for (index, contribution) in stream.contributions.iter().enumerate() {
             projection::project(graph, &mut patch, contribution, &source, &format!("ablate.{index}"));
         }
     }
     let mut probes = Vec::new();
     for &(layer, point) in &request.probes {
-        let block = &lm.residual.blocks[layer];
+        let block = &stream.blocks[layer];
         let value = match point {
             ResidPoint::Pre => Some(block.pre),
             ResidPoint::Mid => block.mid,
             ResidPoint::Post => Some(block.post),
         };
         let Some(value) = value else { continue };
-        let (source, after) = stream_name(graph, &mut patch, value);
+        let (mut source, place) = stream_name(graph, &mut patch, value);
         let name = probe_name(layer, point);
-        let sliced = last_positions(&mut patch, after, &source, &name, request.last_positions, &mut int64s);
+        if !has_positions(graph, value) {
+            source = with_positions(&mut patch, lm, place, &source, &name, &mut int64s);
+        }
+        let sliced = last_positions(&mut patch, place, &source, &name, request.last_positions, &mut int64s);
         patch.nodes.push((
-            after,
+            place,
             node("Cast", &name, &[&sliced], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),
         ));
         patch.outputs.push(value_info(&name, DataType::FLOAT, &[]));
         probes.push(name);
     }
-    let logits = request.logits.then(|| last_logits(graph, lm, &mut patch, &mut int64s));
+    let logits = request.logits.then(|| last_logits(graph, lm, request.cached_branch, &mut patch, &mut int64s));
     int64s.dedup_by(|a, b| a.name == b.name);
     patch.initializers.extend(int64s);
+    if request.cached_branch {
+        // what the merged decoder returns is joined from its plain branch: lead it to the other one
+        for output in graph.proto().output.iter().filter_map(|o| graph.value(o.name.as_deref()?)) {
+            if let (Some(join), Some(cached)) = (graph.producer(output), graph.alternate(output)) {
+                patch.rewires.push((Use { node: join, slot: 0 }, graph.name(cached).to_string()));
+            }
+        }
+    }
     patch.check(graph);
 
-    let mut proto = graph.model.skeleton.clone();
-    let main = proto.graph.as_mut().expect("an indexed model has a graph");
+    let skeleton = &graph.model.skeleton;
+    let mut proto = ModelProto {
+        graph: Some(graph.proto().clone()),
+        functions: Vec::new(),
+        opset_import: skeleton.opset_import.iter().chain(&graph.flat().imports).cloned().collect(),
+        metadata_props: Vec::new(),
+        ..skeleton.clone()
+    };
+    let main = proto.graph.as_mut().expect("set above");
     patch.apply(main);
     let mut wanted: HashSet<String> = probes.iter().cloned().chain(logits.iter().cloned()).collect();
     if request.cache {
@@ -128,44 +149,63 @@ pub fn instrument(graph: &Graph<'_>, lm: &LanguageModel, request: &Request) -> R
     Ok(SessionModel { bytes: proto.encode_to_vec(), probes, logits, inputs })
 }
 
-/// A name for a stream value that carries every projection of the patch, and the node to add readers after.
-fn stream_name(graph: &Graph<'_>, patch: &mut Patch, value: StreamValue) -> (String, Option<crate::onnx::NodeId>) {
+/// A name for a stream value, and the place from which it is there.
+fn stream_name(graph: &Graph<'_>, patch: &mut Patch, value: StreamValue) -> (String, Place) {
     match value {
         StreamValue::Sum(node) => {
-            let named = patch.named_outputs.iter().find(|(n, ..)| *n == node).map(|(.., name)| name.clone());
-            let name = named.unwrap_or_else(|| {
+            let named = patch.renames.iter().find(|(n, slot, _)| *n == node && *slot == SKIP_SUM_OUTPUT);
+            let name = named.map(|(.., name)| name.clone()).unwrap_or_else(|| {
                 let name = graph.fresh_name(&format!("lancet.sum.{}", node.0));
-                patch.named_outputs.push((node, SKIP_SUM_OUTPUT, name.clone()));
+                patch.renames.push((node, SKIP_SUM_OUTPUT, name.clone()));
                 name
             });
-            (name, Some(node))
+            (name, Place::After(node))
         }
         StreamValue::Value(value) => {
-            // where the start of the stream is projected, its readers read the projected value
-            let read_by = |one: &Use| patch.rewires.iter().find(|(at, _)| at == one).map(|(_, name)| name.clone());
-            let name = if graph.producer(value).is_none_or(|n| graph.op(n) != "Add") {
-                projection::readers(graph, value)
-                    .iter()
-                    .filter(|one| starts_with_origin(patch, one))
-                    .find_map(read_by)
-                    .unwrap_or_else(|| graph.name(value).to_string())
-            } else {
-                graph.name(value).to_string()
-            };
-            (name, graph.producer(value))
+            let name = graph.name(value).to_string();
+            (name, graph.producer(value).map_or(Place::First, Place::After))
         }
     }
 }
 
-/// Whether a rewired use belongs to the projection of the stream's start (contribution 0).
-fn starts_with_origin(patch: &Patch, one: &Use) -> bool {
-    patch.rewires.iter().any(|(at, name)| at == one && name.starts_with("lancet.ablate.0."))
+/// Whether a stream value is surely `[batch, n_pos, d_model]`.
+fn has_positions(graph: &Graph<'_>, value: StreamValue) -> bool {
+    match value {
+        StreamValue::Value(value) => graph.rank_of(value) == Some(3),
+        StreamValue::Sum(node) => graph.input(node, 0).is_some_and(|v| graph.rank_of(v) == Some(3)),
+    }
+}
+
+/// Gives a value that may be held as `[batch * n_pos, d_model]` its batch back.
+fn with_positions(
+    patch: &mut Patch,
+    lm: &LanguageModel,
+    place: Place,
+    source: &str,
+    name: &str,
+    int64s: &mut Vec<TensorProto>,
+) -> String {
+    let [batch, shape, output] = ["batch", "shape", "whole"].map(|part| format!("{name}.{part}"));
+    for (name, values) in [("lancet.first", vec![0]), ("lancet.rest", vec![-1, lm.d_model() as i64])] {
+        if !int64s.iter().any(|t| t.name.as_deref() == Some(name)) {
+            int64s.push(projection::int64s(name, &values));
+        }
+    }
+    let ids = format!("{name}.ids_shape");
+    let mut add = |op: &str, inputs: &[&str], output: &str, attributes| {
+        patch.nodes.push((place, node(op, output, inputs, &[output], attributes)));
+    };
+    add("Shape", &[&lm.interface.input_ids], &ids, vec![]);
+    add("Gather", &[&ids, "lancet.first"], &batch, vec![]);
+    add("Concat", &[&batch, "lancet.rest"], &shape, vec![attr_int("axis", 0)]);
+    add("Reshape", &[source, &shape], &output, vec![]);
+    output
 }
 
 /// Adds the slice `[-count:]` along axis 1.
 fn last_positions(
     patch: &mut Patch,
-    after: Option<crate::onnx::NodeId>,
+    place: Place,
     source: &str,
     name: &str,
     count: usize,
@@ -180,17 +220,23 @@ fn last_positions(
     }
     let output = format!("{name}.last");
     let inputs = [source, &starts, "lancet.to_end", "lancet.positions_axis"];
-    patch.nodes.push((after, node("Slice", &output, &inputs, &[&output], vec![])));
+    patch.nodes.push((place, node("Slice", &output, &inputs, &[&output], vec![])));
     output
 }
 
 /// Logits of the last position, computed from the last position only where the unembedding is a plain
 /// product: the activation is sliced before it.
-fn last_logits(graph: &Graph<'_>, lm: &LanguageModel, patch: &mut Patch, int64s: &mut Vec<TensorProto>) -> String {
-    let at = lm.residual.unembedding;
+fn last_logits(
+    graph: &Graph<'_>,
+    lm: &LanguageModel,
+    cached_branch: bool,
+    patch: &mut Patch,
+    int64s: &mut Vec<TensorProto>,
+) -> String {
+    let at = lm.stream(cached_branch).unembedding;
     let activation = graph.input(at.node, at.slot).expect("found as an input");
     let logits = graph.value(&lm.interface.logits).expect("the interface names a value of the graph");
-    let mut value = logits;
+    let mut value = if cached_branch { graph.alternate(logits).unwrap_or(logits) } else { logits };
     let mut plain = true;
     // nothing between product and logits may depend on the number of positions
     while let Some(producer) = graph.producer(value) {
@@ -202,19 +248,19 @@ fn last_logits(graph: &Graph<'_>, lm: &LanguageModel, patch: &mut Patch, int64s:
         value = next;
     }
     let op = graph.op(at.node);
-    plain &= matches!(op, "MatMul" | "MatMulNBits" | "FusedMatMul");
+    plain &= matches!(op, "MatMul" | "MatMulNBits" | "FusedMatMul") && graph.rank_of(activation) == Some(3);
     let name = "lancet.logits".to_string();
+    let after = graph.producer(logits).map_or(Place::First, Place::After);
     if plain {
         let source = graph.name(activation).to_string();
-        let sliced = last_positions(patch, graph.producer(activation), &source, "lancet.final", 1, int64s);
+        let place = Place::Before(at.node);
+        let sliced = last_positions(patch, place, &source, "lancet.final", 1, int64s);
         patch.rewires.push((Use { node: at.node, slot: at.slot }, sliced));
-        let after = graph.producer(logits);
         patch.nodes.push((
             after,
             node("Cast", &name, &[graph.name(logits)], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),
         ));
     } else {
-        let after = graph.producer(logits);
         let sliced = last_positions(patch, after, graph.name(logits), "lancet.logits", 1, int64s);
         patch.nodes.push((
             after,

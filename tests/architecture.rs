@@ -35,7 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const MAX_LINES: usize = 600;
 
 /// Files past [`MAX_LINES`], each with the ceiling that it must not outgrow. Shrink, then lower or remove.
-const LONG_FILES: &[(&str, usize)] = &[("src/method/prompts.rs", 1696)];
+const LONG_FILES: &[(&str, usize)] = &[];
 
 /// Where a crate of the outside may be named.
 const CONFINED: &[(&str, &[&str])] = &[

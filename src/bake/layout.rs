@@ -73,7 +73,7 @@ impl Layout {
     /// # Errors
     /// If a file can no longer be read as it was indexed, or two files would get one name.
     pub fn new(model: &Model, plan: &BakePlan, metadata: bool) -> Result<Self, BakeError> {
-        let mut splices = plan.patch.splices(model)?;
+        let mut splices = plan.splices.clone();
         let mut done = Vec::new();
         for (index, edit) in plan.tensors.iter().enumerate() {
             if let Storage::Varints { offset, length } = model.tensor(edit.tensor).storage {

@@ -10,10 +10,11 @@ use super::kernel;
 use super::layout::check_aliases;
 use super::tensor::hex;
 use crate::lm::projection::{DirectionSource, project};
-use crate::lm::{LanguageModel, Layer, Treatment, Writer, WriterKind};
+use crate::lm::{LanguageModel, Layer, Treatment, Writer, WriterKind, tensor_label};
 use crate::method::direction::Direction;
-use crate::onnx::patch::Patch;
-use crate::onnx::proto::{AttributeProto, TensorProto, node};
+use crate::onnx::lower::{constant, splices};
+use crate::onnx::patch::{Patch, Place, Splice};
+use crate::onnx::proto::TensorProto;
 use crate::onnx::{DataType, Graph, Model, Storage, TensorId};
 
 /// Metadata keys that a bake adds start with this.
@@ -60,7 +61,7 @@ pub struct TensorEdit {
     pub dtype: DataType,
     /// Dimensions.
     pub shape: Vec<u64>,
-    /// The axis of length `d_model`: the last one, or the first of two.
+    /// The axis of length `d_model`.
     pub axis: usize,
     /// Another edit of the same bytes, which does this one too.
     pub same_bytes_as: Option<usize>,
@@ -106,6 +107,7 @@ pub struct BakePlan {
     pub nodes: Vec<NodeEdit>,
     /// The insertion.
     pub patch: Patch,
+    pub(super) splices: Vec<Splice>,
     /// `metadata_props` entries to add.
     pub metadata: Vec<(String, String)>,
     /// SHA-256 of the unit direction as little-endian float32.
@@ -143,51 +145,45 @@ impl BakePlan {
         let mut patch = Patch::default();
         let mut nodes = Vec::new();
         for writer in needing {
-            let contribution = &model.residual.contributions[writer.contribution];
-            let dtype = graph.elem_type(contribution.value).unwrap_or(DataType::FLOAT);
-            let value = graph.name(contribution.value);
-            if !dtype.is_float() {
-                let reason = format!("the projection cannot be inserted after a {dtype} value");
-                return Err(BakeError::Unsupported { tensor: value.into(), reason });
-            }
             let name = names.next(writer);
-            let source = constants.source(graph, dtype, direction.unit(), &mut patch);
-            project(graph, &mut patch, contribution, &source, &name);
-            let weight = writer.weight.map(|target| graph.model.tensor(target.tensor));
+            let written = writer.writes[0].value;
+            let dtype = graph.elem_type(written).unwrap_or(DataType::FLOAT);
+            for (branch, write) in writer.writes.iter().enumerate() {
+                let dtype = graph.elem_type(write.value).unwrap_or(DataType::FLOAT);
+                if !dtype.is_float() {
+                    let reason = format!("the projection cannot be inserted after a {dtype} value");
+                    return Err(BakeError::Unsupported { tensor: graph.name(write.value).into(), reason });
+                }
+                let source = constants.source(graph, dtype, direction.unit(), &mut patch);
+                let tag = if branch == 0 { name.clone() } else { format!("{name}.cached") };
+                project(graph, &mut patch, write, &source, &tag);
+            }
+            let value = graph.name(written);
+            let weight = writer.weights.first().map(|target| graph.model.tensor(target.tensor));
             nodes.push(NodeEdit {
                 writer: name,
                 kind: writer.kind,
                 layer: writer.layer,
-                name: writer.weight.map_or_else(|| value.to_string(), |target| label(graph, target.tensor)),
+                name: writer
+                    .weights
+                    .first()
+                    .map_or_else(|| value.to_string(), |target| tensor_label(graph, target.tensor)),
                 dtype: weight.map_or(dtype, |tensor| tensor.dtype),
                 shape: weight.map(|tensor| tensor.shape.clone()),
                 reason: writer.reason.clone().unwrap_or_else(|| "its weight was not found".into()),
             });
         }
         patch.check(graph);
-        check_unique(&patch);
+        let splices = splices(&patch, graph)?;
         let singles: Vec<u8> = direction.unit().iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
         let direction_sha256 = hex(&Sha256::digest(&singles));
         let metadata = metadata(graph.model, &direction_sha256, &options.metadata);
-        Ok(Self { tensors, nodes, patch, metadata, direction_sha256, unit: direction.unit().to_vec() })
+        Ok(Self { tensors, nodes, patch, splices, metadata, direction_sha256, unit: direction.unit().to_vec() })
     }
 
     /// The unit direction, `[d_model]`.
     pub fn unit(&self) -> &[f64] {
         &self.unit
-    }
-}
-
-/// Each value may be defined once and each input led elsewhere once.
-fn check_unique(patch: &Patch) {
-    let mut uses = HashSet::new();
-    for (at, name) in &patch.rewires {
-        assert!(uses.insert(*at), "the patch leads input {} of node {} twice, last to `{name}`", at.slot, at.node.0);
-    }
-    let mut names = HashSet::new();
-    let outputs = patch.nodes.iter().flat_map(|(_, node)| node.output.iter().map(String::as_str));
-    for name in outputs.chain(patch.initializers.iter().filter_map(|t| t.name.as_deref())) {
-        assert!(names.insert(name), "the patch defines `{name}` twice");
     }
 }
 
@@ -197,12 +193,7 @@ struct WriterNames(HashMap<String, usize>);
 
 impl WriterNames {
     fn next(&mut self, writer: &Writer) -> String {
-        let kind = match writer.kind {
-            WriterKind::Embed => "embed",
-            WriterKind::PosEmbed => "pos_embed",
-            WriterKind::AttnOut => "attn_out",
-            WriterKind::MlpOut => "mlp_out",
-        };
+        let kind = writer.kind.name();
         let name = match writer.layer {
             Some(layer) => format!("layer.{}.{kind}", layer.0),
             None => kind.to_string(),
@@ -235,13 +226,7 @@ impl Constants {
                 ..Default::default()
             };
             if graph.model.skeleton.ir_version.is_some_and(|version| version < FREE_INITIALIZERS) {
-                let value = AttributeProto {
-                    name: Some("value".into()),
-                    t: Some(tensor),
-                    r#type: Some(4), // AttributeProto.TENSOR
-                    ..Default::default()
-                };
-                patch.nodes.push((None, node("Constant", &name, &[], &[name.as_str()], vec![value])));
+                patch.nodes.push((Place::First, constant(&name, &tensor)));
             } else {
                 patch.initializers.push(tensor);
             }
@@ -254,41 +239,23 @@ impl Constants {
     }
 }
 
-/// A tensor's own name, or that of the value of its `Constant` node.
-fn label(graph: &Graph<'_>, tensor: TensorId) -> String {
-    let name = &graph.model.tensor(tensor).name;
-    if !name.is_empty() {
-        return name.clone();
-    }
-    graph
-        .nodes()
-        .filter(|&n| graph.node(n).op() == "Constant")
-        .flat_map(|n| graph.outputs(n))
-        .find(|&v| graph.tensor(v) == Some(tensor))
-        .map_or_else(|| format!("tensor {}", tensor.0), |v| graph.name(v).to_string())
-}
-
 fn tensor_edits(graph: &Graph<'_>, model: &LanguageModel) -> Result<Vec<TensorEdit>, BakeError> {
     let mut edits: Vec<TensorEdit> = Vec::new();
     for writer in model.writers.iter().filter(|w| w.treatment == Treatment::Weights) {
-        let weight = writer.weight.expect("a writer that is treated by its weights has one");
         let lookup = matches!(writer.kind, WriterKind::Embed | WriterKind::PosEmbed);
         let part = if lookup { Part::Rows } else { Part::Matrix };
-        let targets = std::iter::once((weight, part)).chain(writer.biases.iter().map(|b| (*b, Part::Vector)));
+        let weights = writer.weights.iter().map(|w| (*w, part));
+        let targets = weights.chain(writer.biases.iter().map(|b| (*b, Part::Vector)));
         for (target, part) in targets {
             if let Some(known) = edits.iter().find(|e| e.tensor == target.tensor) {
                 assert_eq!(known.axis, target.axis, "writers that disagree on an axis are treated by nodes");
                 continue;
             }
             let tensor = graph.model.tensor(target.tensor);
-            let name = label(graph, target.tensor);
+            let name = tensor_label(graph, target.tensor);
             let unsupported = |reason: &str| BakeError::Unsupported { tensor: name.clone(), reason: reason.into() };
             if !tensor.dtype.is_float() {
                 return Err(unsupported(&format!("it is {}", tensor.dtype)));
-            }
-            let rank = tensor.shape.len();
-            if target.axis + 1 != rank && !(rank == 2 && target.axis == 0) {
-                return Err(unsupported("d_model is neither its last axis nor the first of two"));
             }
             if tensor.shape[target.axis] != model.d_model() as u64 {
                 return Err(unsupported(&format!("its shape is {:?}, d_model is {}", tensor.shape, model.d_model())));

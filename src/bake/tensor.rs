@@ -57,14 +57,17 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A tensor's geometry.
+/// A tensor's geometry: slabs that are edited one after the other, each a matrix.
 #[derive(Debug, Clone, Copy)]
 struct Geometry {
     dtype: DataType,
     size: usize,
     d: usize,
+    /// Number of matrices: experts that lie in one tensor, else 1.
+    slabs: u64,
+    /// Bytes of each.
     bytes: u64,
-    /// Columns of a tensor with `d_model` first; `None` where it is last.
+    /// Columns of a matrix with `d_model` first; `None` where it is last.
     columns: Option<usize>,
 }
 
@@ -73,9 +76,16 @@ impl Geometry {
         let size = kernel::width(edit.dtype);
         let d = usize::try_from(edit.shape[edit.axis]).expect("the plan compared it with d_model");
         let elements: u64 = edit.shape.iter().product();
+        let slabs = if edit.d_model_last() { 1 } else { edit.shape[..edit.axis].iter().product::<u64>().max(1) };
+        let columns: u64 = edit.shape[edit.axis + 1..].iter().product();
         let columns = (!edit.d_model_last())
-            .then(|| usize::try_from(elements / d as u64).expect("a tensor's columns can be counted in memory"));
-        Self { dtype: edit.dtype, size, d, bytes: elements * size as u64, columns }
+            .then(|| usize::try_from(columns).expect("a tensor's columns can be counted in memory"));
+        Self { dtype: edit.dtype, size, d, slabs, bytes: elements / slabs * size as u64, columns }
+    }
+
+    /// First byte of every slab.
+    fn starts(self) -> impl Iterator<Item = u64> {
+        (0..self.slabs).map(move |slab| slab * self.bytes)
     }
 
     /// Bytes of a block: whole rows where `d_model` is last.
@@ -86,7 +96,7 @@ impl Geometry {
         }
     }
 
-    /// Offset and length of every block.
+    /// Offset and length of every block of a slab.
     fn blocks(self) -> impl Iterator<Item = (u64, usize)> {
         let block = self.block();
         (0..self.bytes)
@@ -114,50 +124,48 @@ pub(super) fn edit(
     let mut tally = Tally::default();
     let mut buffer = vec![0u8; geometry.block()];
     if let Some(columns) = geometry.columns {
-        let mut c = vec![0.0f64; columns];
-        for (at, length) in geometry.blocks() {
-            let block = &mut buffer[..length];
-            read(block, at)?;
-            let block = &*block;
-            join(
-                || kernel::add_components(geometry.dtype, block, at / geometry.size as u64, r, &mut c, &mut scratch),
-                || hashes.0.iter_mut().for_each(|h| h.0.update(block)),
-            );
-        }
-        if c.iter().any(|c| !c.is_finite()) {
-            return Err(not_finite());
-        }
-        let mut spend = vec![0.0f64; if kernel::is_half(geometry.dtype) { columns } else { 0 }];
-        if !spend.is_empty() {
-            let mut nearest = Columns { r, c: &c, spend: None, after: &mut spend };
+        for start in geometry.starts() {
+            let mut c = vec![0.0f64; columns];
             for (at, length) in geometry.blocks() {
                 let block = &mut buffer[..length];
-                read(block, at)?;
+                read(block, start + at)?;
+                let block = &*block;
                 let first = at / geometry.size as u64;
-                kernel::edit_columns(geometry.dtype, block, first, &mut nearest, &mut scratch, &mut Tally::default());
+                join(
+                    || kernel::add_components(geometry.dtype, block, first, r, &mut c, &mut scratch),
+                    || hashes.0.iter_mut().for_each(|h| h.0.update(block)),
+                );
             }
+            if c.iter().any(|c| !c.is_finite()) {
+                return Err(not_finite());
+            }
+            let mut spend = vec![0.0f64; if kernel::is_half(geometry.dtype) { columns } else { 0 }];
+            if !spend.is_empty() {
+                let mut nearest = Columns { r, c: &c, spend: None, after: &mut spend };
+                for (at, length) in geometry.blocks() {
+                    let block = &mut buffer[..length];
+                    read(block, start + at)?;
+                    let first = at / geometry.size as u64;
+                    let unseen = &mut Tally::default();
+                    kernel::edit_columns(geometry.dtype, block, first, &mut nearest, &mut scratch, unseen);
+                }
+            }
+            let mut after = vec![0.0f64; columns];
+            let spend = (!spend.is_empty()).then_some(spend.as_mut_slice());
+            let mut state = Columns { r, c: &c, spend, after: &mut after };
+            for (at, length) in geometry.blocks() {
+                let block = &mut buffer[..length];
+                read(block, start + at)?;
+                let first = at / geometry.size as u64;
+                kernel::edit_columns(geometry.dtype, block, first, &mut state, &mut scratch, &mut tally);
+                finish_block(block, start + at, &mut hashes, write)?;
+            }
+            if after.iter().any(|e| !e.is_finite()) {
+                return Err(not_finite());
+            }
+            tally.before += c.iter().map(|c| c * c).sum::<f64>();
+            tally.after += after.iter().map(|e| e * e).sum::<f64>();
         }
-        let mut after = vec![0.0f64; columns];
-        let spend = (!spend.is_empty()).then_some(spend.as_mut_slice());
-        let mut state = Columns { r, c: &c, spend, after: &mut after };
-        for (at, length) in geometry.blocks() {
-            let block = &mut buffer[..length];
-            read(block, at)?;
-            kernel::edit_columns(
-                geometry.dtype,
-                block,
-                at / geometry.size as u64,
-                &mut state,
-                &mut scratch,
-                &mut tally,
-            );
-            finish_block(block, at, &mut hashes, write)?;
-        }
-        if after.iter().any(|e| !e.is_finite()) {
-            return Err(not_finite());
-        }
-        tally.before = c.iter().map(|c| c * c).sum();
-        tally.after = after.iter().map(|e| e * e).sum();
     } else {
         let mut original = if hash { vec![0u8; geometry.block()] } else { Vec::new() };
         let row = (geometry.d * geometry.size) as u64;
@@ -201,20 +209,22 @@ pub(super) fn check(edit: &TensorEdit, r: &[f64], base: Read<'_>, out: Read<'_>)
     let (mut was, mut is) = (vec![0u8; geometry.block()], vec![0u8; geometry.block()]);
     let (mut after, mut worst) = (0.0f64, 0.0f64);
     if let Some(columns) = geometry.columns {
-        let (mut c, mut leaks) = (vec![0.0f64; columns], vec![0.0f64; columns]);
-        for (at, length) in geometry.blocks() {
-            base(&mut was[..length], at)?;
-            let first = at / geometry.size as u64;
-            kernel::add_components(geometry.dtype, &was[..length], first, r, &mut c, &mut scratch);
+        for start in geometry.starts() {
+            let (mut c, mut leaks) = (vec![0.0f64; columns], vec![0.0f64; columns]);
+            for (at, length) in geometry.blocks() {
+                base(&mut was[..length], start + at)?;
+                let first = at / geometry.size as u64;
+                kernel::add_components(geometry.dtype, &was[..length], first, r, &mut c, &mut scratch);
+            }
+            let mut state = Columns { r, c: &c, spend: None, after: &mut leaks };
+            for (at, length) in geometry.blocks() {
+                base(&mut was[..length], start + at)?;
+                out(&mut is[..length], start + at)?;
+                let (first, pair) = (at / geometry.size as u64, (&was[..length], &is[..length]));
+                worst = worst.max(kernel::check_columns(geometry.dtype, pair, first, &mut state, &mut scratch));
+            }
+            after += leaks.iter().map(|e| e * e).sum::<f64>();
         }
-        let mut state = Columns { r, c: &c, spend: None, after: &mut leaks };
-        for (at, length) in geometry.blocks() {
-            base(&mut was[..length], at)?;
-            out(&mut is[..length], at)?;
-            let (first, pair) = (at / geometry.size as u64, (&was[..length], &is[..length]));
-            worst = worst.max(kernel::check_columns(geometry.dtype, pair, first, &mut state, &mut scratch));
-        }
-        after += leaks.iter().map(|e| e * e).sum::<f64>();
     } else {
         for (at, length) in geometry.blocks() {
             base(&mut was[..length], at)?;

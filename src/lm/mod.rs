@@ -3,15 +3,17 @@
 pub mod interface;
 pub mod projection;
 pub mod residual;
+pub mod weight;
 pub mod writer;
 
 use serde::Serialize;
 
 pub use interface::{CacheSlot, Interface, ModelConfig, Padding};
 pub use residual::{Contribution, ResidualStream, Role, StreamValue};
+pub use weight::EditTarget;
 pub use writer::{Treatment, Writer, WriterKind};
 
-use crate::onnx::Graph;
+use crate::onnx::{Graph, TensorId};
 
 /// A layer (block) by its absolute number, counted from 0 at the embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -60,6 +62,8 @@ pub struct LanguageModel {
     pub interface: Interface,
     /// The residual stream.
     pub residual: ResidualStream,
+    /// Merged decoders: the stream in the branch that reads a KV cache.
+    pub cached: Option<ResidualStream>,
     /// Every writer with the treatment that makes its write orthogonal to a direction.
     pub writers: Vec<Writer>,
 }
@@ -71,9 +75,32 @@ impl LanguageModel {
     /// The first thing that is not understood, with its node.
     pub fn new(graph: &Graph<'_>, config: &ModelConfig) -> Result<Self, Refusal> {
         let interface = Interface::new(graph, config)?;
-        let residual = ResidualStream::trace(graph, &interface)?;
-        let writers = writer::writers(graph, &residual);
-        Ok(Self { interface, residual, writers })
+        let logits = graph.value(&interface.logits).expect("the interface names a value of the graph");
+        let residual = ResidualStream::trace(graph, &interface, logits)?;
+        let cached = match graph.alternate(logits) {
+            Some(logits) => Some(ResidualStream::trace(graph, &interface, logits)?),
+            None => None,
+        };
+        let mut streams = vec![&residual];
+        streams.extend(&cached);
+        if let [plain, cached] = streams.as_slice()
+            && !plain.matches(cached)
+        {
+            return Err(Refusal {
+                node: "(graph)".into(),
+                op: "If".into(),
+                tensor: interface.logits.clone(),
+                reason: "the two branches of the merged decoder hold different residual streams".into(),
+                hint: "export the model without merging".into(),
+            });
+        }
+        let writers = writer::writers(graph, &streams);
+        Ok(Self { interface, residual, cached, writers })
+    }
+
+    /// The residual stream, for a merged decoder in the branch that reads a KV cache if `cached`.
+    pub fn stream(&self, cached: bool) -> &ResidualStream {
+        self.cached.as_ref().filter(|_| cached).unwrap_or(&self.residual)
     }
 
     /// Number of blocks.
@@ -85,4 +112,18 @@ impl LanguageModel {
     pub fn d_model(&self) -> usize {
         self.residual.d_model
     }
+}
+
+/// A tensor's own name, or that of the value of its `Constant` node.
+pub fn tensor_label(graph: &Graph<'_>, tensor: TensorId) -> String {
+    let name = &graph.model.tensor(tensor).name;
+    if !name.is_empty() {
+        return name.clone();
+    }
+    graph
+        .nodes()
+        .filter(|&n| graph.op(n) == "Constant")
+        .flat_map(|n| graph.outputs(n))
+        .find(|&v| graph.tensor(v) == Some(tensor))
+        .map_or_else(|| format!("tensor {}", tensor.0), |v| graph.name(v).to_string())
 }

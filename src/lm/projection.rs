@@ -2,8 +2,8 @@
 
 use super::residual::Contribution;
 use crate::onnx::graph::Graph;
-use crate::onnx::patch::Patch;
-use crate::onnx::proto::{TensorProto, attr_int, node};
+use crate::onnx::patch::{Patch, Place};
+use crate::onnx::proto::{AttributeProto, TensorProto, attr_int, attribute_type, node};
 use crate::onnx::{DataType, Use, ValueId};
 
 /// Where the direction comes from.
@@ -21,99 +21,137 @@ pub enum DirectionSource {
     },
 }
 
-/// Adds to `patch` the projection of one contribution, right after the contribution is computed, and
-/// leads its reader (all its readers where the contribution starts the stream) to the result.
+/// Adds to `patch` the projection of one contribution: right before the sum that reads it, or, where the
+/// contribution starts the stream, right after it is computed, under its own name, so that every reader reads the
+/// projected one.
 pub fn project(graph: &Graph<'_>, patch: &mut Patch, contribution: &Contribution, source: &DirectionSource, tag: &str) {
-    let mut value = graph.name(contribution.value).to_string();
-    let mut after = graph.producer(contribution.value);
-    if let Some(bias) = contribution.bias {
-        let bias_value = graph.input(bias.node, bias.slot).expect("the bias was found as an input");
-        // the bias may be computed after the contribution
-        if let Some(node) = graph.producer(bias_value)
-            && after.is_none_or(|a| graph.rank(node) > graph.rank(a))
-        {
-            after = Some(node);
-        }
-        let output = graph.fresh_name(&format!("lancet.{tag}.biased"));
-        patch.nodes.push((after, node("Add", &output, &[&value, graph.name(bias_value)], &[output.as_str()], vec![])));
-        patch.rewires.push((bias, String::new()));
-        value = output;
-    }
     let dtype = graph.elem_type(contribution.value).unwrap_or(DataType::FLOAT);
-    let result = emit(graph, patch, after, &value, dtype, source, tag);
-    match contribution.site {
-        Some(site) => patch.rewires.push((site, result)),
-        None => {
-            for one in readers(graph, contribution.value) {
-                patch.rewires.push((one, result.clone()));
+    let name = graph.name(contribution.value).to_string();
+    let flat = graph.rank_of(contribution.value).is_none_or(|rank| rank != 3);
+    let emit = Emit { graph, dtype, source, tag, flat };
+    match (contribution.site, graph.producer(contribution.value)) {
+        (Some(site), _) => {
+            let place = Place::Before(site.node);
+            let mut value = name;
+            if let Some(bias) = contribution.bias {
+                let bias_value = graph.input(bias.node, bias.slot).expect("the bias was found as an input");
+                let output = graph.fresh_name(&format!("lancet.{tag}.biased"));
+                let add = node("Add", &output, &[&value, graph.name(bias_value)], &[output.as_str()], vec![]);
+                patch.nodes.push((place, add));
+                patch.rewires.push((bias, String::new()));
+                value = output;
             }
+            let result = graph.fresh_name(&format!("lancet.{tag}.projected"));
+            emit.nodes(patch, place, &value, &result);
+            patch.rewires.push((site, result));
+        }
+        (None, Some(producer)) => {
+            let slot = graph.node(producer).output.iter().position(|output| *output == name);
+            let raw = graph.fresh_name(&format!("lancet.{tag}.raw"));
+            emit.nodes(patch, Place::After(producer), &raw, &name);
+            patch.renames.push((producer, slot.expect("it computes the value"), raw));
+        }
+        (None, None) => {
+            let result = graph.fresh_name(&format!("lancet.{tag}.projected"));
+            emit.nodes(patch, Place::First, &name, &result);
+            patch.rewires.extend(readers(graph, contribution.value).into_iter().map(|one| (one, result.clone())));
         }
     }
 }
 
 /// Readers of a value that can be rewired.
-pub fn readers(graph: &Graph<'_>, value: ValueId) -> Vec<Use> {
+fn readers(graph: &Graph<'_>, value: ValueId) -> Vec<Use> {
     graph.uses(value).iter().copied().filter(|one| one.slot < graph.node(one.node).input.len()).collect()
 }
 
-fn emit(
-    graph: &Graph<'_>,
-    patch: &mut Patch,
-    after: Option<crate::onnx::NodeId>,
-    value: &str,
+/// The projection of one value.
+struct Emit<'a> {
+    graph: &'a Graph<'a>,
     dtype: DataType,
-    source: &DirectionSource,
-    tag: &str,
-) -> String {
-    let mut add = |op: &str, part: &str, inputs: &[&str], attributes: Vec<_>| {
-        let output = graph.fresh_name(&format!("lancet.{tag}.{part}"));
-        patch.nodes.push((after, node(op, &output, inputs, &[output.as_str()], attributes)));
-        output
-    };
-    match source {
-        DirectionSource::Constants { column, row } => {
-            let component = add("MatMul", "component", &[value, column], vec![]);
-            let along = add("Mul", "along", &[&component, row], vec![]);
-            add("Sub", "projected", &[value, &along], vec![])
-        }
-        DirectionSource::Input(direction) => {
-            let wide = if dtype == DataType::FLOAT {
-                value.to_string()
-            } else {
-                add("Cast", "wide", &[value], vec![attr_int("to", i64::from(DataType::FLOAT.0))])
-            };
-            let product = add("Mul", "product", &[&wide, direction], vec![]);
-            // ReduceSum takes its axes as an input from opset 13 on; MatMul with a column of ones would do
-            // as well, but keeps ONNX Runtime from fusing.
-            let component = if graph.model.opset("").unwrap_or(0) >= 13 {
-                add("ReduceSum", "component", &[&product, LAST_AXIS], vec![attr_int("keepdims", 1)])
-            } else {
-                let axes = crate::onnx::proto::AttributeProto {
-                    name: Some("axes".into()),
-                    ints: vec![-1],
-                    r#type: Some(crate::onnx::proto::attribute_type::INTS),
-                    ..Default::default()
+    source: &'a DirectionSource,
+    tag: &'a str,
+    /// The value may have another rank than three.
+    flat: bool,
+}
+
+impl Emit<'_> {
+    /// Adds nodes at `place` that compute `result` from `value`.
+    fn nodes(&self, patch: &mut Patch, place: Place, value: &str, result: &str) {
+        let mut add = |op: &str, part: &str, inputs: &[&str], attributes: Vec<_>| {
+            let label = self.graph.fresh_name(&format!(
+                "lancet.{}.{}",
+                self.tag,
+                if part.is_empty() { "projected" } else { part }
+            ));
+            let output = if part.is_empty() { result.to_string() } else { label.clone() };
+            patch.nodes.push((place, node(op, &label, inputs, &[output.as_str()], attributes)));
+            output
+        };
+        match self.source {
+            DirectionSource::Constants { column, row } => {
+                let component = add("MatMul", "component", &[value, column], vec![]);
+                let along = add("Mul", "along", &[&component, row], vec![]);
+                add("Sub", "", &[value, &along], vec![]);
+            }
+            DirectionSource::Input(direction) => {
+                let float = self.dtype == DataType::FLOAT;
+                let cast = |to: DataType| vec![attr_int("to", i64::from(to.0))];
+                let mut wide =
+                    if float { value.to_string() } else { add("Cast", "wide", &[value], cast(DataType::FLOAT)) };
+                // a stream that is held as [batch * n_pos, d_model] meets its batch rows as [batch, n_pos, d_model]
+                if self.flat {
+                    wide = add("Reshape", "rows", &[&wide, ROWS], vec![]);
+                }
+                let product = add("Mul", "product", &[&wide, direction], vec![]);
+                // ReduceSum takes its axes as an input from opset 13 on; MatMul with a column of ones would do
+                // as well, but keeps ONNX Runtime from fusing.
+                let component = if self.graph.model.opset("").unwrap_or(0) >= 13 {
+                    add("ReduceSum", "component", &[&product, LAST_AXIS], vec![attr_int("keepdims", 1)])
+                } else {
+                    let axes = AttributeProto {
+                        name: Some("axes".into()),
+                        ints: vec![-1],
+                        r#type: Some(attribute_type::INTS),
+                        ..Default::default()
+                    };
+                    add("ReduceSum", "component", &[&product], vec![axes, attr_int("keepdims", 1)])
                 };
-                add("ReduceSum", "component", &[&product], vec![axes, attr_int("keepdims", 1)])
-            };
-            let along = add("Mul", "along", &[&component, direction], vec![]);
-            let projected = add("Sub", "projected", &[&wide, &along], vec![]);
-            if dtype == DataType::FLOAT {
-                projected
-            } else {
-                add("Cast", "narrow", &[&projected], vec![attr_int("to", i64::from(dtype.0))])
+                let along = add("Mul", "along", &[&component, direction], vec![]);
+                let last = if float && !self.flat { "" } else { "ablated" };
+                let mut ablated = add("Sub", last, &[&wide, &along], vec![]);
+                if self.flat {
+                    let shape = add("Shape", "shape", &[value], vec![]);
+                    ablated = add("Reshape", if float { "" } else { "restored" }, &[&ablated, &shape], vec![]);
+                }
+                if !float {
+                    add("Cast", "", &[&ablated], cast(self.dtype));
+                }
             }
         }
     }
 }
 
-/// Initializer with the axis `-1`, which a patch with [`DirectionSource::Input`] needs.
-pub const LAST_AXIS: &str = "lancet.last_axis";
-
-/// The tensor named [`LAST_AXIS`].
-pub fn last_axis() -> TensorProto {
-    int64s(LAST_AXIS, &[-1])
+/// Nodes and initializers that a patch with [`DirectionSource::Input`] needs besides the input itself.
+pub fn prepare(patch: &mut Patch, direction: &str) {
+    patch.initializers.push(int64s(LAST_AXIS, &[-1]));
+    patch.initializers.push(int64s("lancet.batch_axis", &[0]));
+    patch.initializers.push(int64s("lancet.all_positions", &[-1]));
+    patch.initializers.push(int64s("lancet.width_axis", &[2]));
+    let mut add = |op: &str, inputs: &[&str], output: &str, attributes: Vec<_>| {
+        patch.nodes.push((Place::First, node(op, output, inputs, &[output], attributes)));
+    };
+    add("Shape", &[direction], "lancet.direction_shape", vec![]);
+    add("Gather", &["lancet.direction_shape", "lancet.batch_axis"], "lancet.batch", vec![]);
+    add("Gather", &["lancet.direction_shape", "lancet.width_axis"], "lancet.width", vec![]);
+    let parts = ["lancet.batch", "lancet.all_positions", "lancet.width"];
+    add("Concat", &parts, ROWS, vec![attr_int("axis", 0)]);
 }
+
+/// Value `[batch, -1, d_model]`, made by [`prepare`].
+const ROWS: &str = "lancet.rows";
+
+/// Initializer with the axis `-1`, made by [`prepare`].
+const LAST_AXIS: &str = "lancet.last_axis";
 
 /// A one-dimensional int64 tensor.
 pub fn int64s(name: &str, values: &[i64]) -> TensorProto {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use super::weight::{hands_on, picks_weight, trace_weight};
 use super::{Interface, Layer, Refusal};
 use crate::onnx::{Graph, NodeId, Use, ValueId};
 
@@ -93,11 +94,6 @@ struct Group {
     biases: Vec<Use>,
 }
 
-/// Operators that hand a tensor on unchanged, as far as its place in the stream goes.
-pub(super) fn is_transparent(op: &str) -> bool {
-    matches!(op, "Cast" | "Identity" | "Dropout")
-}
-
 /// The fused add-and-norm operators of ONNX Runtime: slot of their bias input.
 fn skip_norm_bias(op: &str) -> Option<usize> {
     match op {
@@ -114,7 +110,7 @@ pub(crate) const SKIP_SUM_OUTPUT: usize = 3;
 pub(super) fn root(graph: &Graph<'_>, mut value: ValueId) -> ValueId {
     while let Some(node) = graph.producer(value) {
         match graph.input(node, 0) {
-            Some(input) if is_transparent(graph.op(node)) => value = input,
+            Some(input) if hands_on(graph, node) => value = input,
             _ => break,
         }
     }
@@ -134,12 +130,21 @@ fn refuse(graph: &Graph<'_>, node: NodeId, tensor: Option<ValueId>, reason: impl
 }
 
 impl ResidualStream {
-    /// Traces the stream of `graph`.
+    /// Whether another stream has the same blocks and contributions.
+    pub fn matches(&self, other: &Self) -> bool {
+        let shape = |s: &Self| {
+            let roles: Vec<_> = s.contributions.iter().map(|c| (c.role, c.layer)).collect();
+            (s.d_model, s.blocks.len(), roles)
+        };
+        shape(self) == shape(other)
+    }
+
+    /// Traces the stream of `graph` that ends in `logits`.
     ///
     /// # Errors
     /// The node at which the data flow is not understood.
-    pub fn trace(graph: &Graph<'_>, interface: &Interface) -> Result<Self, Refusal> {
-        let unembedding = find_unembedding(graph, interface)?;
+    pub fn trace(graph: &Graph<'_>, interface: &Interface, logits: ValueId) -> Result<Self, Refusal> {
+        let unembedding = find_unembedding(graph, logits)?;
         let activation = graph.input(unembedding.node, unembedding.slot).expect("found as an input");
         let last = final_stream(graph, activation, unembedding.node)?;
         let mut groups = Vec::new();
@@ -187,8 +192,8 @@ impl ResidualStream {
 }
 
 /// The product nearest to the logits, through operators that keep each position's vocabulary together.
-fn find_unembedding(graph: &Graph<'_>, interface: &Interface) -> Result<Unembedding, Refusal> {
-    let mut value = graph.value(&interface.logits).expect("the interface names a value of the graph");
+fn find_unembedding(graph: &Graph<'_>, logits: ValueId) -> Result<Unembedding, Refusal> {
+    let mut value = logits;
     loop {
         let Some(node) = graph.producer(value) else {
             return Err(Refusal {
@@ -334,7 +339,7 @@ fn leaves(graph: &Graph<'_>, contributions: Vec<Term>) -> Vec<Term> {
         .into_iter()
         .flat_map(|term| {
             let parts = flatten(graph, vec![term]);
-            let all = parts.iter().all(|part| super::writer::trace_weight(graph, part.value, None).is_ok());
+            let all = parts.iter().all(|part| trace_weight(graph, part.value, None).is_ok());
             if all { parts } else { vec![term] }
         })
         .collect()
@@ -513,30 +518,11 @@ fn has_activation_product(graph: &Graph<'_>, floor: ValueId, value: ValueId) -> 
         }
         let inputs = graph.all_inputs(node);
         // experts multiply weights that were gathered by a router; gathered weights are no activation
-        let activations = inputs.iter().filter(|v| graph.is_dynamic(**v) && !gathers_weights(graph, **v)).count();
+        let activations = inputs.iter().filter(|v| graph.is_dynamic(**v) && !picks_weight(graph, **v)).count();
         if matches!(graph.op(node), "MatMul" | "FusedMatMul" | "Einsum") && activations >= 2 {
             return true;
         }
         stack.extend(inputs);
-    }
-    false
-}
-
-/// Whether a value is picked from constant weights (mixture of experts).
-fn gathers_weights(graph: &Graph<'_>, value: ValueId) -> bool {
-    let mut value = value;
-    for _ in 0..16 {
-        let Some(node) = graph.producer(value) else { return false };
-        match graph.op(node) {
-            "Gather" | "GatherND" | "GatherElements" | "Transpose" | "Cast" | "Reshape" | "Unsqueeze" | "Squeeze" => {
-                match graph.input(node, 0) {
-                    Some(input) if !graph.is_dynamic(input) => return true,
-                    Some(input) => value = input,
-                    None => return false,
-                }
-            }
-            _ => return false,
-        }
     }
     false
 }
@@ -562,13 +548,13 @@ fn width(graph: &Graph<'_>, contributions: &[Contribution], origin: ValueId) -> 
     let embedding = contributions
         .iter()
         .filter(|c| c.role == Role::Embed)
-        .find_map(|c| super::writer::trace_weight(graph, c.value, None).ok().map(|path| path.width(graph)));
+        .find_map(|c| trace_weight(graph, c.value, None).ok().and_then(|path| path.width(graph)));
     embedding
         .or_else(|| {
             contributions
                 .iter()
                 .filter(|c| c.role != Role::Embed)
-                .find_map(|c| super::writer::trace_weight(graph, c.value, None).ok().map(|path| path.width(graph)))
+                .find_map(|c| trace_weight(graph, c.value, None).ok().and_then(|path| path.width(graph)))
         })
         .or_else(|| declared(origin))
         .or_else(|| contributions.iter().find_map(|c| declared(c.value)))

@@ -1,15 +1,15 @@
-//! Writers: from a contribution back to the tensors that make it.
-//!
-//! To add a pattern, add an arm to [`trace_weight`]: it walks from the contribution towards the weight
-//! through operators under which projecting the weight equals projecting the write.
+//! Writers, and how each one's write is made orthogonal to a direction: by editing its tensors where that is
+//! exact, else by nodes after it. [`super::weight`] finds the tensors.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 use serde::Serialize;
 
-use super::residual::{Contribution, ResidualStream, Role, is_transparent};
-use super::{Layer, Refusal};
-use crate::onnx::{DataType, Graph, NodeId, Storage, TensorId, Use, ValueId};
+use super::Layer;
+use super::residual::{Contribution, ResidualStream, Role};
+use super::weight::{EditTarget, WeightPath, trace_weight};
+use crate::onnx::{Graph, Model, Storage, TensorId, Use, ValueId};
 
 /// What a writer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -21,8 +21,20 @@ pub enum WriterKind {
     PosEmbed,
     /// Output projection of attention.
     AttnOut,
-    /// Output projection of an MLP.
+    /// Output projection of an MLP, or of all experts of a mixture.
     MlpOut,
+}
+
+impl WriterKind {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Embed => "embed",
+            Self::PosEmbed => "pos_embed",
+            Self::AttnOut => "attn_out",
+            Self::MlpOut => "mlp_out",
+        }
+    }
 }
 
 /// How a writer's write is made orthogonal to the direction.
@@ -35,15 +47,6 @@ pub enum Treatment {
     Nodes,
 }
 
-/// A tensor to edit, and the axis along which `d_model` lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct EditTarget {
-    /// The tensor.
-    pub tensor: TensorId,
-    /// Its axis of length `d_model`.
-    pub axis: usize,
-}
-
 /// One writer to the residual stream.
 #[derive(Debug, Clone)]
 pub struct Writer {
@@ -51,368 +54,58 @@ pub struct Writer {
     pub kind: WriterKind,
     /// Its block; `None` for embeddings.
     pub layer: Option<Layer>,
-    /// Index into [`ResidualStream::contributions`].
-    pub contribution: usize,
-    /// The weight, where it was found.
-    pub weight: Option<EditTarget>,
+    /// Its writes: one, or one in each branch of a merged decoder.
+    pub writes: Vec<Contribution>,
+    /// Its weights, where they were found: one, or one for each expert.
+    pub weights: Vec<EditTarget>,
     /// Biases that are part of the write.
     pub biases: Vec<EditTarget>,
     /// How the write is made orthogonal.
     pub treatment: Treatment,
     /// Why not by weights; `None` where it is.
     pub reason: Option<String>,
+    /// Whether the weight also makes the logits.
+    pub tied: bool,
 }
 
-/// The way from a contribution to its weight.
-#[derive(Debug, Clone)]
-pub struct WeightPath {
-    /// The weight.
-    pub weight: EditTarget,
-    /// Every bias on the way.
-    pub biases: Vec<EditTarget>,
-    /// Whether the weight is looked up by token or position, not multiplied.
-    pub lookup: bool,
-    /// The places where the chains of constants behind weight and biases enter the computation.
-    pub entries: Vec<Use>,
+/// What was found behind one contribution.
+struct Traced {
+    path: Option<WeightPath>,
+    reason: Option<String>,
+    tied: bool,
 }
 
-impl WeightPath {
-    /// `d_model` as the weight has it.
-    pub fn width(&self, graph: &Graph<'_>) -> usize {
-        let tensor = graph.model.tensor(self.weight.tensor);
-        usize::try_from(tensor.shape[self.weight.axis]).unwrap_or(usize::MAX)
-    }
-}
-
-/// Walks from a contribution to the weight that makes it. `width` is `d_model` where it is known.
-///
-/// # Errors
-/// The node behind which the weight cannot be projected exactly, and why.
-pub fn trace_weight(graph: &Graph<'_>, value: ValueId, width: Option<usize>) -> Result<WeightPath, Refusal> {
-    let mut biases = Vec::new();
-    let mut entries = Vec::new();
-    let mut value = value;
-    loop {
-        let Some(node) = graph.producer(value) else {
-            return Err(stop(graph, None, value, "the write comes straight from a graph input"));
-        };
-        let proto = graph.node(node);
-        let op = graph.op(node);
-        let input = |slot: usize| graph.input(node, slot);
-        let fixed = |slot: usize| input(slot).filter(|v| !graph.is_dynamic(*v));
-        let moving = |slot: usize| input(slot).filter(|v| graph.is_dynamic(*v));
-        match op {
-            _ if is_transparent(op) => value = input(0).ok_or_else(|| stop(graph, Some(node), value, "no input"))?,
-            "Reshape" => {
-                if !keeps_last_dimension(graph, input(1), width) {
-                    return Err(stop(graph, Some(node), value, "a reshape may move the last dimension"));
-                }
-                value = input(0).expect("a Reshape has data");
-            }
-            "Mul" | "Div" => {
-                let (other, constant) = match (moving(0), fixed(1), moving(1), fixed(0)) {
-                    (Some(x), Some(c), _, _) => (x, c),
-                    (_, _, Some(x), Some(c)) if op == "Mul" => (x, c),
-                    _ => return Err(stop(graph, Some(node), value, "the write is scaled by another activation")),
-                };
-                if !is_scalar(graph, constant) {
-                    return Err(stop(graph, Some(node), value, "the write is scaled per channel"));
-                }
-                value = other;
-            }
-            "Add" => {
-                let (other, constant, slot) = match (moving(0), fixed(1), moving(1), fixed(0)) {
-                    (Some(x), Some(c), _, _) => (x, c, 1),
-                    (_, _, Some(x), Some(c)) => (x, c, 0),
-                    _ => return Err(stop(graph, Some(node), value, "the write is a sum of several activations")),
-                };
-                biases.push(bias(graph, constant, node, width)?);
-                entries.push(Use { node, slot });
-                value = other;
-            }
-            "MatMul" | "FusedMatMul" => {
-                if moving(0).is_none() || proto.attr_i("transA", 0) != 0 || proto.attr_i("transBatchB", 0) != 0 {
-                    return Err(stop(graph, Some(node), value, "the weight is not the right operand of this product"));
-                }
-                let Some(weight) = fixed(1) else {
-                    return Err(stop(graph, Some(node), value, "both operands of the product are activations"));
-                };
-                let transposed = proto.attr_i("transB", 0) != 0;
-                let weight = matrix(graph, weight, usize::from(!transposed), node, width)?;
-                entries.push(Use { node, slot: 1 });
-                return Ok(WeightPath { weight, biases, lookup: false, entries });
-            }
-            "Gemm" => {
-                if moving(0).is_none() || proto.attr_i("transA", 0) != 0 {
-                    return Err(stop(graph, Some(node), value, "the weight is not operand B of this Gemm"));
-                }
-                let Some(weight) = fixed(1) else {
-                    return Err(stop(graph, Some(node), value, "both operands of the product are activations"));
-                };
-                if let Some(c) = input(2) {
-                    biases.push(bias(graph, c, node, width)?);
-                    entries.push(Use { node, slot: 2 });
-                }
-                let transposed = proto.attr_i("transB", 0) != 0;
-                let weight = matrix(graph, weight, usize::from(!transposed), node, width)?;
-                entries.push(Use { node, slot: 1 });
-                return Ok(WeightPath { weight, biases, lookup: false, entries });
-            }
-            "Gather" => {
-                let Some(table) = fixed(0) else {
-                    return Err(stop(graph, Some(node), value, "positions are picked from an activation"));
-                };
-                let weight = matrix(graph, table, 1, node, width)?;
-                let rank = graph.model.tensor(weight.tensor).shape.len() as i64;
-                if ![0, -rank].contains(&proto.attr_i("axis", 0)) {
-                    return Err(stop(graph, Some(node), value, "the lookup is not along the rows"));
-                }
-                entries.push(Use { node, slot: 0 });
-                return Ok(WeightPath { weight, biases, lookup: true, entries });
-            }
-            "LayerNormalization" | "SimplifiedLayerNormalization" | "RMSNormalization" => {
-                return Err(stop(graph, Some(node), value, "the write is normalised before it is added (post-norm)"));
-            }
-            "MatMulNBits"
-            | "MatMulBnb4"
-            | "MatMulInteger"
-            | "DynamicQuantizeMatMul"
-            | "GatherBlockQuantized"
-            | "QMoE"
-            | "MatMulIntegerToFloat"
-            | "DequantizeLinear" => {
-                return Err(stop(graph, Some(node), value, "the weight is quantised"));
-            }
-            _ => return Err(stop(graph, Some(node), value, format!("the write passes `{}`", graph.op_name(node)))),
-        }
-    }
-}
-
-fn stop(graph: &Graph<'_>, node: Option<NodeId>, value: ValueId, reason: impl Into<String>) -> Refusal {
-    Refusal {
-        node: node.map_or_else(|| "(graph)".into(), |n| graph.node(n).label().to_string()),
-        op: node.map_or_else(String::new, |n| graph.op_name(n)),
-        tensor: graph.name(value).into(),
-        reason: reason.into(),
-        hint: "the projection can be inserted after the write instead".into(),
-    }
-}
-
-/// Whether a reshape to this shape leaves the last dimension as it is.
-fn keeps_last_dimension(graph: &Graph<'_>, shape: Option<ValueId>, width: Option<usize>) -> bool {
-    let Some(shape) = shape else { return false };
-    let last = match graph.const_ints(shape) {
-        Some(dims) => dims.last().copied(),
-        None => graph
-            .producer(shape)
-            .filter(|&n| graph.op(n) == "Concat")
-            .and_then(|n| graph.input(n, graph.node(n).input.len() - 1))
-            .and_then(|part| graph.const_ints(part))
-            .and_then(|dims| dims.last().copied()),
-    };
-    // Without a known width a literal last dimension is taken at its word: the weight's own is compared later.
-    last.is_some_and(|d| d > 1 && width.is_none_or(|w| w as i64 == d))
-}
-
-fn is_scalar(graph: &Graph<'_>, value: ValueId) -> bool {
-    let mut value = value;
-    while let Some(node) = graph.producer(value) {
-        if !is_transparent(graph.op(node)) {
-            break;
-        }
-        value = graph.input(node, 0).expect("a Cast has an input");
-    }
-    graph.tensor_ref(value).is_some_and(|t| t.elements() == 1)
-        || graph.producer(value).is_some_and(|n| graph.node(n).attr("value_float").is_some())
-}
-
-/// A constant matrix behind `Cast`, `Identity`, `Transpose`, and which of its stored axes is `axis` of
-/// the matrix in use.
-fn matrix(
-    graph: &Graph<'_>,
-    value: ValueId,
-    axis: usize,
-    user: NodeId,
-    width: Option<usize>,
-) -> Result<EditTarget, Refusal> {
-    let (mut value, mut axis) = (value, axis);
-    let tensor = loop {
-        if let Some(tensor) = graph.tensor(value) {
-            break tensor;
-        }
-        let Some(node) = graph.producer(value) else {
-            return Err(stop(graph, Some(user), value, "the weight is no constant of the file"));
-        };
-        match graph.op(node) {
-            op if is_transparent(op) => {}
-            "Transpose" => {
-                let perm = graph.node(node).attr("perm").map_or_else(|| vec![1, 0], |a| a.ints.clone());
-                axis = match perm.as_slice() {
-                    [1, 0] => 1 - axis,
-                    [0, 1] => axis,
-                    _ => return Err(stop(graph, Some(node), value, "the weight is transposed in more than two axes")),
-                };
-            }
-            "Mul" if [0, 1].iter().any(|&s| graph.input(node, s).is_some_and(|v| is_scalar(graph, v))) => {
-                let first = graph.input(node, 0).expect("a Mul has two inputs");
-                let second = graph.input(node, 1).expect("a Mul has two inputs");
-                value = if is_scalar(graph, first) { second } else { first };
-                continue;
-            }
-            "DequantizeLinear" => return Err(stop(graph, Some(node), value, "the weight is quantised")),
-            _ => return Err(stop(graph, Some(node), value, "the weight is computed in a way that is not followed")),
-        }
-        value = graph.input(node, 0).expect("these operators have an input");
-    };
-    let found = graph.model.tensor(tensor);
-    if found.shape.len() != 2 {
-        return Err(stop(graph, Some(user), value, format!("the weight has {} dimensions", found.shape.len())));
-    }
-    check_target(graph, tensor, axis, value, user, width)
-}
-
-/// A constant bias of `d_model` elements.
-fn bias(graph: &Graph<'_>, value: ValueId, user: NodeId, width: Option<usize>) -> Result<EditTarget, Refusal> {
-    let mut at = value;
-    while graph.tensor(at).is_none() {
-        match graph.producer(at).filter(|&n| is_transparent(graph.op(n))).and_then(|n| graph.input(n, 0)) {
-            Some(next) => at = next,
-            None => return Err(stop(graph, Some(user), value, "the bias is no constant of the file")),
-        }
-    }
-    let tensor = graph.tensor(at).expect("the loop ends at a tensor");
-    let shape = &graph.model.tensor(tensor).shape;
-    let axis = shape.len().wrapping_sub(1);
-    if shape.is_empty() || graph.model.tensor(tensor).elements() == 1 || shape[..axis].iter().any(|&d| d != 1) {
-        return Err(stop(graph, Some(user), value, "the bias is no vector"));
-    }
-    check_target(graph, tensor, axis, at, user, width)
-}
-
-fn check_target(
-    graph: &Graph<'_>,
-    tensor: TensorId,
-    axis: usize,
-    value: ValueId,
-    user: NodeId,
-    width: Option<usize>,
-) -> Result<EditTarget, Refusal> {
-    let found = graph.model.tensor(tensor);
-    if !found.dtype.is_float() {
-        return Err(stop(graph, Some(user), value, format!("the weight is stored as {}", found.dtype)));
-    }
-    let halves = matches!(found.dtype, DataType::FLOAT16 | DataType::BFLOAT16);
-    match found.storage {
-        Storage::Embedded { .. } | Storage::External { .. } => {}
-        Storage::Varints { .. } if halves => {}
-        _ => return Err(stop(graph, Some(user), value, "the weight's values are stored in a form that is not read")),
-    }
-    if width.is_some_and(|w| found.shape[axis] != w as u64) {
-        let reason = format!("the weight is {:?}, d_model is {}", found.shape, width.unwrap_or(0));
-        return Err(stop(graph, Some(user), value, reason));
-    }
-    Ok(EditTarget { tensor, axis })
-}
-
-/// Every place where a tensor's value enters the computation, through `Cast`, `Transpose` and the like.
-/// `None` if it also leaves the graph or cannot be followed.
-fn entries_of(graph: &Graph<'_>, tensor: TensorId) -> Option<HashSet<Use>> {
-    let mut entries = HashSet::new();
-    let mut stack: Vec<ValueId> = Vec::new();
-    for initializer in &graph.proto().initializer {
-        if crate::onnx::Model::tensor_of(initializer) == Some(tensor) {
-            stack.extend(graph.value(initializer.name.as_deref().unwrap_or("")));
-        }
-    }
-    for node in graph.nodes().filter(|&n| graph.node(n).op() == "Constant") {
-        stack.extend(graph.outputs(node).filter(|&v| graph.tensor(v) == Some(tensor)));
-    }
-    while let Some(value) = stack.pop() {
-        if graph.is_output(value) {
-            return None;
-        }
-        for one in graph.uses(value) {
-            if one.slot >= graph.node(one.node).input.len() {
-                return None; // captured by a subgraph
-            }
-            let outputs: Vec<ValueId> = graph.outputs(one.node).collect();
-            if outputs.iter().any(|v| graph.is_dynamic(*v)) {
-                entries.insert(*one);
-            } else if matches!(graph.op(one.node), "Shape" | "Size") {
-                // reads no values
-            } else {
-                stack.extend(outputs);
-            }
-        }
-    }
-    Some(entries)
-}
-
-/// All writers with their treatment.
-pub fn writers(graph: &Graph<'_>, residual: &ResidualStream) -> Vec<Writer> {
-    let traced: Vec<Result<WeightPath, Refusal>> = residual
-        .contributions
-        .iter()
-        .map(|c| {
-            let mut path = trace_weight(graph, c.value, Some(residual.d_model))?;
-            if let Some(fused) = c.bias {
-                let value = graph.input(fused.node, fused.slot).expect("the bias was found as an input");
-                path.biases.push(bias(graph, value, fused.node, Some(residual.d_model))?);
-                path.entries.push(fused);
-            }
-            Ok(path)
-        })
-        .collect();
-
-    // A tensor may be edited in place only if every use of it is a write that wants the same edit.
-    let mut claimed: HashMap<TensorId, (usize, HashSet<Use>)> = HashMap::new();
-    let mut conflicting: HashSet<TensorId> = HashSet::new();
-    for path in traced.iter().flatten() {
-        for target in std::iter::once(&path.weight).chain(&path.biases) {
-            let entry = claimed.entry(target.tensor).or_insert_with(|| (target.axis, HashSet::new()));
-            entry.1.extend(path.entries.iter().copied());
-            if entry.0 != target.axis {
-                conflicting.insert(target.tensor);
-            }
-        }
-    }
+/// All writers with their treatment. `streams` holds the model's stream, and for a merged decoder that of its other
+/// branch, with the same writers in the same order.
+pub fn writers(graph: &Graph<'_>, streams: &[&ResidualStream]) -> Vec<Writer> {
+    let d_model = streams[0].d_model;
+    let mut traced: Vec<Vec<Traced>> =
+        streams.iter().map(|stream| stream.contributions.iter().map(|c| trace(graph, c, d_model)).collect()).collect();
+    let sharing = Sharing::new(graph, &traced, streams);
     // One treatment forces another where two writers share a tensor, so repeat until nothing changes.
-    let mut reasons: Vec<Option<String>> = traced.iter().map(|t| t.as_ref().err().map(ToString::to_string)).collect();
     loop {
+        let wanted: HashSet<Use> = traced
+            .iter()
+            .flatten()
+            .filter(|t| t.reason.is_none())
+            .filter_map(|t| t.path.as_ref())
+            .flat_map(|path| path.entries.iter().copied())
+            .collect();
         let mut changed = false;
-        for (index, path) in traced.iter().enumerate() {
-            let Ok(path) = path else { continue };
-            if reasons[index].is_some() {
-                continue;
+        for one in traced.iter_mut().flatten().filter(|t| t.reason.is_none()) {
+            let path = one.path.as_ref().expect("without a path there is a reason");
+            if let Some((reason, tied)) = sharing.conflict(path, &wanted) {
+                (one.reason, one.tied) = (Some(reason), tied);
+                changed = true;
             }
-            for target in std::iter::once(&path.weight).chain(&path.biases) {
-                let name = &graph.model.tensor(target.tensor).name;
-                let wanted: HashSet<Use> = traced
-                    .iter()
-                    .zip(&reasons)
-                    .filter(|(_, reason)| reason.is_none())
-                    .filter_map(|(t, _)| t.as_ref().ok())
-                    .flat_map(|t| t.entries.iter().copied())
-                    .collect();
-                let shared = match entries_of(graph, target.tensor) {
-                    Some(uses) => uses.difference(&wanted).next().copied(),
-                    None => {
-                        reasons[index] = Some(format!("`{name}` is also used outside the graph's own nodes"));
-                        changed = true;
-                        break;
-                    }
-                };
-                if let Some(other) = shared {
-                    let node = graph.node(other.node);
-                    let tied = if other.node == residual.unembedding.node { "tied to the unembedding: " } else { "" };
-                    reasons[index] = Some(format!("{tied}`{name}` is also read by node `{}`", node.label()));
+        }
+        // what one branch needs nodes for gets nodes in the other one too
+        for index in 0..traced[0].len() {
+            let reason = traced.iter().find_map(|branch| branch[index].reason.clone());
+            for branch in traced.iter_mut().filter(|_| reason.is_some()) {
+                if branch[index].reason.is_none() {
+                    branch[index].reason.clone_from(&reason);
                     changed = true;
-                    break;
-                }
-                if conflicting.contains(&target.tensor) {
-                    reasons[index] = Some(format!("`{name}` is written along both of its axes"));
-                    changed = true;
-                    break;
                 }
             }
         }
@@ -420,26 +113,59 @@ pub fn writers(graph: &Graph<'_>, residual: &ResidualStream) -> Vec<Writer> {
             break;
         }
     }
-
     let mut embeddings = 0;
-    residual
-        .contributions
-        .iter()
-        .enumerate()
-        .zip(traced.iter().zip(reasons))
-        .map(|((index, contribution), (path, reason))| {
-            let path = path.as_ref().ok();
-            Writer {
-                kind: kind(contribution, &mut embeddings),
-                layer: contribution.layer,
-                contribution: index,
-                weight: path.map(|p| p.weight),
-                biases: path.map(|p| p.biases.clone()).unwrap_or_default(),
-                treatment: if reason.is_none() { Treatment::Weights } else { Treatment::Nodes },
-                reason,
+    let mut found = Vec::new();
+    for (index, contribution) in streams[0].contributions.iter().enumerate() {
+        let one = &traced[0][index];
+        found.push(Writer {
+            kind: kind(contribution, &mut embeddings),
+            layer: contribution.layer,
+            writes: streams.iter().map(|stream| stream.contributions[index].clone()).collect(),
+            weights: one.path.as_ref().map(|p| p.weights.clone()).unwrap_or_default(),
+            biases: one.path.as_ref().map(|p| p.biases.clone()).unwrap_or_default(),
+            treatment: if one.reason.is_none() { Treatment::Weights } else { Treatment::Nodes },
+            reason: one.reason.clone(),
+            tied: one.tied,
+        });
+    }
+    if streams.len() > 1 {
+        merge_targets(&mut found, &traced);
+    }
+    found
+}
+
+/// Branches may hold weights of their own: a writer edits those of all of them.
+fn merge_targets(writers: &mut [Writer], traced: &[Vec<Traced>]) {
+    for (index, writer) in writers.iter_mut().enumerate() {
+        for path in traced.iter().filter_map(|branch| branch[index].path.as_ref()) {
+            for target in &path.weights {
+                if !writer.weights.contains(target) {
+                    writer.weights.push(*target);
+                }
             }
-        })
-        .collect()
+            for target in &path.biases {
+                if !writer.biases.contains(target) {
+                    writer.biases.push(*target);
+                }
+            }
+        }
+    }
+}
+
+fn trace(graph: &Graph<'_>, contribution: &Contribution, d_model: usize) -> Traced {
+    let path = trace_weight(graph, contribution.value, Some(d_model)).and_then(|mut path| {
+        if let Some(site) = contribution.site {
+            super::weight::check_readers(graph, contribution.value, site.node)?;
+        }
+        if let Some(fused) = contribution.bias {
+            path.add_bias(graph, fused, d_model)?;
+        }
+        Ok(path)
+    });
+    match path {
+        Ok(path) => Traced { path: Some(path), reason: None, tied: false },
+        Err(refusal) => Traced { path: None, reason: Some(refusal.to_string()), tied: false },
+    }
 }
 
 fn kind(contribution: &Contribution, embeddings: &mut usize) -> WriterKind {
@@ -451,4 +177,136 @@ fn kind(contribution: &Contribution, embeddings: &mut usize) -> WriterKind {
             if *embeddings == 1 { WriterKind::Embed } else { WriterKind::PosEmbed }
         }
     }
+}
+
+/// Who else reads the tensors of the writers, by name or by bytes.
+struct Sharing<'g, 'm> {
+    graph: &'g Graph<'m>,
+    unembeddings: Vec<Use>,
+    /// Tensors that two writers would edit along different axes.
+    conflicting: HashSet<TensorId>,
+    /// Values that are a tensor.
+    values: HashMap<TensorId, Vec<ValueId>>,
+    /// For each tensor of a writer: every tensor whose bytes overlap with its own, itself included; `None` where
+    /// they are not the same bytes of the same shape.
+    aliases: HashMap<TensorId, Option<Vec<TensorId>>>,
+}
+
+impl<'g, 'm> Sharing<'g, 'm> {
+    fn new(graph: &'g Graph<'m>, traced: &[Vec<Traced>], streams: &[&ResidualStream]) -> Self {
+        let mut axes: HashMap<TensorId, usize> = HashMap::new();
+        let mut conflicting = HashSet::new();
+        for path in traced.iter().flatten().filter_map(|t| t.path.as_ref()) {
+            for target in path.weights.iter().chain(&path.biases) {
+                if *axes.entry(target.tensor).or_insert(target.axis) != target.axis {
+                    conflicting.insert(target.tensor);
+                }
+            }
+        }
+        let mut values: HashMap<TensorId, Vec<ValueId>> = HashMap::new();
+        let stored = graph.proto().initializer.iter().filter_map(|t| graph.value(t.name.as_deref().unwrap_or("")));
+        let constants = graph.nodes().filter(|&n| graph.op(n) == "Constant").flat_map(|n| graph.outputs(n));
+        for value in stored.chain(constants) {
+            if let Some(tensor) = graph.tensor(value) {
+                values.entry(tensor).or_default().push(value);
+            }
+        }
+        let unembeddings =
+            streams.iter().map(|s| Use { node: s.unembedding.node, slot: 1 - s.unembedding.slot.min(1) }).collect();
+        let aliases = aliases(graph.model, axes.keys().copied());
+        Self { graph, unembeddings, conflicting, values, aliases }
+    }
+
+    /// Why the tensors of a path cannot be edited in place, and whether one is tied to the unembedding.
+    fn conflict(&self, path: &WeightPath, wanted: &HashSet<Use>) -> Option<(String, bool)> {
+        for target in path.weights.iter().chain(&path.biases) {
+            let name = super::tensor_label(self.graph, target.tensor);
+            if self.conflicting.contains(&target.tensor) {
+                return Some((format!("`{name}` is written along both of its axes"), false));
+            }
+            let Some(all) = self.aliases.get(&target.tensor).and_then(Option::as_ref) else {
+                return Some((format!("`{name}` shares its bytes with another tensor"), false));
+            };
+            for &tensor in all {
+                let Some(uses) = self.entries_of(tensor) else {
+                    return Some((format!("`{name}` is also used outside the graph's own nodes"), false));
+                };
+                let mut others: Vec<Use> = uses.difference(wanted).copied().collect();
+                others.sort_unstable();
+                // the unembedding first: that is what a reader knows it by
+                others.sort_by_key(|other| !self.unembeddings.iter().any(|u| u.node == other.node));
+                if let Some(other) = others.first() {
+                    let node = self.graph.node(other.node).label();
+                    let tied = self.unembeddings.iter().any(|u| u.node == other.node);
+                    let tie = if tied { "tied to the unembedding: " } else { "" };
+                    return Some((format!("{tie}`{name}` is also read by node `{node}`"), tied));
+                }
+            }
+        }
+        None
+    }
+
+    /// Every place where a tensor's value enters the computation, through `Cast`, `Transpose` and the like.
+    /// `None` if it also leaves the graph or cannot be followed.
+    fn entries_of(&self, tensor: TensorId) -> Option<HashSet<Use>> {
+        let graph = self.graph;
+        let mut entries = HashSet::new();
+        let mut stack: Vec<ValueId> = self.values.get(&tensor).cloned().unwrap_or_default();
+        if graph.is_opaque(tensor) {
+            return None; // also part of a function body whose calls are not all seen
+        }
+        while let Some(value) = stack.pop() {
+            if graph.is_output(value) {
+                return None;
+            }
+            for one in graph.uses(value) {
+                if one.slot >= graph.node(one.node).input.len() {
+                    return None; // captured by a subgraph
+                }
+                let outputs: Vec<ValueId> = graph.outputs(one.node).collect();
+                if outputs.iter().any(|v| graph.is_dynamic(*v)) {
+                    entries.insert(*one);
+                } else if matches!(graph.op(one.node), "Shape" | "Size") {
+                    // reads no values
+                } else {
+                    stack.extend(outputs);
+                }
+            }
+        }
+        Some(entries)
+    }
+}
+
+/// Tensors that lie on the same bytes as each of `tensors`.
+fn aliases(model: &Model, tensors: impl Iterator<Item = TensorId>) -> HashMap<TensorId, Option<Vec<TensorId>>> {
+    let mut external: HashMap<&Path, Vec<(u64, u64, TensorId)>> = HashMap::new();
+    for (index, tensor) in model.tensors.iter().enumerate() {
+        if let Storage::External { path, offset, length, .. } = &tensor.storage {
+            external.entry(path).or_default().push((*offset, offset + length, TensorId(index)));
+        }
+    }
+    tensors
+        .map(|id| {
+            let tensor = model.tensor(id);
+            let Storage::External { path, offset, length, .. } = &tensor.storage else {
+                return (id, Some(vec![id]));
+            };
+            let mut all = Vec::new();
+            for &(from, to, other) in &external[path.as_path()] {
+                if other == id {
+                    all.push(id);
+                } else if from < offset + length && *offset < to {
+                    let twin = model.tensor(other);
+                    let same = (from, to) == (*offset, offset + length)
+                        && twin.dtype == tensor.dtype
+                        && twin.shape == tensor.shape;
+                    if !same {
+                        return (id, None);
+                    }
+                    all.push(other);
+                }
+            }
+            (id, Some(all))
+        })
+        .collect()
 }

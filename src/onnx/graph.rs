@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::index::Model;
-use super::proto::{GraphProto, NodeProto, dimension};
+use super::flat::Flat;
+use super::index::{FrameId, Model};
+use super::proto::{Dimension, GraphProto, NodeProto, ValueInfoProto, dimension};
+use super::shape::{self, Shape};
 use super::tensor::{DataType, TensorId, TensorRef};
 use super::wire::unpack_varints;
 
@@ -11,7 +13,7 @@ use super::wire::unpack_varints;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ValueId(pub usize);
 
-/// A node of the graph, by its place in the file.
+/// A node of the flat graph, by its place in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub usize);
 
@@ -24,14 +26,15 @@ pub struct Use {
     pub slot: usize,
 }
 
-/// The main graph of a model with its def-use chains.
+/// The graph of a model with its def-use chains, local functions and merged decoders' branches inlined
+/// ([`Flat`]).
 ///
-/// Values that subgraphs (`If`, `Loop`, `Scan` bodies) capture count as used by the node that holds
-/// the subgraph, with a slot past its inputs.
+/// Values that the remaining subgraphs (`If`, `Loop`, `Scan` bodies) capture count as used by the node that
+/// holds the subgraph, with a slot past its inputs.
 pub struct Graph<'m> {
     /// The model this is a view of.
     pub model: &'m Model,
-    proto: &'m GraphProto,
+    flat: Flat,
     names: Vec<String>,
     ids: HashMap<String, ValueId>,
     producer: Vec<Option<NodeId>>,
@@ -39,15 +42,16 @@ pub struct Graph<'m> {
     initializer: Vec<Option<TensorId>>,
     dynamic: Vec<bool>,
     order: Vec<usize>,
+    known: Vec<bool>,
+    shapes: Vec<Shape>,
 }
 
 impl<'m> Graph<'m> {
     /// Builds the view. Nodes need not be in topological order.
     pub fn new(model: &'m Model) -> Self {
-        let proto = model.skeleton.graph.as_ref().expect("`Model::open` refuses a file without a graph");
         let mut graph = Self {
             model,
-            proto,
+            flat: Flat::new(model),
             names: Vec::new(),
             ids: HashMap::new(),
             producer: Vec::new(),
@@ -55,7 +59,10 @@ impl<'m> Graph<'m> {
             initializer: Vec::new(),
             dynamic: Vec::new(),
             order: Vec::new(),
+            known: Vec::new(),
+            shapes: Vec::new(),
         };
+        let proto = std::mem::take(&mut graph.flat.graph);
         for tensor in &proto.initializer {
             let id = graph.intern(tensor.name.as_deref().unwrap_or(""));
             graph.initializer[id.0] = Model::tensor_of(tensor);
@@ -76,9 +83,22 @@ impl<'m> Graph<'m> {
                 graph.uses[id.0].push(Use { node: NodeId(index), slot: node.input.len() + extra });
             }
         }
+        graph.known = proto.node.iter().map(|node| is_known(model, node)).collect();
+        graph.flat.graph = proto;
         graph.sort();
         graph.mark_dynamic();
+        graph.shapes = shape::infer(&graph);
         graph
+    }
+
+    /// The flat graph with the places of its nodes in the file.
+    pub fn flat(&self) -> &Flat {
+        &self.flat
+    }
+
+    /// For a value that a merged decoder returns: the same value in the branch with a cache.
+    pub fn alternate(&self, id: ValueId) -> Option<ValueId> {
+        self.flat.alternate.get(self.name(id)).and_then(|name| self.value(name))
     }
 
     fn intern(&mut self, name: &str) -> ValueId {
@@ -96,7 +116,7 @@ impl<'m> Graph<'m> {
 
     /// Kahn's algorithm; a node on a cycle keeps rank `usize::MAX` and is never walked through.
     fn sort(&mut self) {
-        let nodes = self.proto.node.len();
+        let nodes = self.proto().node.len();
         let mut missing: Vec<usize> = vec![0; nodes];
         for (value, uses) in self.uses.iter().enumerate() {
             if self.producer[value].is_some() {
@@ -125,12 +145,12 @@ impl<'m> Graph<'m> {
     /// A value is dynamic if it depends on a graph input that is no initializer's default.
     fn mark_dynamic(&mut self) {
         self.dynamic = vec![false; self.names.len()];
-        for input in &self.proto.input {
+        for input in &self.flat.graph.input {
             if let Some(id) = self.ids.get(input.name.as_deref().unwrap_or("")).copied() {
                 self.dynamic[id.0] = self.initializer[id.0].is_none();
             }
         }
-        let mut by_rank: Vec<usize> = (0..self.proto.node.len()).filter(|&n| self.order[n] != usize::MAX).collect();
+        let mut by_rank: Vec<usize> = (0..self.proto().node.len()).filter(|&n| self.order[n] != usize::MAX).collect();
         by_rank.sort_by_key(|&n| self.order[n]);
         for node in by_rank {
             let node = NodeId(node);
@@ -143,19 +163,19 @@ impl<'m> Graph<'m> {
         }
     }
 
-    /// The graph as decoded (weights stripped).
-    pub fn proto(&self) -> &'m GraphProto {
-        self.proto
+    /// The flat graph as decoded (weights stripped).
+    pub fn proto(&self) -> &GraphProto {
+        &self.flat.graph
     }
 
-    /// Every node id in file order.
+    /// Every node id in the order of the flat graph.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + use<> {
-        (0..self.proto.node.len()).map(NodeId)
+        (0..self.proto().node.len()).map(NodeId)
     }
 
     /// The node `id`.
-    pub fn node(&self, id: NodeId) -> &'m NodeProto {
-        &self.proto.node[id.0]
+    pub fn node(&self, id: NodeId) -> &NodeProto {
+        &self.proto().node[id.0]
     }
 
     /// `op` of the node, with its domain unless that is the default one.
@@ -170,19 +190,8 @@ impl<'m> Graph<'m> {
     /// The operator if it is of the default domain or of a domain whose operators Lancet knows
     /// (ONNX Runtime's contrib operators); else `""`, so that a custom operator of a known name is not
     /// taken for it. A call of a local function is such a custom operator.
-    pub fn op(&self, id: NodeId) -> &'m str {
-        let node = self.node(id);
-        let domain = node.domain.as_deref().unwrap_or("");
-        let local = self
-            .model
-            .skeleton
-            .functions
-            .iter()
-            .any(|f| f.domain.as_deref().unwrap_or("") == domain && f.name.as_deref() == node.op_type.as_deref());
-        match domain {
-            "" | "ai.onnx" | "com.microsoft" if !local => node.op(),
-            _ => "",
-        }
+    pub fn op(&self, id: NodeId) -> &str {
+        if self.known[id.0] { self.node(id).op() } else { "" }
     }
 
     /// A value's id, if the graph has the name.
@@ -212,7 +221,7 @@ impl<'m> Graph<'m> {
 
     /// The node's outputs that have a name.
     pub fn outputs(&self, node: NodeId) -> impl Iterator<Item = ValueId> + '_ {
-        self.proto.node[node.0].output.iter().filter(|name| !name.is_empty()).map(|name| self.ids[name])
+        self.proto().node[node.0].output.iter().filter(|name| !name.is_empty()).map(|name| self.ids[name])
     }
 
     /// Output `slot` of the node, if it has a name.
@@ -241,7 +250,7 @@ impl<'m> Graph<'m> {
 
     /// Whether the graph returns this value.
     pub fn is_output(&self, id: ValueId) -> bool {
-        self.proto.output.iter().any(|o| o.name.as_deref() == Some(self.name(id)))
+        self.proto().output.iter().any(|o| o.name.as_deref() == Some(self.name(id)))
     }
 
     /// The tensor a value is: an initializer, or the value of a `Constant` node.
@@ -289,12 +298,12 @@ impl<'m> Graph<'m> {
     }
 
     /// The skeleton's own copy of a small tensor.
-    pub fn small_tensor(&self, id: ValueId) -> Option<&'m super::proto::TensorProto> {
+    pub fn small_tensor(&self, id: ValueId) -> Option<&super::proto::TensorProto> {
         let wanted = self.tensor(id)?;
         if let Some(node) = self.producer(id) {
             return self.node(node).attr("value")?.t.as_ref();
         }
-        self.proto.initializer.iter().find(|t| Model::tensor_of(t) == Some(wanted))
+        self.proto().initializer.iter().find(|t| Model::tensor_of(t) == Some(wanted))
     }
 
     /// Element type of a value, from declarations where there are any, else from the operators.
@@ -308,11 +317,11 @@ impl<'m> Graph<'m> {
         }
         let name = self.name(id);
         if let Some(declared) = self
-            .proto
+            .proto()
             .value_info
             .iter()
-            .chain(&self.proto.input)
-            .chain(&self.proto.output)
+            .chain(&self.proto().input)
+            .chain(&self.proto().output)
             .find(|info| info.name.as_deref() == Some(name))
             .and_then(|info| info.tensor()?.elem_type)
             .filter(|&code| code != 0)
@@ -348,23 +357,43 @@ impl<'m> Graph<'m> {
         }
         let name = self.name(id);
         let info = self
-            .proto
+            .proto()
             .value_info
             .iter()
-            .chain(&self.proto.input)
-            .chain(&self.proto.output)
+            .chain(&self.proto().input)
+            .chain(&self.proto().output)
             .find(|info| info.name.as_deref() == Some(name))?;
-        let shape = info.tensor()?.shape.as_ref()?;
-        Some(
-            shape
-                .dim
-                .iter()
-                .map(|d| match &d.value {
-                    Some(dimension::Value::DimValue(v)) => Some(*v),
-                    _ => None,
-                })
-                .collect(),
-        )
+        dimensions(info)
+    }
+
+    /// Dimensions of every value that the file declares, by name.
+    pub(super) fn declared_shapes(&self) -> HashMap<&str, Vec<Option<i64>>> {
+        let infos = self.proto().value_info.iter().chain(&self.proto().input).chain(&self.proto().output);
+        infos.filter_map(|info| Some((info.name.as_deref()?, dimensions(info)?))).collect()
+    }
+
+    /// Whether a tensor lies in a function body that is also called where the flat graph does not look.
+    pub fn is_opaque(&self, tensor: TensorId) -> bool {
+        let within = |frame: Option<FrameId>| {
+            std::iter::successors(frame, |&frame| self.model.frame(frame).parent)
+                .any(|frame| self.flat.opaque_calls.iter().any(|&f| self.model.functions[f].frame == frame))
+        };
+        !self.flat.opaque_calls.is_empty() && within(Some(self.model.tensor(tensor).frame))
+    }
+
+    /// Number of values.
+    pub(super) fn n_values(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Number of dimensions of a value, from the operators, else as declared.
+    pub fn rank_of(&self, id: ValueId) -> Option<usize> {
+        self.shapes[id.0].rank
+    }
+
+    /// Size of a value's last dimension, from the operators.
+    pub fn last_dimension(&self, id: ValueId) -> Option<u64> {
+        self.shapes[id.0].last
     }
 
     /// Walks producers back from `from` and tells whether `target` is met, not passing `target`.
@@ -386,16 +415,40 @@ impl<'m> Graph<'m> {
         false
     }
 
-    /// A name that the graph does not use yet, starting with `stem`.
+    /// A name that neither the graph nor an inlined body uses yet, starting with `stem`.
     pub fn fresh_name(&self, stem: &str) -> String {
+        let used = |name: &str| {
+            self.ids.contains_key(name) || self.flat.instances.iter().any(|i| i.locals().any(|local| local == name))
+        };
         let mut name = stem.to_string();
         let mut n = 1;
-        while self.ids.contains_key(&name) {
+        while used(&name) {
             n += 1;
             name = format!("{stem}.{n}");
         }
         name
     }
+}
+
+/// Declared dimensions; `None` stands for a symbolic one.
+fn dimensions(info: &ValueInfoProto) -> Option<Vec<Option<i64>>> {
+    let shape = info.tensor()?.shape.as_ref()?;
+    let size = |d: &Dimension| match d.value {
+        Some(dimension::Value::DimValue(v)) => Some(v),
+        _ => None,
+    };
+    Some(shape.dim.iter().map(size).collect())
+}
+
+/// Whether a node's operator is what its name says: of the default domain or ONNX Runtime's own, and no local function.
+fn is_known(model: &Model, node: &NodeProto) -> bool {
+    let domain = node.domain.as_deref().unwrap_or("");
+    matches!(domain, "" | "ai.onnx" | "com.microsoft")
+        && !model
+            .skeleton
+            .functions
+            .iter()
+            .any(|f| f.domain.as_deref().unwrap_or("") == domain && f.name.as_deref() == node.op_type.as_deref())
 }
 
 /// Names that the subgraphs of a node read from outside.

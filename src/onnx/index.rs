@@ -38,7 +38,7 @@ pub struct Frame {
     pub body: Range<u64>,
 }
 
-/// The places of a graph's parts.
+/// The places of the parts of a graph or of a local function.
 #[derive(Debug, Clone)]
 pub struct GraphIndex {
     /// The graph's own frame.
@@ -69,6 +69,8 @@ pub struct Model {
     pub tensors: Vec<TensorRef>,
     /// The main graph's places.
     pub graph_index: GraphIndex,
+    /// The places of the local functions, in file order.
+    pub functions: Vec<GraphIndex>,
     frames: Vec<Frame>,
 }
 
@@ -86,7 +88,8 @@ impl Model {
         let mut scan = Scan { frames: Vec::new(), tensors: Vec::new() };
         let root = scan.frame(None, 0, 0..len);
         let mut graph_index = None;
-        let skeleton = scan.model(&mut reader, root, &mut graph_index)?;
+        let mut functions = Vec::new();
+        let skeleton = scan.model(&mut reader, root, &mut graph_index, &mut functions)?;
         let skeleton = ModelProto::decode(skeleton.as_slice()).map_err(|e| reader.not_onnx(e.to_string()))?;
         let Some(graph_index) = graph_index else {
             return Err(reader.not_onnx("it has no graph"));
@@ -100,6 +103,7 @@ impl Model {
             skeleton,
             tensors: scan.tensors,
             graph_index,
+            functions,
             frames: scan.frames,
         })
     }
@@ -202,6 +206,7 @@ impl Scan {
         reader: &mut Reader,
         root: FrameId,
         graph_index: &mut Option<GraphIndex>,
+        functions: &mut Vec<GraphIndex>,
     ) -> Result<Vec<u8>, OnnxError> {
         self.walk(reader, root, 0, |scan, reader, field| match field.number {
             7 => {
@@ -217,13 +222,19 @@ impl Scan {
             }
             25 => match scan.child(root, field) {
                 Some(frame) => {
+                    let mut nodes = Vec::new();
                     let bytes = scan.walk(reader, frame, 1, |scan, reader, field| match field.number {
                         7 => match scan.child(frame, field) {
-                            Some(node) => scan.node(reader, node, 2).map(|(_, bytes)| Some(bytes)),
+                            Some(node) => {
+                                let (index, bytes) = scan.node(reader, node, 2)?;
+                                nodes.push(index);
+                                Ok(Some(bytes))
+                            }
                             None => Ok(None),
                         },
                         _ => Ok(None),
                     })?;
+                    functions.push(GraphIndex { frame, nodes });
                     Ok(Some(bytes))
                 }
                 None => Ok(None),

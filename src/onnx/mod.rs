@@ -2,10 +2,13 @@
 
 pub mod error;
 pub mod external;
+pub mod flat;
 pub mod graph;
 pub mod index;
+pub mod lower;
 pub mod patch;
 pub mod proto;
+pub mod shape;
 pub mod tensor;
 pub mod wire;
 

@@ -1,26 +1,37 @@
-//! A change to a graph as a value: applied to a decoded graph in memory, or lowered to splices of the
-//! file that leave every other byte as it is.
+//! A change to a graph as a value, applied to a decoded graph in memory ([`super::lower`] turns it into splices
+//! of the file), and the file that splices make.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
 use prost::Message;
 
-use super::error::OnnxError;
-use super::graph::{Graph, NodeId, Use};
+use super::graph::{Graph, NodeId, Use, ValueId};
 use super::index::{FrameId, Model};
 use super::proto::{GraphProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto};
-use super::wire::{Reader, Value, put_bytes, varint};
+use super::wire::{put_bytes, varint};
 
-/// Nodes, tensors, inputs and outputs to add, and inputs of present nodes to rewire.
+/// Where a node is added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Before every other node.
+    First,
+    /// Right before this one.
+    Before(NodeId),
+    /// Right after this one.
+    After(NodeId),
+}
+
+/// Nodes, tensors, inputs and outputs to add to a flat graph, and names of present nodes to change.
 #[derive(Debug, Clone, Default)]
 pub struct Patch {
-    /// Nodes to add, each right after a present one (`None`: first).
-    pub nodes: Vec<(Option<NodeId>, NodeProto)>,
+    /// Nodes to add.
+    pub nodes: Vec<(Place, NodeProto)>,
     /// New names for present inputs; the empty name drops an optional input.
     pub rewires: Vec<(Use, String)>,
-    /// Names for outputs that a node computes but the file leaves unnamed.
-    pub named_outputs: Vec<(NodeId, usize, String)>,
+    /// New names for outputs of present nodes, also for those that a file leaves unnamed. With a node that defines
+    /// the old name, every reader reads that one instead.
+    pub renames: Vec<(NodeId, usize, String)>,
     /// Initializers to add, with their data.
     pub initializers: Vec<TensorProto>,
     /// Graph inputs to add.
@@ -34,124 +45,83 @@ impl Patch {
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
             && self.rewires.is_empty()
-            && self.named_outputs.is_empty()
+            && self.renames.is_empty()
             && self.initializers.is_empty()
             && self.inputs.is_empty()
             && self.outputs.is_empty()
     }
 
-    /// Checks that every name that the patch defines is new, and that every name it reads is defined by
+    /// Checks that every name that the patch defines is new or free, and that every name it reads is defined by
     /// the graph or by the patch.
     ///
     /// # Panics
     /// If not: a patch is made by this crate, so that would be a bug that must not reach a file.
     pub fn check(&self, graph: &Graph<'_>) {
-        let defined: Vec<&str> = self
+        let freed: HashSet<ValueId> = self.renames.iter().filter_map(|(n, slot, _)| graph.output(*n, *slot)).collect();
+        let mut defined: HashSet<&str> = HashSet::new();
+        let all = self
             .nodes
             .iter()
             .flat_map(|(_, node)| node.output.iter().map(String::as_str))
             .chain(self.initializers.iter().filter_map(|t| t.name.as_deref()))
             .chain(self.inputs.iter().filter_map(|i| i.name.as_deref()))
-            .chain(self.named_outputs.iter().map(|(_, _, name)| name.as_str()))
-            .collect();
-        for name in &defined {
-            assert!(graph.value(name).is_none(), "the patch redefines `{name}`");
+            .chain(self.renames.iter().map(|(.., name)| name.as_str()));
+        for name in all {
+            let free = graph.value(name).is_none_or(|v| freed.contains(&v));
+            assert!(free && defined.insert(name), "the patch redefines `{name}`");
         }
-        let known = |name: &str| name.is_empty() || graph.value(name).is_some() || defined.contains(&name);
-        for (_, node) in &self.nodes {
-            for input in &node.input {
-                assert!(known(input), "the patch reads the undefined `{input}`");
-            }
+        for value in freed {
+            assert!(defined.contains(graph.name(value)), "the patch leaves `{}` undefined", graph.name(value));
         }
-        for (_, name) in &self.rewires {
+        let known = |name: &str| name.is_empty() || graph.value(name).is_some() || defined.contains(name);
+        for input in self.nodes.iter().flat_map(|(_, node)| &node.input) {
+            assert!(known(input), "the patch reads the undefined `{input}`");
+        }
+        let mut uses = HashSet::new();
+        for (at, name) in &self.rewires {
             assert!(known(name), "the patch rewires to the undefined `{name}`");
+            assert!(
+                uses.insert(*at),
+                "the patch leads input {} of node {} twice, last to `{name}`",
+                at.slot,
+                at.node.0
+            );
         }
     }
 
-    /// The graph with the patch applied. `proto` is the graph that the node ids refer to.
+    /// The graph with the patch applied. `proto` is the flat graph that the node ids refer to.
     pub fn apply(&self, proto: &mut GraphProto) {
         for (at, name) in &self.rewires {
             proto.node[at.node.0].input[at.slot].clone_from(name);
         }
-        for (node, slot, name) in &self.named_outputs {
+        for (node, slot, name) in &self.renames {
             let outputs = &mut proto.node[node.0].output;
             if outputs.len() <= *slot {
                 outputs.resize(slot + 1, String::new());
             }
             outputs[*slot].clone_from(name);
         }
+        // 2n: before node n, 2n + 1: after it
         let mut added: BTreeMap<usize, Vec<NodeProto>> = BTreeMap::new();
-        for (after, node) in &self.nodes {
-            added.entry(after.map_or(0, |n| n.0 + 1)).or_default().push(node.clone());
+        for (place, node) in &self.nodes {
+            let key = match place {
+                Place::First => 0,
+                Place::Before(n) => 2 * n.0,
+                Place::After(n) => 2 * n.0 + 1,
+            };
+            added.entry(key).or_default().push(node.clone());
         }
         let old = std::mem::take(&mut proto.node);
-        proto.node = added.remove(&0).unwrap_or_default();
         for (index, node) in old.into_iter().enumerate() {
+            proto.node.extend(added.remove(&(2 * index)).unwrap_or_default());
             proto.node.push(node);
-            proto.node.extend(added.remove(&(index + 1)).unwrap_or_default());
+            proto.node.extend(added.remove(&(2 * index + 1)).unwrap_or_default());
         }
+        proto.node.extend(added.remove(&0).unwrap_or_default()); // a graph without nodes
         proto.initializer.extend(self.initializers.iter().cloned());
         proto.input.extend(self.inputs.iter().cloned());
         proto.output.extend(self.outputs.iter().cloned());
     }
-
-    /// The patch as splices of the model's file.
-    ///
-    /// # Errors
-    /// If the file can no longer be read as it was indexed.
-    pub fn splices(&self, model: &Model) -> Result<Vec<Splice>, OnnxError> {
-        assert!(self.named_outputs.is_empty(), "only in-memory patches name outputs");
-        let graph = model.graph_index.frame;
-        let graph_body = model.frame(graph).body.clone();
-        let mut splices = Vec::new();
-        let mut reader = Reader::open(&model.path)?;
-        for (at, name) in &self.rewires {
-            let frame = model.graph_index.nodes[at.node.0].frame;
-            let range = input_field(&mut reader, model, frame, at.slot)?;
-            let mut bytes = Vec::new();
-            put_bytes(&mut bytes, 1, name.as_bytes());
-            splices.push(Splice { at: range, frame, bytes });
-        }
-        let mut insert = |at: u64, number: u32, body: &[u8]| {
-            let mut bytes = Vec::new();
-            put_bytes(&mut bytes, number, body);
-            splices.push(Splice { at: at..at, frame: graph, bytes });
-        };
-        for (after, node) in &self.nodes {
-            let at = match after {
-                Some(node) => model.frame(model.graph_index.nodes[node.0].frame).body.end,
-                None => graph_body.start,
-            };
-            insert(at, 1, &node.encode_to_vec());
-        }
-        for tensor in &self.initializers {
-            insert(graph_body.end, 5, &tensor.encode_to_vec());
-        }
-        for input in &self.inputs {
-            insert(graph_body.end, 11, &input.encode_to_vec());
-        }
-        for output in &self.outputs {
-            insert(graph_body.end, 12, &output.encode_to_vec());
-        }
-        Ok(splices)
-    }
-}
-
-/// Bytes of the field that holds input `slot` of the node in `frame`.
-fn input_field(reader: &mut Reader, model: &Model, frame: FrameId, slot: usize) -> Result<Range<u64>, OnnxError> {
-    let body = model.frame(frame).body.clone();
-    let (mut at, mut seen) = (body.start, 0);
-    while at < body.end {
-        let field = reader.field(at, body.end)?;
-        if field.number == 1 && matches!(field.value, Value::Bytes { .. }) {
-            if seen == slot {
-                return Ok(field.start..field.end);
-            }
-            seen += 1;
-        }
-        at = field.end;
-    }
-    Err(reader.truncated("the file changed while it was read"))
 }
 
 /// Bytes of the `.onnx` file to replace (an empty range inserts).

@@ -133,6 +133,7 @@ pub struct AttributeProto {
 pub mod attribute_type {
     pub const INT: i32 = 2;
     pub const FLOAT: i32 = 1;
+    pub const TENSOR: i32 = 4;
     pub const INTS: i32 = 7;
 }
 

@@ -38,12 +38,11 @@ fn precision(engine: &Engine<'_>) -> f64 {
         });
     };
     for writer in &engine.lm.writers {
-        if let Some(target) = writer.weight {
+        for target in &writer.weights {
             see(engine.graph.model.tensor(target.tensor).dtype);
         }
         if writer.treatment == Treatment::Nodes {
-            let value = engine.lm.residual.contributions[writer.contribution].value;
-            see(engine.graph.elem_type(value).unwrap_or(DataType::FLOAT));
+            see(engine.graph.elem_type(writer.writes[0].value).unwrap_or(DataType::FLOAT));
         }
     }
     coarsest

@@ -135,7 +135,7 @@ impl Engine<'_> {
         let Session { model, built, interface } = session;
         let prompts: Vec<&[u32]> = members.iter().map(|&i| rows[i].tokens).collect();
         let batch = Batch::new(&prompts, self.pad);
-        let mut feeds = batch::feeds(model, interface, &batch.ids, &batch.mask, false)?;
+        let mut feeds = batch::feeds(model, interface, &batch.ids, &batch.mask)?;
         if built.inputs.iter().any(|name| name == DIRECTION_INPUT) {
             let width = self.lm.d_model();
             let mut values = Array3::zeros((members.len(), 1, width));
@@ -178,17 +178,23 @@ impl Engine<'_> {
         stop: &[u32],
         mut done: impl FnMut(u64),
     ) -> Result<Vec<Vec<u32>>, Error> {
-        let mut session =
-            self.session(Request { logits: true, cache: true, last_positions: 1, ..Request::default() })?;
+        let request = Request { logits: true, cache: true, last_positions: 1, ..Request::default() };
+        let mut session = self.session(request.clone())?;
+        let mut decoder = match self.lm.cached {
+            Some(_) => Some(self.session(Request { cached_branch: true, ..request })?),
+            None => None,
+        };
         let limits = crate::runtime::generate::Limits { max_new_tokens, stop: stop.to_vec(), pad: self.pad };
         let logits = session.built.logits.clone().expect("logits were asked for");
         let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
         let mut answers = vec![Vec::new(); prompts.len()];
         for members in batch::plan(&lengths, self.batch, &session.interface) {
             let rows: Vec<&[u32]> = members.iter().map(|&i| prompts[i].as_slice()).collect();
+            let interface = decoder.as_ref().map_or(&session.interface, |d| &d.interface).clone();
             let found = crate::runtime::generate::greedy(
                 &mut session.model,
-                &session.interface,
+                decoder.as_mut().map(|d| &mut d.model),
+                &interface,
                 &logits,
                 &rows,
                 &limits,

@@ -1,32 +1,22 @@
 //! What a model is, as data.
 
-use crate::lm::{LanguageModel, Refusal, Treatment, Writer, WriterKind};
+use crate::lm::{LanguageModel, Refusal, Treatment, Writer, tensor_label};
 use crate::onnx::{Graph, Model};
 use crate::report::{InspectResult, RefusalRow, WriterRow};
-
-/// Name of a writer's kind in reports.
-fn kind_name(kind: WriterKind) -> &'static str {
-    match kind {
-        WriterKind::Embed => "embed",
-        WriterKind::PosEmbed => "pos_embed",
-        WriterKind::AttnOut => "attn_out",
-        WriterKind::MlpOut => "mlp_out",
-    }
-}
 
 /// Describes an understood model.
 pub fn describe(model: &Model, graph: &Graph<'_>, lm: &LanguageModel) -> InspectResult {
     let tied: Vec<String> = lm
         .writers
         .iter()
-        .filter(|w| w.reason.as_deref().is_some_and(|r| r.starts_with("tied")))
-        .filter_map(|w| Some(model.tensor(w.weight?.tensor).name.clone()))
+        .filter(|w| w.tied)
+        .filter_map(|w| Some(tensor_label(graph, w.weights.first()?.tensor)))
         .collect();
     InspectResult {
         n_layers: lm.n_layers(),
         d_model: lm.d_model(),
         d_vocab: vocabulary(graph, lm),
-        writers: lm.writers.iter().map(|w| row(graph, lm, w)).collect(),
+        writers: lm.writers.iter().map(|w| row(graph, w)).collect(),
         interface: serde_json::to_value(&lm.interface).expect("plain data"),
         tied,
         ..bare(model)
@@ -66,13 +56,15 @@ fn bare(model: &Model) -> InspectResult {
     }
 }
 
-fn row(graph: &Graph<'_>, lm: &LanguageModel, writer: &Writer) -> WriterRow {
-    let tensor = writer.weight.map(|t| graph.model.tensor(t.tensor));
-    let value = lm.residual.contributions[writer.contribution].value;
+fn row(graph: &Graph<'_>, writer: &Writer) -> WriterRow {
+    let target = writer.weights.first();
+    let tensor = target.map(|t| graph.model.tensor(t.tensor));
+    let value = writer.writes[0].value;
     WriterRow {
-        kind: kind_name(writer.kind).into(),
+        kind: writer.kind.name().into(),
         layer: writer.layer.map(|l| l.0),
-        initializer: tensor.map(|t| t.name.clone()),
+        initializer: target.map(|t| tensor_label(graph, t.tensor)),
+        n_weights: writer.weights.len(),
         dtype: tensor.map(|t| t.dtype).or_else(|| graph.elem_type(value)).map(|d| d.name().to_string()),
         shape: tensor.map(|t| t.shape.clone()),
         treatment: match writer.treatment {

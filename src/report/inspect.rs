@@ -127,7 +127,11 @@ fn writers(out: &mut String, style: Style, width: usize, writers: &[WriterRow]) 
                 plain(single_line(&writer.kind)),
                 plain(name),
                 plain(writer.dtype.as_deref().map_or_else(|| MISSING.to_owned(), single_line)),
-                plain(shape(writer.shape.as_deref())),
+                plain(if writer.n_weights > 1 {
+                    format!("{} x {}", writer.n_weights, shape(writer.shape.as_deref()))
+                } else {
+                    shape(writer.shape.as_deref())
+                }),
                 plain(single_line(&writer.treatment)),
             ]);
         }

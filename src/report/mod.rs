@@ -299,8 +299,11 @@ pub struct WriterRow {
     pub kind: String,
     /// Absolute layer; `None` for embeddings.
     pub layer: Option<usize>,
-    /// Name of the weight, where one was found.
+    /// Name of the weight, where one was found; of the first one, where there is one for each expert.
     pub initializer: Option<String>,
+    /// Number of weights: one, or one for each expert.
+    #[serde(default)]
+    pub n_weights: usize,
     /// Its element type.
     pub dtype: Option<String>,
     /// Its dimensions.

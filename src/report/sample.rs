@@ -99,6 +99,7 @@ pub fn run() -> RunResult {
                 layer: Some(layer),
                 initializer: Some(format!("model.layers.{layer}.{name}.weight")),
                 dtype: Some("float32".into()),
+                n_weights: 1,
                 shape: Some(vec![rows, 128]),
                 treatment: "weights".into(),
                 reason: None,

