@@ -8,7 +8,7 @@ use prost::Message;
 
 use crate::lm::projection::{self, DirectionSource};
 use crate::lm::residual::SKIP_SUM_OUTPUT;
-use crate::lm::{LanguageModel, ResidPoint, StreamValue};
+use crate::lm::{EmbeddingFile, LanguageModel, ResidPoint, StreamValue};
 use crate::onnx::patch::{Patch, Place};
 use crate::onnx::proto::{
     Dimension, ModelProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, attr_int,
@@ -29,8 +29,8 @@ pub struct Request {
     pub probes: Vec<(usize, ResidPoint)>,
     /// How many positions, counted from the end, probes return.
     pub last_positions: usize,
-    /// Return logits of the last position.
-    pub logits: bool,
+    /// Return logits of this many positions, counted from the end; 0 returns none.
+    pub logits: usize,
     /// Return the KV cache.
     pub cache: bool,
     /// Ablate the direction given as graph input [`DIRECTION_INPUT`] from every write.
@@ -47,7 +47,7 @@ pub struct SessionModel {
     pub bytes: Vec<u8>,
     /// Names of the probe outputs, in the order of the request.
     pub probes: Vec<String>,
-    /// Name of the logits output; it holds one position.
+    /// Name of the logits output; it holds the positions that were asked for.
     pub logits: Option<String>,
     /// Names of the inputs that are left after pruning.
     pub inputs: Vec<String>,
@@ -67,7 +67,12 @@ fn probe_name(layer: usize, point: ResidPoint) -> String {
 ///
 /// # Errors
 /// If tensor data that must be copied cannot be read.
-pub fn instrument(graph: &Graph<'_>, lm: &LanguageModel, request: &Request) -> Result<SessionModel, OnnxError> {
+pub fn instrument(
+    graph: &Graph<'_>,
+    lm: &LanguageModel,
+    embedding: Option<&EmbeddingFile<'_>>,
+    request: &Request,
+) -> Result<SessionModel, OnnxError> {
     let mut patch = Patch::default();
     let mut int64s: Vec<TensorProto> = Vec::new();
     let stream = lm.stream(request.cached_branch);
@@ -75,7 +80,7 @@ pub fn instrument(graph: &Graph<'_>, lm: &LanguageModel, request: &Request) -> R
         patch.inputs.push(value_info(DIRECTION_INPUT, DataType::FLOAT, &["lancet_batch", "1", "lancet_d_model"]));
         projection::prepare(&mut patch, DIRECTION_INPUT);
         let source = DirectionSource::Input(DIRECTION_INPUT.into());
-        for (index, contribution) in stream.contributions.iter().enumerate() {
+        for (index, contribution) in stream.writes(graph).iter().enumerate() {
             projection::project(graph, &mut patch, contribution, &source, &format!("ablate.{index}"));
         }
     }
@@ -101,7 +106,7 @@ pub fn instrument(graph: &Graph<'_>, lm: &LanguageModel, request: &Request) -> R
         patch.outputs.push(value_info(&name, DataType::FLOAT, &[]));
         probes.push(name);
     }
-    let logits = request.logits.then(|| last_logits(graph, lm, request.cached_branch, &mut patch, &mut int64s));
+    let logits = (request.logits > 0).then(|| last_logits(graph, lm, request, &mut patch, &mut int64s));
     int64s.dedup_by(|a, b| a.name == b.name);
     patch.initializers.extend(int64s);
     if request.cached_branch {
@@ -139,6 +144,9 @@ pub fn instrument(graph: &Graph<'_>, lm: &LanguageModel, request: &Request) -> R
     }
     prune(&mut proto);
     reference_weights(&mut proto, graph.model)?;
+    if let (Some(embedding), Some(fed)) = (embedding, &lm.interface.inputs_embeds) {
+        join_embedding(&mut proto, embedding, fed)?;
+    }
     if request.widen_bfloat16 {
         widen_bfloat16(proto.graph.as_mut().expect("still there"));
     }
@@ -224,19 +232,19 @@ fn last_positions(
     output
 }
 
-/// Logits of the last position, computed from the last position only where the unembedding is a plain
+/// Logits of the last positions, computed from these positions only where the unembedding is a plain
 /// product: the activation is sliced before it.
 fn last_logits(
     graph: &Graph<'_>,
     lm: &LanguageModel,
-    cached_branch: bool,
+    request: &Request,
     patch: &mut Patch,
     int64s: &mut Vec<TensorProto>,
 ) -> String {
-    let at = lm.stream(cached_branch).unembedding;
+    let at = lm.stream(request.cached_branch).unembedding;
     let activation = graph.input(at.node, at.slot).expect("found as an input");
     let logits = graph.value(&lm.interface.logits).expect("the interface names a value of the graph");
-    let mut value = if cached_branch { graph.alternate(logits).unwrap_or(logits) } else { logits };
+    let mut value = if request.cached_branch { graph.alternate(logits).unwrap_or(logits) } else { logits };
     let mut plain = true;
     // nothing between product and logits may depend on the number of positions
     while let Some(producer) = graph.producer(value) {
@@ -254,14 +262,14 @@ fn last_logits(
     if plain {
         let source = graph.name(activation).to_string();
         let place = Place::Before(at.node);
-        let sliced = last_positions(patch, place, &source, "lancet.final", 1, int64s);
+        let sliced = last_positions(patch, place, &source, "lancet.final", request.logits, int64s);
         patch.rewires.push((Use { node: at.node, slot: at.slot }, sliced));
         patch.nodes.push((
             after,
             node("Cast", &name, &[graph.name(logits)], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),
         ));
     } else {
-        let sliced = last_positions(patch, after, graph.name(logits), "lancet.logits", 1, int64s);
+        let sliced = last_positions(patch, after, graph.name(logits), "lancet.logits", request.logits, int64s);
         patch.nodes.push((
             after,
             node("Cast", &name, &[&sliced], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),
@@ -326,6 +334,50 @@ fn prune(proto: &mut ModelProto) {
     main.value_info.clear();
     main.quantization_annotation.clear();
     proto.metadata_props.clear();
+}
+
+/// Puts the embedding file's graph in front of the one that takes its output as input `fed`.
+fn join_embedding(proto: &mut ModelProto, embedding: &EmbeddingFile<'_>, fed: &str) -> Result<(), OnnxError> {
+    let graph = &embedding.graph;
+    let output = graph.name(embedding.output);
+    let mut other = ModelProto {
+        graph: Some(graph.proto().clone()),
+        opset_import: graph.model.skeleton.opset_import.iter().chain(&graph.flat().imports).cloned().collect(),
+        ..Default::default()
+    };
+    prune(&mut other);
+    reference_weights(&mut other, graph.model)?;
+    for import in other.opset_import {
+        let domain = import.domain.as_deref().unwrap_or("");
+        match proto.opset_import.iter().find(|i| i.domain.as_deref().unwrap_or("") == domain) {
+            Some(known) if known.version == import.version => {}
+            Some(_) => {
+                let what = format!("an embedding file of another version of the operators `{domain}`");
+                return Err(OnnxError::Unsupported { what });
+            }
+            None => proto.opset_import.push(import),
+        }
+    }
+    let mut front = other.graph.expect("set above");
+    let own = |name: &str| match name {
+        name if name == embedding.input_ids || name.is_empty() => name.to_string(),
+        name => format!("lancet.embedding/{name}"),
+    };
+    for node in &mut front.node {
+        node.input.iter_mut().chain(&mut node.output).for_each(|name| *name = own(name));
+    }
+    for tensor in &mut front.initializer {
+        tensor.name = tensor.name.as_deref().map(own);
+    }
+    let main = proto.graph.as_mut().expect("an indexed model has a graph");
+    let wanted = main.input.iter().find(|i| i.name.as_deref() == Some(fed)).and_then(|i| i.tensor()?.elem_type);
+    let to = i64::from(wanted.unwrap_or(DataType::FLOAT.0));
+    front.node.push(node("Cast", fed, &[&own(output)], &[fed], vec![attr_int("to", to)]));
+    main.node.splice(0..0, front.node);
+    main.initializer.extend(front.initializer);
+    main.input.retain(|i| i.name.as_deref() != Some(fed));
+    main.input.extend(front.input);
+    Ok(())
 }
 
 /// Turns every bfloat16 value into float32: tensors are cast where they enter, casts to bfloat16 become casts to

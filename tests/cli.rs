@@ -89,7 +89,8 @@ Options:
           [default: 64]
 
       --weights-only
-          Never add nodes; fails where weights alone cannot be exact
+          Add no nodes: edit copies of shared tensors, and work through norms, which is not quite
+          exact
 
       --lambda <LAMBDA>
           Partial orthogonalisation: 1 removes all of the true-refusal component, 0 none of it

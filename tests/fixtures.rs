@@ -30,15 +30,17 @@ fn the_manifest_lists_every_file_and_its_bytes() {
         .collect();
     names.sort();
     assert_eq!(names, listed.keys().cloned().collect::<Vec<_>>(), "run `python tools/manifest.py`");
-    let mut chat = 0;
+    let (mut chat, mut all) = (0, 0);
     for (name, entry) in &listed {
         let bytes = std::fs::read(root.join(name)).unwrap();
         assert_eq!(bytes.len() as u64, entry["bytes"].as_u64().unwrap(), "{name}");
         let sum: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(sum, entry["sha256"].as_str().unwrap(), "{name}");
+        all += bytes.len();
         if name.starts_with("chat/") || name.starts_with("chat-guard/") {
             chat += bytes.len();
         }
     }
     assert!(chat <= 8_000_000, "the chat models and their prompts take {chat} bytes");
+    assert!(all <= 25_000_000, "all fixtures take {all} bytes");
 }

@@ -8,12 +8,11 @@ use std::sync::atomic::AtomicBool;
 use common::fixture;
 use lancet::chat::ChatOptions;
 use lancet::instrument::Request;
-use lancet::lm::{LanguageModel, ResidPoint};
+use lancet::lm::ResidPoint;
 use lancet::method::direction::Direction;
 use lancet::method::prompts::{LoadOptions, PromptClass, Split};
-use lancet::onnx::Graph;
 use lancet::pipeline::engine::{Engine, Row, Silent};
-use lancet::pipeline::{self, Guard, Opened, RunOptions, check, collect};
+use lancet::pipeline::{self, BakeOptions, Opened, check, collect};
 use lancet::prompt_files::{self, PromptLocation};
 use lancet::runtime::session::{Device, Runtime};
 
@@ -49,29 +48,15 @@ fn baked(name: &str) -> check::LogitReport {
     let opened = Opened::new(&fixture(name)).unwrap();
     let chat = pipeline::load_chat(&opened.files, None, ChatOptions::default()).unwrap();
     let cancelled = AtomicBool::new(false);
-    let options = RunOptions {
-        lambda: 1.0,
-        rules: lancet::method::select::Rules::PAPER,
-        refusal_tokens: collect::RefusalTokens::Automatic,
-        max_new_tokens: 1,
-        guard: Guard { max_harmful_drop: 0.0, force: false },
-        weights_only: true,
-        batch: 8,
-        command: vec![],
-        seed: 0,
-        out: &out,
-        cancelled: &cancelled,
-    };
+    let options = BakeOptions { out: &out, weights_only: true, cancelled: &cancelled };
     let (_, bytes) = pipeline::bake_only(&opened, &direction(), &options, &Silent).unwrap();
     assert_eq!(bytes.changed_bytes_outside_plan, 0);
     let written = Opened::new(&out).unwrap();
-    let (graph, out_graph) = (Graph::new(&opened.model), Graph::new(&written.model));
-    let lm = LanguageModel::new(&graph, &opened.config).unwrap();
-    let out_lm = LanguageModel::new(&out_graph, &written.config).unwrap();
+    let (model, out_model) = (opened.understand().unwrap(), written.understand().unwrap());
     let runtime = runtime();
     let pad = pipeline::pad_token(&chat);
-    let engine = Engine { runtime: &runtime, graph: &graph, lm: &lm, batch: 8, pad, cancelled: &cancelled };
-    let out_engine = Engine { graph: &out_graph, lm: &out_lm, ..engine };
+    let engine = Engine { runtime: &runtime, model: &model, batch: 8, pad, cancelled: &cancelled };
+    let out_engine = Engine { model: &out_model, ..engine };
     check::logits(&engine, &out_engine, &direction(), &prompts(&chat)).unwrap()
 }
 
@@ -102,8 +87,7 @@ fn bfloat16_equals_run_time_ablation_within_a_tenth() {
 fn padded_and_unpadded_prompts_agree_in_logits_and_stream() {
     let opened = Opened::new(&fixture("chat")).unwrap();
     let chat = pipeline::load_chat(&opened.files, None, ChatOptions::default()).unwrap();
-    let graph = Graph::new(&opened.model);
-    let lm = LanguageModel::new(&graph, &opened.config).unwrap();
+    let model = opened.understand().unwrap();
     let runtime = runtime();
     let cancelled = AtomicBool::new(false);
     let pad = pipeline::pad_token(&chat);
@@ -111,10 +95,10 @@ fn padded_and_unpadded_prompts_agree_in_logits_and_stream() {
     let lengths: std::collections::BTreeSet<usize> = prompts.iter().map(Vec::len).collect();
     assert!(lengths.len() > 3, "prompts of several lengths");
     let run = |batch: usize| {
-        let engine = Engine { runtime: &runtime, graph: &graph, lm: &lm, batch, pad, cancelled: &cancelled };
-        let probes = (0..lm.n_layers()).map(|l| (l, ResidPoint::Pre)).collect();
+        let engine = Engine { runtime: &runtime, model: &model, batch, pad, cancelled: &cancelled };
+        let probes = (0..model.lm.n_layers()).map(|l| (l, ResidPoint::Pre)).collect();
         let mut session =
-            engine.session(Request { probes, last_positions: 4, logits: true, ..Request::default() }).unwrap();
+            engine.session(Request { probes, last_positions: 4, logits: 1, ..Request::default() }).unwrap();
         let rows: Vec<Row<'_>> = prompts.iter().map(|t| Row { tokens: t, direction: 0 }).collect();
         let mut out = vec![Vec::new(); rows.len()];
         engine
@@ -132,7 +116,7 @@ fn padded_and_unpadded_prompts_agree_in_logits_and_stream() {
     }
     // and so do the answers
     let answers = |batch: usize| {
-        let engine = Engine { runtime: &runtime, graph: &graph, lm: &lm, batch, pad, cancelled: &cancelled };
+        let engine = Engine { runtime: &runtime, model: &model, batch, pad, cancelled: &cancelled };
         let stop = pipeline::stop_tokens(&opened.files, &chat).unwrap();
         engine.answers(&prompts, 16, &stop, |_| ()).unwrap()
     };

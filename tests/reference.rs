@@ -9,10 +9,8 @@ use std::sync::atomic::AtomicBool;
 
 use lancet::chat::ChatOptions;
 use lancet::linalg::cosine;
-use lancet::lm::LanguageModel;
 use lancet::method::prompts::{LoadOptions, PromptClass, Prompts};
 use lancet::method::select::{Rules, candidates};
-use lancet::onnx::Graph;
 use lancet::pipeline::collect::{self, RefusalTokens};
 use lancet::pipeline::engine::{Engine, Silent};
 use lancet::pipeline::{self, Opened, choose};
@@ -49,18 +47,11 @@ fn everything_equals_the_independent_implementation() {
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let opened = Opened::new(fixture()).unwrap();
     let chat = pipeline::load_chat(&opened.files, None, ChatOptions::default()).unwrap();
-    let graph = Graph::new(&opened.model);
-    let lm = LanguageModel::new(&graph, &opened.config).unwrap();
+    let model = opened.understand().unwrap();
     let runtime = Runtime::load(&common::onnxruntime_library(), Device::Cpu, 0).unwrap();
     let cancelled = AtomicBool::new(false);
-    let engine = Engine {
-        runtime: &runtime,
-        graph: &graph,
-        lm: &lm,
-        batch: 16,
-        pad: pipeline::pad_token(&chat),
-        cancelled: &cancelled,
-    };
+    let engine =
+        Engine { runtime: &runtime, model: &model, batch: 16, pad: pipeline::pad_token(&chat), cancelled: &cancelled };
     let prompts = prompts();
     let ids: Vec<u32> = serde_json::from_value(reference["refusal_token_ids"].clone()).unwrap();
     // the words give the same tokens

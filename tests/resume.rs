@@ -6,9 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use lancet::chat::ChatOptions;
-use lancet::lm::LanguageModel;
 use lancet::method::prompts::{LoadOptions, PromptClass};
-use lancet::onnx::Graph;
 use lancet::pipeline::collect::{self, RefusalTokens};
 use lancet::pipeline::engine::{Engine, Observer, Silent};
 use lancet::pipeline::{self, Opened};
@@ -38,8 +36,7 @@ fn a_stopped_collection_goes_on_to_the_same_means() {
     let runtime = Runtime::load(&common::onnxruntime_library(), Device::Cpu, 0).unwrap();
     let opened = Opened::new(&fixture).unwrap();
     let chat = pipeline::load_chat(&opened.files, None, ChatOptions::default()).unwrap();
-    let graph = Graph::new(&opened.model);
-    let lm = LanguageModel::new(&graph, &opened.config).unwrap();
+    let model = opened.understand().unwrap();
     let folder = fixture.join("prompts");
     let prompts = prompt_files::load(PromptLocation::Folder(&folder), &LoadOptions::default()).unwrap();
     let tokens = RefusalTokens::Given(vec![
@@ -48,7 +45,7 @@ fn a_stopped_collection_goes_on_to_the_same_means() {
     ]);
     let cancelled = AtomicBool::new(false);
     let pad = pipeline::pad_token(&chat);
-    let engine = Engine { runtime: &runtime, graph: &graph, lm: &lm, batch: 16, pad, cancelled: &cancelled };
+    let engine = Engine { runtime: &runtime, model: &model, batch: 16, pad, cancelled: &cancelled };
     let temporary = tempfile::tempdir().unwrap();
     let partial = temporary.path().join("acts.partial");
     let inputs = |partial| collect::Inputs {

@@ -51,7 +51,7 @@ pub struct Edit {
     pub part: Option<Part>,
     /// The writer's block; none for embeddings.
     pub layer: Option<Layer>,
-    /// `weights` or `nodes`.
+    /// `weights`, `nodes`, or with `--weights-only` `copy`, `turned`, `turned copy`.
     pub treatment: &'static str,
     /// Why not by weights.
     pub reason: Option<String>,
@@ -125,7 +125,7 @@ pub fn apply(
                 let pair = &files[file];
                 let found = tensor::edit(
                     &plan.tensors[edit],
-                    &plan.unit,
+                    plan.unit_of(&plan.tensors[edit]),
                     options.hash,
                     &|block, offset| {
                         stop_if(options.cancelled)?;
@@ -266,8 +266,12 @@ fn edits(plan: &BakePlan, measured: &HashMap<usize, Measured>) -> Vec<Edit> {
             kind: edit.kind,
             part: Some(edit.part),
             layer: edit.layer,
-            treatment: "weights",
-            reason: None,
+            treatment: edit.treatment(),
+            reason: edit.turned.as_ref().map(|_| {
+                "the norm behind it turns the direction: the write is orthogonal, its length is not quite that of an \
+                 exact edit"
+                    .to_string()
+            }),
             dtype: edit.dtype,
             shape: Some(edit.shape.clone()),
             bytes: Some(edit.bytes()),

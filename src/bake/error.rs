@@ -24,14 +24,12 @@ pub enum BakeError {
         source: OnnxError,
     },
     /// A writer whose write cannot be made orthogonal by its weights, and added nodes were forbidden.
-    #[error("writer `{writer}` cannot be baked by its weights alone: {reason}{}", others(*.more))]
+    #[error("writer `{writer}` cannot be baked by its weights alone: {reason}")]
     NeedsNodes {
         /// The writer, for example `layer.3.attn_out`.
         writer: String,
         /// Why not.
         reason: String,
-        /// How many writers more have the same problem.
-        more: usize,
     },
     /// A tensor stored in a way that is not edited.
     #[error("tensor `{tensor}` cannot be edited: {reason}")]
@@ -90,10 +88,6 @@ pub enum BakeError {
     /// The caller cancelled.
     #[error("cancelled; nothing was published")]
     Cancelled,
-}
-
-fn others(more: usize) -> String {
-    if more == 0 { String::new() } else { format!(" (and {more} more)") }
 }
 
 impl BakeError {

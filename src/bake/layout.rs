@@ -5,18 +5,33 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
+use prost::Message;
+
 use super::error::BakeError;
 use super::kernel;
 use super::plan::{BakePlan, TensorEdit};
 use super::tensor::{self, Measured};
 use crate::onnx::external::read_exact_at;
 use crate::onnx::graph::varint_halves;
-use crate::onnx::patch::{Segment, Splice, layout, metadata_splice};
-use crate::onnx::wire::varint;
+use crate::onnx::patch::{Hole, Segment, Splice, layout, metadata_splice};
+use crate::onnx::proto::{StringStringEntryProto, TensorProto};
+use crate::onnx::wire::{put_bytes, varint};
 use crate::onnx::{Model, Storage, TensorId};
 
 /// Key of `TensorProto.int32_data`: field 5, length-delimited.
 const INT32_DATA_KEY: u8 = 0x2a;
+
+/// Key of `TensorProto.raw_data`: field 9, length-delimited.
+const RAW_DATA_KEY: u8 = 0x4a;
+
+/// `GraphProto.initializer`.
+const INITIALIZER: u32 = 5;
+
+/// External tensors begin at multiples of this, so that runtimes can map them.
+const EXTERNAL_ALIGNMENT: u64 = 4096;
+
+/// Protobuf's limit of a message.
+const PROTOBUF_LIMIT: u64 = (1 << 31) - 1;
 
 /// One file of the baked model.
 #[derive(Debug)]
@@ -77,17 +92,21 @@ impl Layout {
         let mut done = Vec::new();
         for (index, edit) in plan.tensors.iter().enumerate() {
             if let Storage::Varints { offset, length } = model.tensor(edit.tensor).storage {
-                let (splice, measured) = edit_varints(model, edit, &plan.unit, offset..offset + length)?;
+                let (splice, measured) = edit_varints(model, edit, plan.unit_of(edit), offset..offset + length)?;
                 splices.push(splice);
                 done.push((index, measured));
             }
         }
+        let appended = copies(model, plan, &mut splices)?;
         if metadata && !plan.metadata.is_empty() {
             // Last: whatever else is inserted at the end of the file belongs to the graph before it.
             splices.push(metadata_splice(model, &plan.metadata));
         }
         let mut edited: BTreeMap<Option<PathBuf>, Vec<(Range<u64>, usize)>> = BTreeMap::new();
-        for (index, edit) in plan.tensors.iter().enumerate().filter(|(_, e)| e.same_bytes_as.is_none()) {
+        for (index, edit) in plan.tensors.iter().enumerate() {
+            if edit.same_bytes_as.is_some() || edit.copy.is_some() {
+                continue;
+            }
             if let Some((file, range)) = place(model, edit.tensor) {
                 edited.entry(file).or_default().push((range, index));
             }
@@ -99,10 +118,21 @@ impl Layout {
         for segment in layout(model, &splices) {
             match segment {
                 Segment::Copy(range) => main.copy(range, &own),
-                Segment::Literal { bytes, .. } => main.push(bytes.len() as u64, Content::Literal(bytes)),
+                Segment::Literal { bytes, hole, .. } => {
+                    main.push(bytes.len() as u64, Content::Literal(bytes));
+                    if let Some(hole) = hole {
+                        let edit = &plan.tensors[hole.tag];
+                        let (_, from) = place(model, edit.tensor).expect("a copy is made of plain elements");
+                        main.push(hole.len, Content::Edit { edit: hole.tag, from: from.start });
+                    }
+                }
             }
         }
-        let placed = main.pieces.iter().filter(|p| matches!(p.content, Content::Edit { .. })).count();
+        let placed = main.pieces.iter().filter_map(|p| match p.content {
+            Content::Edit { edit, .. } => Some(&plan.tensors[edit]),
+            _ => None,
+        });
+        let placed = placed.filter(|edit| edit.copy.is_none()).count();
         assert_eq!(placed, own.len(), "tensor data lies outside everything that a splice replaces");
         let mut files = vec![main];
         for (location, source) in model.external_files() {
@@ -116,7 +146,12 @@ impl Layout {
             }
             let len = std::fs::metadata(&source).map_err(BakeError::read(&source))?.len();
             let mut file = FileLayout::empty(source, relative.clone());
-            file.copy(0..len, edited.get(&Some(relative)).map_or(&[], Vec::as_slice));
+            file.copy(0..len, edited.get(&Some(relative.clone())).map_or(&[], Vec::as_slice));
+            for (_, at, edit) in appended.iter().filter(|(to, ..)| *to == relative) {
+                file.push(at - file.len, Content::Literal(vec![0; (at - file.len) as usize]));
+                let (_, from) = place(model, plan.tensors[*edit].tensor).expect("a copy is made of plain elements");
+                file.push(plan.tensors[*edit].bytes(), Content::Edit { edit: *edit, from: from.start });
+            }
             files.push(file);
         }
         Ok(Self { files, done })
@@ -126,6 +161,56 @@ impl Layout {
     pub fn total(&self) -> u64 {
         self.files.iter().map(|f| f.len).sum()
     }
+}
+
+/// New initializers with the edited copies of shared tensors: at the end of the external file of the original, or in
+/// the model file where the original is. Returns (file, first byte, edit) of the external ones.
+fn copies(model: &Model, plan: &BakePlan, splices: &mut Vec<Splice>) -> Result<Vec<(PathBuf, u64, usize)>, BakeError> {
+    let graph = model.graph_index.frame;
+    let end = model.frame(graph).body.end;
+    let mut appended: Vec<(PathBuf, u64, usize)> = Vec::new();
+    for (index, edit) in plan.tensors.iter().enumerate() {
+        let Some(name) = &edit.copy else { continue };
+        let mut tensor = TensorProto {
+            name: Some(name.clone()),
+            dims: edit.shape.iter().map(|&d| d as i64).collect(),
+            data_type: Some(edit.dtype.0),
+            ..Default::default()
+        };
+        if let Storage::External { location, path, .. } = &model.tensor(edit.tensor).storage {
+            let file = normal(location);
+            let taken = appended.iter().filter(|(to, ..)| *to == file).map(|(_, at, e)| at + plan.tensors[*e].bytes());
+            let len = std::fs::metadata(path).map_err(BakeError::read(path))?.len();
+            let at = taken.max().unwrap_or(len).next_multiple_of(EXTERNAL_ALIGNMENT);
+            let entry = |key: &str, value: String| StringStringEntryProto { key: Some(key.into()), value: Some(value) };
+            tensor.data_location = Some(1);
+            tensor.external_data = vec![
+                entry("location", location.clone()),
+                entry("offset", at.to_string()),
+                entry("length", edit.bytes().to_string()),
+            ];
+            appended.push((file, at, index));
+            let mut bytes = Vec::new();
+            put_bytes(&mut bytes, INITIALIZER, &tensor.encode_to_vec());
+            splices.push(Splice::new(end..end, graph, bytes));
+            continue;
+        }
+        let added: u64 = plan.tensors.iter().filter(|e| e.copy.is_some()).map(TensorEdit::bytes).sum();
+        if model.file_len + added > PROTOBUF_LIMIT {
+            let reason = "the file would pass 2 GiB with a copy of it; store the model's weights as external data";
+            return Err(BakeError::Unsupported { tensor: edit.name.clone(), reason: reason.into() });
+        }
+        // raw_data (field 9) comes last, so that its bytes can be made while the file is written
+        let mut body = tensor.encode_to_vec();
+        body.push(RAW_DATA_KEY);
+        body.extend(varint(edit.bytes()));
+        let mut bytes = vec![(INITIALIZER << 3 | 2) as u8];
+        bytes.extend(varint(body.len() as u64 + edit.bytes()));
+        bytes.extend(body);
+        let hole = Some(Hole { len: edit.bytes(), tag: index });
+        splices.push(Splice { hole, ..Splice::new(end..end, graph, bytes) });
+    }
+    Ok(appended)
 }
 
 impl FileLayout {
@@ -274,5 +359,5 @@ fn edit_varints(
     }
     let mut coded = varint(packed.len() as u64);
     coded.extend(packed);
-    Ok((Splice { at: start..payload.end, frame: model.tensor(edit.tensor).frame, bytes: coded }, measured))
+    Ok((Splice::new(start..payload.end, model.tensor(edit.tensor).frame, coded), measured))
 }

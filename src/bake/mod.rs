@@ -1,6 +1,7 @@
 //! The bake: weight orthogonalisation of a model file, planned as a value, streamed, published by a rename,
 //! and proved from the bytes.
 
+mod alone;
 mod apply;
 mod error;
 mod kernel;

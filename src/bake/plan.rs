@@ -10,7 +10,7 @@ use super::kernel;
 use super::layout::check_aliases;
 use super::tensor::hex;
 use crate::lm::projection::{DirectionSource, project};
-use crate::lm::{LanguageModel, Layer, Treatment, Writer, WriterKind, tensor_label};
+use crate::lm::{Layer, Treatment, Writer, WriterKind, tensor_label};
 use crate::method::direction::Direction;
 use crate::onnx::lower::{constant, splices};
 use crate::onnx::patch::{Patch, Place, Splice};
@@ -21,12 +21,12 @@ use crate::onnx::{DataType, Graph, Model, Storage, TensorId};
 pub const METADATA_PREFIX: &str = "lancet.";
 
 /// IR version from which initializers need not be graph inputs as well.
-const FREE_INITIALIZERS: i64 = 4;
+pub(super) const FREE_INITIALIZERS: i64 = 4;
 
 /// How a bake is planned.
 #[derive(Debug, Clone, Default)]
 pub struct PlanOptions {
-    /// Refuse where nodes would have to be added.
+    /// Add no nodes: shared tensors are edited in a copy, norms turn the direction.
     pub weights_only: bool,
     /// More metadata entries; keys get the prefix `lancet.` if they lack it.
     pub metadata: Vec<(String, String)>,
@@ -65,12 +65,26 @@ pub struct TensorEdit {
     pub axis: usize,
     /// Another edit of the same bytes, which does this one too.
     pub same_bytes_as: Option<usize>,
+    /// The name of a new initializer that holds the edited values, where others read the tensor too.
+    pub copy: Option<String>,
+    /// The direction as a norm behind the write turns it, `[d_model]`, length 1: the plan's own where there is none.
+    pub turned: Option<Vec<f64>>,
 }
 
 impl TensorEdit {
     /// Whether `d_model` is the axis along which elements lie side by side.
     pub fn d_model_last(&self) -> bool {
         self.axis + 1 == self.shape.len()
+    }
+
+    /// What stands in for nodes, and why, in a word for reports.
+    pub fn treatment(&self) -> &'static str {
+        match (&self.copy, &self.turned) {
+            (None, None) => "weights",
+            (Some(_), None) => "copy",
+            (None, Some(_)) => "turned",
+            (Some(_), Some(_)) => "turned copy",
+        }
     }
 
     /// Bytes of the elements.
@@ -116,34 +130,32 @@ pub struct BakePlan {
 }
 
 impl BakePlan {
-    /// Plans the weight orthogonalisation of `model` against `direction`.
+    /// Plans the weight orthogonalisation of the writers in one file against `direction`, `[d_model]`.
     ///
     /// # Errors
     /// A direction of another width, a writer that needs nodes where they are forbidden, a tensor whose bytes
     /// another one shares.
     pub fn new(
         graph: &Graph<'_>,
-        model: &LanguageModel,
+        writers: &[Writer],
+        d_model: usize,
         direction: &Direction,
         options: &PlanOptions,
     ) -> Result<Self, BakeError> {
-        direction.check_width(model.d_model())?;
-        let needing: Vec<&Writer> = model.writers.iter().filter(|w| w.treatment == Treatment::Nodes).collect();
+        direction.check_width(d_model)?;
+        let mut needing: Vec<&Writer> = writers.iter().filter(|w| w.treatment == Treatment::Nodes).collect();
         let mut names = WriterNames::default();
-        if options.weights_only
-            && let Some(first) = needing.first()
-        {
-            return Err(BakeError::NeedsNodes {
-                writer: names.next(first),
-                reason: first.reason.clone().unwrap_or_else(|| "its weight was not found".into()),
-                more: needing.len() - 1,
-            });
-        }
-        let tensors = tensor_edits(graph, model)?;
-        let tensors = check_aliases(graph.model, tensors)?;
+        let tensors = tensor_edits(graph, writers, direction)?;
+        let mut tensors = check_aliases(graph.model, tensors)?;
         let mut constants = Constants::default();
         let mut patch = Patch::default();
         let mut nodes = Vec::new();
+        if options.weights_only {
+            for writer in needing.drain(..) {
+                let name = names.next(writer);
+                tensors.extend(super::alone::edits(graph, writer, &name, d_model, direction, &mut patch)?);
+            }
+        }
         for writer in needing {
             let name = names.next(writer);
             let written = writer.writes[0].value;
@@ -179,6 +191,17 @@ impl BakePlan {
         let direction_sha256 = hex(&Sha256::digest(&singles));
         let metadata = metadata(graph.model, &direction_sha256, &options.metadata);
         Ok(Self { tensors, nodes, patch, splices, metadata, direction_sha256, unit: direction.unit().to_vec() })
+    }
+
+    /// Names of the writers whose edit is not exact, because a norm behind it depends on the edited weight.
+    pub fn inexact(&self) -> Vec<String> {
+        let turned = self.tensors.iter().filter(|edit| edit.turned.is_some() && edit.part != Part::Vector);
+        turned.map(|edit| edit.name.clone()).collect()
+    }
+
+    /// The direction that an edit takes off, `[d_model]`.
+    pub(super) fn unit_of<'a>(&'a self, edit: &'a TensorEdit) -> &'a [f64] {
+        edit.turned.as_deref().unwrap_or(&self.unit)
     }
 
     /// The unit direction, `[d_model]`.
@@ -239,9 +262,9 @@ impl Constants {
     }
 }
 
-fn tensor_edits(graph: &Graph<'_>, model: &LanguageModel) -> Result<Vec<TensorEdit>, BakeError> {
+fn tensor_edits(graph: &Graph<'_>, writers: &[Writer], direction: &Direction) -> Result<Vec<TensorEdit>, BakeError> {
     let mut edits: Vec<TensorEdit> = Vec::new();
-    for writer in model.writers.iter().filter(|w| w.treatment == Treatment::Weights) {
+    for writer in writers.iter().filter(|w| w.treatment == Treatment::Weights) {
         let lookup = matches!(writer.kind, WriterKind::Embed | WriterKind::PosEmbed);
         let part = if lookup { Part::Rows } else { Part::Matrix };
         let weights = writer.weights.iter().map(|w| (*w, part));
@@ -257,9 +280,7 @@ fn tensor_edits(graph: &Graph<'_>, model: &LanguageModel) -> Result<Vec<TensorEd
             if !tensor.dtype.is_float() {
                 return Err(unsupported(&format!("it is {}", tensor.dtype)));
             }
-            if tensor.shape[target.axis] != model.d_model() as u64 {
-                return Err(unsupported(&format!("its shape is {:?}, d_model is {}", tensor.shape, model.d_model())));
-            }
+            direction.check_width(usize::try_from(tensor.shape[target.axis]).unwrap_or(usize::MAX))?;
             match tensor.storage {
                 Storage::Embedded { .. } | Storage::External { .. } => {}
                 Storage::Varints { .. } if kernel::is_half(tensor.dtype) => {}
@@ -274,6 +295,8 @@ fn tensor_edits(graph: &Graph<'_>, model: &LanguageModel) -> Result<Vec<TensorEd
                 shape: tensor.shape.clone(),
                 axis: target.axis,
                 same_bytes_as: None,
+                copy: None,
+                turned: None,
                 name,
             });
         }

@@ -11,7 +11,7 @@ use super::*;
 use crate::lm::{LanguageModel, ModelConfig};
 use crate::method::direction::Direction;
 use crate::onnx::proto::*;
-use crate::onnx::{DataType, Graph, Model};
+use crate::onnx::{DataType, Graph, Model, Storage};
 
 const D: usize = 64;
 const V: usize = 96;
@@ -237,13 +237,17 @@ fn plan(model: &Model, options: &PlanOptions) -> Result<BakePlan, BakeError> {
     let graph = Graph::new(model);
     let lm = LanguageModel::new(&graph, &ModelConfig::default()).unwrap();
     assert_eq!((lm.d_model(), lm.n_layers()), (D, 1));
-    BakePlan::new(&graph, &lm, &direction(), options)
+    BakePlan::new(&graph, &lm.writers, lm.d_model(), &direction(), options)
 }
 
 /// Plans, applies and publishes; returns the plan, the edits and the published model.
 fn bake(base: &Path, out: &Path) -> Result<(BakePlan, Vec<Edit>, PathBuf), BakeError> {
+    bake_as(base, out, &PlanOptions { weights_only: false, metadata: vec![("layer".into(), "3".into())] })
+}
+
+fn bake_as(base: &Path, out: &Path, options: &PlanOptions) -> Result<(BakePlan, Vec<Edit>, PathBuf), BakeError> {
     let model = Model::open(base).unwrap();
-    let plan = plan(&model, &PlanOptions { weights_only: false, metadata: vec![("layer".into(), "3".into())] })?;
+    let plan = plan(&model, options)?;
     let staging = Staging::new(out, &model)?;
     let told = Mutex::new((0, 0));
     let stop = AtomicBool::new(false);
@@ -396,12 +400,52 @@ fn a_tied_embedding_gets_nodes_that_a_second_trace_understands() {
         assert_eq!(model.skeleton.ir_version, Some(ir_version));
         let added = model.tensors.iter().filter(|t| t.name.starts_with("lancet.direction.")).count();
         assert_eq!(added, 2);
+    }
+}
 
-        let error =
-            super::tests::plan(&Model::open(&base).unwrap(), &PlanOptions { weights_only: true, metadata: vec![] })
-                .unwrap_err();
-        assert!(error.to_string().starts_with("writer `embed` cannot be baked by its weights alone: tied"), "{error}");
-        assert!(error.hint().is_some());
+#[test]
+fn weights_alone_untie_an_embedding_by_a_copy() {
+    let options = PlanOptions { weights_only: true, metadata: vec![] };
+    for store in [Store::Raw, Store::OneFile, Store::ManyFiles] {
+        let folder = tempfile::tempdir().unwrap();
+        let base = build(folder.path(), Spec { tied: true, store, ..PLAIN }, |_| {});
+        let (plan, edits, out) = bake_as(&base, &folder.path().join("out"), &options).unwrap();
+        assert!(verified(&base, &out, &plan).passed());
+        assert!(plan.nodes.is_empty() && plan.inexact().is_empty());
+        let edit = edits.iter().find(|e| e.treatment == "copy").unwrap();
+        assert_eq!(edit.initializer, "embedding");
+        assert!(edit.leak_after.unwrap() < 1e-5, "{edit:?}");
+        // the original still makes the logits, the copy starts the stream
+        let (was, is) = (Model::open(&base).unwrap(), Model::open(&out).unwrap());
+        assert_eq!(is.tensors.len(), was.tensors.len() + 1);
+        let graph = Graph::new(&is);
+        let lm = LanguageModel::new(&graph, &ModelConfig::default()).unwrap();
+        let embed = &lm.writers[0];
+        assert_eq!(embed.treatment, crate::lm::Treatment::Weights, "{:?}", embed.reason);
+        assert!(is.tensor(embed.weights[0].tensor).name.starts_with("lancet.embed.copy"));
+        // a byte of the copy that differs is found
+        let file = if store == Store::Raw { out.clone() } else { folder.path().join("out").join(location(&is)) };
+        let mut bytes = std::fs::read(&file).unwrap();
+        let at = match &is.tensor(embed.weights[0].tensor).storage {
+            Storage::Embedded { offset, .. } | Storage::External { offset, .. } => *offset,
+            other => panic!("{other:?}"),
+        };
+        bytes[usize::try_from(at).unwrap() + 3] ^= 0x40;
+        std::fs::write(&file, bytes).unwrap();
+        assert!(!verified(&base, &out, &plan).passed());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let base = build(folder.path(), Spec { tied: true, ir_version: 3, ..PLAIN }, |_| {});
+    let error = bake_as(&base, &folder.path().join("out"), &options).unwrap_err();
+    assert!(error.to_string().contains("IR version"), "{error}");
+}
+
+/// Where the copy was stored.
+fn location(model: &Model) -> String {
+    let copy = model.tensors.iter().find(|t| t.name.starts_with("lancet.embed.copy")).unwrap();
+    match &copy.storage {
+        Storage::External { location, .. } => location.clone(),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -580,6 +624,6 @@ fn a_direction_of_another_width_is_refused() {
     let graph = Graph::new(&model);
     let lm = LanguageModel::new(&graph, &ModelConfig::default()).unwrap();
     let narrow = Direction::new(vec![1.0; D - 1]).unwrap();
-    let error = BakePlan::new(&graph, &lm, &narrow, &PlanOptions::default()).unwrap_err();
+    let error = BakePlan::new(&graph, &lm.writers, lm.d_model(), &narrow, &PlanOptions::default()).unwrap_err();
     assert!(matches!(error, BakeError::Direction { .. }) && error.hint().is_some());
 }

@@ -66,6 +66,16 @@ pub struct ByteReport {
 }
 
 impl ByteReport {
+    /// Takes what was found in another file of the model in.
+    pub fn merge(&mut self, other: Self) {
+        self.changed_bytes_outside_plan += other.changed_bytes_outside_plan;
+        self.first_difference = self.first_difference.take().or(other.first_difference);
+        self.metadata_entries += other.metadata_entries;
+        self.changed_tensors.extend(other.changed_tensors);
+        self.tensors_compared += other.tensors_compared;
+        self.tensors.extend(other.tensors);
+    }
+
     /// Whether the output is what the plan makes of the base.
     pub fn passed(&self) -> bool {
         self.changed_bytes_outside_plan == 0
@@ -228,7 +238,9 @@ fn trailing_metadata(pair: &Pair) -> Result<Metadata, BakeError> {
 /// what has no counterpart or another header.
 fn pair_tensors(base: &Model, out: &Model, plan: &BakePlan) -> (Vec<(TensorId, TensorId)>, Vec<String>) {
     let constants = plan.patch.nodes.iter().flat_map(|(_, node)| &node.attribute).filter_map(|a| a.t.as_ref());
-    let added: Vec<&str> = plan.patch.initializers.iter().chain(constants).filter_map(|t| t.name.as_deref()).collect();
+    let copies = plan.tensors.iter().filter_map(|edit| edit.copy.as_deref());
+    let added = plan.patch.initializers.iter().chain(constants).filter_map(|t| t.name.as_deref());
+    let added: Vec<&str> = added.chain(copies).collect();
     let kept = (0..out.tensors.len()).map(TensorId).filter(|&id| !added.contains(&out.tensor(id).name.as_str()));
     let kept: Vec<TensorId> = kept.collect();
     let mut changed = Vec::new();
@@ -332,15 +344,20 @@ fn check_edits(
         .map(|edit| {
             // Without a counterpart it is listed as changed already.
             let lost = TensorReport { initializer: edit.name.clone(), leak_after: f64::NAN, max_ulp: f64::INFINITY };
-            let Some((_, other)) = pairs.iter().find(|(id, _)| *id == edit.tensor) else { return Ok(lost) };
+            let other = match &edit.copy {
+                Some(name) => (0..out.tensors.len()).map(TensorId).find(|id| out.tensor(*id).name == *name),
+                None => pairs.iter().find(|(id, _)| *id == edit.tensor).map(|(_, other)| *other),
+            };
+            let Some(other) = other else { return Ok(lost) };
             let was = Elements::open(base, base.tensor(edit.tensor), true)?;
-            let is = Elements::open(out, out.tensor(*other), true)?;
+            let is = Elements::open(out, out.tensor(other), true)?;
             let (Some(was), Some(is)) = (was, is) else { return Ok(lost) };
             if was.length() != edit.bytes() || is.length() != edit.bytes() {
                 return Ok(lost);
             }
-            let found =
-                tensor::check(edit, &plan.unit, &|block, at| was.read(block, at), &|block, at| is.read(block, at))?;
+            let found = tensor::check(edit, plan.unit_of(edit), &|block, at| was.read(block, at), &|block, at| {
+                is.read(block, at)
+            })?;
             Ok(TensorReport { initializer: edit.name.clone(), leak_after: found.leak_after, max_ulp: found.max_ulp })
         })
         .collect()
@@ -353,7 +370,8 @@ fn compare_others(
     plan: &BakePlan,
     pairs: &[(TensorId, TensorId)],
 ) -> Result<(Vec<String>, usize), BakeError> {
-    let edited: HashSet<TensorId> = plan.tensors.iter().map(|edit| edit.tensor).collect();
+    let edited: HashSet<TensorId> =
+        plan.tensors.iter().filter(|edit| edit.copy.is_none()).map(|edit| edit.tensor).collect();
     let others: Vec<_> = pairs.iter().filter(|(id, _)| !edited.contains(id)).collect();
     let changed: Vec<Option<String>> = others
         .par_iter()

@@ -196,7 +196,7 @@ pub struct RunArgs {
     /// New tokens at most, a test prompt.
     #[arg(long, default_value_t = 64, value_parser = at_least_one)]
     pub max_new_tokens: usize,
-    /// Never add nodes; fails where weights alone cannot be exact.
+    /// Add no nodes: edit copies of shared tensors, and work through norms, which is not quite exact.
     #[arg(long)]
     pub weights_only: bool,
     #[command(flatten)]
@@ -274,7 +274,7 @@ pub struct BakeArgs {
     /// New folder, or new `.onnx` file.
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
-    /// Never add nodes; fails where weights alone cannot be exact.
+    /// Add no nodes: edit copies of shared tensors, and work through norms, which is not quite exact.
     #[arg(long)]
     pub weights_only: bool,
 }
@@ -292,6 +292,9 @@ pub struct VerifyArgs {
     /// Compare bytes only: needs no runtime.
     #[arg(long)]
     pub bytes_only: bool,
+    /// The model was baked with `--weights-only`.
+    #[arg(long)]
+    pub weights_only: bool,
     #[command(flatten)]
     pub prompts: PromptArgs,
     #[command(flatten)]

@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use lancet::chat::{Chat, ChatOptions};
 use lancet::error::Error;
-use lancet::lm::LanguageModel;
 use lancet::method::prompts::{LoadOptions, OverlapPolicy, PromptClass, Prompts, Split, SplitSizes};
 use lancet::method::select::Rules;
-use lancet::onnx::Graph;
 use lancet::pipeline::collect::{self, Activations, RefusalTokens};
 use lancet::pipeline::engine::Engine;
-use lancet::pipeline::{self, Guard, Opened, RunOptions, check, choose, direction_file, evaluate, files, inspect};
+use lancet::pipeline::{
+    self, BakeOptions, Guard, Opened, RunOptions, check, choose, direction_file, evaluate, inspect,
+};
 use lancet::prompt_files::{self, PromptLocation};
 use lancet::report::{ModelEval, RunResult, text};
 
@@ -141,12 +141,10 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Outcome> {
         refusal_tokens: tokens,
         max_new_tokens: args.max_new_tokens,
         guard: guard(&args.guard),
-        weights_only: args.weights_only,
+        bake: bake_options(context, args.weights_only, &args.output),
         batch: args.runtime.batch_size,
         command: std::env::args().collect(),
         seed: args.prompts.seed,
-        out: &args.output,
-        cancelled: &context.cancelled,
     };
     let result = pipeline::run(&opened, &chat, &prompts, &runtime, &options, &context.ui)?;
     if let Some(path) = &args.report {
@@ -183,10 +181,9 @@ pub fn refuse_existing(out: &Path) -> Result<(), Error> {
 /// `lancet inspect`.
 pub fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<Outcome> {
     let opened = Opened::new(&args.model)?;
-    let graph = Graph::new(&opened.model);
-    let result = match LanguageModel::new(&graph, &opened.config) {
-        Ok(lm) => inspect::describe(&opened.model, &graph, &lm),
-        Err(refusal) => inspect::refused(&opened.model, &refusal),
+    let result = match opened.understand() {
+        Ok(model) => inspect::describe(&opened, &model),
+        Err(refusal) => inspect::refused(&opened, &refusal),
     };
     if context.json {
         ui::print_json(&result)?;
@@ -204,18 +201,16 @@ pub fn collect(context: &Context, args: &CollectArgs) -> anyhow::Result<Outcome>
     let chat = load_chat(&opened, &args.chat)?;
     let prompts = load_prompts(&args.prompts, args.paper, &context.ui)?;
     let tokens = refusal_tokens(&args.tokens, &chat)?;
-    let graph = Graph::new(&opened.model);
-    let lm = LanguageModel::new(&graph, &opened.config).map_err(Error::from)?;
+    let model = opened.understand().map_err(Error::from)?;
     let runtime = load_runtime(context, &args.runtime)?;
     let engine = Engine {
         runtime: &runtime,
-        graph: &graph,
-        lm: &lm,
+        model: &model,
         batch: args.runtime.batch_size,
         pad: pipeline::pad_token(&chat),
         cancelled: &context.cancelled,
     };
-    let sha256 = files::sha256(&opened.model)?;
+    let sha256 = opened.sha256()?;
     let mut partial = args.output.clone().into_os_string();
     partial.push(".partial");
     let partial = std::path::PathBuf::from(partial);
@@ -251,31 +246,29 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Outcome> {
         thinking: args.chat.thinking,
     };
     let chat = load_chat(&opened, &chat_args)?;
-    let graph = Graph::new(&opened.model);
-    let lm = LanguageModel::new(&graph, &opened.config).map_err(Error::from)?;
+    let model = opened.understand().map_err(Error::from)?;
     let (_, n_layers, d_model) = activations.means[0].shape();
-    if (n_layers, d_model) != (lm.n_layers(), lm.d_model()) {
+    if (n_layers, d_model) != (model.lm.n_layers(), model.lm.d_model()) {
         return Err(Error::usage(
             format!(
                 "`{}` was collected from a model of {n_layers} layers of width {d_model}, `{}` has {} of {}",
                 args.activations.display(),
                 opened.files.onnx.display(),
-                lm.n_layers(),
-                lm.d_model()
+                model.lm.n_layers(),
+                model.lm.d_model()
             ),
             "collect the activations of this model",
         )
         .into());
     }
-    let sha256 = files::sha256(&opened.model)?;
+    let sha256 = opened.sha256()?;
     if sha256 != activations.info.model_sha256 {
         context.ui.say("note: the activations were collected from other weights of the same shape");
     }
     let runtime = load_runtime(context, &args.runtime)?;
     let engine = Engine {
         runtime: &runtime,
-        graph: &graph,
-        lm: &lm,
+        model: &model,
         batch: args.runtime.batch_size,
         pad: pipeline::pad_token(&chat),
         cancelled: &context.cancelled,
@@ -291,24 +284,21 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+fn bake_options<'a>(context: &'a Context, weights_only: bool, out: &'a Path) -> BakeOptions<'a> {
+    BakeOptions { out, weights_only, cancelled: &context.cancelled }
+}
+
 /// `lancet bake`.
 pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Outcome> {
     let opened = Opened::new(&args.model)?;
     let direction = direction_file::load(&args.direction)?;
-    let options = RunOptions {
-        lambda: 1.0,
-        rules: Rules::PAPER,
-        refusal_tokens: RefusalTokens::Automatic,
-        max_new_tokens: 0,
-        guard: Guard { max_harmful_drop: 0.0, force: false },
-        weights_only: args.weights_only,
-        batch: 1,
-        command: std::env::args().collect(),
-        seed: 0,
-        out: &args.output,
-        cancelled: &context.cancelled,
-    };
-    let (result, _) = pipeline::bake_only(&opened, &direction, &options, &context.ui)?;
+    let options = bake_options(context, args.weights_only, &args.output);
+    let (result, verify) = pipeline::bake_only(&opened, &direction, &options, &context.ui)?;
+    if !verify.inexact.is_empty() {
+        context.ui.say(
+            "note: weights alone are not exact in this model; `lancet verify --weights-only` measures the difference",
+        );
+    }
     context.ui.say(
         "note: `bake` does not measure refusal; `lancet run` does, and `lancet eval` tells what the result refuses",
     );
@@ -323,13 +313,13 @@ pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Outcome> {
 /// `lancet verify`.
 pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
     let base = Opened::new(&args.base)?;
-    let out = Opened::new(&args.out)?;
+    let mut out = Opened::new(&args.out)?;
+    out.config = base.config; // a single file has no configs beside it
     let direction = direction_file::load(&args.direction)?;
-    let graph = Graph::new(&base.model);
-    let lm = LanguageModel::new(&graph, &base.config).map_err(Error::from)?;
-    let plan = lancet::bake::BakePlan::new(&graph, &lm, &direction, &lancet::bake::PlanOptions::default())
-        .map_err(Error::from)?;
-    let bytes = lancet::bake::verify_bytes(&base.model, &out.model, &plan).map_err(Error::from)?;
+    let model = base.understand().map_err(Error::from)?;
+    let options = lancet::bake::PlanOptions { weights_only: args.weights_only, ..Default::default() };
+    let plans = model.plan(&direction, &options)?;
+    let bytes = plans.verify(&base, &out)?;
     let logits = if args.bytes_only {
         None
     } else {
@@ -337,20 +327,18 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
         let prompts = load_prompts(&args.prompts, false, &context.ui)?;
         let tokens = pipeline::verify_prompts(&chat, &prompts)?;
         let runtime = load_runtime(context, &args.runtime)?;
-        let out_graph = Graph::new(&out.model);
-        let out_lm = LanguageModel::new(&out_graph, &base.config).map_err(Error::from)?;
+        let out_model = out.understand().map_err(Error::from)?;
         let engine = Engine {
             runtime: &runtime,
-            graph: &graph,
-            lm: &lm,
+            model: &model,
             batch: args.runtime.batch_size,
             pad: pipeline::pad_token(&chat),
             cancelled: &context.cancelled,
         };
-        let out_engine = Engine { graph: &out_graph, lm: &out_lm, ..engine };
+        let out_engine = Engine { model: &out_model, ..engine };
         Some(check::logits(&engine, &out_engine, &direction, &tokens)?)
     };
-    let result = pipeline::verdict(&bytes, logits.as_ref());
+    let result = pipeline::verdict(&bytes, logits.as_ref(), plans.inexact());
     if context.json {
         ui::print_json(&result)?;
     } else {
@@ -365,13 +353,11 @@ pub fn eval(context: &Context, args: &EvalArgs) -> anyhow::Result<Outcome> {
     let chat = load_chat(&opened, &args.chat)?;
     let prompts = load_prompts(&args.prompts, false, &context.ui)?;
     let tokens = refusal_tokens(&args.tokens, &chat)?;
-    let graph = Graph::new(&opened.model);
-    let lm = LanguageModel::new(&graph, &opened.config).map_err(Error::from)?;
+    let model = opened.understand().map_err(Error::from)?;
     let runtime = load_runtime(context, &args.runtime)?;
     let engine = Engine {
         runtime: &runtime,
-        graph: &graph,
-        lm: &lm,
+        model: &model,
         batch: args.runtime.batch_size,
         pad: pipeline::pad_token(&chat),
         cancelled: &context.cancelled,

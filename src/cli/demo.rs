@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use lancet::chat::ChatOptions;
 use lancet::method::prompts::{LoadOptions, SplitSizes};
 use lancet::pipeline::collect::RefusalTokens;
-use lancet::pipeline::{self, Opened, RunOptions};
+use lancet::pipeline::{self, BakeOptions, Opened, RunOptions};
 use lancet::prompt_files::{self, PromptLocation};
 
 use super::args::DemoArgs;
@@ -66,12 +66,10 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Outcome> {
         refusal_tokens: RefusalTokens::Automatic,
         max_new_tokens: 32,
         guard: guard(&args.guard),
-        weights_only: false,
+        bake: BakeOptions { out: &out, weights_only: false, cancelled: &context.cancelled },
         batch: args.runtime.batch_size,
         command: std::env::args().collect(),
         seed: LoadOptions::default().seed,
-        out: &out,
-        cancelled: &context.cancelled,
     };
     let result = pipeline::run(&opened, &chat, &prompts, &runtime, &options, &context.ui)?;
     finish(context, &result)

@@ -42,6 +42,11 @@ pub struct CacheSlot {
     pub empty: Vec<usize>,
     /// Axis of the batch.
     pub batch_axis: usize,
+    /// Axis of the past positions.
+    pub sequence_axis: usize,
+    /// A cache of a sliding window: it is fed with room for this many positions at least, and for all that the run
+    /// will see.
+    pub window: Option<usize>,
     /// Element type.
     #[serde(serialize_with = "as_name")]
     pub dtype: DataType,
@@ -56,6 +61,9 @@ fn as_name<S: serde::Serializer>(dtype: &DataType, serializer: S) -> Result<S::O
 pub struct Interface {
     /// Token ids, int64 or int32 `[batch, n_pos]`.
     pub input_ids: String,
+    /// Embeddings of the tokens, `[batch, n_pos, d_model]`, in a graph whose token embedding is another file; that
+    /// one takes `input_ids`.
+    pub inputs_embeds: Option<String>,
     /// Attention mask over past and present tokens, `[batch, past + n_pos]`.
     pub attention_mask: Option<String>,
     /// Position of each token among the real ones, `[batch, n_pos]`.
@@ -101,6 +109,7 @@ impl Interface {
         let proto = graph.proto();
         let is_default = |name: &str| graph.value(name).is_some_and(|v| graph.tensor(v).is_some());
         let mut input_ids = None;
+        let mut inputs_embeds = None;
         let mut attention_mask = None;
         let mut position_ids = None;
         let mut token_type_ids = None;
@@ -119,13 +128,7 @@ impl Interface {
                 "token_type_ids" => &mut token_type_ids,
                 "use_cache_branch" => &mut use_cache_branch,
                 "num_logits_to_keep" | "logits_to_keep" => &mut num_logits_to_keep,
-                "inputs_embeds" => {
-                    return Err(refuse(
-                        name,
-                        "the graph takes embeddings, not token ids: its embedding lives in another file",
-                        "export the model with its embedding in the same graph",
-                    ));
-                }
+                "inputs_embeds" => &mut inputs_embeds,
                 _ if is_cache(name, input) => {
                     past.push(input);
                     continue;
@@ -142,28 +145,31 @@ impl Interface {
             *slot = Some(name.to_string());
         }
         let input_ids = input_ids
+            .or_else(|| inputs_embeds.is_some().then(|| "input_ids".to_string()))
             .ok_or_else(|| refuse("input_ids", "the graph has no token input", "is this a causal language model?"))?;
         let past_names: Vec<&str> = past.iter().filter_map(|p| p.name.as_deref()).collect();
         let logits = logits(graph, &past_names)?;
         let cache = cache(graph, &past, &logits, config)?;
-        let declared =
-            graph.declared_shape(graph.value(&input_ids).ok_or_else(|| {
-                refuse(&input_ids, "no node reads the token input", "is this a causal language model?")
-            })?);
-        let single = declared.and_then(|shape| shape.first().copied().flatten()) == Some(1);
-        let relative = graph.nodes().any(|node| {
-            let domain = graph.node(node).domain.as_deref().unwrap_or("");
-            let op = graph.node(node).op();
-            matches!(op, "GroupQueryAttention" | "SparseAttention" | "PagedAttention")
-                || (matches!(domain, "" | "ai.onnx") && matches!(op, "Attention" | "RotaryEmbedding"))
-        });
-        let padding = if position_ids.is_some() && attention_mask.is_some() && !relative {
+        let fed = inputs_embeds.as_ref().unwrap_or(&input_ids);
+        let declared = graph.declared_shape(
+            graph
+                .value(fed)
+                .ok_or_else(|| refuse(fed, "no node reads the token input", "is this a causal language model?"))?,
+        );
+        let standard = |node| matches!(graph.node(node).domain.as_deref().unwrap_or(""), "" | "ai.onnx");
+        // ONNX Runtime runs the standard operators of opset 23 on one sequence at a time only
+        let fused = graph.nodes().any(|n| standard(n) && matches!(graph.op(n), "Attention" | "RotaryEmbedding"));
+        let relative =
+            graph.nodes().any(|n| matches!(graph.op(n), "GroupQueryAttention" | "SparseAttention" | "PagedAttention"));
+        let single = fused || declared.and_then(|shape| shape.first().copied().flatten()) == Some(1);
+        let padding = if position_ids.is_some() && attention_mask.is_some() && !relative && !fused {
             Padding::Left
         } else {
             Padding::EqualLengths
         };
         Ok(Self {
             input_ids,
+            inputs_embeds,
             attention_mask,
             position_ids,
             token_type_ids,
@@ -262,24 +268,35 @@ fn cache(
         let present = presents.remove(found).to_string();
         let tensor = input.tensor().expect("a cache input is a tensor");
         let dims = &tensor.shape.as_ref().expect("a cache input has dimensions").dim;
-        let (empty, batch_axis) = empty_shape(name, dims, config)?;
+        let (empty, batch_axis, sequence_axis) = empty_shape(name, dims, config)?;
         slots.push(CacheSlot {
             past: name.to_string(),
             present,
             empty,
             batch_axis,
+            sequence_axis,
+            window: window(graph, name),
             dtype: DataType(tensor.elem_type.unwrap_or(DataType::FLOAT.0)),
         });
     }
     Ok(slots)
 }
 
-/// Dimensions of an empty cache for one sequence.
+/// The window of a `GroupQueryAttention` that keeps this part of the cache in a buffer of its size.
+fn window(graph: &Graph<'_>, past: &str) -> Option<usize> {
+    graph.uses(graph.value(past)?).iter().find_map(|one| {
+        let node = graph.node(one.node);
+        let sliding = graph.op(one.node) == "GroupQueryAttention" && node.attr_i("sliding_window_cache", 0) != 0;
+        usize::try_from(node.attr_i("local_window_size", -1)).ok().filter(|_| sliding)
+    })
+}
+
+/// Dimensions of an empty cache for one sequence, with the axes of the batch and of the positions.
 fn empty_shape(
     name: &str,
     dims: &[crate::onnx::proto::Dimension],
     config: &ModelConfig,
-) -> Result<(Vec<usize>, usize), Refusal> {
+) -> Result<(Vec<usize>, usize, usize), Refusal> {
     let rank = dims.len();
     let label = |i: usize| match &dims[i].value {
         Some(dimension::Value::DimParam(p)) => p.to_ascii_lowercase(),
@@ -318,7 +335,7 @@ fn empty_shape(
             config.n_kv_heads.ok_or_else(|| symbolic("`num_key_value_heads`"))?
         });
     }
-    Ok((empty, batch_axis))
+    Ok((empty, batch_axis, sequence))
 }
 
 #[cfg(test)]

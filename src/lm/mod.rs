@@ -1,13 +1,17 @@
 //! The language model in the graph: its interface, its residual stream, and what writes to it.
 
+pub mod alone;
+pub mod embedding;
 pub mod interface;
 pub mod projection;
 pub mod residual;
+mod rows;
 pub mod weight;
 pub mod writer;
 
 use serde::Serialize;
 
+pub use embedding::EmbeddingFile;
 pub use interface::{CacheSlot, Interface, ModelConfig, Padding};
 pub use residual::{Contribution, ResidualStream, Role, StreamValue};
 pub use weight::EditTarget;

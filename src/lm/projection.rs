@@ -1,6 +1,6 @@
 //! The projection `x <- x - (x.r) r` (Wang et al. 2025, eq. 4) as standard ONNX operators.
 
-use super::residual::Contribution;
+use super::residual::{Contribution, Role};
 use crate::onnx::graph::Graph;
 use crate::onnx::patch::{Patch, Place};
 use crate::onnx::proto::{AttributeProto, TensorProto, attr_int, attribute_type, node};
@@ -27,7 +27,9 @@ pub enum DirectionSource {
 pub fn project(graph: &Graph<'_>, patch: &mut Patch, contribution: &Contribution, source: &DirectionSource, tag: &str) {
     let dtype = graph.elem_type(contribution.value).unwrap_or(DataType::FLOAT);
     let name = graph.name(contribution.value).to_string();
-    let flat = graph.rank_of(contribution.value).is_none_or(|rank| rank != 3);
+    // one of several embeddings may lack the batch, and gets it by broadcasting
+    let flat = contribution.role != Role::Embed || contribution.site.is_none();
+    let flat = flat && graph.rank_of(contribution.value).is_none_or(|rank| rank != 3);
     let emit = Emit { graph, dtype, source, tag, flat };
     match (contribution.site, graph.producer(contribution.value)) {
         (Some(site), _) => {

@@ -7,7 +7,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::weight::{hands_on, picks_weight, trace_weight};
+use super::rows::{hands_on, picks_weight};
+use super::weight::trace_weight;
 use super::{Interface, Layer, Refusal};
 use crate::onnx::{Graph, NodeId, Use, ValueId};
 
@@ -71,6 +72,8 @@ pub struct Unembedding {
 pub struct ResidualStream {
     /// Width.
     pub d_model: usize,
+    /// The value that the stream starts with: the embedding, or the sum of several.
+    pub origin: ValueId,
     /// Blocks in order.
     pub blocks: Vec<Block>,
     /// Everything that is added, embeddings first, then in the order of the blocks.
@@ -130,6 +133,18 @@ fn refuse(graph: &Graph<'_>, node: NodeId, tensor: Option<ValueId>, reason: impl
 }
 
 impl ResidualStream {
+    /// What is to be projected while the model runs: the same as the contributions, but the start of the stream as one
+    /// value, since a single embedding of positions has no batch. A fused add-and-norm node reads its parts.
+    pub fn writes(&self, graph: &Graph<'_>) -> Vec<Contribution> {
+        let fused = graph.producer(self.origin).is_some_and(|node| skip_norm_bias(graph.op(node)).is_some());
+        if fused {
+            return self.contributions.clone();
+        }
+        let start = Contribution { value: self.origin, site: None, bias: None, role: Role::Embed, layer: None };
+        let rest = self.contributions.iter().filter(|c| c.role != Role::Embed).cloned();
+        std::iter::once(start).chain(rest).collect()
+    }
+
     /// Whether another stream has the same blocks and contributions.
     pub fn matches(&self, other: &Self) -> bool {
         let shape = |s: &Self| {
@@ -160,7 +175,7 @@ impl ResidualStream {
             }
             match split(graph, terms.clone()) {
                 Some((stream, contributions)) => {
-                    let contributions = leaves(graph, contributions);
+                    let contributions = leaves(graph, interface, stream, contributions);
                     let mut biases: BTreeSet<Use> = BTreeSet::new();
                     biases.extend(node.and_then(|n| bias_use(graph, n)));
                     biases.extend(opened_biases(graph, node, &contributions));
@@ -187,7 +202,7 @@ impl ResidualStream {
         }
         let d_model = width(graph, &contributions, origin)
             .ok_or_else(|| refuse(graph, unembedding.node, Some(activation), "the width of the stream is unknown"))?;
-        Ok(Self { d_model, blocks, contributions, unembedding })
+        Ok(Self { d_model, origin, blocks, contributions, unembedding })
     }
 }
 
@@ -332,17 +347,17 @@ fn open_latest(graph: &Graph<'_>, terms: &mut Vec<Term>) -> Option<()> {
     Some(())
 }
 
-/// Contributions that are sums themselves (parallel blocks that add attention and MLP first), opened where each
-/// part leads to a weight of its own; kept whole otherwise.
-fn leaves(graph: &Graph<'_>, contributions: Vec<Term>) -> Vec<Term> {
-    contributions
-        .into_iter()
-        .flat_map(|term| {
-            let parts = flatten(graph, vec![term]);
-            let all = parts.iter().all(|part| trace_weight(graph, part.value, None).is_ok());
-            if all { parts } else { vec![term] }
-        })
-        .collect()
+/// Contributions that are sums themselves, opened where attention and MLP are added first (parallel blocks) and each
+/// part leads to weights of its own; kept whole otherwise.
+fn leaves(graph: &Graph<'_>, interface: &Interface, stream: ValueId, contributions: Vec<Term>) -> Vec<Term> {
+    let open = |term: Term| {
+        let parts = flatten(graph, vec![term]);
+        let role = |part: &Term| role(graph, interface, stream, part.value);
+        let mixed = parts.iter().any(|part| role(part) != role(&parts[0]));
+        let traced = |part: &Term| trace_weight(graph, part.value, None).is_ok();
+        if mixed && parts.iter().all(traced) { parts } else { vec![term] }
+    };
+    contributions.into_iter().flat_map(open).collect()
 }
 
 /// All terms of a sum and of the sums in it.
@@ -372,6 +387,9 @@ fn check_origin(graph: &Graph<'_>, origin: ValueId, interface: &Interface) -> Re
             return Err(refuse(graph, node, Some(origin), "the residual stream cannot be followed past this node"));
         }
         let Some(node) = graph.producer(value) else { continue };
+        if matches!(graph.op(node), "Shape" | "Size") {
+            continue; // positions are counted from the length of the cache
+        }
         let inputs = graph.all_inputs(node);
         let product = matches!(graph.op(node), "MatMul" | "FusedMatMul" | "Softmax")
             && inputs.iter().filter(|v| graph.is_dynamic(**v)).count()

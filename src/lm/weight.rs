@@ -10,6 +10,11 @@
 use std::collections::HashSet;
 
 use super::Refusal;
+use super::alone::Turn;
+use super::rows::{
+    adds_or_sets, is_row_factor, is_same_along_rows, is_scalar, is_transparent, is_zero, keeps_rows, picks_weight,
+    reads_elements,
+};
 use crate::onnx::{DataType, Graph, NodeId, Storage, TensorId, Use, ValueId};
 
 /// A tensor to edit, and the axis along which `d_model` lies.
@@ -32,6 +37,21 @@ pub struct WeightPath {
     pub lookup: bool,
     /// The places where the chains of constants behind weights and biases enter the computation.
     pub entries: Vec<Use>,
+    /// The same, tensor by tensor.
+    pub parts: Vec<Part>,
+}
+
+/// One tensor of a path.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// The tensor, and its axis of length `d_model`.
+    pub target: EditTarget,
+    /// Whether it is a bias.
+    pub bias: bool,
+    /// Where it enters the computation.
+    pub entry: Use,
+    /// What norms on the way do to a direction.
+    pub turns: Vec<Turn>,
 }
 
 impl WeightPath {
@@ -49,7 +69,7 @@ impl WeightPath {
     /// If it is no constant vector of `d_model` values.
     pub fn add_bias(&mut self, graph: &Graph<'_>, bias: Use, d_model: usize) -> Result<(), Refusal> {
         let path = std::mem::take(self);
-        let mut walk = Walk { graph, width: Some(d_model), path, open: Vec::new(), seen: HashSet::new() };
+        let mut walk = Walk { path, ..Walk::new(graph, Some(d_model)) };
         let value = graph.input(bias.node, bias.slot).expect("the bias was found as an input");
         let found = walk.bias(value, bias);
         *self = walk.path;
@@ -57,35 +77,29 @@ impl WeightPath {
     }
 }
 
-/// Operators that hand a tensor on unchanged, as far as its place in the stream goes.
-fn is_transparent(op: &str) -> bool {
-    matches!(op, "Cast" | "Identity" | "Dropout")
-}
-
-/// Whether a node hands on its first input with every row of the last dimension whole and in order.
-pub(super) fn hands_on(graph: &Graph<'_>, node: NodeId) -> bool {
-    match graph.op(node) {
-        op if is_transparent(op) => true,
-        "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" => keeps_rows(graph, node),
-        _ => false,
-    }
-}
-
-/// Whether the last dimension of output 0 is that of input 0, and more than one element.
-fn keeps_rows(graph: &Graph<'_>, node: NodeId) -> bool {
-    let input = graph.input(node, 0).and_then(|v| graph.last_dimension(v));
-    let output = graph.output(node, 0).and_then(|v| graph.last_dimension(v));
-    input.is_some_and(|d| d > 1) && input == output
-}
-
 /// Walks from a contribution to the weights that make it. `width` is `d_model` where it is known.
 ///
 /// # Errors
 /// The node behind which the weights cannot be edited exactly, and why.
 pub fn trace_weight(graph: &Graph<'_>, value: ValueId, width: Option<usize>) -> Result<WeightPath, Refusal> {
-    let mut walk = Walk { graph, width, path: WeightPath::default(), open: vec![(value, None)], seen: HashSet::new() };
-    while let Some((value, reader)) = walk.open.pop() {
+    run(Walk::new(graph, width), value)
+}
+
+/// The same through norms, whose scales and means turn the direction ([`Part::turns`]). Weights found so cannot be
+/// edited exactly: the norm's own factor depends on them.
+///
+/// # Errors
+/// The node behind which the weights cannot be found.
+pub fn trace_weight_through_norms(graph: &Graph<'_>, value: ValueId, d_model: usize) -> Result<WeightPath, Refusal> {
+    run(Walk { through_norms: true, ..Walk::new(graph, Some(d_model)) }, value)
+}
+
+fn run(mut walk: Walk<'_, '_>, value: ValueId) -> Result<WeightPath, Refusal> {
+    let graph = walk.graph;
+    walk.open.push((value, None, Vec::new()));
+    while let Some((value, reader, turns)) = walk.open.pop() {
         if walk.seen.insert(value) {
+            walk.turns = turns;
             walk.step(value, reader)?;
         }
     }
@@ -106,12 +120,58 @@ struct Walk<'g, 'm> {
     graph: &'g Graph<'m>,
     width: Option<usize>,
     path: WeightPath,
-    /// Values to follow, each with the node that led to it.
-    open: Vec<(ValueId, Option<NodeId>)>,
+    /// Values to follow, each with the node that led to it and what turns the direction before.
+    open: Vec<(ValueId, Option<NodeId>, Vec<Turn>)>,
     seen: HashSet<ValueId>,
+    /// What turns the direction between the write and the value at hand.
+    turns: Vec<Turn>,
+    /// Whether norms are walked through.
+    through_norms: bool,
 }
 
-impl Walk<'_, '_> {
+impl<'g, 'm> Walk<'g, 'm> {
+    fn new(graph: &'g Graph<'m>, width: Option<usize>) -> Self {
+        Self {
+            graph,
+            width,
+            path: WeightPath::default(),
+            open: Vec::new(),
+            seen: HashSet::new(),
+            turns: Vec::new(),
+            through_norms: false,
+        }
+    }
+
+    /// A scale of the channels by a constant.
+    fn turn(&mut self, scale: ValueId, node: NodeId, value: ValueId) -> Result<(), Refusal> {
+        let found = crate::onnx::constant::vector(self.graph, scale);
+        match found.filter(|g| g.len() == 1 || Some(g.len()) == self.width) {
+            Some(scale) => self.turns.push(Turn::Scale(scale)),
+            None => return Err(self.stop(Some(node), value, "the scale of the norm is no constant of the file")),
+        }
+        Ok(())
+    }
+
+    /// A fused norm: scale input 1, bias input 2 of those that take the mean off.
+    fn norm(&mut self, node: NodeId, value: ValueId) -> Result<(), Refusal> {
+        let centred = self.graph.op(node) == "LayerNormalization";
+        let last = self.graph.input(node, 0).and_then(|v| self.graph.rank_of(v)).map_or(-1, |rank| rank as i64 - 1);
+        if ![-1, last].contains(&self.graph.node(node).attr_i("axis", -1)) {
+            return Err(self.stop(Some(node), value, "the norm is over more than the channels"));
+        }
+        if let Some(bias) = self.graph.input(node, 2).filter(|_| centred) {
+            self.bias(bias, Use { node, slot: 2 })?;
+        }
+        if let Some(scale) = self.graph.input(node, 1) {
+            self.turn(scale, node, value)?;
+        }
+        if centred {
+            self.turns.push(Turn::Centre);
+        }
+        self.follow(self.graph.input(node, 0), node);
+        Ok(())
+    }
+
     fn stop(&self, node: Option<NodeId>, value: ValueId, reason: impl Into<String>) -> Refusal {
         stop(self.graph, node, value, reason)
     }
@@ -127,7 +187,8 @@ impl Walk<'_, '_> {
     }
 
     fn follow(&mut self, value: Option<ValueId>, node: NodeId) {
-        self.open.extend(value.map(|v| (v, Some(node))));
+        let turns = self.turns.clone();
+        self.open.extend(value.map(|v| (v, Some(node), turns)));
     }
 
     fn step(&mut self, value: ValueId, reader: Option<NodeId>) -> Result<(), Refusal> {
@@ -135,7 +196,7 @@ impl Walk<'_, '_> {
         let Some(node) = graph.producer(value) else {
             return Err(self.stop(None, value, "the write comes straight from a graph input"));
         };
-        if let Some(reader) = reader {
+        if let Some(reader) = reader.filter(|_| !self.through_norms) {
             self.read_only_by(value, reader)?;
         }
         if is_zero(graph, value) {
@@ -144,6 +205,11 @@ impl Walk<'_, '_> {
         let op = graph.op(node);
         match op {
             _ if is_transparent(op) => self.follow(graph.input(node, 0), node),
+            "Squeeze" if self.column(node).is_some() => {
+                let product = self.column(node).expect("seen in the guard");
+                self.read_only_by(graph.input(node, 0).expect("it has one"), node)?;
+                self.weight(Use { node: product, slot: 0 }, 1)?;
+            }
             "Reshape" if self.reshapes_to_width(node) => self.follow(graph.input(node, 0), node),
             "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" | "Slice" | "Split" | "Transpose" | "Expand" => {
                 if !keeps_rows(graph, node) {
@@ -167,6 +233,11 @@ impl Walk<'_, '_> {
                 }
             }
             "Mul" | "Div" => self.scaled(node, value)?,
+            // x - mean(x) of a norm that is spelled out
+            "Sub" if self.through_norms && graph.input(node, 1).is_some_and(|v| is_row_factor(graph, v)) => {
+                self.turns.push(Turn::Centre);
+                self.follow(graph.input(node, 0), node);
+            }
             "Add" | "Sub" | "Sum" => {
                 for slot in 0..graph.node(node).input.len() {
                     match (self.moving(node, slot), self.fixed(node, slot)) {
@@ -226,6 +297,9 @@ impl Walk<'_, '_> {
                 }
             }
             "MoE" => self.experts(node, value)?,
+            "LayerNormalization" | "SimplifiedLayerNormalization" | "RMSNormalization" if self.through_norms => {
+                self.norm(node, value)?;
+            }
             "LayerNormalization" | "SimplifiedLayerNormalization" | "RMSNormalization" => {
                 return Err(self.stop(Some(node), value, "the write is normalised before it is added (post-norm)"));
             }
@@ -257,6 +331,23 @@ impl Walk<'_, '_> {
         fits && input.is_none_or(|d| Some(d) == output)
     }
 
+    /// The product `W x` of weights `[.., d_model, d_mlp]` with a column `[.., d_mlp, 1]` whose last axis this `Squeeze`
+    /// takes away (experts that a router picked).
+    fn column(&self, node: NodeId) -> Option<NodeId> {
+        let graph = self.graph;
+        let value = graph.input(node, 0)?;
+        let axes = match graph.input(node, 1) {
+            Some(axes) => graph.const_ints(axes)?,
+            None => graph.node(node).attr("axes")?.ints.clone(),
+        };
+        let last = graph.rank_of(value).map_or(-1, |rank| rank as i64 - 1);
+        let product = graph.producer(value).filter(|&n| matches!(graph.op(n), "MatMul"))?;
+        let (weight, column) = (graph.input(product, 0)?, graph.input(product, 1)?);
+        let held = !graph.is_dynamic(weight) || picks_weight(graph, weight);
+        let one = graph.last_dimension(column) == Some(1) && graph.is_dynamic(column);
+        (matches!(axes.as_slice(), [a] if *a == -1 || *a == last) && held && one).then_some(product)
+    }
+
     /// A factor of one number a row commutes with the projection; a factor a channel does not.
     fn scaled(&mut self, node: NodeId, value: ValueId) -> Result<(), Refusal> {
         let graph = self.graph;
@@ -267,6 +358,15 @@ impl Walk<'_, '_> {
         });
         match found {
             Some(rows) => self.follow(Some(rows), node),
+            None if self.through_norms => {
+                let scaled =
+                    slots.iter().find_map(|&(rows, scale)| Some((self.moving(node, rows)?, self.fixed(node, scale)?)));
+                let Some((rows, scale)) = scaled.filter(|_| graph.op(node) == "Mul") else {
+                    return Err(self.stop(Some(node), value, "the write is scaled by another activation"));
+                };
+                self.turn(scale, node, value)?;
+                self.follow(Some(rows), node);
+            }
             None if slots.iter().any(|&(_, factor)| self.fixed(node, factor).is_some()) => {
                 return Err(self.stop(Some(node), value, "the write is scaled per channel"));
             }
@@ -395,6 +495,7 @@ impl Walk<'_, '_> {
         let target = self.target(tensor, rank - 1 - from_end, value, entry.node)?;
         self.path.weights.push(target);
         self.path.entries.push(entry);
+        self.path.parts.push(Part { target, bias: false, entry, turns: self.turns.clone() });
         Ok(())
     }
 
@@ -419,6 +520,7 @@ impl Walk<'_, '_> {
         let target = self.target(tensor, shape.len() - 1, at, entry.node)?;
         self.path.biases.push(target);
         self.path.entries.push(entry);
+        self.path.parts.push(Part { target, bias: true, entry, turns: self.turns.clone() });
         Ok(())
     }
 
@@ -449,7 +551,7 @@ pub(super) fn check_readers(graph: &Graph<'_>, value: ValueId, reader: NodeId) -
     let other = graph
         .uses(value)
         .iter()
-        .find(|one| one.node != reader && !matches!(graph.op(one.node), "Shape" | "Size"))
+        .find(|one| one.node != reader && reads_elements(graph, **one, 8))
         .map(|one| graph.node(one.node).label().to_string());
     match other {
         Some(other) => Err(stop(graph, Some(reader), value, format!("the write is also read by node `{other}`"))),
@@ -466,100 +568,4 @@ fn stop(graph: &Graph<'_>, node: Option<NodeId>, value: ValueId, reason: impl In
         reason: reason.into(),
         hint: "the projection can be inserted after the write instead".into(),
     }
-}
-
-/// Whether a constant has one element.
-fn is_scalar(graph: &Graph<'_>, value: ValueId) -> bool {
-    let mut value = value;
-    loop {
-        if let Some(tensor) = graph.tensor_ref(value) {
-            return tensor.elements() == 1;
-        }
-        let Some(node) = graph.producer(value) else { return false };
-        match graph.op(node) {
-            "Constant" => return graph.node(node).attr("value_float").or(graph.node(node).attr("value_int")).is_some(),
-            op if is_transparent(op) && !graph.is_dynamic(value) => match graph.input(node, 0) {
-                Some(next) => value = next,
-                None => return false,
-            },
-            _ => return false,
-        }
-    }
-}
-
-/// Whether a value is one number for all channels of a row.
-fn is_row_factor(graph: &Graph<'_>, value: ValueId) -> bool {
-    graph.last_dimension(value) == Some(1) || graph.rank_of(value) == Some(0) || is_scalar(graph, value)
-}
-
-/// Whether indices are the same for every channel: spread from one number a row.
-fn is_same_along_rows(graph: &Graph<'_>, value: ValueId) -> bool {
-    let mut value = value;
-    while let Some(node) = graph.producer(value) {
-        match graph.op(node) {
-            "Expand" | "Tile" => {
-                return graph.input(node, 0).is_some_and(|v| graph.last_dimension(v) == Some(1));
-            }
-            "Cast" | "Identity" => match graph.input(node, 0) {
-                Some(input) => value = input,
-                None => return false,
-            },
-            _ => return false,
-        }
-    }
-    false
-}
-
-/// Whether a scatter sets or adds rows; products and extremes are no linear combination.
-fn adds_or_sets(graph: &Graph<'_>, node: NodeId) -> bool {
-    let reduction = graph.node(node).attr("reduction").and_then(|a| a.s.clone());
-    matches!(reduction.as_deref(), None | Some(b"none" | b"add"))
-}
-
-/// Whether a value is zero whatever is fed.
-fn is_zero(graph: &Graph<'_>, value: ValueId) -> bool {
-    if let Some(tensor) = graph.tensor_ref(value) {
-        let zero = |t: &crate::onnx::proto::TensorProto| {
-            let raw = t.raw_data.as_deref().unwrap_or(&[]);
-            (!raw.is_empty() && raw.iter().all(|b| *b == 0))
-                || (raw.is_empty() && !t.float_data.is_empty() && t.float_data.iter().all(|v| *v == 0.0))
-        };
-        // only what the skeleton holds whole
-        return tensor.elements() > 0 && tensor.elements() <= 64 && graph.small_tensor(value).is_some_and(zero);
-    }
-    let Some(node) = graph.producer(value) else { return false };
-    match graph.op(node) {
-        "ConstantOfShape" => match graph.node(node).attr("value").and_then(|a| a.t.as_ref()) {
-            Some(t) => {
-                let raw = t.raw_data.as_deref().unwrap_or(&[]);
-                raw.iter().all(|b| *b == 0)
-                    && t.float_data.iter().all(|v| *v == 0.0)
-                    && t.int32_data.iter().all(|v| *v == 0)
-            }
-            None => true,
-        },
-        "Cast" | "Identity" | "Expand" | "Reshape" | "Unsqueeze" | "Squeeze" => {
-            graph.input(node, 0).is_some_and(|v| is_zero(graph, v))
-        }
-        _ => false,
-    }
-}
-
-/// Whether a dynamic value is picked from constant weights (mixture of experts).
-pub(super) fn picks_weight(graph: &Graph<'_>, value: ValueId) -> bool {
-    let mut value = value;
-    for _ in 0..16 {
-        let Some(node) = graph.producer(value) else { return false };
-        match graph.op(node) {
-            "Gather" | "GatherND" | "GatherElements" | "Transpose" | "Cast" | "Reshape" | "Unsqueeze" | "Squeeze" => {
-                match graph.input(node, 0) {
-                    Some(input) if !graph.is_dynamic(input) => return true,
-                    Some(input) => value = input,
-                    None => return false,
-                }
-            }
-            _ => return false,
-        }
-    }
-    false
 }

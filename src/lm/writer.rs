@@ -45,6 +45,19 @@ pub enum Treatment {
     Weights,
     /// Weights alone cannot be exact: the projection is inserted after the write as standard operators.
     Nodes,
+    /// The write is made in another file, and edited there ([`super::EmbeddingFile`]).
+    Elsewhere,
+}
+
+impl Treatment {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Weights => "weights",
+            Self::Nodes => "nodes",
+            Self::Elsewhere => "elsewhere",
+        }
+    }
 }
 
 /// One writer to the residual stream.
@@ -81,7 +94,9 @@ pub fn writers(graph: &Graph<'_>, streams: &[&ResidualStream]) -> Vec<Writer> {
     let d_model = streams[0].d_model;
     let mut traced: Vec<Vec<Traced>> =
         streams.iter().map(|stream| stream.contributions.iter().map(|c| trace(graph, c, d_model)).collect()).collect();
-    let sharing = Sharing::new(graph, &traced, streams);
+    let unembeddings =
+        streams.iter().map(|s| Use { node: s.unembedding.node, slot: 1 - s.unembedding.slot.min(1) }).collect();
+    let sharing = Sharing::of(graph, traced.iter().flatten().filter_map(|t| t.path.as_ref()), unembeddings);
     // One treatment forces another where two writers share a tensor, so repeat until nothing changes.
     loop {
         let wanted: HashSet<Use> = traced
@@ -123,7 +138,11 @@ pub fn writers(graph: &Graph<'_>, streams: &[&ResidualStream]) -> Vec<Writer> {
             writes: streams.iter().map(|stream| stream.contributions[index].clone()).collect(),
             weights: one.path.as_ref().map(|p| p.weights.clone()).unwrap_or_default(),
             biases: one.path.as_ref().map(|p| p.biases.clone()).unwrap_or_default(),
-            treatment: if one.reason.is_none() { Treatment::Weights } else { Treatment::Nodes },
+            treatment: match &one.reason {
+                None => Treatment::Weights,
+                Some(_) if is_fed(graph, contribution) => Treatment::Elsewhere,
+                Some(_) => Treatment::Nodes,
+            },
             reason: one.reason.clone(),
             tied: one.tied,
         });
@@ -132,6 +151,34 @@ pub fn writers(graph: &Graph<'_>, streams: &[&ResidualStream]) -> Vec<Writer> {
         merge_targets(&mut found, &traced);
     }
     found
+}
+
+/// Whether the stream starts with a graph input (`inputs_embeds`).
+fn is_fed(graph: &Graph<'_>, contribution: &Contribution) -> bool {
+    contribution.role == Role::Embed && graph.producer(super::residual::root(graph, contribution.value)).is_none()
+}
+
+/// The one writer of an embedding file.
+pub(super) fn single(graph: &Graph<'_>, write: Contribution, d_model: usize) -> Writer {
+    let mut traced = trace(graph, &write, d_model);
+    // the graph returns the write itself: that is the one reader
+    if let Some(path) = &traced.path {
+        let wanted = path.entries.iter().copied().collect();
+        let sharing = Sharing::of(graph, std::iter::once(path), Vec::new());
+        if let Some((reason, tied)) = sharing.conflict(path, &wanted) {
+            (traced.reason, traced.tied) = (Some(reason), tied);
+        }
+    }
+    Writer {
+        kind: WriterKind::Embed,
+        layer: None,
+        weights: traced.path.as_ref().map(|p| p.weights.clone()).unwrap_or_default(),
+        biases: traced.path.as_ref().map(|p| p.biases.clone()).unwrap_or_default(),
+        treatment: if traced.reason.is_none() { Treatment::Weights } else { Treatment::Nodes },
+        reason: traced.reason,
+        tied: traced.tied,
+        writes: vec![write],
+    }
 }
 
 /// Branches may hold weights of their own: a writer edits those of all of them.
@@ -180,7 +227,7 @@ fn kind(contribution: &Contribution, embeddings: &mut usize) -> WriterKind {
 }
 
 /// Who else reads the tensors of the writers, by name or by bytes.
-struct Sharing<'g, 'm> {
+pub(super) struct Sharing<'g, 'm> {
     graph: &'g Graph<'m>,
     unembeddings: Vec<Use>,
     /// Tensors that two writers would edit along different axes.
@@ -193,10 +240,14 @@ struct Sharing<'g, 'm> {
 }
 
 impl<'g, 'm> Sharing<'g, 'm> {
-    fn new(graph: &'g Graph<'m>, traced: &[Vec<Traced>], streams: &[&ResidualStream]) -> Self {
+    pub(super) fn of<'p>(
+        graph: &'g Graph<'m>,
+        paths: impl Iterator<Item = &'p WeightPath>,
+        unembeddings: Vec<Use>,
+    ) -> Self {
         let mut axes: HashMap<TensorId, usize> = HashMap::new();
         let mut conflicting = HashSet::new();
-        for path in traced.iter().flatten().filter_map(|t| t.path.as_ref()) {
+        for path in paths {
             for target in path.weights.iter().chain(&path.biases) {
                 if *axes.entry(target.tensor).or_insert(target.axis) != target.axis {
                     conflicting.insert(target.tensor);
@@ -211,14 +262,12 @@ impl<'g, 'm> Sharing<'g, 'm> {
                 values.entry(tensor).or_default().push(value);
             }
         }
-        let unembeddings =
-            streams.iter().map(|s| Use { node: s.unembedding.node, slot: 1 - s.unembedding.slot.min(1) }).collect();
         let aliases = aliases(graph.model, axes.keys().copied());
         Self { graph, unembeddings, conflicting, values, aliases }
     }
 
     /// Why the tensors of a path cannot be edited in place, and whether one is tied to the unembedding.
-    fn conflict(&self, path: &WeightPath, wanted: &HashSet<Use>) -> Option<(String, bool)> {
+    pub(super) fn conflict(&self, path: &WeightPath, wanted: &HashSet<Use>) -> Option<(String, bool)> {
         for target in path.weights.iter().chain(&path.biases) {
             let name = super::tensor_label(self.graph, target.tensor);
             if self.conflicting.contains(&target.tensor) {

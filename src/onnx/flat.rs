@@ -95,6 +95,7 @@ impl Flat {
         let mut builder = Builder {
             model,
             taken,
+            node_names: main.node.iter().filter_map(|n| n.name.clone()).collect(),
             flags: bool_inputs(main),
             flat: Self {
                 graph: GraphProto { node: Vec::new(), ..main.clone() },
@@ -105,7 +106,10 @@ impl Flat {
                 imports: Vec::new(),
             },
         };
-        builder.nodes(&main.node, &Scope { instance: 0, names: HashMap::new(), attributes: None, depth: 0 });
+        builder.nodes(
+            &main.node,
+            &Scope { instance: 0, label: String::new(), names: HashMap::new(), attributes: None, depth: 0 },
+        );
         builder.flat
     }
 }
@@ -123,6 +127,8 @@ fn bool_inputs(main: &GraphProto) -> HashSet<String> {
 /// Names and attributes that hold in a body.
 struct Scope<'a> {
     instance: usize,
+    /// What stands in front of the names of its nodes.
+    label: String,
     /// Flat names by local ones; a name that is not here is the same in the flat graph.
     names: HashMap<String, String>,
     /// In a function: what its attributes are in this call.
@@ -138,8 +144,10 @@ impl Scope<'_> {
 
 struct Builder<'m> {
     model: &'m Model,
-    /// Every name of the flat graph so far.
+    /// Every name of a value of the flat graph so far.
     taken: HashSet<String>,
+    /// The same for nodes.
+    node_names: HashSet<String>,
     /// Values that are a bool graph input.
     flags: HashSet<String>,
     flat: Flat,
@@ -171,6 +179,11 @@ impl<'m> Builder<'m> {
                 self.flags.extend(node.output.first().cloned());
             }
             self.note_opaque_calls(original);
+            if scope.depth > 0 {
+                // the same node of two calls needs two names
+                let stem = format!("{}/{}", scope.label, original.label());
+                node.name = Some(unique(&mut self.node_names, &stem));
+            }
             self.push(node, Some(Origin { instance: scope.instance, node: index }));
         }
     }
@@ -208,13 +221,7 @@ impl<'m> Builder<'m> {
     }
 
     fn fresh(&mut self, stem: &str) -> String {
-        let mut name = stem.to_string();
-        let mut n = 1;
-        while !self.taken.insert(name.clone()) {
-            n += 1;
-            name = format!("{stem}.{n}");
-        }
-        name
+        unique(&mut self.taken, stem)
     }
 
     /// Gives every value that `nodes` define a name of its own, unless it has one.
@@ -256,7 +263,8 @@ impl<'m> Builder<'m> {
         for attribute in function.attribute_proto.iter().chain(&call.attribute) {
             attributes.insert(attribute.name.as_deref().unwrap_or(""), attribute);
         }
-        let inner = Scope { instance, names, attributes: Some(attributes), depth: scope.depth + 1 };
+        let label = call_label(call);
+        let inner = Scope { instance, label, names, attributes: Some(attributes), depth: scope.depth + 1 };
         self.nodes(&function.node, &inner);
         for (from, to) in joined {
             self.push(node("Identity", &to, &[&from], &[&to], vec![]), None);
@@ -309,7 +317,7 @@ impl<'m> Builder<'m> {
                     self.flat.graph.value_info.push(info);
                 }
             }
-            let inner = Scope { instance, names, attributes: None, depth: scope.depth + 1 };
+            let inner = Scope { instance, label: prefix, names, attributes: None, depth: scope.depth + 1 };
             self.nodes(&graph.node, &inner);
             returned[usize::from(cached)] =
                 graph.output.iter().map(|o| inner.flat(o.name.as_deref().unwrap_or(""))).collect();
@@ -349,6 +357,17 @@ impl<'m> Builder<'m> {
     }
 }
 
+/// `stem`, with a number where it is taken.
+fn unique(taken: &mut HashSet<String>, stem: &str) -> String {
+    let mut name = stem.to_string();
+    let mut n = 1;
+    while !taken.insert(name.clone()) {
+        n += 1;
+        name = format!("{stem}.{n}");
+    }
+    name
+}
+
 /// What the values of a call are named after.
 fn call_label(call: &NodeProto) -> String {
     let stem = call.name.as_deref().filter(|name| !name.is_empty()).or(call.output.first().map(String::as_str));
@@ -383,7 +402,8 @@ fn rename(graph: &mut GraphProto, scope: &Scope<'_>) {
         names.remove(&own);
     }
     let attributes = scope.attributes.clone();
-    let inner = Scope { instance: scope.instance, names, attributes, depth: scope.depth + 1 };
+    let label = scope.label.clone();
+    let inner = Scope { instance: scope.instance, label, names, attributes, depth: scope.depth + 1 };
     for node in &mut graph.node {
         for input in node.input.iter_mut().filter(|name| !name.is_empty()) {
             *input = inner.flat(input);

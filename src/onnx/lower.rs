@@ -52,7 +52,7 @@ pub fn splices(patch: &Patch, graph: &Graph<'_>) -> Result<Vec<Splice>, OnnxErro
     let mut insert = |number: u32, body: &[u8]| {
         let mut bytes = Vec::new();
         put_bytes(&mut bytes, number, body);
-        splices.push(Splice { at: end..end, frame: main.frame, bytes });
+        splices.push(Splice::new(end..end, main.frame, bytes));
     };
     for tensor in &patch.initializers {
         if read.contains(tensor.name.as_deref().unwrap_or("")) {
@@ -165,6 +165,18 @@ impl Changes {
             let what = format!("adding nodes to the local function `{name}`, which imports no standard operators");
             return Err(OnnxError::Unsupported { what });
         }
+        // a copy of a tensor is an initializer, which a function does not see either, and is too large for a constant
+        let made: HashSet<&str> = self.nodes.iter().flat_map(|(_, n)| &n.output).map(String::as_str).collect();
+        let seen = |name: &str| {
+            name.is_empty()
+                || made.contains(name)
+                || function.input.iter().any(|i| i == name)
+                || function.node.iter().any(|n| n.output.iter().any(|o| o == name))
+        };
+        if let Some((.., name)) = self.rewires.iter().find(|(.., name)| !seen(name)) {
+            let what = format!("leading a node of a local function to `{name}`, which it does not see");
+            return Err(OnnxError::Unsupported { what });
+        }
         let read: HashSet<String> = self.nodes.iter().flat_map(|(_, n)| n.input.iter().cloned()).collect();
         let wanted = patch.initializers.iter().filter(|t| t.name.as_ref().is_some_and(|name| read.contains(name)));
         let constants = wanted.map(|t| (0, constant(t.name.as_deref().unwrap_or(""), t))).collect::<Vec<_>>();
@@ -187,7 +199,7 @@ impl Changes {
                 let at = name_field(reader, model, frame, field, slot)?;
                 let mut bytes = Vec::new();
                 put_bytes(&mut bytes, field, name.as_bytes());
-                splices.push(Splice { at, frame, bytes });
+                splices.push(Splice::new(at, frame, bytes));
             }
         }
         for (position, node) in self.nodes {
@@ -199,7 +211,7 @@ impl Changes {
             };
             let mut bytes = Vec::new();
             put_bytes(&mut bytes, number, &node.encode_to_vec());
-            splices.push(Splice { at: at..at, frame: places.frame, bytes });
+            splices.push(Splice::new(at..at, places.frame, bytes));
         }
         Ok(())
     }

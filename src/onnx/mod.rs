@@ -1,5 +1,6 @@
 //! The ONNX file: index, graph, tensors, external data, patches.
 
+pub mod constant;
 pub mod error;
 pub mod external;
 pub mod flat;

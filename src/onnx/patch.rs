@@ -34,6 +34,8 @@ pub struct Patch {
     pub renames: Vec<(NodeId, usize, String)>,
     /// Initializers to add, with their data.
     pub initializers: Vec<TensorProto>,
+    /// Names of initializers that are added when the file is written.
+    pub promised: Vec<String>,
     /// Graph inputs to add.
     pub inputs: Vec<ValueInfoProto>,
     /// Graph outputs to add.
@@ -47,6 +49,7 @@ impl Patch {
             && self.rewires.is_empty()
             && self.renames.is_empty()
             && self.initializers.is_empty()
+            && self.promised.is_empty()
             && self.inputs.is_empty()
             && self.outputs.is_empty()
     }
@@ -65,6 +68,7 @@ impl Patch {
             .flat_map(|(_, node)| node.output.iter().map(String::as_str))
             .chain(self.initializers.iter().filter_map(|t| t.name.as_deref()))
             .chain(self.inputs.iter().filter_map(|i| i.name.as_deref()))
+            .chain(self.promised.iter().map(String::as_str))
             .chain(self.renames.iter().map(|(.., name)| name.as_str()));
         for name in all {
             let free = graph.value(name).is_none_or(|v| freed.contains(&v));
@@ -133,6 +137,28 @@ pub struct Splice {
     pub frame: FrameId,
     /// The replacement.
     pub bytes: Vec<u8>,
+    /// More bytes after these, which whoever writes the file makes.
+    pub hole: Option<Hole>,
+}
+
+impl Splice {
+    /// A splice of bytes alone.
+    pub fn new(at: Range<u64>, frame: FrameId, bytes: Vec<u8>) -> Self {
+        Self { at, frame, bytes, hole: None }
+    }
+
+    fn len(&self) -> u64 {
+        self.bytes.len() as u64 + self.hole.map_or(0, |hole| hole.len)
+    }
+}
+
+/// Room for bytes that are made when the file is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hole {
+    /// How many.
+    pub len: u64,
+    /// What they are, to whoever made the splice.
+    pub tag: usize,
 }
 
 /// `metadata_props` entries as a splice at the end of the file (protobuf allows fields in any order, and
@@ -143,7 +169,7 @@ pub fn metadata_splice(model: &Model, entries: &[(String, String)]) -> Splice {
         let entry = StringStringEntryProto { key: Some(key.clone()), value: Some(value.clone()) };
         put_bytes(&mut bytes, 14, &entry.encode_to_vec());
     }
-    Splice { at: model.file_len..model.file_len, frame: FrameId(0), bytes }
+    Splice::new(model.file_len..model.file_len, FrameId(0), bytes)
 }
 
 /// A stretch of the rewritten `.onnx` file.
@@ -157,6 +183,8 @@ pub enum Segment {
         replaces: Range<u64>,
         /// The new bytes.
         bytes: Vec<u8>,
+        /// More of them, which are not known here.
+        hole: Option<Hole>,
     },
 }
 
@@ -165,7 +193,7 @@ impl Segment {
     pub fn len(&self) -> u64 {
         match self {
             Self::Copy(range) => range.end - range.start,
-            Self::Literal { bytes, .. } => bytes.len() as u64,
+            Self::Literal { bytes, hole, .. } => bytes.len() as u64 + hole.map_or(0, |hole| hole.len),
         }
     }
 
@@ -181,10 +209,10 @@ pub fn layout(model: &Model, splices: &[Splice]) -> Vec<Segment> {
     // Frames are numbered parents first, so walking down from the highest mends inner prefixes first.
     let mut delta: BTreeMap<usize, i64> = BTreeMap::new();
     for splice in splices {
-        *delta.entry(splice.frame.0).or_default() +=
-            splice.bytes.len() as i64 - (splice.at.end - splice.at.start) as i64;
+        *delta.entry(splice.frame.0).or_default() += splice.len() as i64 - (splice.at.end - splice.at.start) as i64;
     }
-    let mut edits: Vec<(Range<u64>, Vec<u8>)> = splices.iter().map(|s| (s.at.clone(), s.bytes.clone())).collect();
+    let mut edits: Vec<(Range<u64>, Vec<u8>, Option<Hole>)> =
+        splices.iter().map(|s| (s.at.clone(), s.bytes.clone(), s.hole)).collect();
     while let Some((id, change)) = delta.pop_last() {
         let frame = model.frame(FrameId(id));
         let Some(parent) = frame.parent else { continue };
@@ -192,20 +220,20 @@ pub fn layout(model: &Model, splices: &[Splice]) -> Vec<Segment> {
         let length = (frame.body.end - frame.body.start) as i64 + change;
         let new = varint(u64::try_from(length).expect("a splice never removes more than its frame holds"));
         let total = change + new.len() as i64 - (old.end - old.start) as i64;
-        edits.push((old, new));
+        edits.push((old, new, None));
         *delta.entry(parent.0).or_default() += total;
     }
     // Stable: insertions at one place keep their order.
-    edits.sort_by_key(|(range, _)| range.start);
+    edits.sort_by_key(|(range, ..)| range.start);
     let mut segments = Vec::new();
     let mut at = 0;
-    for (range, bytes) in edits {
+    for (range, bytes, hole) in edits {
         assert!(range.start >= at, "splices overlap");
         if range.start > at {
             segments.push(Segment::Copy(at..range.start));
         }
         at = range.end;
-        segments.push(Segment::Literal { replaces: range, bytes });
+        segments.push(Segment::Literal { replaces: range, bytes, hole });
     }
     if at < model.file_len {
         segments.push(Segment::Copy(at..model.file_len));

@@ -110,6 +110,13 @@ impl Node<'_> {
                 let whole = first.rank.zip(deep).is_some_and(|(rank, k)| batch + k < rank);
                 Shape { rank, last: first.last.filter(|_| whole) }
             }
+            "TopK" => {
+                let axis = proto.attr_i("axis", -1);
+                let along_last = axis == -1 || first.rank.is_some_and(|rank| axis + 1 == rank as i64);
+                let k = self.ints(1, "k").and_then(|k| u64::try_from(*k.first()?).ok());
+                Shape { rank: first.rank, last: if along_last { k } else { first.last } }
+            }
+            "Flatten" => Shape { rank: Some(2), last: None },
             "GatherElements" => self.input(1),
             "Reshape" => self.reshape(),
             "Expand" => {

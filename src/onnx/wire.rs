@@ -151,7 +151,7 @@ impl Reader {
 }
 
 /// Appends a length-delimited field.
-pub(super) fn put_bytes(out: &mut Vec<u8>, number: u32, body: &[u8]) {
+pub fn put_bytes(out: &mut Vec<u8>, number: u32, body: &[u8]) {
     encode_key(number, WireType::LengthDelimited, out);
     encode_varint(body.len() as u64, out);
     out.extend_from_slice(body);

@@ -37,12 +37,12 @@ fn precision(engine: &Engine<'_>) -> f64 {
             _ => f64::from(f32::EPSILON),
         });
     };
-    for writer in &engine.lm.writers {
+    for (graph, writer) in engine.model.writers() {
         for target in &writer.weights {
-            see(engine.graph.model.tensor(target.tensor).dtype);
+            see(graph.model.tensor(target.tensor).dtype);
         }
         if writer.treatment == Treatment::Nodes {
-            see(engine.graph.elem_type(writer.writes[0].value).unwrap_or(DataType::FLOAT));
+            see(graph.elem_type(writer.writes[0].value).unwrap_or(DataType::FLOAT));
         }
     }
     coarsest
@@ -61,14 +61,14 @@ pub fn logits(
     let rows: Vec<Row<'_>> = prompts.iter().map(|t| Row { tokens: t, direction: 0 }).collect();
     let unit: Vec<f32> = direction.unit().iter().map(|v| *v as f32).collect();
     let mut expected = vec![Vec::new(); rows.len()];
-    let mut hooked = base.session(Request { logits: true, last_positions: 1, ablation: true, ..Request::default() })?;
+    let mut hooked = base.session(Request { logits: 1, last_positions: 1, ablation: true, ..Request::default() })?;
     base.visit(&mut hooked, &rows, &[unit], |found| {
         expected[found.row] = found.logits;
         Ok(())
     })?;
-    let mut probes: Vec<(usize, ResidPoint)> = (0..out.lm.n_layers()).map(|l| (l, ResidPoint::Pre)).collect();
-    probes.push((out.lm.n_layers() - 1, ResidPoint::Post));
-    let mut plain = out.session(Request { probes, last_positions: 1, logits: true, ..Request::default() })?;
+    let mut probes: Vec<(usize, ResidPoint)> = (0..out.model.lm.n_layers()).map(|l| (l, ResidPoint::Pre)).collect();
+    probes.push((out.model.lm.n_layers() - 1, ResidPoint::Post));
+    let mut plain = out.session(Request { probes, last_positions: 1, logits: 1, ..Request::default() })?;
     let (mut diff, mut scale, mut leak, mut kl) = (0.0f64, 1.0f64, 0.0f64, Vec::new());
     out.visit(&mut plain, &rows, &[], |found| {
         let want = &expected[found.row];

@@ -56,7 +56,7 @@ pub fn choose(
         }
     }
     // direction 0 is zero: the base model, bit for bit
-    let mut directions = vec![vec![0.0f32; engine.lm.d_model()]];
+    let mut directions = vec![vec![0.0f32; engine.model.lm.d_model()]];
     let mut owner = vec![None];
     for (index, candidate) in all.iter().enumerate() {
         if let Some(direction) = &candidate.direction {
@@ -64,8 +64,7 @@ pub fn choose(
             owner.push(Some(index));
         }
     }
-    let mut session =
-        engine.session(Request { logits: true, last_positions: 1, ablation: true, ..Request::default() })?;
+    let mut session = engine.session(Request { logits: 1, last_positions: 1, ablation: true, ..Request::default() })?;
     observer.start("score candidates", (directions.len() * prompts.len()) as u64);
 
     let base_rows: Vec<Row<'_>> = prompts.iter().map(|(.., ids)| Row { tokens: ids, direction: 0 }).collect();
@@ -127,7 +126,7 @@ pub fn choose(
             });
         }
     }
-    let winner = select(&mut all, engine.lm.n_layers(), share(&harmful_base), rules);
+    let winner = select(&mut all, engine.model.lm.n_layers(), share(&harmful_base), rules);
     let Some(winner) = winner else { return Err(nothing_left(&all)) };
     let winner = &all[winner];
     let scores = winner.scores.expect("only measured candidates win");

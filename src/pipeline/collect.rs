@@ -170,7 +170,7 @@ pub fn collect(
 ) -> Result<(Activations, usize), Error> {
     let Inputs { chat, prompts, .. } = *inputs;
     let suffix = chat.post_instruction_suffix()?;
-    let (n_pos, n_layers, d_model) = (suffix.len(), engine.lm.n_layers(), engine.lm.d_model());
+    let (n_pos, n_layers, d_model) = (suffix.len(), engine.model.lm.n_layers(), engine.model.lm.d_model());
     let (refusal_tokens, chosen) = match inputs.refusal_tokens {
         RefusalTokens::Given(ids) => (ids.clone(), "given"),
         RefusalTokens::Automatic => (choose_tokens(engine, chat, prompts, observer)?, "automatic"),
@@ -211,7 +211,7 @@ pub fn collect(
         observer.note(&format!("continuing: {resumed} prompts were collected before"));
     }
     let probes: Vec<(usize, ResidPoint)> = (0..n_layers).map(|l| (l, ResidPoint::Pre)).collect();
-    let mut session = engine.session(Request { probes, last_positions: n_pos, logits: true, ..Request::default() })?;
+    let mut session = engine.session(Request { probes, last_positions: n_pos, logits: 1, ..Request::default() })?;
     let rows: Vec<Row<'_>> = encoded.iter().map(|t| Row { tokens: t, direction: 0 }).collect();
     observer.start("collect activations", rows.len() as u64);
     let mut saved = Instant::now();
@@ -299,7 +299,7 @@ pub fn choose_tokens(
     prompts: &Prompts,
     observer: &dyn Observer,
 ) -> Result<Vec<u32>, Error> {
-    let mut session = engine.session(Request { logits: true, last_positions: 1, ..Request::default() })?;
+    let mut session = engine.session(Request { logits: 1, last_positions: 1, ..Request::default() })?;
     let mut encoded = Vec::new();
     let mut classes = Vec::new();
     for (index, class) in PromptClass::ALL.iter().enumerate() {

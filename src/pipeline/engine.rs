@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ndarray::{Array3, Axis};
 
+use super::opened::Understood;
 use crate::error::Error;
 use crate::instrument::{self, DIRECTION_INPUT, Request, SessionModel};
-use crate::lm::{Interface, LanguageModel};
-use crate::onnx::{DataType, Graph};
+use crate::lm::Interface;
+use crate::onnx::DataType;
 use crate::runtime::batch::{self, Batch};
 use crate::runtime::session::{OrtModel, Runtime};
 use crate::runtime::{Backend, RuntimeError, Tensor};
@@ -49,7 +50,7 @@ pub struct RowResult {
     pub row: usize,
     /// Probes, each `[last_positions, d_model]` row-major, in the order of the request.
     pub probes: Vec<Vec<f32>>,
-    /// Logits of the last position, `[d_vocab]`.
+    /// Logits of the last positions, `[positions, d_vocab]` row-major; what was asked for is usually one.
     pub logits: Vec<f32>,
 }
 
@@ -57,10 +58,8 @@ pub struct RowResult {
 pub struct Engine<'a> {
     /// ONNX Runtime.
     pub runtime: &'a Runtime,
-    /// The graph.
-    pub graph: &'a Graph<'a>,
-    /// The language model in it.
-    pub lm: &'a LanguageModel,
+    /// The model.
+    pub model: &'a Understood<'a>,
     /// Rows a run.
     pub batch: usize,
     /// Token to pad with.
@@ -83,17 +82,20 @@ impl Engine<'_> {
     /// If ONNX Runtime refuses the model.
     pub fn session(&self, mut request: Request) -> Result<Session, Error> {
         request.widen_bfloat16 = self.runtime.provider() == "cpu" && self.has_bfloat16();
-        let built = instrument::instrument(self.graph, self.lm, &request)?;
+        let Understood { graph, lm, embedding } = self.model;
+        let built = instrument::instrument(graph, lm, embedding.as_ref(), &request)?;
         let model = self.runtime.session(&built.bytes)?;
         // inputs that pruning removed are not fed
-        let mut interface = self.lm.interface.clone();
+        let mut interface = self.model.lm.interface.clone();
         interface.cache.retain(|slot| built.inputs.contains(&slot.past));
         Ok(Session { model, built, interface })
     }
 
     /// Whether the file stores bfloat16 tensors.
     pub fn has_bfloat16(&self) -> bool {
-        self.graph.model.tensors.iter().any(|t| t.dtype == DataType::BFLOAT16)
+        let embedding = self.model.embedding.as_ref().map(|e| e.graph.model);
+        let mut models = embedding.into_iter().chain([self.model.graph.model]);
+        models.any(|model| model.tensors.iter().any(|t| t.dtype == DataType::BFLOAT16))
     }
 
     /// Runs every row and hands the results on, in no particular order. `directions` holds a direction
@@ -137,7 +139,7 @@ impl Engine<'_> {
         let batch = Batch::new(&prompts, self.pad);
         let mut feeds = batch::feeds(model, interface, &batch.ids, &batch.mask)?;
         if built.inputs.iter().any(|name| name == DIRECTION_INPUT) {
-            let width = self.lm.d_model();
+            let width = self.model.lm.d_model();
             let mut values = Array3::zeros((members.len(), 1, width));
             for (at, &row) in members.iter().enumerate() {
                 values.index_axis_mut(Axis(0), at).assign(
@@ -147,7 +149,7 @@ impl Engine<'_> {
             }
             feeds.push((DIRECTION_INPUT.into(), model.upload(Tensor::F32(values.into_dyn()), DataType::FLOAT)?));
         }
-        let cache = batch::empty_cache(model, interface, members.len())?;
+        let cache = batch::empty_cache(model, interface, members.len(), batch.ids.ncols())?;
         let mut inputs: Vec<_> = feeds.iter().map(|(name, value)| (name.clone(), value)).collect();
         inputs.extend(interface.cache.iter().zip(&cache).map(|(slot, value)| (slot.past.clone(), value)));
         let outputs: Vec<String> = built.probes.iter().chain(&built.logits).cloned().collect();
@@ -178,9 +180,9 @@ impl Engine<'_> {
         stop: &[u32],
         mut done: impl FnMut(u64),
     ) -> Result<Vec<Vec<u32>>, Error> {
-        let request = Request { logits: true, cache: true, last_positions: 1, ..Request::default() };
+        let request = Request { logits: 1, cache: true, last_positions: 1, ..Request::default() };
         let mut session = self.session(request.clone())?;
-        let mut decoder = match self.lm.cached {
+        let mut decoder = match self.model.lm.cached {
             Some(_) => Some(self.session(Request { cached_branch: true, ..request })?),
             None => None,
         };

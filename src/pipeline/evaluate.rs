@@ -48,7 +48,7 @@ pub fn measure(
     let mut results = Vec::new();
     let total: usize = PromptClass::ALL.iter().map(|c| prompts.get(*c, Split::Test).len()).sum();
     observer.start(stage, 2 * total as u64);
-    let mut scorer = engine.session(Request { logits: true, last_positions: 1, ..Request::default() })?;
+    let mut scorer = engine.session(Request { logits: 1, last_positions: 1, ..Request::default() })?;
     for class in PromptClass::ALL {
         let texts = prompts.get(class, Split::Test);
         let encoded = encode(chat, texts)?;

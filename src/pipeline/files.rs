@@ -3,12 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
-use crate::bake::hex;
 use crate::error::Error;
 use crate::lm::ModelConfig;
-use crate::onnx::Model;
 
 /// A model as the user named it.
 #[derive(Debug, Clone)]
@@ -57,6 +54,7 @@ impl ModelFiles {
                 .filter_map(Result::ok)
                 .map(|e| e.path())
                 .filter(|p| p.extension().is_some_and(|e| e == "onnx") && p.is_file())
+                .filter(|p| p.file_name().is_none_or(|n| !n.to_string_lossy().starts_with("embed_tokens")))
                 .collect();
             here.sort();
             for name in PREFERRED {
@@ -87,6 +85,37 @@ impl ModelFiles {
         self.onnx
             .strip_prefix(&self.root)
             .map_or_else(|_| self.onnx.file_name().map(PathBuf::from).unwrap_or_default(), Path::to_path_buf)
+    }
+
+    /// The token embedding's own file beside the model: `embed_tokens.onnx`, with the suffix of the model's name
+    /// (`decoder_model_merged_q4.onnx` goes with `embed_tokens_q4.onnx`), else the only one there is.
+    ///
+    /// # Errors
+    /// If there are several and none has the model's suffix.
+    pub fn embedding(&self) -> Result<Option<PathBuf>, Error> {
+        let folder = self.onnx.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let stem = self.onnx.file_stem().and_then(|s| s.to_str()).unwrap_or("");
+        let known = ["decoder_model_merged", "decoder_model", "decoder_with_past_model", "model"];
+        let suffix = known.iter().find_map(|name| stem.strip_prefix(name)).unwrap_or("");
+        let fitting = folder.join(format!("embed_tokens{suffix}.onnx"));
+        if fitting.is_file() {
+            return Ok(Some(fitting));
+        }
+        let Ok(entries) = std::fs::read_dir(folder) else { return Ok(None) };
+        let mut found: Vec<PathBuf> = entries
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|e| e == "onnx") && path.is_file())
+            .filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("embed")))
+            .collect();
+        found.sort();
+        match found.len() {
+            0 | 1 => Ok(found.pop()),
+            _ => Err(Error::usage(
+                format!("several embedding files beside `{}`, none of its suffix", self.onnx.display()),
+                format!("keep the one that belongs to it, or name it `embed_tokens{suffix}.onnx`"),
+            )),
+        }
     }
 
     fn json(&self, name: &str) -> Result<Option<Value>, Error> {
@@ -188,26 +217,4 @@ impl ModelFiles {
         copied.sort();
         Ok(copied)
     }
-}
-
-/// SHA-256 over the `.onnx` file and its external data files in the order they are first named.
-///
-/// # Errors
-/// If a file cannot be read.
-pub fn sha256(model: &Model) -> Result<String, Error> {
-    use std::io::Read;
-    let mut hasher = Sha256::new();
-    let mut block = vec![0; 1 << 20];
-    let files = std::iter::once(model.path.clone()).chain(model.external_files().into_iter().map(|(_, path)| path));
-    for path in files {
-        let io = |e| Error::failed(format!("cannot read `{}`: {e}", path.display()));
-        let mut file = std::fs::File::open(&path).map_err(io)?;
-        loop {
-            match file.read(&mut block).map_err(io)? {
-                0 => break,
-                n => hasher.update(&block[..n]),
-            }
-        }
-    }
-    Ok(hex(&hasher.finalize()))
 }

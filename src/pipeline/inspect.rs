@@ -1,30 +1,27 @@
 //! What a model is, as data.
 
-use crate::lm::{LanguageModel, Refusal, Treatment, Writer, tensor_label};
-use crate::onnx::{Graph, Model};
+use super::opened::{Opened, Understood};
+use crate::lm::{LanguageModel, Refusal, Writer, tensor_label};
+use crate::onnx::Graph;
 use crate::report::{InspectResult, RefusalRow, WriterRow};
 
 /// Describes an understood model.
-pub fn describe(model: &Model, graph: &Graph<'_>, lm: &LanguageModel) -> InspectResult {
-    let tied: Vec<String> = lm
-        .writers
-        .iter()
-        .filter(|w| w.tied)
-        .filter_map(|w| Some(tensor_label(graph, w.weights.first()?.tensor)))
-        .collect();
+pub fn describe(opened: &Opened, model: &Understood<'_>) -> InspectResult {
+    let Understood { graph, lm, .. } = model;
+    let tied = model.writers().filter(|(_, writer)| writer.tied);
     InspectResult {
         n_layers: lm.n_layers(),
         d_model: lm.d_model(),
         d_vocab: vocabulary(graph, lm),
-        writers: lm.writers.iter().map(|w| row(graph, w)).collect(),
+        tied: tied.filter_map(|(graph, w)| Some(tensor_label(graph, w.weights.first()?.tensor))).collect(),
+        writers: model.writers().map(|(graph, writer)| row(graph, writer)).collect(),
         interface: serde_json::to_value(&lm.interface).expect("plain data"),
-        tied,
-        ..bare(model)
+        ..bare(opened)
     }
 }
 
 /// Describes a model that is refused.
-pub fn refused(model: &Model, refusal: &Refusal) -> InspectResult {
+pub fn refused(opened: &Opened, refusal: &Refusal) -> InspectResult {
     let row = RefusalRow {
         node: refusal.node.clone(),
         op: refusal.op.clone(),
@@ -32,10 +29,11 @@ pub fn refused(model: &Model, refusal: &Refusal) -> InspectResult {
         reason: refusal.reason.clone(),
         hint: refusal.hint.clone(),
     };
-    InspectResult { refusals: vec![row], ..bare(model) }
+    InspectResult { refusals: vec![row], ..bare(opened) }
 }
 
-fn bare(model: &Model) -> InspectResult {
+fn bare(opened: &Opened) -> InspectResult {
+    let model = &opened.model;
     let proto = &model.skeleton;
     let producer = [proto.producer_name.as_deref(), proto.producer_version.as_deref()];
     InspectResult {
@@ -49,9 +47,19 @@ fn bare(model: &Model) -> InspectResult {
         opset: model.opset("").or_else(|| model.opset("ai.onnx")).unwrap_or(0),
         ir_version: proto.ir_version.unwrap_or(0),
         producer: producer.into_iter().flatten().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" "),
-        file_bytes: model.file_len
-            + model.external_files().iter().filter_map(|(_, p)| p.metadata().ok()).map(|m| m.len()).sum::<u64>(),
-        external_files: model.external_files().into_iter().map(|(location, _)| location).collect(),
+        file_bytes: opened
+            .models()
+            .map(|m| {
+                let external = m.external_files();
+                m.file_len + external.iter().filter_map(|(_, p)| p.metadata().ok()).map(|m| m.len()).sum::<u64>()
+            })
+            .sum(),
+        external_files: opened
+            .embedding
+            .iter()
+            .filter_map(|m| Some(m.path.file_name()?.to_string_lossy().into_owned()))
+            .chain(opened.models().flat_map(|m| m.external_files().into_iter().map(|(location, _)| location)))
+            .collect(),
         tied: Vec::new(),
     }
 }
@@ -67,10 +75,7 @@ fn row(graph: &Graph<'_>, writer: &Writer) -> WriterRow {
         n_weights: writer.weights.len(),
         dtype: tensor.map(|t| t.dtype).or_else(|| graph.elem_type(value)).map(|d| d.name().to_string()),
         shape: tensor.map(|t| t.shape.clone()),
-        treatment: match writer.treatment {
-            Treatment::Weights => "weights".into(),
-            Treatment::Nodes => "nodes".into(),
-        },
+        treatment: writer.treatment.name().into(),
         reason: writer.reason.clone(),
     }
 }

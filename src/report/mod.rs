@@ -421,6 +421,10 @@ pub struct VerifyResult {
     pub bound: Option<f64>,
     /// Prompts compared.
     pub n_prompts: usize,
+    /// Tensors whose edit cannot be exact by weights alone: the difference of the logits is their cost, and has no
+    /// bound.
+    #[serde(default)]
+    pub inexact: Vec<String>,
     /// What failed, one sentence each.
     pub failures: Vec<String>,
 }

@@ -201,6 +201,7 @@ pub fn run() -> RunResult {
             changed_bytes_outside_plan: 0,
             bound: Some(1e-3),
             n_prompts: 32,
+            inexact: vec![],
             failures: vec![],
         },
         eval: EvalResult {

@@ -263,10 +263,18 @@ pub fn bake_summary(bake: &BakeResult, width: usize, style: Style) -> String {
     let mut out = String::new();
     let with = |treatment: &str| bake.edits.iter().filter(|e| e.treatment == treatment).count();
     let (weights, nodes) = (with("weights"), with("nodes"));
-    let others = bake.edits.len() - weights - nodes;
+    let copies = with("copy") + with("turned copy");
+    let turned = with("turned") + with("turned copy");
+    let others = bake.edits.len() - weights - nodes - copies - with("turned");
     let mut parts = vec![format!("{} edited", count(weights, "tensor"))];
     if nodes > 0 {
         parts.push(format!("{} projected by inserted nodes", count(nodes, "write")));
+    }
+    if copies > 0 {
+        parts.push(format!("{} edited in a copy", count(copies, "shared tensor")));
+    }
+    if turned > 0 {
+        parts.push(format!("{} edited through a norm, which is not exact", count(turned, "tensor")));
     }
     if others > 0 {
         parts.push(format!("{} otherwise", count(others, "edit")));
@@ -301,7 +309,11 @@ pub fn verify_summary(verify: &VerifyResult, width: usize, style: Style) -> Stri
         (Tone::Bad, format!("not verified: {} failed", count(verify.failures.len().max(1), "check")))
     };
     let mut out = format!("{}\n\n", style.paint(tone, &words));
-    let bound = verify.bound.map(|b| format!("at most {}", significant(b))).unwrap_or_default();
+    let bound = match (verify.bound, verify.inexact.is_empty()) {
+        (Some(bound), true) => format!("at most {}", significant(bound)),
+        (Some(_), false) => "not exact".to_owned(),
+        (None, _) => String::new(),
+    };
     let rows = [
         ("bytes changed outside the plan", verify.changed_bytes_outside_plan.to_string(), "0".to_owned()),
         ("largest logit difference from run-time ablation", significant(verify.max_abs_logit_diff), bound),
@@ -313,8 +325,15 @@ pub fn verify_summary(verify: &VerifyResult, width: usize, style: Style) -> Stri
         vec![plain(shorten(check, width.saturating_sub(28).max(20))), plain(value), plain(allowed)]
     });
     table(&mut out, style, &["check", "measured", "allowed"], &[false, true, true], &rows);
-    if !verify.failures.is_empty() {
+    if !verify.failures.is_empty() || !verify.inexact.is_empty() {
         out.push('\n');
+    }
+    if let Some(first) = verify.inexact.first() {
+        let more = verify.inexact.len() - 1;
+        let others = if more == 0 { String::new() } else { format!(" and {}", count(more, "more tensor")) };
+        let note =
+            format!("`{first}`{others}: weights alone are not exact behind a norm; the differences above are the cost");
+        labelled(&mut out, style, ("  -", 4), &note, (width, usize::MAX));
     }
     for failure in &verify.failures {
         labelled(&mut out, style, ("  -", 4), failure, (width, usize::MAX));

@@ -99,17 +99,25 @@ pub fn feeds<B: Backend>(
     Ok(out)
 }
 
-/// An empty KV cache for `rows` sequences.
+/// An empty KV cache for `rows` sequences of up to `positions` tokens.
 ///
 /// # Errors
 /// If the backend cannot hold a tensor.
-pub fn empty_cache<B: Backend>(backend: &B, interface: &Interface, rows: usize) -> Result<Vec<B::Value>, RuntimeError> {
+pub fn empty_cache<B: Backend>(
+    backend: &B,
+    interface: &Interface,
+    rows: usize,
+    positions: usize,
+) -> Result<Vec<B::Value>, RuntimeError> {
     interface
         .cache
         .iter()
         .map(|slot| {
             let mut shape = slot.empty.clone();
             shape[slot.batch_axis] *= rows;
+            if let Some(window) = slot.window {
+                shape[slot.sequence_axis] = window.max(positions);
+            }
             let dtype = backend.input_type(&slot.past).unwrap_or(DataType::FLOAT);
             backend.upload(Tensor::F32(ArrayD::zeros(IxDyn(&shape))), dtype)
         })
@@ -123,6 +131,7 @@ mod tests {
     fn interface(padding: Padding) -> Interface {
         Interface {
             input_ids: "input_ids".into(),
+            inputs_embeds: None,
             attention_mask: None,
             position_ids: None,
             token_type_ids: None,

@@ -52,7 +52,11 @@ pub fn greedy<B: Backend>(
     let (mut ids, mut mask) = (start.ids, start.mask);
     let caching = !interface.cache.is_empty();
     // the first step of a merged decoder runs a branch that takes no cache
-    let mut cache = if decoder.is_some() { Vec::new() } else { batch::empty_cache(backend, interface, rows)? };
+    let mut cache = if decoder.is_some() {
+        Vec::new()
+    } else {
+        batch::empty_cache(backend, interface, rows, ids.ncols() + limits.max_new_tokens)?
+    };
     let mut outputs = vec![logits.to_string()];
     outputs.extend(interface.cache.iter().map(|slot| slot.present.clone()));
     for step in 0..limits.max_new_tokens {

@@ -1,0 +1,117 @@
+//! The edits of `--weights-only`: copies of shared tensors, and directions turned by norms.
+
+use super::error::BakeError;
+use super::kernel;
+use super::plan::{FREE_INITIALIZERS, Part, TensorEdit};
+use crate::lm::alone::{Replacement, replacements, turned};
+use crate::lm::{Writer, WriterKind, tensor_label};
+use crate::method::direction::Direction;
+use crate::onnx::patch::{Patch, Place};
+use crate::onnx::{Graph, Storage};
+
+/// Edits that stand in for the nodes after `writer`; the patch leads its readers to copies.
+pub(super) fn edits(
+    graph: &Graph<'_>,
+    writer: &Writer,
+    name: &str,
+    d_model: usize,
+    direction: &Direction,
+    patch: &mut Patch,
+) -> Result<Vec<TensorEdit>, BakeError> {
+    let refused = |reason: String| BakeError::NeedsNodes { writer: name.to_string(), reason };
+    let found = replacements(graph, writer, d_model).map_err(|refusal| refused(refusal.to_string()))?;
+    let mut edits: Vec<TensorEdit> = Vec::new();
+    for one in found {
+        let unit = match one.turns.is_empty() {
+            true => None,
+            false => Some(turned(direction.unit(), &one.turns).ok_or_else(|| {
+                refused("the norm behind it takes the direction off altogether, or its scale is not finite".into())
+            })?),
+        };
+        let known = edits
+            .iter()
+            .find(|edit| edit.tensor == one.target.tensor && edit.turned == unit && edit.axis == one.target.axis);
+        let copy = match known {
+            Some(edit) => edit.copy.clone(),
+            None => {
+                let edit = edit(graph, writer, &one, unit, edits.len(), name)?;
+                let copy = edit.copy.clone();
+                patch.promised.extend(copy.clone());
+                edits.push(edit);
+                copy
+            }
+        };
+        if let Some(copy) = copy {
+            lead(graph, patch, &one, &copy).map_err(refused)?;
+        }
+    }
+    Ok(edits)
+}
+
+fn edit(
+    graph: &Graph<'_>,
+    writer: &Writer,
+    one: &Replacement,
+    turned: Option<Vec<f64>>,
+    number: usize,
+    name: &str,
+) -> Result<TensorEdit, BakeError> {
+    let tensor = graph.model.tensor(one.target.tensor);
+    let label = tensor_label(graph, one.target.tensor);
+    if one.copy && matches!(tensor.storage, Storage::Varints { .. }) || kernel::width(tensor.dtype) == 0 {
+        let reason = "it is shared and its values are stored as `int32_data`".into();
+        return Err(BakeError::Unsupported { tensor: label, reason });
+    }
+    if one.copy && graph.model.skeleton.ir_version.is_some_and(|version| version < FREE_INITIALIZERS) {
+        let reason = "it is shared, and a file of this old IR version takes no new initializer".into();
+        return Err(BakeError::Unsupported { tensor: label, reason });
+    }
+    let part = match (one.bias, writer.kind) {
+        (true, _) => Part::Vector,
+        (false, WriterKind::Embed | WriterKind::PosEmbed) => Part::Rows,
+        (false, _) => Part::Matrix,
+    };
+    Ok(TensorEdit {
+        tensor: one.target.tensor,
+        name: label,
+        part,
+        kind: writer.kind,
+        layer: writer.layer,
+        dtype: tensor.dtype,
+        shape: tensor.shape.clone(),
+        axis: one.target.axis,
+        same_bytes_as: None,
+        copy: one.copy.then(|| graph.fresh_name(&format!("lancet.{name}.copy.{number}"))),
+        turned,
+    })
+}
+
+/// Leads an entry to the copy, through copies of the nodes that lie between the tensor and the entry.
+fn lead(graph: &Graph<'_>, patch: &mut Patch, one: &Replacement, copy: &str) -> Result<(), String> {
+    let mut chain = Vec::new();
+    let mut value = graph.input(one.entry.node, one.entry.slot).expect("the walk came this way");
+    while graph.tensor(value) != Some(one.target.tensor) {
+        let node = graph.producer(value).ok_or("its tensor is reached in a way that is not followed")?;
+        let leads = |slot: usize| {
+            let input = graph.input(node, slot)?;
+            let scalar = graph.tensor_ref(input).is_some_and(|t| t.elements() <= 1);
+            (!scalar).then_some((slot, input))
+        };
+        let (slot, next) = (0..graph.node(node).input.len())
+            .find_map(leads)
+            .ok_or("its tensor is reached in a way that is not followed")?;
+        chain.push((node, slot));
+        value = next;
+    }
+    let mut name = copy.to_string();
+    for (step, (node, slot)) in chain.into_iter().rev().enumerate() {
+        let mut again = graph.node(node).clone();
+        again.input[slot].clone_from(&name);
+        name = graph.fresh_name(&format!("{copy}.{}.{step}", one.entry.node.0));
+        again.output = vec![name.clone()];
+        again.name = Some(name.clone());
+        patch.nodes.push((Place::Before(one.entry.node), again));
+    }
+    patch.rewires.push((one.entry, name));
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! A model as the user named it: its files, the graph in them, and the language model in the graph.
+
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use super::files::ModelFiles;
+use crate::bake::{BakePlan, ByteReport, PlanOptions, hex, verify_bytes};
+use crate::error::Error;
+use crate::lm::{EmbeddingFile, LanguageModel, ModelConfig, Refusal, Writer};
+use crate::method::direction::Direction;
+use crate::onnx::{Graph, Model};
+
+/// An opened model.
+pub struct Opened {
+    /// Where it is.
+    pub files: ModelFiles,
+    /// The indexed file.
+    pub model: Model,
+    /// The file with its token embedding, where that is another one.
+    pub embedding: Option<Model>,
+    /// Dimensions from its configs.
+    pub config: ModelConfig,
+}
+
+/// A model's graph, understood.
+pub struct Understood<'m> {
+    /// The graph.
+    pub graph: Graph<'m>,
+    /// The language model in it.
+    pub lm: LanguageModel,
+    /// The file that the stream starts in, where that is another one.
+    pub embedding: Option<EmbeddingFile<'m>>,
+}
+
+/// What a bake changes in each file of a model.
+pub struct Plans {
+    /// The model file.
+    pub main: BakePlan,
+    /// The embedding file.
+    pub embedding: Option<BakePlan>,
+}
+
+impl Opened {
+    /// Opens `MODEL`.
+    ///
+    /// # Errors
+    /// If there is no model, or if it cannot be read.
+    pub fn new(path: &Path) -> Result<Self, Error> {
+        let files = ModelFiles::find(path)?;
+        let config = files.config()?;
+        let model = Model::open(&files.onnx)?;
+        let takes_embeddings = |model: &Model| {
+            let inputs = model.skeleton.graph.iter().flat_map(|graph| &graph.input);
+            inputs.filter_map(|input| input.name.as_deref()).any(|name| name == "inputs_embeds")
+        };
+        let embedding = match takes_embeddings(&model) {
+            true => files.embedding()?.map(|path| Model::open(&path)).transpose()?,
+            false => None,
+        };
+        Ok(Self { files, model, embedding, config })
+    }
+
+    /// Finds the language model in the graph.
+    ///
+    /// # Errors
+    /// The first thing that is not understood, with its node.
+    pub fn understand(&self) -> Result<Understood<'_>, Refusal> {
+        let graph = Graph::new(&self.model);
+        let mut lm = LanguageModel::new(&graph, &self.config)?;
+        let embedding = match (&lm.interface.inputs_embeds, &self.embedding) {
+            (None, _) => None,
+            (Some(_), Some(model)) => Some(EmbeddingFile::new(Graph::new(model), Some(lm.d_model()))?),
+            (Some(name), None) => {
+                return Err(Refusal {
+                    node: "(graph)".into(),
+                    op: String::new(),
+                    tensor: name.clone(),
+                    reason: "the graph takes embeddings, not token ids: its embedding lives in another file".into(),
+                    hint:
+                        "put that file beside it as `embed_tokens.onnx` (with the same suffix, if any), or export the \
+                           model with its embedding in the same graph"
+                            .into(),
+                });
+            }
+        };
+        if let Some(embedding) = &embedding {
+            lm.interface.input_ids.clone_from(&embedding.input_ids);
+        }
+        Ok(Understood { graph, lm, embedding })
+    }
+
+    /// Every indexed file.
+    pub fn models(&self) -> impl Iterator<Item = &Model> {
+        std::iter::once(&self.model).chain(&self.embedding)
+    }
+
+    /// SHA-256 over the `.onnx` files and their external data files in the order they are first named.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn sha256(&self) -> Result<String, Error> {
+        use std::io::Read;
+        let mut hasher = Sha256::new();
+        let mut block = vec![0; 1 << 20];
+        let files = self.models().flat_map(|model| {
+            std::iter::once(model.path.clone()).chain(model.external_files().into_iter().map(|(_, path)| path))
+        });
+        for path in files {
+            let io = |e| Error::failed(format!("cannot read `{}`: {e}", path.display()));
+            let mut file = std::fs::File::open(&path).map_err(io)?;
+            loop {
+                match file.read(&mut block).map_err(io)? {
+                    0 => break,
+                    n => hasher.update(&block[..n]),
+                }
+            }
+        }
+        Ok(hex(&hasher.finalize()))
+    }
+}
+
+impl Understood<'_> {
+    /// Every writer, in whatever file.
+    pub fn writers(&self) -> impl Iterator<Item = (&Graph<'_>, &Writer)> {
+        let elsewhere = self.embedding.iter().map(|file| (&file.graph, &file.writer));
+        let fed = self.embedding.is_some();
+        let own = self.lm.writers.iter().filter(move |w| !(fed && w.treatment == crate::lm::Treatment::Elsewhere));
+        elsewhere.chain(own.map(|writer| (&self.graph, writer)))
+    }
+
+    /// Plans the weight orthogonalisation against `direction`.
+    ///
+    /// # Errors
+    /// A direction of another width, or a writer that cannot be edited as `options` want it.
+    pub fn plan(&self, direction: &Direction, options: &PlanOptions) -> Result<Plans, Error> {
+        let d_model = self.lm.d_model();
+        let main = BakePlan::new(&self.graph, &self.lm.writers, d_model, direction, options)?;
+        let embedding = match &self.embedding {
+            Some(file) => {
+                Some(BakePlan::new(&file.graph, std::slice::from_ref(&file.writer), d_model, direction, options)?)
+            }
+            None => None,
+        };
+        Ok(Plans { main, embedding })
+    }
+}
+
+impl Plans {
+    /// Names of the tensors whose edit is not exact.
+    pub fn inexact(&self) -> Vec<String> {
+        self.embedding.iter().chain([&self.main]).flat_map(BakePlan::inexact).collect()
+    }
+
+    /// Compares every file of `out` with what the plans make of `base`.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or if `out` lacks one.
+    pub fn verify(&self, base: &Opened, out: &Opened) -> Result<ByteReport, Error> {
+        let mut report = verify_bytes(&base.model, &out.model, &self.main)?;
+        if let (Some(plan), Some(model)) = (&self.embedding, &base.embedding) {
+            let other = out.embedding.as_ref().ok_or_else(|| {
+                Error::usage(
+                    format!("`{}` has no embedding file beside it", out.files.onnx.display()),
+                    "pass the folder that `lancet bake` wrote",
+                )
+            })?;
+            report.merge(verify_bytes(model, other, plan)?);
+        }
+        Ok(report)
+    }
+}
