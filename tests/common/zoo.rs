@@ -94,9 +94,12 @@ pub enum Alone {
     Refused(String),
 }
 
-/// The folder of the zoo.
+/// The folder of the zoo; `LANCET_ZOO` names a larger one, made by the same scripts.
 pub fn zoo() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/zoo")
+    match std::env::var_os("LANCET_ZOO") {
+        Some(folder) => PathBuf::from(folder),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/zoo"),
+    }
 }
 
 /// Every entry of every index, sorted.
@@ -220,6 +223,11 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
             return Outcome::Edited(edited);
         }
     };
+    if !lm.interface.cache.is_empty()
+        && let Err(failure) = generate(&engine, &reference.ids)
+    {
+        edited.failures.push(failure);
+    }
     let mut hooked = vec![Vec::new(); rows.len()];
     let unit: Vec<f32> = reference.direction.unit().iter().map(|v| *v as f32).collect();
     let request = Request { logits: n_pos, ablation: true, ..Request::default() };
@@ -273,6 +281,32 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
     }
     Outcome::Edited(edited)
 }
+
+/// Whether greedy generation with the KV cache gives the tokens that running everything anew for each token gives.
+fn generate(engine: &Engine<'_>, prompts: &[Vec<u32>]) -> Result<(), String> {
+    let text = |error: lancet::Error| format!("generation fails: {}", chain(&error));
+    let cached = engine.answers(prompts, NEW_TOKENS, &[], |_| ()).map_err(text)?;
+    let mut anew = prompts.to_vec();
+    let mut session = engine.session(Request { logits: 1, ..Request::default() }).map_err(text)?;
+    for _ in 0..NEW_TOKENS {
+        let rows: Vec<Row<'_>> = anew.iter().map(|ids| Row { tokens: ids, direction: 0 }).collect();
+        let mut next = vec![0; rows.len()];
+        let visit = |found: lancet::pipeline::engine::RowResult| {
+            next[found.row] = lancet::runtime::generate::argmax(found.logits) as u32;
+            Ok(())
+        };
+        engine.visit(&mut session, &rows, &[], visit).map_err(text)?;
+        anew.iter_mut().zip(next).for_each(|(ids, token)| ids.push(token));
+    }
+    let anew: Vec<Vec<u32>> = anew.iter().map(|ids| ids[prompts[0].len()..].to_vec()).collect();
+    match cached == anew {
+        true => Ok(()),
+        false => Err(format!("with the KV cache the model answers {cached:?}, without it {anew:?}")),
+    }
+}
+
+/// Tokens generated to compare with and without the cache: past the sliding windows of the zoo (16).
+const NEW_TOKENS: usize = 14;
 
 /// An error with its causes.
 fn chain(error: &dyn std::error::Error) -> String {

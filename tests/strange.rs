@@ -1,0 +1,134 @@
+//! Graphs that no exporter makes: refused with node, operator, tensor and a hint, or edited exactly; never edited wrongly.
+
+#[allow(dead_code, reason = "the sandbox is not needed here")]
+mod common;
+
+use std::path::Path;
+
+use common::{Sandbox, fixture};
+use lancet::onnx::proto::{ModelProto, NodeProto, OperatorSetIdProto, node};
+use prost::Message;
+
+/// A fixture whose two layers are llama's, with plain names.
+const PLAIN: &str = "zoo/granite/dynamo18/model.onnx";
+
+/// Writes a changed copy of the fixture with its data, and a direction for it.
+fn strange(change: impl FnOnce(&mut ModelProto)) -> Sandbox {
+    let sandbox = Sandbox::new();
+    let source = fixture(PLAIN);
+    let mut model = ModelProto::decode(std::fs::read(&source).unwrap().as_slice()).unwrap();
+    change(&mut model);
+    for entry in std::fs::read_dir(source.parent().unwrap()).unwrap().map(Result::unwrap) {
+        if entry.path().extension().is_none_or(|e| e != "onnx") {
+            sandbox.write(&format!("m/{}", entry.file_name().to_string_lossy()), std::fs::read(entry.path()).unwrap());
+        }
+    }
+    sandbox.write("m/model.onnx", model.encode_to_vec());
+    sandbox.write_direction("d.safetensors", &unit());
+    sandbox
+}
+
+fn unit() -> Vec<f32> {
+    (0..32).map(|i| if i % 3 == 0 { 0.25 } else { -0.125 }).collect()
+}
+
+/// The sums of the stream, in order: outputs of `Add` nodes that two later nodes at least read, one of them an `Add`.
+fn sums(model: &ModelProto) -> Vec<String> {
+    let nodes = &model.graph.as_ref().unwrap().node;
+    let readers = |name: &str| nodes.iter().filter(|n| n.input.iter().any(|i| i == name)).collect::<Vec<&NodeProto>>();
+    nodes
+        .iter()
+        .filter(|n| n.op() == "Add")
+        .map(|n| n.output[0].clone())
+        .filter(|name| {
+            let readers = readers(name);
+            readers.len() >= 2 && readers.iter().any(|r| r.op() == "Add")
+        })
+        .collect()
+}
+
+/// Puts a node of another domain between a value and its readers.
+fn interpose(model: &mut ModelProto, value: &str, mut mystery: NodeProto) {
+    mystery.domain = Some("com.example".into());
+    let out = mystery.output[0].clone();
+    let graph = model.graph.as_mut().unwrap();
+    let at = graph.node.iter().position(|n| n.output.iter().any(|o| o == value)).unwrap();
+    for node in &mut graph.node[at + 1..] {
+        node.input.iter_mut().filter(|i| *i == value).for_each(|i| i.clone_from(&out));
+    }
+    graph.node.insert(at + 1, mystery);
+    model.opset_import.push(OperatorSetIdProto { domain: Some("com.example".into()), version: Some(1) });
+}
+
+#[track_caller]
+fn refused(sandbox: &Sandbox, words: &[&str]) {
+    sandbox.refused_without_hint(
+        &mut sandbox.lancet(&["bake", "m", "--direction", "d.safetensors", "-o", "out"]),
+        1,
+        &[words, &["hint: "]].concat(),
+    );
+    let output = sandbox.lancet(&["inspect", "m", "--json"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let refusal = &found["refusals"][0];
+    for key in ["node", "op", "tensor", "reason", "hint"] {
+        assert!(refusal[key].as_str().is_some_and(|text| !text.is_empty()), "{key}: {refusal}");
+    }
+    assert!(!Path::new(&sandbox.path("out")).exists());
+}
+
+#[test]
+fn an_unknown_operator_on_the_stream_is_refused_by_name() {
+    let sandbox = strange(|model| {
+        let value = sums(model)[1].clone();
+        interpose(model, &value, node("Mystery", "mystery.7", &[&value], &["mystery.out"], vec![]));
+    });
+    refused(&sandbox, &["mystery.7", "com.example.Mystery", "mystery.out", "cannot be followed"]);
+}
+
+#[test]
+fn an_unknown_operator_that_is_named_like_a_known_one_is_refused() {
+    let sandbox = strange(|model| {
+        let value = sums(model)[1].clone();
+        interpose(model, &value, node("Identity", "not.identity", &[&value], &["not.identity.out"], vec![]));
+    });
+    refused(&sandbox, &["not.identity", "com.example.Identity"]);
+}
+
+#[test]
+fn a_second_way_from_the_stream_to_the_logits_is_refused() {
+    let sandbox = strange(|model| {
+        // an early sum is added once more right before the unembedding
+        let early = sums(model)[0].clone();
+        let graph = model.graph.as_mut().unwrap();
+        let last = graph.node.iter().rposition(|n| matches!(n.op(), "MatMul" | "Gemm")).unwrap();
+        let activation = graph.node[last].input[0].clone();
+        graph.node[last].input[0] = "detour.out".into();
+        graph.node.insert(last, node("Mul", "detour", &[&activation, &early], &["detour.out"], vec![]));
+    });
+    refused(&sandbox, &["sums lead to the unembedding"]);
+}
+
+#[test]
+fn an_unknown_reader_beside_a_write_keeps_its_input() {
+    // somebody else reads the write of a layer: editing its weight would change what that one reads
+    let sandbox = strange(|model| {
+        let stream = sums(model);
+        let graph = model.graph.as_mut().unwrap();
+        let sum = graph.node.iter().find(|n| n.op() == "Add" && n.output[0] == stream[1]).unwrap();
+        let write = sum.input.iter().find(|name| !stream.contains(name)).unwrap().clone();
+        let at = graph.node.iter().position(|n| n.output.contains(&write)).unwrap();
+        graph.node.insert(at + 1, node("Abs", "probe", &[&write], &["probe.out"], vec![]));
+        let mut output = graph.output[0].clone();
+        output.name = Some("probe.out".into());
+        graph.output.push(output);
+    });
+    let output = sandbox.lancet(&["inspect", "m", "--json"]).output().unwrap();
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let nodes: Vec<&serde_json::Value> =
+        found["writers"].as_array().unwrap().iter().filter(|w| w["treatment"] == "nodes").collect();
+    assert_eq!(nodes.len(), 1, "{found}");
+    assert!(nodes[0]["reason"].as_str().unwrap().contains("also read by node `probe`"), "{found}");
+    let bake = sandbox.lancet(&["bake", "m", "--direction", "d.safetensors", "-o", "out"]).output().unwrap();
+    assert!(bake.status.success(), "{}", String::from_utf8_lossy(&bake.stderr));
+}
