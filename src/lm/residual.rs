@@ -232,6 +232,7 @@ fn find_unembedding(graph: &Graph<'_>, logits: ValueId) -> Result<Unembedding, R
                 | "MatMulInteger"
                 | "DynamicQuantizeMatMul"
                 | "MatMulIntegerToFloat"
+                | "Einsum"
                 | "Conv"
         );
         // With dynamic quantisation the scale is computed from the activation too; the product is found on
