@@ -1,21 +1,24 @@
 //! Graphs that no exporter makes: refused with node, operator, tensor and a hint, or edited exactly; never edited wrongly.
 
-#[allow(dead_code, reason = "the sandbox is not needed here")]
 mod common;
+#[path = "common/zoo.rs"]
+#[allow(dead_code, reason = "`tests/zoo.rs` checks the rest")]
+mod zoo;
 
 use std::path::Path;
 
 use common::{Sandbox, fixture};
-use lancet::onnx::proto::{ModelProto, NodeProto, OperatorSetIdProto, node};
+use lancet::onnx::proto::{AttributeProto, ModelProto, NodeProto, OperatorSetIdProto, node};
+use lancet::runtime::session::{Device, Runtime};
 use prost::Message;
 
-/// A fixture whose two layers are llama's, with plain names.
-const PLAIN: &str = "zoo/granite/dynamo18/model.onnx";
+/// A fixture of two layers like llama's, and its architecture.
+const PLAIN: (&str, &str) = ("zoo/granite/dynamo18/model.onnx", "granite");
 
 /// Writes a changed copy of the fixture with its data, and a direction for it.
 fn strange(change: impl FnOnce(&mut ModelProto)) -> Sandbox {
     let sandbox = Sandbox::new();
-    let source = fixture(PLAIN);
+    let source = fixture(PLAIN.0);
     let mut model = ModelProto::decode(std::fs::read(&source).unwrap().as_slice()).unwrap();
     change(&mut model);
     for entry in std::fs::read_dir(source.parent().unwrap()).unwrap().map(Result::unwrap) {
@@ -131,4 +134,42 @@ fn an_unknown_reader_beside_a_write_keeps_its_input() {
     assert!(nodes[0]["reason"].as_str().unwrap().contains("also read by node `probe`"), "{found}");
     let bake = sandbox.lancet(&["bake", "m", "--direction", "d.safetensors", "-o", "out"]).output().unwrap();
     assert!(bake.status.success(), "{}", String::from_utf8_lossy(&bake.stderr));
+}
+
+/// Edits the changed fixture by its reference direction, with everything treated by weights, and compares with PyTorch.
+#[track_caller]
+fn exact_by_weights(sandbox: &Sandbox) {
+    let entry: zoo::Entry = serde_json::from_value(serde_json::json!({
+        "arch": PLAIN.1, "exporter": "strange", "dtype": "float32", "model": sandbox.path("m/model.onnx"),
+    }))
+    .unwrap();
+    let runtime = Runtime::load(&common::onnxruntime_library(), Device::Cpu, 1).unwrap();
+    let zoo::Outcome::Edited(edited) = zoo::check(&entry, &runtime) else { panic!("refused") };
+    assert!(edited.failures.is_empty(), "{:?}", edited.failures);
+    assert_eq!(edited.nodes, 0);
+    let (stream, logits, _) = zoo::bounds("float32");
+    assert!(edited.stream_error <= stream && edited.logits_error <= logits, "{edited:?}");
+}
+
+#[test]
+fn products_spelled_as_einsum_are_edited_by_their_weights() {
+    for equation in ["bsi,io->bso", "bsi, io -> bso", "...i,io->...o"] {
+        let sandbox = strange(|model| {
+            let graph = model.graph.as_mut().unwrap();
+            let stored: Vec<String> = graph.initializer.iter().filter_map(|t| t.name.clone()).collect();
+            let mut changed = 0;
+            for product in graph.node.iter_mut().filter(|n| n.op() == "MatMul" && stored.contains(&n.input[1])) {
+                product.op_type = Some("Einsum".into());
+                product.attribute = vec![AttributeProto {
+                    name: Some("equation".into()),
+                    s: Some(equation.as_bytes().to_vec()),
+                    r#type: Some(3), // AttributeProto.STRING
+                    ..Default::default()
+                }];
+                changed += 1;
+            }
+            assert!(changed >= 14, "{changed} products of activations and weights");
+        });
+        exact_by_weights(&sandbox);
+    }
 }

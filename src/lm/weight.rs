@@ -296,6 +296,12 @@ impl<'g, 'm> Walk<'g, 'm> {
                     return Err(self.stop(Some(node), value, "channels are picked from an activation"));
                 }
             }
+            "Einsum" => {
+                let Some((slot, from_end)) = einsum_weight(graph, node) else {
+                    return Err(self.stop(Some(node), value, "`Einsum` is no product of an activation and a weight"));
+                };
+                self.weight(Use { node, slot }, from_end)?;
+            }
             "MoE" => self.experts(node, value)?,
             "LayerNormalization" | "SimplifiedLayerNormalization" | "RMSNormalization" if self.through_norms => {
                 self.norm(node, value)?;
@@ -541,6 +547,22 @@ impl<'g, 'm> Walk<'g, 'm> {
         }
         Ok(EditTarget { tensor, axis })
     }
+}
+
+/// The constant operand of an `Einsum` of two, and the axis (counted from its end) that becomes the last one of the
+/// result: `bshd,hdm->bsm` gives `(1, 0)`. Each entry of the result along that axis depends on the weight's entry alone.
+fn einsum_weight(graph: &Graph<'_>, node: NodeId) -> Option<(usize, usize)> {
+    let equation = graph.node(node).attr("equation")?.s.clone()?;
+    let equation: String = String::from_utf8(equation).ok()?.split_whitespace().collect();
+    let (operands, result) = equation.split_once("->")?;
+    let operands: Vec<&str> = operands.split(',').collect();
+    let last = result.chars().last().filter(char::is_ascii_alphabetic)?;
+    let slot = operands.iter().position(|operand| operand.contains(last))?;
+    let (weight, other) = (operands[slot], operands[1 - slot.min(1)]);
+    let fixed = graph.input(node, slot).is_some_and(|v| !graph.is_dynamic(v) || picks_weight(graph, v));
+    let plain = operands.len() == 2 && !other.contains(last) && weight.matches(last).count() == 1;
+    let from_end = weight.chars().rev().position(|c| c == last)?;
+    (fixed && plain && !weight.contains('.')).then_some((slot, from_end))
 }
 
 /// Whether `reader` is the only node that reads the elements of a value.
