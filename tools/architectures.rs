@@ -124,6 +124,8 @@ fn power(value: f64) -> String {
         return value.to_string();
     }
     let exponent = value.log10().floor();
-    let digit = (value / 10f64.powf(exponent)).ceil();
-    format!("{digit:.0}e{exponent:.0}")
+    match (value / 10f64.powf(exponent)).ceil() {
+        10.0 => format!("1e{:.0}", exponent + 1.0),
+        digit => format!("{digit:.0}e{exponent:.0}"),
+    }
 }

@@ -5,7 +5,7 @@
 //! are one number a row. It ends at products with constant weights and at lookups in constant tables. Whatever
 //! else is met ends in a [`Refusal`], and the projection is inserted after the write instead.
 //!
-//! To add a pattern, add an arm to [`Walk::step`].
+//! To add a pattern, add an arm to `Walk::step`.
 
 use std::collections::HashSet;
 
