@@ -17,8 +17,12 @@ const PLAIN: (&str, &str) = ("zoo/granite/dynamo18/model.onnx", "granite");
 
 /// Writes a changed copy of the fixture with its data, and a direction for it.
 fn strange(change: impl FnOnce(&mut ModelProto)) -> Sandbox {
+    strange_from(PLAIN.0, change)
+}
+
+fn strange_from(name: &str, change: impl FnOnce(&mut ModelProto)) -> Sandbox {
     let sandbox = Sandbox::new();
-    let source = fixture(PLAIN.0);
+    let source = fixture(name);
     let mut model = ModelProto::decode(std::fs::read(&source).unwrap().as_slice()).unwrap();
     change(&mut model);
     for entry in std::fs::read_dir(source.parent().unwrap()).unwrap().map(Result::unwrap) {
@@ -136,19 +140,20 @@ fn an_unknown_reader_beside_a_write_keeps_its_input() {
     assert!(bake.status.success(), "{}", String::from_utf8_lossy(&bake.stderr));
 }
 
-/// Edits the changed fixture by its reference direction, with everything treated by weights, and compares with PyTorch.
+/// Edits a changed fixture by its reference direction and compares with PyTorch. Returns how many writers were treated
+/// by weights and by nodes.
 #[track_caller]
-fn exact_by_weights(sandbox: &Sandbox) {
+fn exact(sandbox: &Sandbox, arch: &str) -> (usize, usize) {
     let entry: zoo::Entry = serde_json::from_value(serde_json::json!({
-        "arch": PLAIN.1, "exporter": "strange", "dtype": "float32", "model": sandbox.path("m/model.onnx"),
+        "arch": arch, "exporter": "strange", "dtype": "float32", "model": sandbox.path("m/model.onnx"),
     }))
     .unwrap();
     let runtime = Runtime::load(&common::onnxruntime_library(), Device::Cpu, 1).unwrap();
     let zoo::Outcome::Edited(edited) = zoo::check(&entry, &runtime) else { panic!("refused") };
     assert!(edited.failures.is_empty(), "{:?}", edited.failures);
-    assert_eq!(edited.nodes, 0);
     let (stream, logits, _) = zoo::bounds("float32");
     assert!(edited.stream_error <= stream && edited.logits_error <= logits, "{edited:?}");
+    (edited.weights, edited.nodes)
 }
 
 #[test]
@@ -170,6 +175,97 @@ fn products_spelled_as_einsum_are_edited_by_their_weights() {
             }
             assert!(changed >= 14, "{changed} products of activations and weights");
         });
-        exact_by_weights(&sandbox);
+        assert_eq!(exact(&sandbox, PLAIN.1), (5, 0));
     }
+}
+
+/// Doubles the sign of every product in a list of nodes: nothing changes, but no weight is found behind it.
+fn negate_twice(nodes: &mut Vec<NodeProto>, within: &str) {
+    let mut out = Vec::new();
+    for (number, mut one) in std::mem::take(nodes).into_iter().enumerate() {
+        if !matches!(one.op(), "MatMul" | "Gemm") {
+            out.push(one);
+            continue;
+        }
+        let [first, second] = ["a", "b"].map(|step| format!("{within}.twice.{number}.{step}"));
+        let result = std::mem::replace(&mut one.output[0], first.clone());
+        out.push(one);
+        out.push(node("Neg", &first, &[&first], &[&second], vec![]));
+        out.push(node("Neg", &second, &[&second], &[&result], vec![]));
+    }
+    *nodes = out;
+}
+
+#[test]
+fn nodes_go_into_both_branches_of_a_merged_decoder() {
+    let sandbox = strange_from("zoo/llama/optimum121-merged/decoder_model_merged.onnx", |model| {
+        let graph = model.graph.as_mut().unwrap();
+        let branching = graph.node.iter_mut().find(|n| n.op() == "If").unwrap();
+        for attribute in &mut branching.attribute {
+            let name = attribute.name.clone().unwrap();
+            negate_twice(&mut attribute.g.as_mut().unwrap().node, &name);
+        }
+    });
+    assert_eq!(exact(&sandbox, "llama"), (1, 4));
+    let output = sandbox.lancet(&["bake", "m", "--direction", "d.safetensors", "-o", "out"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let bytes = std::fs::read(sandbox.path("out/model.onnx")).unwrap();
+    let written = ModelProto::decode(bytes.as_slice()).unwrap();
+    let branching = written.graph.as_ref().unwrap().node.iter().find(|n| n.op() == "If").unwrap();
+    for attribute in &branching.attribute {
+        let nodes = &attribute.g.as_ref().unwrap().node;
+        let added = nodes.iter().filter(|n| n.name.as_deref().is_some_and(|n| n.starts_with("lancet."))).count();
+        assert_eq!(added, 3 * 4, "{:?}", attribute.name);
+    }
+}
+
+#[test]
+fn nodes_go_into_function_bodies_once_for_all_their_calls() {
+    for (fixture, arch, layers) in [
+        ("zoo/gpt_neox/torchscript-functions/model.onnx", "gpt_neox", 3),
+        ("zoo/llama/dynamo-export24/model.onnx", "llama", 2),
+    ] {
+        let sandbox = strange_from(fixture, |model| {
+            for (number, function) in model.functions.iter_mut().enumerate() {
+                let has = function.opset_import.iter().any(|i| i.domain.as_deref().unwrap_or("").is_empty());
+                assert!(has, "{:?} imports the standard operators", function.name);
+                negate_twice(&mut function.node, &format!("f{number}"));
+            }
+        });
+        let (_, nodes) = exact(&sandbox, arch);
+        // what gpt_neox's parallel blocks add is one sum
+        assert!(nodes >= layers, "{fixture}: {nodes} writers by nodes");
+    }
+}
+
+#[test]
+fn a_function_that_serves_writes_and_something_else_is_not_changed_for_both() {
+    // one more call of a layer's function, whose result nobody uses for the stream
+    let sandbox = strange_from("zoo/gpt_neox/torchscript-functions/model.onnx", |model| {
+        for (number, function) in model.functions.iter_mut().enumerate() {
+            negate_twice(&mut function.node, &format!("f{number}"));
+        }
+        let layer = |n: &NodeProto| n.op().contains("GPTNeoXLayer");
+        let body = model.functions.iter_mut().find(|f| f.node.iter().any(layer)).unwrap();
+        let last = body.node.iter().rposition(layer).unwrap();
+        let mut again = body.node[last].clone();
+        again.name = Some("once.more".into());
+        again.output.iter_mut().for_each(|name| *name = format!("once.more.{name}"));
+        body.node.insert(last + 1, again);
+    });
+    sandbox.write_direction("d.safetensors", &unit()[..16]);
+    let output = sandbox.lancet(&["bake", "m", "--direction", "d.safetensors", "-o", "out"]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("adding nodes to the local function"), "{stderr}");
+    assert!(!sandbox.path("out").exists());
+}
+
+#[test]
+fn an_embedding_file_that_is_missing_is_asked_for() {
+    let sandbox = strange_from("zoo/llama/split/decoder_model_merged.onnx", |_| ());
+    let output = sandbox.lancet(&["bake", "m", "--direction", "d.safetensors", "-o", "out"]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("inputs_embeds") && stderr.contains("embed_tokens.onnx"), "{stderr}");
 }

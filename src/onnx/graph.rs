@@ -40,6 +40,8 @@ pub struct Graph<'m> {
     producer: Vec<Option<NodeId>>,
     uses: Vec<Vec<Use>>,
     initializer: Vec<Option<TensorId>>,
+    /// Places of the initializers in the flat graph.
+    stored: HashMap<TensorId, usize>,
     dynamic: Vec<bool>,
     order: Vec<usize>,
     known: Vec<bool>,
@@ -57,15 +59,18 @@ impl<'m> Graph<'m> {
             producer: Vec::new(),
             uses: Vec::new(),
             initializer: Vec::new(),
+            stored: HashMap::new(),
             dynamic: Vec::new(),
             order: Vec::new(),
             known: Vec::new(),
             shapes: Vec::new(),
         };
         let proto = std::mem::take(&mut graph.flat.graph);
-        for tensor in &proto.initializer {
+        for (index, tensor) in proto.initializer.iter().enumerate() {
             let id = graph.intern(tensor.name.as_deref().unwrap_or(""));
-            graph.initializer[id.0] = Model::tensor_of(tensor);
+            let found = Model::tensor_of(tensor);
+            graph.initializer[id.0] = found;
+            graph.stored.extend(found.map(|found| (found, index)));
         }
         for (index, node) in proto.node.iter().enumerate() {
             for output in node.output.iter().filter(|name| !name.is_empty()) {
@@ -303,7 +308,7 @@ impl<'m> Graph<'m> {
         if let Some(node) = self.producer(id) {
             return self.node(node).attr("value")?.t.as_ref();
         }
-        self.proto().initializer.iter().find(|t| Model::tensor_of(t) == Some(wanted))
+        self.stored.get(&wanted).map(|&index| &self.proto().initializer[index])
     }
 
     /// Element type of a value, from declarations where there are any, else from the operators.
