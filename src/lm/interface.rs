@@ -38,7 +38,8 @@ pub struct CacheSlot {
     pub past: String,
     /// Output name.
     pub present: String,
-    /// Dimensions with a batch of 1 and no past: `[1, heads, 0, d_head]` and the like.
+    /// Dimensions with a batch of 1 and no past: `[1, heads, 0, d_head]` and the like; where heads are folded into
+    /// the batch, their number is the size of that axis.
     pub empty: Vec<usize>,
     /// Axis of the batch.
     pub batch_axis: usize,
@@ -326,7 +327,8 @@ fn empty_shape(
         empty.push(if i == sequence {
             0
         } else if i == batch_axis {
-            1
+            // old families fold the heads into the batch: `batch_size x num_heads`
+            if label(i).contains("head") { config.n_kv_heads.unwrap_or(1) } else { 1 }
         } else if let Some(n) = fixed(i) {
             n
         } else if i == rank - 1 {

@@ -66,8 +66,7 @@ fn interface(out: &mut String, style: Style, width: usize, interface: &serde_jso
                 rest.push(("KV cache".to_owned(), "none".to_owned()));
             }
             ("cache", serde_json::Value::Array(slots)) => {
-                let dtype = slots[0]["dtype"].as_str().map(|d| format!(", {d}")).unwrap_or_default();
-                rest.push(("KV cache".to_owned(), format!("{}{dtype}", count(slots.len(), "tensor"))));
+                rest.push(("KV cache".to_owned(), cache(slots)));
             }
             ("padding", serde_json::Value::String(how)) => {
                 rest.push(("Padding".to_owned(), how.replace('_', " ")));
@@ -83,6 +82,35 @@ fn interface(out: &mut String, style: Style, width: usize, interface: &serde_jso
     for (label, text) in rest {
         fact(out, style, width, &label, &text);
     }
+}
+
+/// The KV cache in words: `6 tensors [batch, 2, past, 64], float16`, each layout once.
+fn cache(slots: &[serde_json::Value]) -> String {
+    let mut layouts: Vec<(String, usize)> = Vec::new();
+    for slot in slots {
+        let axis = |name: &str| slot[name].as_u64();
+        let dims: Vec<String> = slot["empty"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .zip(0u64..)
+            .map(|(size, at)| match Some(at) {
+                at if at == axis("batch_axis") && size.as_u64() == Some(1) => "batch".to_owned(),
+                at if at == axis("batch_axis") => format!("batch x {size}"),
+                at if at == axis("sequence_axis") => "past".to_owned(),
+                _ => size.to_string(),
+            })
+            .collect();
+        let dtype = slot["dtype"].as_str().map(|d| format!(", {d}")).unwrap_or_default();
+        let window = slot["window"].as_u64().map(|w| format!(", sliding window of {w}")).unwrap_or_default();
+        let layout = format!("[{}]{dtype}{window}", dims.join(", "));
+        match layouts.iter_mut().find(|(known, _)| *known == layout) {
+            Some((_, n)) => *n += 1,
+            None => layouts.push((layout, 1)),
+        }
+    }
+    let words: Vec<String> = layouts.iter().map(|(layout, n)| format!("{} {layout}", count(*n, "tensor"))).collect();
+    words.join("; ")
 }
 
 /// Writers by layer; runs of layers that differ in numbers only are one group.

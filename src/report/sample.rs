@@ -142,8 +142,8 @@ pub fn run() -> RunResult {
                 "input_ids": "input_ids", "attention_mask": "attention_mask", "position_ids": "position_ids",
                 "token_type_ids": null,
                 "cache": [
-                    {"past": "past_key_values.0.key", "present": "present.0.key", "empty": [1, 2, 0, 32], "dtype": "float32"},
-                    {"past": "past_key_values.0.value", "present": "present.0.value", "empty": [1, 2, 0, 32], "dtype": "float32"}
+                    {"past": "past_key_values.0.key", "present": "present.0.key", "empty": [1, 2, 0, 32], "batch_axis": 0, "sequence_axis": 2, "dtype": "float32"},
+                    {"past": "past_key_values.0.value", "present": "present.0.value", "empty": [1, 2, 0, 32], "batch_axis": 0, "sequence_axis": 2, "dtype": "float32"}
                 ],
                 "logits": "logits", "padding": "left", "single": false
             }),

@@ -447,7 +447,7 @@ mod tests {
         Model       n_layers 6, d_model 128, d_vocab 1600
         File        6.54 MB, opset 17, IR version 8, from pytorch 2.6.0
         Inputs      input_ids, attention_mask, position_ids
-        KV cache    2 tensors, float32
+        KV cache    2 tensors [batch, 2, past, 32], float32
         Output      logits
         Padding     left
         Tied        `model.embed_tokens.weight` serves the embedding and the unembedding
