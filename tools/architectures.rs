@@ -29,7 +29,7 @@ fn main() {
 /// Whether an outcome is exact: it differs from PyTorch with hooks by no more than its precision allows.
 fn is_exact(entry: &Entry, outcome: &Outcome) -> Option<bool> {
     let Outcome::Edited(edited) = outcome else { return None };
-    if entry.run_error.is_some() {
+    if !entry.runs() {
         return None;
     }
     let (stream, logits, relative) = zoo::bounds(&entry.dtype);
@@ -56,8 +56,8 @@ fn page(outcomes: &[(&Entry, Outcome)], failed: &[&Entry]) -> String {
     let refused = outcomes.iter().filter(|(_, o)| matches!(o, Outcome::Refused(_))).count();
     let _ = writeln!(
         out,
-        "{} combinations of {} architectures and {} exporters: {} exact, {} wrong, {refused} refused, {} edited that \
-         ONNX Runtime's CPU provider cannot run.\n",
+        "{} combinations of {} architectures and {} exporters: {} exact, {} wrong, {refused} refused, {} edited and \
+         not run.\n",
         outcomes.len(),
         distinct(outcomes, |e| &e.arch),
         distinct(outcomes, |e| &e.exporter),
@@ -110,10 +110,10 @@ fn cells(entry: &Entry, outcome: &Outcome) -> String {
         Some(Alone::Edited { exact: false, logits_relative, .. }) => format!("through norms, {logits_relative:.3}"),
         Some(Alone::Refused(_)) => "refused".to_string(),
     };
-    let (logits, stream) = match entry.run_error {
-        Some(_) => (String::new(), String::new()),
-        None if entry.is_quantised() => (format!("{} (own)", power(edited.ablation_relative)), String::new()),
-        None => (power(edited.logits_error), power(edited.stream_error)),
+    let (logits, stream) = match entry.runs() {
+        false => (String::new(), String::new()),
+        true if entry.is_quantised() => (format!("{} (own)", power(edited.ablation_relative)), String::new()),
+        true => (power(edited.logits_error), power(edited.stream_error)),
     };
     format!("{} | {} | {result} | {logits} | {stream} | {alone}", edited.weights, edited.nodes)
 }
