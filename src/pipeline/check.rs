@@ -8,7 +8,7 @@ use crate::linalg::{dot_f32, norm};
 use crate::lm::{ResidPoint, Treatment};
 use crate::method::direction::Direction;
 use crate::method::score::{kl_divergence, mean, softmax};
-use crate::onnx::DataType;
+use crate::onnx::{DataType, Graph};
 
 /// What reloading showed.
 #[derive(Debug, Clone)]
@@ -45,7 +45,17 @@ fn precision(engine: &Engine<'_>) -> f64 {
             see(graph.elem_type(writer.writes[0].value).unwrap_or(DataType::FLOAT));
         }
     }
-    coarsest
+    // activations of 8 bits round differently as soon as anything before them does
+    if quantises_activations(&engine.model.graph) { coarsest.max(2f64.powi(-7)) } else { coarsest }
+}
+
+/// Whether products are computed on quantised activations.
+fn quantises_activations(graph: &Graph<'_>) -> bool {
+    graph.nodes().any(|node| match graph.op(node) {
+        "DynamicQuantizeLinear" | "QuantizeLinear" | "DynamicQuantizeMatMul" | "MatMulIntegerToFloat" => true,
+        "MatMulNBits" => graph.node(node).attr_i("accuracy_level", 0) == 4,
+        _ => false,
+    })
 }
 
 /// Compares `out` with `base` under run-time ablation of `direction` (METHOD step 8).
