@@ -348,15 +348,17 @@ fn open_latest(graph: &Graph<'_>, terms: &mut Vec<Term>) -> Option<()> {
     Some(())
 }
 
-/// Contributions that are sums themselves, opened where attention and MLP are added first (parallel blocks) and each
-/// part leads to weights of its own; kept whole otherwise.
+/// Contributions that are sums of attention and MLP (parallel blocks that add the two first), opened until each part
+/// is one or the other.
 fn leaves(graph: &Graph<'_>, interface: &Interface, stream: ValueId, contributions: Vec<Term>) -> Vec<Term> {
-    let open = |term: Term| {
-        let parts = flatten(graph, vec![term]);
+    let open = |term: Term| -> Vec<Term> {
         let role = |part: &Term| role(graph, interface, stream, part.value);
-        let mixed = parts.iter().any(|part| role(part) != role(&parts[0]));
-        let traced = |part: &Term| trace_weight(graph, part.value, None).is_ok();
-        if mixed && parts.iter().all(traced) { parts } else { vec![term] }
+        let parts = flatten(graph, vec![term]);
+        if parts.iter().all(|part| role(part) == role(&parts[0])) {
+            return vec![term];
+        }
+        let inner = graph.producer(root(graph, term.value)).map(|node| dynamic_terms(graph, node)).unwrap_or_default();
+        leaves(graph, interface, stream, inner)
     };
     contributions.into_iter().flat_map(open).collect()
 }
@@ -404,6 +406,7 @@ fn check_origin(graph: &Graph<'_>, origin: ValueId, interface: &Interface) -> Re
     Ok(())
 }
 
+/// Operators that mix tokens.
 fn is_attention(op: &str) -> bool {
     matches!(
         op,
@@ -417,6 +420,12 @@ fn is_attention(op: &str) -> bool {
             | "SparseAttention"
             | "LinearAttention"
             | "RotaryEmbedding"
+            | "Conv"
+            | "Scan"
+            | "Loop"
+            | "GRU"
+            | "LSTM"
+            | "RNN"
     )
 }
 
@@ -470,8 +479,7 @@ fn blocks(
             open.block.post = group.after;
         }
         open.has_attn |= attn;
-        open.has_mlp |= roles.contains(&Role::Mlp)
-            || group.contributions.iter().any(|t| sums_both(graph, interface, group.before, t.value));
+        open.has_mlp |= roles.contains(&Role::Mlp);
         for (index, (term, role)) in group.contributions.iter().zip(roles).enumerate() {
             // a fused bias belongs to one contribution only, or it would be projected twice
             let bias = if index == 0 { group.biases.first().copied() } else { group.biases.get(index).copied() };
@@ -544,18 +552,6 @@ fn has_activation_product(graph: &Graph<'_>, floor: ValueId, value: ValueId) -> 
         stack.extend(inputs);
     }
     false
-}
-
-/// Whether a contribution is itself a sum of an attention and an MLP write (parallel blocks that add
-/// the two before they reach the stream).
-fn sums_both(graph: &Graph<'_>, interface: &Interface, stream: ValueId, value: ValueId) -> bool {
-    let Some(node) = graph.producer(root(graph, value)) else { return false };
-    let terms = dynamic_terms(graph, node);
-    if terms.len() < 2 {
-        return false;
-    }
-    let roles: Vec<Role> = flatten(graph, terms).iter().map(|t| role(graph, interface, stream, t.value)).collect();
-    roles.contains(&Role::Attn) && roles.contains(&Role::Mlp)
 }
 
 /// Width of the stream: last dimension of the embedding, or of what is declared.

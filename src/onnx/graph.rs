@@ -401,8 +401,8 @@ impl<'m> Graph<'m> {
         self.shapes[id.0].last
     }
 
-    /// Walks producers back from `from` and tells whether `target` is met, not passing `target`.
-    /// `target` itself counts.
+    /// Walks producers back from `from` and tells whether the elements of `target` are met, not passing `target`.
+    /// `target` itself counts; what is computed from its shape alone does not.
     pub fn depends_on(&self, from: ValueId, target: ValueId) -> bool {
         let floor = self.producer(target).map_or(0, |n| self.rank(n));
         let mut seen = std::collections::HashSet::new();
@@ -412,7 +412,8 @@ impl<'m> Graph<'m> {
                 return true;
             }
             let Some(node) = self.producer(value) else { continue };
-            if self.rank(node) < floor || self.rank(node) == usize::MAX || !seen.insert(node) {
+            let shape_only = matches!(self.op(node), "Shape" | "Size");
+            if shape_only || self.rank(node) < floor || self.rank(node) == usize::MAX || !seen.insert(node) {
                 continue;
             }
             stack.extend(self.all_inputs(node).into_iter().filter(|&v| self.is_dynamic(v)));

@@ -117,6 +117,7 @@ impl Node<'_> {
                 Shape { rank: first.rank, last: if along_last { k } else { first.last } }
             }
             "Flatten" => Shape { rank: Some(2), last: None },
+            "Einsum" => self.einsum().unwrap_or_default(),
             "GatherElements" => self.input(1),
             "Reshape" => self.reshape(),
             "Expand" => {
@@ -181,6 +182,24 @@ impl Node<'_> {
         }
     }
 
+    /// Rank of the result, and its last dimension where an operand ends with the same letter.
+    fn einsum(&self) -> Option<Shape> {
+        let equation = self.graph.node(self.node).attr("equation")?.s.clone()?;
+        let equation: String = String::from_utf8(equation).ok()?.split_whitespace().collect();
+        let (operands, result) = equation.split_once("->")?;
+        let rank = (!result.contains('.')).then_some(result.len());
+        let last = result.chars().last().filter(char::is_ascii_alphabetic)?;
+        let sizes = operands.split(',').enumerate().filter(|(_, operand)| operand.ends_with(last));
+        let last = sizes.filter_map(|(slot, _)| self.input(slot).last).next();
+        let ellipsis = operands.split(',').position(|operand| operand.starts_with("..."));
+        let like = ellipsis.and_then(|slot| {
+            let letters = operands.split(',').nth(slot)?.chars().filter(char::is_ascii_alphabetic).count();
+            let kept = result.chars().filter(char::is_ascii_alphabetic).count();
+            Some(self.input(slot).rank? + kept - letters)
+        });
+        Some(Shape { rank: rank.or(like), last })
+    }
+
     fn product(&self) -> Shape {
         let (a, b) = (self.input(0), self.input(1));
         let rank = match (a.rank, b.rank) {
@@ -232,7 +251,7 @@ impl Node<'_> {
                     Some(input) => value = input,
                     None => return Shape::default(),
                 },
-                "Shape" if graph.node(node).attr("start").is_none() && graph.node(node).attr("end").is_none() => {
+                "Shape" if graph.node(node).attr_i("start", 0) == 0 && graph.node(node).attr("end").is_none() => {
                     return graph.input(node, 0).map_or_else(Shape::default, |v| self.shapes[v.0]);
                 }
                 "Concat" => {
@@ -268,11 +287,15 @@ impl Node<'_> {
                 let length = (*to.first()?).checked_sub(*from.first()?)?;
                 usize::try_from(length).ok().filter(|_| from[0] >= 0 && to[0] < 16)
             }
-            "Shape" => match (graph.node(node).attr("start"), graph.node(node).attr("end")) {
-                (None, None) => self.shapes[graph.input(node, 0)?.0].rank,
-                (Some(start), Some(end)) => usize::try_from(end.i? - start.i?).ok(),
-                _ => None,
-            },
+            "Shape" => {
+                let rank = self.shapes[graph.input(node, 0)?.0].rank;
+                let at = |attribute: &str, default: Option<i64>| {
+                    let index = graph.node(node).attr(attribute).and_then(|a| a.i).or(default)?;
+                    if index < 0 { Some(index + rank? as i64) } else { Some(index) }
+                };
+                let end = at("end", rank.map(|rank| rank as i64))?;
+                usize::try_from(end - at("start", Some(0))?).ok()
+            }
             _ => None,
         }
     }
