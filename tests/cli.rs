@@ -703,3 +703,49 @@ fn a_single_file_can_be_baked_to_a_single_file() {
     assert!(extra.is_empty(), "{extra:?}");
     assert!(Path::new(&sandbox.path("new.onnx")).is_file());
 }
+
+// The picture.
+
+#[test]
+fn inspect_draws_the_stream() {
+    let sandbox = Sandbox::with_fixture("zoo/gemma2/optimum");
+    sandbox.lancet(&["inspect", "model", "--graph", "stream.svg"]).assert().success();
+    let svg = fs::read_to_string(sandbox.path("stream.svg")).unwrap();
+    let parsed = roxmltree::Document::parse(&svg).unwrap();
+    assert!(parsed.root_element().has_tag_name(("http://www.w3.org/2000/svg", "svg")));
+    let texts: Vec<_> = parsed.descendants().filter(|n| n.has_tag_name("text")).filter_map(|n| n.text()).collect();
+    for words in ["resid_pre.0", "resid_post.1", "attn_out", "mlp_out", "model.embed_tokens.weight", "unembedding"] {
+        assert!(texts.contains(&words), "no `{words}` in {texts:?}");
+    }
+    assert!(texts.iter().any(|t| t.contains("post_feedforward_layernorm")), "why not by weights: {texts:?}");
+
+    let drawn = json(&mut sandbox.lancet(&["inspect", "model", "--graph", "stream.mmd", "--json"]), 0);
+    assert_eq!(drawn["n_layers"], 2);
+    let mermaid = fs::read_to_string(sandbox.path("stream.mmd")).unwrap();
+    assert!(mermaid.starts_with("flowchart"), "{mermaid}");
+    assert!(mermaid.contains("resid_post.1") && mermaid.contains(":::by_nodes"), "{mermaid}");
+
+    sandbox.refused(
+        &mut sandbox.lancet(&["inspect", "model", "--graph", "stream.svg"]),
+        2,
+        &["`stream.svg`", "exists", "hint: "],
+    );
+}
+
+#[test]
+fn inspect_draws_a_refusal() {
+    let sandbox = Sandbox::new();
+    let mut model = ModelProto { ir_version: Some(8), ..Default::default() };
+    model.opset_import.push(OperatorSetIdProto { version: Some(17), ..Default::default() });
+    model.graph = Some(GraphProto::default());
+    sandbox.write("nothing.onnx", model.encode_to_vec());
+    for file in ["refused.svg", "refused.md"] {
+        sandbox.lancet(&["inspect", "nothing.onnx", "--graph", file]).assert().code(1);
+    }
+    let svg = fs::read_to_string(sandbox.path("refused.svg")).unwrap();
+    roxmltree::Document::parse(&svg).unwrap();
+    let mermaid = fs::read_to_string(sandbox.path("refused.md")).unwrap();
+    for picture in [&svg, &mermaid] {
+        assert!(picture.contains("refused") && picture.contains("reason") && picture.contains("hint"), "{picture}");
+    }
+}

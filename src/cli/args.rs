@@ -218,6 +218,9 @@ pub struct RunArgs {
 pub struct InspectArgs {
     /// An `.onnx` file, or a folder that holds one.
     pub model: PathBuf,
+    /// Write a picture of the stream here: `.svg`, or Mermaid under any other name (`.mmd`, `.md`).
+    #[arg(long, value_name = "FILE")]
+    pub graph: Option<PathBuf>,
 }
 
 /// `collect`.

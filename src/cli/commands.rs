@@ -180,11 +180,23 @@ pub fn refuse_existing(out: &Path) -> Result<(), Error> {
 
 /// `lancet inspect`.
 pub fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<Outcome> {
+    if let Some(path) = &args.graph {
+        refuse_existing(path)?;
+    }
     let opened = Opened::new(&args.model)?;
     let result = match opened.understand() {
         Ok(model) => inspect::describe(&opened, &model),
         Err(refusal) => inspect::refused(&opened, &refusal),
     };
+    if let Some(path) = &args.graph {
+        let svg = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("svg"));
+        let picture = if svg {
+            lancet::report::stream_graph::svg(&result)
+        } else {
+            lancet::report::stream_graph::mermaid(&result)
+        };
+        pipeline::write_whole(path, picture.as_bytes())?;
+    }
     if context.json {
         ui::print_json(&result)?;
     } else {

@@ -7,11 +7,13 @@
 mod heat_map;
 pub mod html;
 mod inspect;
+mod layers;
 mod layout;
 pub mod markdown;
 pub mod number;
 #[cfg(test)]
 mod sample;
+pub mod stream_graph;
 pub mod text;
 
 use std::collections::BTreeMap;
