@@ -5,6 +5,7 @@ pub mod embedding;
 pub mod interface;
 pub mod projection;
 pub mod residual;
+mod role;
 mod rows;
 pub mod weight;
 pub mod writer;
@@ -13,7 +14,8 @@ use serde::Serialize;
 
 pub use embedding::EmbeddingFile;
 pub use interface::{CacheSlot, Interface, ModelConfig, Padding};
-pub use residual::{Contribution, ResidualStream, Role, StreamValue};
+pub use residual::{Contribution, ResidualStream, StreamValue};
+pub use role::Role;
 pub use weight::EditTarget;
 pub use writer::{Treatment, Writer, WriterKind};
 

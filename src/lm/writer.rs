@@ -6,9 +6,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::Layer;
-use super::residual::{Contribution, ResidualStream, Role};
+use super::residual::{Contribution, ResidualStream};
 use super::weight::{EditTarget, WeightPath, trace_weight};
+use super::{Layer, Role};
 use crate::onnx::{Graph, Model, Storage, TensorId, Use, ValueId};
 
 /// What a writer is.
