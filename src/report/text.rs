@@ -8,6 +8,8 @@ use super::layout::{
     Cell, LABEL, Tone, blanked, fact, is_unsafe, labelled, pattern, plain, shorten, single_line, table, wrap,
 };
 use super::number::{bytes, count, measured, percent, score, seconds, setting, significant};
+use super::package::variants_summary;
+pub use super::package::{package_inspect, package_summary, package_verify};
 use super::{
     BakeResult, ClassCounts, ClassTable, CollectSummary, EditRow, EvalResult, GuardResult, Measurement, ModelEval,
     RunResult, SelectResult, Verdict, VerifyResult, class_label,
@@ -29,6 +31,10 @@ pub fn run_summary(run: &RunResult, width: usize, style: Style) -> String {
     }
     out.push('\n');
     out.push_str(&eval_summary(&run.eval, width, style));
+    if let Some(package) = &run.package {
+        out.push('\n');
+        variants_summary(&mut out, width, style, package);
+    }
     for answer in run.telling_answers(3) {
         let class = format!("  {}", single_line(&class_label(&answer.class)));
         let lines = [(class.as_str(), &answer.prompt), ("    before", &answer.before), ("    after", &answer.after)];
