@@ -74,11 +74,19 @@ Usage: lancet run [OPTIONS] --output <OUT> <MODEL>
 
 Arguments:
   <MODEL>
-          An `.onnx` file, or a folder that holds one
+          An `.onnx` file, or a folder; of several models in it, `--variant` gives the direction and
+          all are baked
 
 Options:
   -o, --output <OUT>
           New folder for the model with its configs and tokenizer, or a new `.onnx` file
+
+      --variant <NAME>
+          Which model of a folder with several: its path in the folder, or its file name
+
+      --only <GLOB>
+          Bake only the models of the folder that fit this pattern (path or file name,
+          `*_q4*.onnx`), and leave the others out of the output. May be given several times
 
       --report <FILE>
           Write the report (HTML) here too, also when the guard refuses
@@ -106,9 +114,16 @@ Options:
 
           [default: 0.2]
 
+      --json
+          Print the result as JSON on stdout, and nothing else there
+
       --refusal-tokens <LIST>
           First words of the model's refusals (or token ids), comma-separated: `"I,As"`. Automatic
           if not given
+
+      --config <FILE>
+          TOML file with options by their long names; a flag beats it. A table named like a command
+          holds for that one
 
       --prompts <DIR>
           Folder with `{harmful,pseudo_harmful,harmless}_{train,val,test}.{json,jsonl,csv,txt}`;
@@ -117,21 +132,14 @@ Options:
       --harmful <FILE>
           One file of harmful prompts, split by the seed
 
-      --json
-          Print the result as JSON on stdout, and nothing else there
-
-      --config <FILE>
-          TOML file with options by their long names; a flag beats it. A table named like a command
-          holds for that one
+  -q, --quiet
+          No progress
 
       --pseudo-harmful <FILE>
           One file of pseudo-harmful prompts
 
       --harmless <FILE>
           One file of harmless prompts
-
-  -q, --quiet
-          No progress
 
       --seed <SEED>
           Seed of the sampling and splitting (Python's `random.sample`, as the published code draws)

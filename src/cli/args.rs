@@ -204,13 +204,13 @@ pub struct DemoArgs {
 pub struct RunArgs {
     /// An `.onnx` file, or a folder; of several models in it, `--variant` gives the direction and all are baked.
     pub model: PathBuf,
+    /// New folder for the model with its configs and tokenizer, or a new `.onnx` file.
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
     #[command(flatten)]
     pub variant: VariantArgs,
     #[command(flatten)]
     pub only: OnlyArgs,
-    /// New folder for the model with its configs and tokenizer, or a new `.onnx` file.
-    #[arg(short, long, value_name = "OUT")]
-    pub output: PathBuf,
     /// Write the report (HTML) here too, also when the guard refuses.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
@@ -248,11 +248,11 @@ pub struct InspectArgs {
 pub struct CollectArgs {
     /// An `.onnx` file, or a folder that holds one.
     pub model: PathBuf,
-    #[command(flatten)]
-    pub variant: VariantArgs,
     /// New file for the activations (safetensors).
     #[arg(short, long, value_name = "ACTS")]
     pub output: PathBuf,
+    #[command(flatten)]
+    pub variant: VariantArgs,
     #[command(flatten)]
     pub tokens: TokenArgs,
     #[command(flatten)]
@@ -271,14 +271,14 @@ pub struct CollectArgs {
 pub struct SelectArgs {
     /// An `.onnx` file, or a folder that holds one.
     pub model: PathBuf,
-    #[command(flatten)]
-    pub variant: VariantArgs,
     /// What `collect` wrote.
     #[arg(long, value_name = "ACTS")]
     pub activations: PathBuf,
     /// New file for the direction (safetensors).
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
+    #[command(flatten)]
+    pub variant: VariantArgs,
     #[command(flatten)]
     pub method: MethodArgs,
     /// Largest drop of harmful refusal on the validation prompts, as a share.

@@ -389,3 +389,118 @@ fn kind(model: &Model, named_embedding: bool) -> Kind {
         (true, true) => Kind::Model,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
+
+    fn onnx(inputs: &[&str], outputs: &[&str]) -> Vec<u8> {
+        let info = |name: &&str| ValueInfoProto { name: Some((*name).into()), ..Default::default() };
+        let node = NodeProto {
+            op_type: Some("Mystery".into()),
+            input: inputs.iter().map(ToString::to_string).collect(),
+            output: outputs.iter().map(ToString::to_string).collect(),
+            ..Default::default()
+        };
+        let graph = GraphProto {
+            node: vec![node],
+            input: inputs.iter().map(info).collect(),
+            output: outputs.iter().map(info).collect(),
+            ..Default::default()
+        };
+        ModelProto { graph: Some(graph), ..Default::default() }.encode_to_vec()
+    }
+
+    fn decoder() -> Vec<u8> {
+        onnx(&["input_ids", "attention_mask"], &["logits"])
+    }
+
+    fn folder(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn models_are_told_from_inputs_and_outputs() {
+        for (inputs, outputs, wanted) in [
+            (&["input_ids", "attention_mask"][..], &["logits"][..], "model"),
+            (&["l_input_ids_"], &["1207"], "model"),
+            (&["inputs_embeds", "past_key_values.0.key"], &["logits", "present.0.key"], "model"),
+            (&["inputs_embeds", "past_key_values.0.key"], &["hidden_states", "present.0.key"], "model"),
+            (&["hidden_states"], &["logits"], "model"),
+            (&["input_ids", "encoder_hidden_states"], &["logits"], "model"),
+            (&["input_ids"], &["inputs_embeds"], "embedding"),
+            (&["input_ids", "image_features"], &["inputs_embeds"], "embedding"),
+            (&["pixel_values"], &["image_features"], "takes no token ids"),
+            (&["pixel_values"], &["logits"], "takes no token ids"),
+            (&["input_features"], &["last_hidden_state"], "takes no token ids"),
+            (&["input_ids", "attention_mask"], &["last_hidden_state", "sentence_embedding"], "makes no logits"),
+        ] {
+            let folder = folder(&[("m.onnx", onnx(inputs, outputs))]);
+            let found = match kind(&Model::open(&folder.path().join("m.onnx")).unwrap(), false) {
+                Kind::Model => "model",
+                Kind::Embedding => "embedding",
+                Kind::Other(reason) => reason,
+            };
+            assert_eq!(found, wanted, "{inputs:?} {outputs:?}");
+        }
+    }
+
+    #[test]
+    fn configs_are_the_nearest_with_a_tokenizer() {
+        let text = || b"{}".to_vec();
+        let found = folder(&[
+            ("tokenizer.json", text()),
+            ("onnx/config.json", text()),
+            ("onnx/model.onnx", decoder()),
+            ("genai/genai_config.json", text()),
+            ("genai/tokenizer.json", text()),
+            ("genai/model.onnx", decoder()),
+        ]);
+        let package = Package::find(found.path(), &[]).unwrap();
+        let roots: Vec<_> = package.variants.iter().map(|v| (v.name.as_str(), v.files.root.clone())).collect();
+        assert_eq!(
+            roots,
+            [("genai/model.onnx", found.path().join("genai")), ("onnx/model.onnx", found.path().to_path_buf())]
+        );
+        assert!(!package.lone && package.folder);
+    }
+
+    #[test]
+    fn an_embedding_that_no_model_takes_is_copied() {
+        let embedding = || onnx(&["input_ids"], &["inputs_embeds"]);
+        let found = folder(&[("model.onnx", decoder()), ("embed_tokens.onnx", embedding())]);
+        let package = Package::find(found.path(), &[]).unwrap();
+        assert_eq!(package.variants.len(), 1);
+        assert_eq!(package.others[0].reason, "no model of this folder takes its embeddings");
+        let taker = onnx(&["inputs_embeds"], &["logits"]);
+        let found = folder(&[
+            ("decoder_model_merged_q4.onnx", taker),
+            ("embed_tokens_q4.onnx", embedding()),
+            ("embed_tokens.onnx", embedding()),
+        ]);
+        let package = Package::find(found.path(), &[]).unwrap();
+        let names: Vec<_> = package.variants.iter().map(|v| (v.name.as_str(), v.role)).collect();
+        assert_eq!(names, [("decoder_model_merged_q4.onnx", Role::Model), ("embed_tokens.onnx", Role::Embedding)]);
+        assert!(package.variants[0].writes.contains(Path::new("embed_tokens_q4.onnx")));
+        assert_eq!(package.pick(None).unwrap().name, "decoder_model_merged_q4.onnx", "an embedding is no choice");
+    }
+
+    #[test]
+    fn a_folder_without_a_language_model_says_what_it_has() {
+        let found = folder(&[
+            ("vision.onnx", onnx(&["pixel_values"], &["image_features"])),
+            ("audio.onnx", onnx(&["input_features"], &["audio_features"])),
+        ]);
+        let error = Package::find(found.path(), &[]).unwrap_err().to_string();
+        assert!(error.contains("`audio.onnx` takes no token ids; `vision.onnx` takes no token ids"), "{error}");
+    }
+}

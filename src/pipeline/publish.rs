@@ -1,5 +1,6 @@
 //! A whole package: every variant baked, everything else copied, published at once or not at all.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
@@ -36,7 +37,7 @@ pub(super) fn of_variant(package: &Package, variant: &Variant) -> impl FnOnce(Er
 }
 
 /// Refuses a package in which anything stands in the way, before a byte is written: a variant that is not understood,
-/// two of different width, an output that cannot hold them.
+/// two of different width, an output that cannot hold them, a full disk.
 ///
 /// # Errors
 /// The first of these, with the file's name.
@@ -46,7 +47,7 @@ pub fn preflight(package: &Package, out: &Path) -> Result<(), Error> {
             format!(
                 "the output `{}` is one file, and `{}` holds more than one model",
                 out.display(),
-                shown(&package.root)
+                package.root.display()
             ),
             "choose a new folder for the output, or pass one model by its path",
         ));
@@ -70,26 +71,17 @@ pub fn preflight(package: &Package, out: &Path) -> Result<(), Error> {
             }
         }
     }
-    Ok(())
+    let existing = out.ancestors().skip(1).find(|path| path.is_dir()).unwrap_or(Path::new("."));
+    room(package, 0, existing, is_single(out))
 }
 
-/// Checks that the direction fits every variant and that there is room for the whole package.
-fn room(
-    package: &Package,
-    direction: &Direction,
-    options: &PlanOptions,
-    staging: &Staging,
-    single: bool,
-) -> Result<(), Error> {
-    let mut needed: u64 = if single { 0 } else { package.copied().map(|file| file.bytes).sum() };
-    let mut counted = std::collections::BTreeSet::new();
-    for variant in &package.variants {
-        let named = of_variant(package, variant);
-        needed += growth(variant, direction, options).map_err(named)?;
-        let new = variant.writes.iter().filter(|path| counted.insert(*path));
-        needed += new.filter_map(|path| std::fs::metadata(package.root.join(path)).ok()).map(|m| m.len()).sum::<u64>();
-    }
-    let path = staging.path().to_path_buf();
+/// Checks that there is room at `place` for the whole package, `grown` bytes larger than it is.
+fn room(package: &Package, grown: u64, place: &Path, single: bool) -> Result<(), Error> {
+    let copied: u64 = if single { 0 } else { package.copied().map(|file| file.bytes).sum() };
+    let written: BTreeSet<&PathBuf> = package.variants.iter().flat_map(|v| &v.writes).collect();
+    let size = |path: &&PathBuf| std::fs::metadata(package.root.join(path)).map_or(0, |m| m.len());
+    let needed = copied + grown + written.iter().map(size).sum::<u64>();
+    let path = place.to_path_buf();
     match fs4::available_space(&path) {
         Ok(available) if available < needed => Err(BakeError::NoSpace { path, needed, available }.into()),
         Ok(_) => Ok(()),
@@ -97,7 +89,7 @@ fn room(
     }
 }
 
-/// Bytes by which a variant's files grow: copies of tensors that serve twice.
+/// Bytes by which a variant's files grow: copies of tensors that serve twice. Fails where the direction does not fit.
 fn growth(variant: &Variant, direction: &Direction, options: &PlanOptions) -> Result<u64, Error> {
     let plans = match variant.role {
         Role::Model => {
@@ -128,7 +120,11 @@ pub(super) fn stage(
 ) -> Result<Vec<Outcome>, Error> {
     let (options, plan_options) = options;
     let single = is_single(options.out);
-    room(package, direction, plan_options, staging, single)?;
+    let mut grown = 0;
+    for variant in &package.variants {
+        grown += growth(variant, direction, plan_options).map_err(of_variant(package, variant))?;
+    }
+    room(package, grown, staging.path(), single)?;
     let mut desk = Desk::new(package, staging, options, observer);
     let mut outcomes = Vec::new();
     for variant in &package.variants {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::{Cell, LABEL, Style, Tone, fact, labelled, plain, single_line, table};
+use super::layout::{Cell, LABEL, Style, Tone, columns, fact, labelled, plain, shorten_middle, single_line, table};
 use super::number::{MISSING, bytes, count, percent, seconds, significant};
 use super::text::worst_leak;
 use super::{BakeResult, ClassTable, EditRow, GuardResult, InspectResult, RefusalToken, VerifyResult};
@@ -162,23 +162,42 @@ impl PackageResult {
     }
 }
 
-/// Edits by what they are: `33`, or `33 / 0 / 2` as tensors by weights, rounded ones, and inserted nodes.
-fn treatments<'a>(all: impl Iterator<Item = &'a str>) -> String {
-    let (mut weights, mut rounded, mut nodes) = (0, 0, 0);
+/// Edits by what they are: `13 weights`, `5 weights, 8 rounded`, `1 weights, 12 nodes`.
+pub(super) fn treatments<'a>(all: impl Iterator<Item = &'a str>) -> String {
+    let mut counts = [("weights", 0), ("rounded", 0), ("nodes", 0)];
     for treatment in all {
-        match treatment {
-            "nodes" => nodes += 1,
-            "rounded" => rounded += 1,
-            _ => weights += 1,
-        }
+        let at = match treatment {
+            "nodes" => 2,
+            "rounded" => 1,
+            _ => 0,
+        };
+        counts[at].1 += 1;
     }
-    format!("{weights}/{rounded}/{nodes}")
+    counts.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{n} {what}")).collect::<Vec<_>>().join(", ")
+}
+
+/// A table whose first column, the names, gives way where the line is too long.
+fn named_table(
+    out: &mut String,
+    style: Style,
+    width: usize,
+    header: &[&str],
+    right: &[bool],
+    mut rows: Vec<Vec<Cell>>,
+) {
+    let widest = |i: usize| rows.iter().map(|r| columns(&r[i].0)).max().unwrap_or(0).max(columns(header[i]));
+    let others: usize = (1..header.len()).map(|i| widest(i) + 2).sum();
+    let room = width.saturating_sub(others + 2).max(16);
+    for row in &mut rows {
+        row[0].0 = shorten_middle(&row[0].0, room);
+    }
+    table(out, style, header, right, &rows);
 }
 
 /// The rows of the table: a variant each, with its refusals where they were measured.
-fn variant_table(out: &mut String, style: Style, variants: &[VariantResult]) {
+fn variant_table(out: &mut String, style: Style, width: usize, variants: &[VariantResult]) {
     let measured = variants.iter().any(|v| v.eval.is_some());
-    let mut header = vec!["variant", "weights/rounded/nodes", "leak", "verified"];
+    let mut header = vec!["variant", "edits", "leak", "verified"];
     if measured {
         header.extend(["pseudo-harmful", "harmful", "harmless"]);
     }
@@ -207,8 +226,8 @@ fn variant_table(out: &mut String, style: Style, variants: &[VariantResult]) {
             row
         })
         .collect();
-    let right = [false, true, true, false, true, true, true];
-    table(out, style, &header, &right[..header.len()], &rows);
+    let right = [false, false, true, false, true, true, true];
+    named_table(out, style, width, &header, &right[..header.len()], rows);
 }
 
 /// Models that were copied and what was left out, a line each.
@@ -237,7 +256,7 @@ fn complaints(out: &mut String, style: Style, width: usize, variants: &[VariantR
 
 /// The variants of a package in a run's summary.
 pub(super) fn variants_summary(out: &mut String, width: usize, style: Style, package: &PackageResult) {
-    variant_table(out, style, &package.variants);
+    variant_table(out, style, width, &package.variants);
     complaints(out, style, width, &package.variants);
     files(out, style, width, &package.copied, &package.left_out);
 }
@@ -285,8 +304,8 @@ pub fn package_inspect(package: &PackageInspect, width: usize, style: Style) -> 
             ]
         })
         .collect();
-    let header = ["variant", "size", "weights", "layers", "d_model", "weights/rounded/nodes"];
-    table(&mut out, style, &header, &[false, true, false, true, true, true], &rows);
+    let header = ["variant", "size", "weights", "layers", "d_model", "edits"];
+    named_table(&mut out, style, width, &header, &[false, true, false, true, true, false], rows);
     let refused = package.variants.iter().flat_map(|v| v.inspect.refusals.iter().map(move |r| (v, r)));
     for (i, (variant, refusal)) in refused.enumerate() {
         if i == 0 {
@@ -325,11 +344,73 @@ pub fn package_verify(package: &PackageVerify, width: usize, style: Style) -> St
         })
         .collect();
     let header = ["variant", "bytes outside the plan", "logit difference", "allowed", "leak", "verified"];
-    table(&mut out, style, &header, &[false, true, true, true, true, false], &rows);
+    named_table(&mut out, style, width, &header, &[false, true, true, true, true, false], rows);
     let own = package.variants.iter().flat_map(|v| v.verify.failures.iter().map(|f| format!("`{}`: {f}", v.model)));
     for failure in own.chain(package.failures.iter().cloned()) {
         labelled(&mut out, style, ("  -", 4), &failure, (width, usize::MAX));
     }
     files(&mut out, style, width, &package.copied, &package.left_out);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ClassResult, sample};
+    use super::*;
+
+    fn package() -> PackageResult {
+        let run = sample::run();
+        let effect = Effect { before: run.eval.before.clone(), after: run.eval.after.clone(), ..Default::default() };
+        let variant = |model: &str, eval: Option<Effect>| VariantResult {
+            model: model.into(),
+            edits: run.bake.edits.clone(),
+            verify: run.verify.clone(),
+            guard: eval.as_ref().map(|_| run.guard.clone()),
+            eval,
+            ..Default::default()
+        };
+        PackageResult {
+            variants: vec![variant("onnx/model.onnx", Some(effect)), variant("onnx/embed_tokens_q4.onnx", None)],
+            copied: vec![
+                FileRow { file: "config.json".into(), reason: None },
+                FileRow { file: "onnx/vision_encoder.onnx".into(), reason: Some("takes no token ids".into()) },
+            ],
+            left_out: vec![FileRow { file: ".git".into(), reason: Some("bookkeeping".into()) }],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_row_a_variant_and_models_that_were_not_edited_are_named() {
+        let text = package_summary(&package(), 100, Style { color: false });
+        let row = text.lines().find(|l| l.contains("onnx/model.onnx")).unwrap();
+        assert!(row.contains("92.2 % → 34.4 %") && row.contains("100.0 % → 100.0 %") && row.contains("yes"), "{text}");
+        let alone = text.lines().find(|l| l.contains("embed_tokens_q4.onnx")).unwrap();
+        assert!(!alone.contains('%'), "what was not measured has no numbers: {alone}");
+        assert!(text.contains("`onnx/vision_encoder.onnx` takes no token ids") && text.contains("`.git` bookkeeping"));
+        assert!(!text.contains("config.json"), "plain files are counted, not listed");
+        assert!(text.contains("2 other files copied") && text.contains("not written"), "{text}");
+        assert!(text.lines().all(|l| columns(l) <= 100), "{text}");
+    }
+
+    #[test]
+    fn one_variant_that_fails_fails_the_package() {
+        let mut package = package();
+        assert!(package.verified() && package.guarded().is_empty());
+        let guard = package.variants[0].guard.as_mut().unwrap();
+        (guard.passed, guard.reasons) = (false, vec!["harmful refusal falls".into()]);
+        assert_eq!(package.guarded(), ["`onnx/model.onnx`: harmful refusal falls"]);
+        package.variants[0].eval.as_mut().unwrap().after.harmful = ClassResult::new(1, 2, &[]);
+        assert!(package_summary(&package, 100, Style { color: false }).contains("guard: harmful refusal falls"));
+        package.variants[0].guard.as_mut().unwrap().overridden = true;
+        assert!(package.guarded().is_empty());
+        package.variants[1].verify.passed = false;
+        assert!(!package.verified());
+    }
+
+    #[test]
+    fn edits_are_counted_by_treatment() {
+        assert_eq!(treatments(["weights", "copy", "nodes", "rounded"].into_iter()), "2 weights, 1 rounded, 1 nodes");
+        assert_eq!(treatments(["nodes"].into_iter()), "1 nodes");
+    }
 }

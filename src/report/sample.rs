@@ -250,6 +250,7 @@ pub fn run() -> RunResult {
                 .to_vec(),
             lambda: 1.0,
         },
+        package: None,
         outputs: Outputs {
             model: Some("out/model.onnx".into()),
             report_html: Some("out/report.html".into()),
