@@ -395,7 +395,7 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
+    use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto};
 
     fn onnx(inputs: &[&str], outputs: &[&str]) -> Vec<u8> {
         let info = |name: &&str| ValueInfoProto { name: Some((*name).into()), ..Default::default() };
@@ -411,7 +411,8 @@ mod tests {
             output: outputs.iter().map(info).collect(),
             ..Default::default()
         };
-        ModelProto { graph: Some(graph), ..Default::default() }.encode_to_vec()
+        let opset_import = vec![OperatorSetIdProto { domain: None, version: Some(17) }];
+        ModelProto { ir_version: Some(8), opset_import, graph: Some(graph), ..Default::default() }.encode_to_vec()
     }
 
     fn decoder() -> Vec<u8> {
