@@ -100,7 +100,9 @@ def main() -> None:
     for name, make in VARIANTS.items():
         path = TARGET / "onnx" / f"model_{name}.onnx"
         if name in args.only:
-            onnx.save(make(), str(path))
+            model = make()
+            del model.graph.value_info[:]  # shapes of intermediate values: as optimum exports, and smaller
+            onnx.save(model, str(path))
         entries["logits_to_base"][path.name] = distance(path, want, ids)
         print(f"{path.name:22s} {path.stat().st_size:8d} bytes  {entries['logits_to_base'][path.name]}", flush=True)
     write_json(TARGET / "index.json", entries)
