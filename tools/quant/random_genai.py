@@ -9,6 +9,7 @@ Run from anywhere, in environment B of tools/zoo/README.md, after random_models.
 """
 
 import argparse
+import json
 import pathlib
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import FIXTURES, QUANT, input_ids, measure, one_line, random_model, record, versions
+from safetensors.torch import save_file
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 BASES = {"llama": (6, {}), "tied": (7, {"tie_word_embeddings": True}), "even": (8, {"intermediate_size": 64}),
@@ -45,6 +47,39 @@ VARIANTS: dict[str, tuple[str, str, str, list[str], str, int, int | None, int]] 
     "qmoe-cuda": ("gpt_oss", "int4", "cuda", [], "QMoE", 4, 32, 2),
 }
 
+# Layouts that only a GPU's kernel can tell: to be refused by the node's name.
+REFUSE = {"qmoe-cuda": "weights packed for CUDA, fc2 [experts, K, N / 2], and no attribute says so: the CPU provider runs "
+                       "it and gives other logits"}
+
+
+def mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The nearest MXFP4 of gpt-oss experts [experts, K, N]: its values, and the blocks and scales of a checkpoint."""
+    levels = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    groups = weight.transpose(1, 2).reshape(weight.shape[0], weight.shape[2], -1, 32)
+    exponent = (groups.abs().amax(-1) / 6).log2().ceil()
+    ratio = groups / exponent.exp2()[..., None]
+    codes = (ratio.abs()[..., None] - levels).abs().argmin(-1)
+    values = levels[codes] * ratio.sign() * exponent.exp2()[..., None]
+    codes = (codes + 8 * (ratio < 0)).to(torch.uint8)
+    blocks = codes[..., 0::2] | codes[..., 1::2] << 4
+    return values.reshape(weight.shape[0], weight.shape[2], -1).transpose(1, 2), {
+        "blocks": blocks.contiguous(), "scales": (exponent + 127).to(torch.uint8).contiguous()}
+
+
+def save_experts(model: Any, folder: pathlib.Path) -> None:
+    """Beside the dense weights, the experts as gpt-oss checkpoints have them: the builder reads only those."""
+    extra = {}
+    for layer, block in enumerate(model.model.layers):
+        for name in ("gate_up_proj", "down_proj"):
+            weight = getattr(block.mlp.experts, name)
+            values, parts = mxfp4(weight.data)
+            weight.data.copy_(values)
+            extra.update({f"model.layers.{layer}.mlp.experts.{name}_{part}": v for part, v in parts.items()})
+    model.save_pretrained(folder)
+    save_file(extra, folder / "experts.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(extra, "experts.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
 
 def build(source: pathlib.Path, out: pathlib.Path, precision: str, provider: str, options: list[str]) -> None:
     """Run the builder as its command line does; raises with its last line of output."""
@@ -66,7 +101,7 @@ def main() -> None:
         work, want = pathlib.Path(lent), {}
         for name, (seed, changed) in BASES.items():
             model = random_model(seed, experts=name == "gpt_oss", **changed)
-            model.save_pretrained(work / name)
+            (save_experts if name == "gpt_oss" else lambda m, f: m.save_pretrained(f))(model, work / name)
             for file in TOKENIZER:
                 shutil.copyfile(FIXTURES / "chat" / file, work / name / file)
             with torch.no_grad():
@@ -80,6 +115,8 @@ def main() -> None:
                 "name": f"genai-{name}", "file": f"genai-{name}/model.onnx", "base": base, "format": form,
                 "bits": bits, "block": block, "generator": "onnxruntime-genai", "config": command,
                 "quantised_writers": writers, "writers": 3, "versions": packages}
+            if name in REFUSE:
+                entry.update({"refuse": True, "note": REFUSE[name]})
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 build(work / base, work / "out", precision, provider, options)

@@ -345,6 +345,7 @@ class Variant:
     base: str = "llama"
     generator: str = "onnxruntime"
     note: str = ""
+    refuse: bool = False
 
 
 def variants() -> dict[str, Variant]:
@@ -387,7 +388,7 @@ def variants() -> dict[str, Variant]:
     add("nbits4-b32-sym-bf16", lambda: bfloat16(half(nbits(bits=4, block_size=32, is_symmetric=True))),
         "MatMulNBits", 4, 32, "float16 made bfloat16", generator="hand")
     add("nbits4-prepacked", prepacked, "MatMulNBits", 4, 64, "weight_prepacked=1 on o_proj: to be refused", writers=2,
-        generator="hand")
+        generator="hand", refuse=True, note="the CPU provider ignores the attribute")
     add("bnb4-nf4", lambda: bnb4(MatMulBnb4Quantizer.NF4, 64), "MatMulBnb4", 4, 64, "NF4, block_size=64")
     add("bnb4-fp4", lambda: bnb4(MatMulBnb4Quantizer.FP4, 32), "MatMulBnb4", 4, 32, "FP4, block_size=32")
     add("bnb4-nf4-fp16", lambda: half(bnb4(MatMulBnb4Quantizer.NF4, 16)), "MatMulBnb4", 4, 16,
@@ -471,6 +472,7 @@ def main() -> None:
                 "bits": variant.bits, "block": variant.block, "generator": variant.generator,
                 "config": variant.config, "quantised_writers": variant.writers, "writers": 3, "versions": packages}
             entry.update({"note": variant.note} if variant.note else {})
+            entry.update({"refuse": True} if variant.refuse else {})
             path = QUANT / entry["file"]
             path.unlink(missing_ok=True)
             try:
