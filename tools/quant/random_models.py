@@ -432,7 +432,8 @@ def variants() -> dict[str, Variant]:
         add(name, lambda options=options: static(**options), "static QDQ", 8, None,
             f"quantize_static, QDQ, {options}", writers=3)
     add("static-qoperator", lambda: static(quant_format=QuantFormat.QOperator), "QLinearMatMul, QLinearAdd", 8, None,
-        "quantize_static, QOperator: not on the issue's list", writers=3)
+        "quantize_static, QOperator", writers=3,
+        refuse=True, note="QLinearMatMul and QLinearAdd: the stream itself is of integers")
 
     for symmetric in (True, False):
         add(f"gather4-{'int4' if symmetric else 'uint4'}", lambda symmetric=symmetric: nbits(

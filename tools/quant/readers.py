@@ -205,3 +205,180 @@ def qmoe(node: onnx.NodeProto, get: Get, matrix: int) -> Grid:
     index = np.arange(k) // block
     return Grid(codes.transpose(0, 2, 1), scale[..., index].transpose(0, 2, 1), zero[..., index].transpose(0, 2, 1),
                 0, 2 ** bits - 1, bits)
+
+
+@dataclasses.dataclass
+class Matrix:
+    """A quantised matrix of a model: the node that reads it, what it holds, and where that is stored.
+
+    `axis` is the axis of the grid that a write to the residual stream would run along. `stored` names the tensors of
+    codes, scales and zero points; `order` turns the grid's codes into the order in which they are stored.
+    """
+
+    key: str
+    node: onnx.NodeProto
+    kind: str
+    grid: Grid
+    axis: int
+    stored: list[str]
+    order: Callable[[np.ndarray], np.ndarray]
+
+
+class Model:
+    """A model with its constants by name, seen through Reshape, Transpose and Identity of constants."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.proto = proto
+        self.tensors = {t.name: t for t in proto.graph.initializer}
+        self.producers = {o: n for n in proto.graph.node for o in n.output if o}
+        self.consumers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+        for node in proto.graph.node:
+            for at, name in enumerate(node.input):
+                self.consumers.setdefault(name, []).append((node, at))
+
+    def constant(self, name: str) -> onnx.TensorProto | None:
+        if name in self.tensors:
+            return self.tensors[name]
+        node = self.producers.get(name)
+        if node is None:
+            return None
+        if node.op_type == "Constant":
+            return next((a.t for a in node.attribute if a.name == "value"), None)
+        if node.op_type not in ("Reshape", "Identity", "Transpose"):
+            return None
+        source = self.constant(node.input[0])
+        if source is None or node.op_type == "Identity":
+            return source
+        if node.op_type == "Reshape":
+            shape = array(self.constant(node.input[1]))
+            made = onnx.TensorProto()
+            made.CopyFrom(source)
+            size = int(np.prod(source.dims))
+            fixed = [int(source.dims[i]) if d == 0 else int(d) for i, d in enumerate(shape)]
+            rest = int(np.prod([d for d in fixed if d > 0]))
+            made.dims[:] = [size // rest if d < 0 else d for d in fixed]
+            return made
+        value = numpy_helper.to_array(source)
+        return numpy_helper.from_array(np.ascontiguousarray(value.transpose(attributes(node).get("perm"))), source.name)
+
+    def origin(self, name: str) -> str:
+        """The initializer behind a name."""
+        while name not in self.tensors and name in self.producers and self.producers[name].input:
+            name = self.producers[name].input[0]
+        return name
+
+    def ahead(self, name: str, *kinds: str) -> tuple[onnx.NodeProto, int] | None:
+        """The first consumer of a value of one of the kinds, passing Cast and Mul."""
+        todo = [name]
+        while todo:
+            for node, at in self.consumers.get(todo.pop(0), []):
+                if node.op_type in kinds:
+                    return node, at
+                if node.op_type in ("Cast", "Mul"):
+                    todo.append(node.output[0])
+        return None
+
+
+def matrices(proto: onnx.ModelProto) -> list[Matrix]:
+    """Every quantised matrix of a model; raises on a layout that only a GPU's kernel knows."""
+    model, found = Model(proto), []
+    get = model.constant
+
+    def add(node: onnx.NodeProto, kind: str, grid: Grid, axis: int, stored: list[str], order: Callable,
+            suffix: str = "") -> None:
+        names = [model.origin(name) for name in stored if name]
+        found.append(Matrix((node.name or node.output[0]) + suffix, node, kind, grid, axis, names, order))
+
+    def same(codes: np.ndarray) -> np.ndarray:
+        return codes
+
+    def swapped(codes: np.ndarray) -> np.ndarray:
+        return codes.swapaxes(-1, -2)
+
+    for node in proto.graph.node:
+        inputs = list(node.input) + [""] * 20
+        kind = node.op_type
+        if kind == "MatMulNBits" and get(inputs[1]) is not None:
+            add(node, kind, matmul_nbits(node, get), -1, inputs[1:5], swapped)
+        elif kind == "MatMulBnb4" and get(inputs[1]) is not None:
+            add(node, kind, matmul_bnb4(node, get), -1, inputs[1:3], swapped)
+        elif kind == "QMoE":
+            for number, at in ((1, (2, 3, 11)), (2, (5, 6, 12)), (3, (8, 9, 13))):
+                if inputs[at[0]]:
+                    add(node, kind, qmoe(node, get, number), -1, [inputs[i] for i in at], swapped, f" fc{number}")
+        elif kind == "GatherBlockQuantized":
+            add(node, kind, gather_block_quantized(node, get), -1, [inputs[0], inputs[2], inputs[3]], same)
+        elif kind == "MatMulInteger" and get(inputs[1]) is not None:
+            # quantize_dynamic: Mul(scale of A, scale of B) multiplies the product.
+            product, _ = model.ahead(node.output[0], "Mul")
+            scales = next(model.producers[i] for i in product.input
+                          if i in model.producers and model.producers[i].op_type == "Mul")
+            scale = next(i for i in scales.input if get(i) is not None)
+            zero = get(inputs[3]) if inputs[3] else None
+            add(node, kind, matmul_integer(get(inputs[1]), get(scale), zero), -1, [inputs[1], scale, inputs[3]], same)
+        elif kind == "DynamicQuantizeMatMul" and get(inputs[1]) is not None:
+            zero = get(inputs[3]) if inputs[3] else None
+            add(node, kind, matmul_integer(get(inputs[1]), get(inputs[2]), zero), -1, inputs[1:4], same)
+        elif kind == "MatMulIntegerToFloat" and get(inputs[1]) is not None:
+            zero = get(inputs[5]) if inputs[5] else None
+            add(node, kind, matmul_integer(get(inputs[1]), get(inputs[3]), zero), -1,
+                [inputs[1], inputs[3], inputs[5]], same)
+        elif kind == "DequantizeLinear":
+            add_dequantised(model, node, add)
+    return found
+
+
+def add_dequantised(model: Model, node: onnx.NodeProto, add: Callable) -> None:
+    """A DequantizeLinear of a constant matrix, or of rows that a Gather took from one."""
+    gather = model.producers.get(node.input[0])
+    if gather is not None and gather.op_type == "Gather" and model.constant(gather.input[0]) is not None:
+        direct = onnx.NodeProto()
+        direct.CopyFrom(node)
+        direct.input[0] = gather.input[0]
+        if len(model.constant(gather.input[0]).dims) == 2:
+            add(direct, "Gather, DequantizeLinear", dequantize_linear(direct, model.constant), -1, list(direct.input),
+                lambda codes: codes)
+        return
+    x = model.constant(node.input[0])
+    if x is None or len(x.dims) != 2:
+        return
+    user = model.ahead(node.output[0], "MatMul", "Gemm", "Transpose", "Gather")
+    if user is None:
+        return
+    flipped = user[0].op_type == "Transpose" or bool(attributes(user[0]).get("transB", 0))
+    stored = model.producers.get(node.input[0])
+    through = stored is not None and stored.op_type == "Transpose"
+    order = (lambda codes: codes.T) if through else (lambda codes: codes)
+    add(node, f"DequantizeLinear, {user[0].op_type}", dequantize_linear(node, model.constant), 0 if flipped else -1,
+        list(node.input), order)
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes of 2, 4 or 8 bits into bytes along the last axis, low bits first."""
+    per = 8 // bits
+    codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, -codes.shape[-1] % per)])
+    parts = codes.reshape(*codes.shape[:-1], -1, per).astype(np.int64)
+    return sum(parts[..., i] << (bits * i) for i in range(per)).astype(np.uint8)
+
+
+def store(model: onnx.ModelProto, matrix: Matrix, codes: np.ndarray) -> None:
+    """Put other codes into the tensor of a matrix, in its own packing; padding stays."""
+    tensor = next(t for t in model.graph.initializer if t.name == matrix.stored[0])
+    codes, bits = matrix.order(codes), matrix.grid.bits
+    if matrix.kind == "MatMulNBits":
+        raw = pack(np.concatenate([codes, matrix.grid.padding], 1), bits)
+    elif matrix.kind == "MatMulBnb4":
+        flat = np.concatenate([codes.reshape(-1), matrix.grid.padding])
+        raw = (flat[0::2] << 4 | flat[1::2]).astype(np.uint8)
+    elif matrix.kind == "QMoE" or (matrix.kind == "GatherBlockQuantized"
+                                   and tensor.data_type == onnx.TensorProto.UINT8):
+        raw = pack(codes, bits)
+    elif bits == 4:
+        raw = pack((codes & 15).reshape(-1), 4)
+    else:
+        raw = codes.astype(np.int8 if tensor.data_type == onnx.TensorProto.INT8 else np.uint8)
+    data = np.ascontiguousarray(raw).tobytes()
+    if len(data) != len(numpy_helper.to_array(tensor).tobytes()) and bits == 8:
+        raise ValueError(f"{matrix.key}: {len(data)} bytes")
+    tensor.ClearField("int32_data")
+    tensor.raw_data = data
