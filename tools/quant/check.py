@@ -4,12 +4,12 @@
   python tools/quant/check.py --base FILE --baked FILE --direction FILE
 
 The first form bakes every file of fixtures/quant by its direction (with --chat those of the chat package and the genai
-folder too, by the direction of fixtures/chat/reference.safetensors) and judges it, the second judges one pair. For every
-quantised matrix that differs between base and baked file, in float64 by readers.py:
+folder too, by the direction of fixtures/chat/reference.safetensors) and judges it, the second judges one pair. For
+every quantised matrix that differs between base and baked file, in float64 by readers.py:
 
   leak      |r^T W|: before, of the nearest rounding of W - r r^T W to the base's grid, after
-  error     Frobenius distance to W - r r^T W: of the baked matrix over that of the nearest rounding; the least that moves
-            to second-nearest levels of the base's grid could reach (inf: they cannot, the scale has to grow); in % of W
+  error     Frobenius distance to W - r r^T W: of the baked matrix over that of the nearest rounding; the least that
+            moves to second-nearest levels of the base's grid could reach (inf: the scale has to grow); in % of W
   levels    the largest distance to it, in spacings between the baked file's levels around it
   scales    how many entries have another scale
 
@@ -122,8 +122,8 @@ def judged(base: Matrix, baked: Matrix, direction: np.ndarray) -> dict[str, floa
 
 
 def changed(base: Matrix, baked: Matrix) -> bool:
-    pairs = ((base.grid.codes, baked.grid.codes), (base.grid.scale, baked.grid.scale), (base.grid.zero, baked.grid.zero))
-    return any(not np.array_equal(a, b) for a, b in pairs)
+    return any(not np.array_equal(getattr(base.grid, part), getattr(baked.grid, part))
+               for part in ("codes", "scale", "zero"))
 
 
 # --- what else differs ------------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ def moe_of_runtime(proto, matrix: Matrix, model: readers.Model, constants) -> tu
 
 
 def readers_agree(proto: onnx.ModelProto, found: list[Matrix]) -> tuple[float, int]:
-    """Largest difference to ONNX Runtime over all matrices, relative to each one's largest entry; how many were asked."""
+    """Largest difference to ONNX Runtime over all matrices, in roundings of each one's largest entry; how many asked."""
     worst, asked = 0.0, 0
     for matrix in found:
         pair = of_runtime(proto, matrix)
@@ -281,7 +281,7 @@ def readers_agree(proto: onnx.ModelProto, found: list[Matrix]) -> tuple[float, i
 # --- the baked file's logits against float values ---------------------------------------------------------------------
 
 def in_float(proto: onnx.ModelProto, found: list[Matrix]) -> onnx.ModelProto:
-    """The same graph with quantised matrices replaced by their float values and the operators that read them by float ones.
+    """The same graph with quantised matrices as their float values, and float operators that read them.
 
     Quantised activations (dynamic int8, static QDQ) stay as they are.
     """
@@ -407,7 +407,10 @@ def judge(name: str, base_path: pathlib.Path, baked_path: pathlib.Path, directio
             moved.append((matrix, other))
             allowed |= set(matrix.stored[:2])
             shared = [n.name for n, _ in readers.Model(base).consumers[matrix.stored[1]] if n.name != matrix.node.name]
-            if not np.array_equal(matrix.grid.scale, other.grid.scale) and matrix.stored[1] == other.stored[1] and shared:
+            if matrix.kind == "MatMulInteger":
+                shared = shared[1:]  # its scale is read by one Mul
+            rescaled = not np.array_equal(matrix.grid.scale, other.grid.scale)
+            if rescaled and matrix.stored[1] == other.stored[1] and shared:
                 wrong.append(f"{matrix.key}: its scale changed, which {shared} read too")
     groups = {n.name.rsplit(".", 1)[0] for n in baked.graph.node if added(n)}
     others, floats = differences(base, baked, allowed)
@@ -427,7 +430,8 @@ def judge(name: str, base_path: pathlib.Path, baked_path: pathlib.Path, directio
             ("levels", row["levels"] > 1 + 1e-9)) if bad]
         wrong += [f"{matrix.key}: {what}" for what in failed]
         print(f"  {matrix.key[-44:]:44s} {matrix.kind[:22]:22s} {bits} bits  leak {row['before']:8.3g}  "
-              f"nearest {row['nearest']:7.1e}  after {row['after']:7.1e}  error x{row['error']:5.3f} (least x{row['least']:5.3f}) "
+              f"nearest {row['nearest']:7.1e}  after {row['after']:7.1e}  "
+              f"error x{row['error']:5.3f} (least x{row['least']:5.3f}) "
               f"{100 * row['relative']:5.2f} %  levels {row['levels']:5.3f}  scales {100 * row['scales']:3.0f} %"
               f"{'  FAILED ' + ', '.join(failed) if failed else ''}")
     for tensor in floats:
@@ -447,7 +451,7 @@ def judge(name: str, base_path: pathlib.Path, baked_path: pathlib.Path, directio
         line += logits_line(baked, list(after.values()), ids, head, wrong, note)
     print(line)
     if nearest_path is not None:
-        write_nearest(baked, moved, direction, nearest_path)
+        write_nearest(base, baked, moved, direction, nearest_path)
     return [f"{name}: {text}" for text in wrong]
 
 
@@ -470,14 +474,19 @@ def logits_line(baked: onnx.ModelProto, found: list[Matrix], ids: np.ndarray, he
     return f"; logits {gap:.1e} off those of its float values (std {want.std():.2f})"
 
 
-def write_nearest(baked: onnx.ModelProto, moved: list[tuple[Matrix, Matrix]], direction: np.ndarray,
-                  path: pathlib.Path) -> None:
+def write_nearest(base: onnx.ModelProto, baked: onnx.ModelProto, moved: list[tuple[Matrix, Matrix]],
+                  direction: np.ndarray, path: pathlib.Path) -> None:
     """The baked file with every changed matrix at the nearest levels of the base's grid, scales as in the base."""
     made = onnx.ModelProto()
     made.CopyFrom(baked)
-    for base, other in moved:
-        target = projected(base.grid.values(), base.axis, direction)
-        readers.store(made, other, base.grid.nearest(target))
+    for matrix, other in moved:
+        target = projected(matrix.grid.values(), matrix.axis, direction)
+        readers.store(made, other, matrix.grid.nearest(target))
+        old, new = (next(t for t in m.graph.initializer if t.name == of.stored[1])
+                    for m, of in ((base, matrix), (made, other)))
+        name = new.name
+        new.CopyFrom(old)
+        new.name = name
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(made, str(path))
 

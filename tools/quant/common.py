@@ -31,8 +31,9 @@ def session(model: pathlib.Path | bytes, optimise: bool = True) -> onnxruntime.I
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def feed(running: onnxruntime.InferenceSession, ids: np.ndarray, head_size: int, past: int = 0) -> dict[str, np.ndarray]:
-    """Inputs for a first pass over `ids` [batch, length]: positions from 0, caches of length `past` that hold nothing."""
+def feed(running: onnxruntime.InferenceSession, ids: np.ndarray, head_size: int,
+         past: int = 0) -> dict[str, np.ndarray]:
+    """Inputs for a first pass over `ids` [batch, length]: positions from 0, caches of length `past`, of zeros."""
     batch, length = ids.shape
     out = {}
     for item in running.get_inputs():
@@ -52,7 +53,7 @@ def feed(running: onnxruntime.InferenceSession, ids: np.ndarray, head_size: int,
 
 
 def logits(model: pathlib.Path | bytes, ids: np.ndarray, head_size: int, optimise: bool = True) -> np.ndarray:
-    """Logits [batch, length, vocabulary] of a first pass, as float64; a sliding cache that refuses to be empty gets room."""
+    """Logits [batch, length, vocabulary] of a first pass, as float64; a sliding cache that refuses nothing gets room."""
     running = session(model, optimise)
     try:
         return running.run(["logits"], feed(running, ids, head_size))[0].astype(np.float64)

@@ -139,7 +139,10 @@ def half(model: Graph) -> Graph:
 
 
 def bfloat16(model: Graph) -> Graph:
-    """A float16 graph with float16 made bfloat16 everywhere."""
+    """A float16 graph with float16 made bfloat16 everywhere; Sin and Cos take it from opset 22 on."""
+    for opset in model.opset_import:
+        opset.version = 22 if not opset.domain else opset.version
+    model.ir_version = max(model.ir_version, 10)
     old, new = TensorProto.FLOAT16, TensorProto.BFLOAT16
 
     def convert(tensor: onnx.TensorProto) -> None:
