@@ -265,7 +265,7 @@ def moe_of_runtime(proto, matrix: Matrix, model: readers.Model, constants) -> tu
 
 
 def readers_agree(proto: onnx.ModelProto, found: list[Matrix]) -> tuple[float, int]:
-    """Largest difference to ONNX Runtime over all matrices, in roundings of each one's largest entry; how many asked."""
+    """Largest difference to ONNX Runtime over all matrices, in roundings of its largest entry; how many asked."""
     worst, asked = 0.0, 0
     for matrix in found:
         pair = of_runtime(proto, matrix)

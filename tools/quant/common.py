@@ -53,7 +53,7 @@ def feed(running: onnxruntime.InferenceSession, ids: np.ndarray, head_size: int,
 
 
 def logits(model: pathlib.Path | bytes, ids: np.ndarray, head_size: int, optimise: bool = True) -> np.ndarray:
-    """Logits [batch, length, vocabulary] of a first pass, as float64; a sliding cache that refuses nothing gets room."""
+    """Logits [batch, length, vocabulary] of a first pass, as float64; a sliding cache that refuses none gets room."""
     running = session(model, optimise)
     try:
         return running.run(["logits"], feed(running, ids, head_size))[0].astype(np.float64)

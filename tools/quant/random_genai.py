@@ -48,8 +48,8 @@ VARIANTS: dict[str, tuple[str, str, str, list[str], str, int, int | None, int]] 
 }
 
 # Layouts that only a GPU's kernel can tell: to be refused by the node's name.
-REFUSE = {"qmoe-cuda": "weights packed for CUDA, fc2 [experts, K, N / 2], and no attribute says so: the CPU provider runs "
-                       "it and gives other logits"}
+REFUSE = {"qmoe-cuda": "weights packed for CUDA, fc2 [experts, K, N / 2], and no attribute says so: the CPU provider "
+                       "runs it and gives other logits"}
 
 
 def mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
