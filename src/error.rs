@@ -46,6 +46,14 @@ pub enum Error {
         /// What was measured, and against which limit.
         message: String,
     },
+    /// One of several files.
+    #[error("in `{file}`")]
+    In {
+        /// The file, relative to its package.
+        file: String,
+        /// What is wrong there.
+        source: Box<Error>,
+    },
     /// Anything else, with its kind.
     #[error("{message}")]
     Other {
@@ -74,12 +82,19 @@ impl Error {
         Self::Other { kind: Kind::Failed, message: message.into(), hint: Some(hint.into()) }
     }
 
+    /// This error, said to be of one of several files.
+    #[must_use]
+    pub fn of_file(self, file: impl Into<String>) -> Self {
+        Self::In { file: file.into(), source: Box::new(self) }
+    }
+
     /// The kind.
     pub fn kind(&self) -> Kind {
         use crate::bake::BakeError;
         use crate::runtime::RuntimeError;
         match self {
             Self::Guard { .. } => Kind::Guard,
+            Self::In { source, .. } => source.kind(),
             Self::Other { kind, .. } => *kind,
             Self::Chat(_) | Self::Prompts(_) | Self::Locate(_) | Self::Direction(_) => Kind::Usage,
             Self::Bake(BakeError::OutputExists { .. } | BakeError::Direction { .. }) => Kind::Usage,
@@ -99,6 +114,7 @@ impl Error {
             Self::Bake(e) => e.hint(),
             Self::Runtime(e) => e.hint(),
             Self::Locate(e) => e.hint(),
+            Self::In { source, .. } => source.hint(),
             Self::Guard { .. } => Some(
                 "raise lambda (1 keeps all of the true-refusal direction), or look at the candidates in the report; \
                  `--force` publishes anyway and says so in the provenance"

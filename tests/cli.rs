@@ -74,11 +74,19 @@ Usage: lancet run [OPTIONS] --output <OUT> <MODEL>
 
 Arguments:
   <MODEL>
-          An `.onnx` file, or a folder that holds one
+          An `.onnx` file, or a folder; of several models in it, `--variant` gives the direction and
+          all are baked
 
 Options:
   -o, --output <OUT>
           New folder for the model with its configs and tokenizer, or a new `.onnx` file
+
+      --variant <NAME>
+          Which model of a folder with several: its path in the folder, or its file name
+
+      --only <GLOB>
+          Bake only the models of the folder that fit this pattern (path or file name,
+          `*_q4*.onnx`), and leave the others out of the output. May be given several times
 
       --report <FILE>
           Write the report (HTML) here too, also when the guard refuses
@@ -92,6 +100,18 @@ Options:
           Add no nodes: edit copies of shared tensors, and work through norms, which is not quite
           exact
 
+      --quantised <QUANTISED>
+          Quantised weights: `round` them to their own grid so that the write stays orthogonal,
+          leave them and insert `nodes`, or `auto`: round, but for those where that leaves or costs
+          too much
+
+          Possible values:
+          - auto:  Round, with nodes where that leaves or costs too much
+          - round: Round whatever it leaves and costs; refuse what cannot be rounded
+          - nodes: Leave the weights as they are and project what they write
+
+          [default: auto]
+
       --lambda <LAMBDA>
           Partial orthogonalisation: 1 removes all of the true-refusal component, 0 none of it
 
@@ -101,10 +121,17 @@ Options:
           Exactly the published procedure: no guard and no degenerate-candidate rule in the
           selection
 
+      --json
+          Print the result as JSON on stdout, and nothing else there
+
       --kl-threshold <KL_THRESHOLD>
           Largest mean harmless KL of a candidate
 
           [default: 0.2]
+
+      --config <FILE>
+          TOML file with options by their long names; a flag beats it. A table named like a command
+          holds for that one
 
       --refusal-tokens <LIST>
           First words of the model's refusals (or token ids), comma-separated: `"I,As"`. Automatic
@@ -114,24 +141,17 @@ Options:
           Folder with `{harmful,pseudo_harmful,harmless}_{train,val,test}.{json,jsonl,csv,txt}`;
           without any, the bundled prompts serve
 
+  -q, --quiet
+          No progress
+
       --harmful <FILE>
           One file of harmful prompts, split by the seed
-
-      --json
-          Print the result as JSON on stdout, and nothing else there
-
-      --config <FILE>
-          TOML file with options by their long names; a flag beats it. A table named like a command
-          holds for that one
 
       --pseudo-harmful <FILE>
           One file of pseudo-harmful prompts
 
       --harmless <FILE>
           One file of harmless prompts
-
-  -q, --quiet
-          No progress
 
       --seed <SEED>
           Seed of the sampling and splitting (Python's `random.sample`, as the published code draws)
@@ -702,4 +722,50 @@ fn a_single_file_can_be_baked_to_a_single_file() {
         .collect();
     assert!(extra.is_empty(), "{extra:?}");
     assert!(Path::new(&sandbox.path("new.onnx")).is_file());
+}
+
+// The picture.
+
+#[test]
+fn inspect_draws_the_stream() {
+    let sandbox = Sandbox::with_fixture("zoo/gemma2/optimum");
+    sandbox.lancet(&["inspect", "model", "--graph", "stream.svg"]).assert().success();
+    let svg = fs::read_to_string(sandbox.path("stream.svg")).unwrap();
+    let parsed = roxmltree::Document::parse(&svg).unwrap();
+    assert!(parsed.root_element().has_tag_name(("http://www.w3.org/2000/svg", "svg")));
+    let texts: Vec<_> = parsed.descendants().filter(|n| n.has_tag_name("text")).filter_map(|n| n.text()).collect();
+    for words in ["resid_pre.0", "resid_post.1", "attn_out", "mlp_out", "model.embed_tokens.weight", "unembedding"] {
+        assert!(texts.contains(&words), "no `{words}` in {texts:?}");
+    }
+    assert!(texts.iter().any(|t| t.contains("post_feedforward_layernorm")), "why not by weights: {texts:?}");
+
+    let drawn = json(&mut sandbox.lancet(&["inspect", "model", "--graph", "stream.mmd", "--json"]), 0);
+    assert_eq!(drawn["n_layers"], 2);
+    let mermaid = fs::read_to_string(sandbox.path("stream.mmd")).unwrap();
+    assert!(mermaid.starts_with("flowchart"), "{mermaid}");
+    assert!(mermaid.contains("resid_post.1") && mermaid.contains(":::by_nodes"), "{mermaid}");
+
+    sandbox.refused(
+        &mut sandbox.lancet(&["inspect", "model", "--graph", "stream.svg"]),
+        2,
+        &["`stream.svg`", "exists", "hint: "],
+    );
+}
+
+#[test]
+fn inspect_draws_a_refusal() {
+    let sandbox = Sandbox::new();
+    let mut model = ModelProto { ir_version: Some(8), ..Default::default() };
+    model.opset_import.push(OperatorSetIdProto { version: Some(17), ..Default::default() });
+    model.graph = Some(GraphProto::default());
+    sandbox.write("nothing.onnx", model.encode_to_vec());
+    for file in ["refused.svg", "refused.md"] {
+        sandbox.lancet(&["inspect", "nothing.onnx", "--graph", file]).assert().code(1);
+    }
+    let svg = fs::read_to_string(sandbox.path("refused.svg")).unwrap();
+    roxmltree::Document::parse(&svg).unwrap();
+    let mermaid = fs::read_to_string(sandbox.path("refused.md")).unwrap();
+    for picture in [&svg, &mermaid] {
+        assert!(picture.contains("refused") && picture.contains("reason") && picture.contains("hint"), "{picture}");
+    }
 }

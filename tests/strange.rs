@@ -117,6 +117,54 @@ fn a_second_way_from_the_stream_to_the_logits_is_refused() {
 }
 
 #[test]
+fn a_stream_that_is_normalised_between_blocks_is_refused() {
+    // the blocks hand on the normalised output of a fused node in place of its sum
+    let sandbox = strange_from("zoo/llama/genai-fp32/model.onnx", |model| {
+        let graph = model.graph.as_mut().unwrap();
+        let fused = |n: &NodeProto| n.op() == "SkipSimplifiedLayerNormalization" && n.output.len() == 4;
+        let found = graph.node.iter().filter(|n| fused(n)).nth(1).unwrap();
+        let (normed, sum) = (found.output[0].clone(), found.output[3].clone());
+        let readers = graph.node.iter_mut().flat_map(|n| &mut n.input).filter(|i| **i == sum);
+        assert!(readers.map(|input| input.clone_from(&normed)).count() > 0);
+    });
+    refused(&sandbox, &["SkipSimplifiedLayerNormalization", "cannot be followed", "a norm of the stream as a whole"]);
+}
+
+#[test]
+fn a_graph_that_returns_the_stream_has_no_unembedding() {
+    // the last sum begins with the MLP's write: behind it lies a product, which is no unembedding
+    let sandbox = strange(|model| {
+        let stream = sums(model);
+        let graph = model.graph.as_mut().unwrap();
+        let before = stream.last().unwrap();
+        let last = graph.node.iter_mut().rfind(|n| n.op() == "Add" && n.input.contains(before)).unwrap();
+        last.input.sort_by_key(|name| name == before);
+        let returned = last.output[0].clone();
+        let at = graph.node.iter().position(|n| n.output.contains(&returned)).unwrap();
+        graph.node.truncate(at + 1);
+        graph.node.push(node("Identity", "returned", &[&returned], &["logits"], vec![]));
+    });
+    refused(&sandbox, &["Add", "no product comes between the stream and the logits", "text-generation"]);
+}
+
+#[test]
+fn an_mlp_that_asks_for_the_shape_of_attention_is_an_mlp() {
+    // torch 2.4 computes the shapes of an MLP from those of the attention before it
+    let sandbox = strange(|model| {
+        let first = sums(model)[0].clone();
+        let graph = model.graph.as_mut().unwrap();
+        let at = graph.node.iter().position(|n| n.output[0] == first).unwrap();
+        let made = |name: &str| graph.node.iter().position(|n| n.output.iter().any(|o| o == name));
+        let write = graph.node[at].input.iter().max_by_key(|name| made(name)).unwrap().clone();
+        let gate = at + graph.node[at..].iter().position(|n| n.op() == "MatMul").unwrap();
+        let normed = std::mem::replace(&mut graph.node[gate].input[0], "again".into());
+        graph.node.insert(gate, node("Reshape", "again", &[&normed, "shape"], &["again"], vec![]));
+        graph.node.insert(gate, node("Shape", "shape", &[&write], &["shape"], vec![]));
+    });
+    assert_eq!(exact(&sandbox, PLAIN.1), (5, 0));
+}
+
+#[test]
 fn an_unknown_reader_beside_a_write_keeps_its_input() {
     // somebody else reads the write of a layer: editing its weight would change what that one reads
     let sandbox = strange(|model| {

@@ -3,7 +3,9 @@
 Needs: numpy and onnx, a release build, and about 8 GB of disk. Makes the model (1.6 GB, float32, random,
 Llama-like, one file) and a random direction in target/bench if they are not there.
 
-    python tools/bench_bake.py [--runs 5]
+    python tools/bench_bake.py [--runs 5] [--bits 4]
+
+With `--bits` every product is a MatMulNBits of random codes (block 32, float32 scales); the embedding stays float32.
 
 `lancet bake` writes the model, hashes every edited tensor before and after, syncs it to the disk, reads it back
 and compares every byte outside the plan, then publishes it. So it is compared with `cp`, and with the plain
@@ -25,11 +27,22 @@ from onnx import TensorProto, helper
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BENCH = ROOT / "target" / "bench"
 LAYERS, WIDTH, INNER, VOCAB, HEADS = 12, 1536, 4096, 32000, 12
+BLOCK = 32
 
 
-def make_model(path):
+def make_model(path, bits):
     rng = np.random.default_rng(0)
     nodes, weights = [], []
+
+    def product(x, name, k, n, output):
+        """x times a random weight [k, n]."""
+        if not bits:
+            return node("MatMul", [x, weight(name, k, n)], output)
+        codes, scales = rng.bytes(n * k * bits // 8), rng.uniform(0.001, 0.003, n * k // BLOCK).astype(np.float32)
+        weights.append(helper.make_tensor(name, TensorProto.UINT8, [n, k // BLOCK, BLOCK * bits // 8], codes, raw=True))
+        weights.append(helper.make_tensor(name + ".s", TensorProto.FLOAT, [n * k // BLOCK], scales.tobytes(), raw=True))
+        return node("MatMulNBits", [x, name, name + ".s"], output, domain="com.microsoft", K=k, N=n, bits=bits,
+                    block_size=BLOCK)
 
     def weight(name, *shape):
         data = (rng.standard_normal(shape, dtype=np.float32) * 0.02).tobytes()
@@ -49,22 +62,23 @@ def make_model(path):
     for layer in range(LAYERS):
         p = f"l{layer}."
         h = norm(x, p + "n1")
-        q = node("MatMul", [h, weight(p + "q.w", WIDTH, WIDTH)], p + "q")
-        k = node("MatMul", [h, weight(p + "k.w", WIDTH, WIDTH)], p + "k")
-        v = node("MatMul", [h, weight(p + "v.w", WIDTH, WIDTH)], p + "v")
+        q = product(h, p + "q.w", WIDTH, WIDTH, p + "q")
+        k = product(h, p + "k.w", WIDTH, WIDTH, p + "k")
+        v = product(h, p + "v.w", WIDTH, WIDTH, p + "v")
         a = node("Softmax", [node("MatMul", [q, node("Transpose", [k], p + "kt", perm=[0, 2, 1])], p + "qk")], p + "a")
-        o = node("MatMul", [node("MatMul", [a, v], p + "av"), weight(p + "o.w", WIDTH, WIDTH)], p + "o")
+        o = product(node("MatMul", [a, v], p + "av"), p + "o.w", WIDTH, WIDTH, p + "o")
         x = node("Add", [x, o], p + "mid")
-        up = node("Relu", [node("MatMul", [norm(x, p + "n2"), weight(p + "up.w", WIDTH, INNER)], p + "up")], p + "act")
-        gate = node("Sigmoid", [node("MatMul", [p + "n2", weight(p + "gate.w", WIDTH, INNER)], p + "gate")], p + "g")
-        down = node("MatMul", [node("Mul", [up, gate], p + "ug"), weight(p + "down.w", INNER, WIDTH)], p + "down")
+        up = node("Relu", [product(norm(x, p + "n2"), p + "up.w", WIDTH, INNER, p + "up")], p + "act")
+        gate = node("Sigmoid", [product(p + "n2", p + "gate.w", WIDTH, INNER, p + "gate")], p + "g")
+        down = product(node("Mul", [up, gate], p + "ug"), p + "down.w", INNER, WIDTH, p + "down")
         x = node("Add", [x, down], p + "post")
-    node("MatMul", [norm(x, "final"), weight("head", WIDTH, VOCAB)], "logits")
+    product(norm(x, "final"), "head", WIDTH, VOCAB, "logits")
     graph = helper.make_graph(
         nodes, "bench", [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "n_pos"])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "n_pos", VOCAB])], weights,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    opsets = [helper.make_opsetid("", 17)] + ([helper.make_opsetid("com.microsoft", 1)] if bits else [])
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     path.write_bytes(model.SerializeToString())
 
 
@@ -80,12 +94,15 @@ def timed(command):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    runs = parser.parse_args().runs
+    parser.add_argument("--bits", type=int, choices=(2, 4, 8), help="a quantised model")
+    args = parser.parse_args()
+    runs = args.runs
     BENCH.mkdir(parents=True, exist_ok=True)
-    model, direction = BENCH / "model" / "model.onnx", BENCH / "direction.npy"
+    name = f"model{args.bits}" if args.bits else "model"
+    model, direction = BENCH / name / "model.onnx", BENCH / "direction.npy"
     if not model.exists():
         model.parent.mkdir(exist_ok=True)
-        make_model(model)
+        make_model(model, args.bits)
     np.save(direction, np.random.default_rng(1).standard_normal(WIDTH))
     lancet, out, copy = ROOT / "target" / "release" / "lancet", BENCH / "out", BENCH / "copy.onnx"
     plain = f"cp {model} {copy} && sync {copy} && cmp {model} {copy} && sha256sum {model} {copy}"

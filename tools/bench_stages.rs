@@ -1,7 +1,8 @@
 //! Times the stages of a bake on one model: `cargo run --release --example bench_stages -- MODEL.onnx DIRECTION.npy`.
 //!
 //! Prints the median of five runs of each: writing the edited file alone, with checksums, with the sync to
-//! disk, and the comparison of every byte afterwards; and a plain copy of the file, in turn with them.
+//! disk, and the comparison of every byte afterwards; and a plain copy of the file, in turn with them. For a quantised
+//! model also how many weights are rounded a second while it is written.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -31,6 +32,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cancelled = AtomicBool::new(false);
     let mut rows: Vec<(&str, Vec<f64>)> =
         ["copy", "write", "write, checksums", "write, checksums, sync", "compare"].map(|n| (n, Vec::new())).into();
+    // the quantised weights alone, the float ones copied
+    let mut quantised = plan.clone();
+    quantised.tensors.retain(|edit| edit.quantised.is_some());
+    if !quantised.tensors.is_empty() {
+        rows.push(("write, quantised only", Vec::new()));
+    }
     for run in 0..6 {
         for row in &mut rows {
             let folder = tempfile::tempdir_in(beside)?;
@@ -39,6 +46,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let mut started = Instant::now();
             match row.0 {
                 "copy" => drop(std::fs::copy(&opened.files.onnx, &out)?),
+                "write, quantised only" => {
+                    drop(apply(&opened.model, &quantised, folder.path(), &options(false, false), &|_, _| ())?)
+                }
                 "write" => drop(apply(&opened.model, &plan, folder.path(), &options(false, false), &|_, _| ())?),
                 "write, checksums" => {
                     drop(apply(&opened.model, &plan, folder.path(), &options(true, false), &|_, _| ())?)
@@ -64,6 +74,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let copy = median(&rows[0].1);
     for (name, times) in &rows {
         println!("{name:24} {:6.2} s   {:5.2} x copy", median(times), median(times) / copy);
+    }
+    let rounded: u64 = plan.tensors.iter().filter_map(|t| Some(t.quantised?.shape().iter().product::<u64>())).sum();
+    if rounded > 0 {
+        let million = rounded as f64 / 1e6;
+        println!(
+            "{million:.0} million quantised weights rounded, {:.0} million a second",
+            million / median(&rows[5].1)
+        );
     }
     Ok(())
 }

@@ -11,6 +11,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 MADE_BY = [
     ("chat/prompts/", "tools/make_chat_prompts.py"),
     ("chat/reference", "tools/reference.py"),
+    ("chat-package", "tools/quant/chat_package.py"),
+    ("chat-genai-int4", "tools/quant/chat_genai.py"),
+    ("quant/genai-", "tools/quant/random_genai.py"),
+    ("quant/", "tools/quant/random_models.py"),
     ("chat", "tools/train_chat_model.py, tools/export_chat_models.py"),
     ("prompts/", "written by hand"),
 ]

@@ -1,7 +1,6 @@
 //! The edits of `--weights-only`: copies of shared tensors, and directions turned by norms.
 
 use super::error::BakeError;
-use super::kernel;
 use super::plan::{FREE_INITIALIZERS, Part, TensorEdit};
 use crate::lm::alone::{Replacement, replacements, turned};
 use crate::lm::{Writer, WriterKind, tensor_label};
@@ -58,7 +57,7 @@ fn edit(
 ) -> Result<TensorEdit, BakeError> {
     let tensor = graph.model.tensor(one.target.tensor);
     let label = tensor_label(graph, one.target.tensor);
-    if one.copy && matches!(tensor.storage, Storage::Varints { .. }) || kernel::width(tensor.dtype) == 0 {
+    if one.copy && matches!(tensor.storage, Storage::Varints { .. }) {
         let reason = "it is shared and its values are stored as `int32_data`".into();
         return Err(BakeError::Unsupported { tensor: label, reason });
     }
@@ -78,11 +77,13 @@ fn edit(
         kind: writer.kind,
         layer: writer.layer,
         dtype: tensor.dtype,
-        shape: tensor.shape.clone(),
+        shape: one.target.shape(graph.model),
         axis: one.target.axis,
         same_bytes_as: None,
         copy: one.copy.then(|| graph.fresh_name(&format!("lancet.{name}.copy.{number}"))),
         turned,
+        quantised: one.target.quantised,
+        writer: name.to_string(),
     })
 }
 

@@ -10,14 +10,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use super::error::BakeError;
 use super::layout::{Content, FileLayout, Layout};
 use super::plan::{BakePlan, Part};
-use super::tensor::{self, Measured};
+use super::quantised::{self, Rounded, Tables};
+use super::tensor::{self, BLOCK, Measured, Rounding, Write};
 use crate::lm::{Layer, WriterKind};
 use crate::onnx::external::{read_exact_at, write_all_at};
-use crate::onnx::{DataType, Model};
+use crate::onnx::{DataType, Model, Quantised};
 
 /// Bytes that one copy job moves; between jobs it is looked whether the caller cancelled.
 const COPY: u64 = 16 << 20;
@@ -47,11 +49,13 @@ pub struct Edit {
     pub initializer: String,
     /// The writer's kind.
     pub kind: WriterKind,
+    /// The writer: `embed`, `layer.3.mlp_out`.
+    pub writer: String,
     /// What the tensor holds; none for `nodes`.
     pub part: Option<Part>,
     /// The writer's block; none for embeddings.
     pub layer: Option<Layer>,
-    /// `weights`, `nodes`, or with `--weights-only` `copy`, `turned`, `turned copy`.
+    /// `weights`, `rounded`, `nodes`, or with `--weights-only` `copy`, `turned`, `turned copy`.
     pub treatment: &'static str,
     /// Why not by weights.
     pub reason: Option<String>,
@@ -71,6 +75,13 @@ pub struct Edit {
     pub sha256_before: Option<String>,
     /// The same after.
     pub sha256_after: Option<String>,
+    /// How the weight is quantised, in words.
+    pub quantisation: Option<String>,
+    /// Bits of its codes.
+    pub bits: Option<u8>,
+    /// What rounding to its grid cost.
+    #[serde(flatten)]
+    pub rounding: Option<Rounding>,
 }
 
 /// What one worker does at a time.
@@ -123,6 +134,12 @@ pub fn apply(
             }
             Job::Edit { file, edit, at, from } => {
                 let pair = &files[file];
+                if let Some(quantised) = &plan.tensors[edit].quantised {
+                    let found = round(model, plan, edit, quantised, (pair, at, from), &layout, &files, options, total)?;
+                    advance(quantised.bytes());
+                    measured.lock().expect("no worker panics while it holds the lock").insert(edit, found);
+                    return Ok(());
+                }
                 let found = tensor::edit(
                     &plan.tensors[edit],
                     plan.unit_of(&plan.tensors[edit]),
@@ -152,6 +169,82 @@ pub fn apply(
     Ok(edits(plan, &measured))
 }
 
+/// Edits a quantised weight: its codes at `at`, made from the source's bytes at `from`, and its scales wherever they lie.
+#[expect(clippy::too_many_arguments, reason = "what one job needs of the whole")]
+fn round(
+    model: &Model,
+    plan: &BakePlan,
+    edit: usize,
+    quantised: &Quantised,
+    (pair, at, from): (&Pair<'_>, u64, u64),
+    layout: &Layout,
+    files: &[Pair<'_>],
+    options: &ApplyOptions<'_>,
+    total: u64,
+) -> Result<Measured, BakeError> {
+    let planned = &plan.tensors[edit];
+    let tables = Tables::open(model, quantised, &planned.name)?;
+    let scales = layout.files.iter().zip(files).find_map(|(file, pair)| {
+        let piece = file.pieces.iter().find(|p| matches!(p.content, Content::Scales { edit: of } if of == edit))?;
+        Some((pair, piece.at))
+    });
+    let put = |pair: &Pair<'_>, bytes: &[u8], at: u64| {
+        stop_if(options.cancelled)?;
+        write_all_at(&pair.output, bytes, at).map_err(BakeError::write(&pair.path, total))
+    };
+    let mut write_scales =
+        scales.map(|(pair, start)| move |bytes: &[u8], offset: u64| put(pair, bytes, start + offset));
+    let Rounded { tally, grown } = quantised::edit(
+        &planned.name,
+        quantised,
+        plan.unit_of(planned),
+        &tables,
+        &|block, offset| {
+            stop_if(options.cancelled)?;
+            read_exact_at(&pair.input, block, from + offset).map_err(BakeError::read(pair.source))
+        },
+        &mut |block, offset| put(pair, block, at + offset),
+        write_scales.as_mut().map(|write| write as Write<'_>),
+    )?;
+    let sha256 = match options.hash {
+        true => {
+            let output = File::open(&pair.path).map_err(BakeError::read(&pair.path))?;
+            let before = sha256_of(&pair.input, from, quantised.bytes()).map_err(BakeError::read(pair.source))?;
+            let after = sha256_of(&output, at, quantised.bytes()).map_err(BakeError::read(&pair.path))?;
+            Some((before, after))
+        }
+        false => None,
+    };
+    Ok(Measured {
+        leak_before: tally.leak_before.sqrt(),
+        leak_after: tally.leak_after.sqrt(),
+        max_abs_delta: tally.max_abs_delta,
+        sha256,
+        rounding: Some(Rounding {
+            leak_nearest: tally.leak_nearest.sqrt(),
+            error: tally.error_after.max(0.0).sqrt(),
+            error_nearest: tally.error_nearest.sqrt(),
+            grid_noise: tally.noise.sqrt(),
+            max_levels: tally.max_levels,
+            grown_scales: grown,
+        }),
+    })
+}
+
+/// SHA-256 of a stretch of a file, in hexadecimal.
+fn sha256_of(file: &File, from: u64, len: u64) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    let mut block = vec![0u8; BLOCK];
+    let mut done = 0;
+    while done < len {
+        let size = usize::try_from(len - done).map_or(BLOCK, |left| left.min(BLOCK));
+        read_exact_at(file, &mut block[..size], from + done)?;
+        hasher.update(&block[..size]);
+        done += size as u64;
+    }
+    Ok(tensor::hex(&hasher.finalize()))
+}
+
 /// The jobs, edits first, largest first.
 fn jobs(layout: &Layout) -> Vec<Job<'_>> {
     let mut edits: Vec<(u64, Job<'_>)> = Vec::new();
@@ -162,6 +255,8 @@ fn jobs(layout: &Layout) -> Vec<Job<'_>> {
                 Content::Edit { edit, from } => {
                     edits.push((piece.len, Job::Edit { file, edit: *edit, at: piece.at, from: *from }));
                 }
+                // written with the codes that they belong to
+                Content::Scales { .. } => {}
                 Content::Literal(bytes) => rest.push(Job::Literal { file, at: piece.at, bytes }),
                 Content::Copy(from) => rest.extend((0..piece.len).step_by(COPY as usize).map(|done| Job::Copy {
                     file,
@@ -280,6 +375,10 @@ fn edits(plan: &BakePlan, measured: &HashMap<usize, Measured>) -> Vec<Edit> {
             max_abs_delta: Some(found.max_abs_delta),
             sha256_before: before,
             sha256_after: after,
+            writer: edit.writer.clone(),
+            quantisation: edit.quantised.as_ref().map(Quantised::words),
+            bits: edit.quantised.as_ref().map(|q| q.bits),
+            rounding: found.rounding,
         }
     });
     let by_nodes = plan.nodes.iter().map(|edit| Edit {
@@ -297,6 +396,10 @@ fn edits(plan: &BakePlan, measured: &HashMap<usize, Measured>) -> Vec<Edit> {
         max_abs_delta: None,
         sha256_before: None,
         sha256_after: None,
+        writer: edit.writer.clone(),
+        quantisation: edit.quantised.as_ref().map(Quantised::words),
+        bits: edit.quantised.as_ref().map(|q| q.bits),
+        rounding: None,
     });
     by_weights.chain(by_nodes).collect()
 }

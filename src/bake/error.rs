@@ -31,6 +31,14 @@ pub enum BakeError {
         /// Why not.
         reason: String,
     },
+    /// A quantised weight in a layout that is not read, where nodes were not wanted.
+    #[error("writer `{writer}` cannot be rounded: {reason}")]
+    CannotRound {
+        /// The writer, for example `layer.3.attn_out`.
+        writer: String,
+        /// Why not, with the node.
+        reason: String,
+    },
     /// A tensor stored in a way that is not edited.
     #[error("tensor `{tensor}` cannot be edited: {reason}")]
     Unsupported {
@@ -99,6 +107,9 @@ impl BakeError {
             Self::NeedsNodes { .. } => {
                 "leave `--weights-only` away: the projection is then inserted after this write as standard operators"
                     .into()
+            }
+            Self::CannotRound { .. } => {
+                "with `--quantised auto` the projection is inserted after this write as standard operators".into()
             }
             Self::Unsupported { .. } => "store the tensor as `raw_data` or external data, then bake again".into(),
             Self::Aliased { .. } => "export the model without shared tensor data, then bake again".into(),

@@ -71,6 +71,11 @@ pub(super) enum Content {
         /// Offset in the source.
         from: u64,
     },
+    /// The scales of that edit, which it writes too.
+    Scales {
+        /// Index into [`BakePlan::tensors`].
+        edit: usize,
+    },
 }
 
 /// All files of the baked model, and the edits that had to be made to know their lengths.
@@ -102,13 +107,16 @@ impl Layout {
             // Last: whatever else is inserted at the end of the file belongs to the graph before it.
             splices.push(metadata_splice(model, &plan.metadata));
         }
-        let mut edited: BTreeMap<Option<PathBuf>, Vec<(Range<u64>, usize)>> = BTreeMap::new();
+        let mut edited: BTreeMap<Option<PathBuf>, Vec<(Range<u64>, Edited)>> = BTreeMap::new();
         for (index, edit) in plan.tensors.iter().enumerate() {
             if edit.same_bytes_as.is_some() || edit.copy.is_some() {
                 continue;
             }
             if let Some((file, range)) = place(model, edit.tensor) {
-                edited.entry(file).or_default().push((range, index));
+                edited.entry(file).or_default().push((range, Edited::Values(index)));
+            }
+            if let Some((file, range)) = edit.scales().and_then(|scales| place(model, scales)) {
+                edited.entry(file).or_default().push((range, Edited::Scales(index)));
             }
         }
         edited.values_mut().for_each(|ranges| ranges.sort_by_key(|(range, _)| range.start));
@@ -128,11 +136,12 @@ impl Layout {
                 }
             }
         }
-        let placed = main.pieces.iter().filter_map(|p| match p.content {
-            Content::Edit { edit, .. } => Some(&plan.tensors[edit]),
-            _ => None,
+        let placed = main.pieces.iter().filter(|p| match p.content {
+            Content::Edit { edit, .. } => plan.tensors[edit].copy.is_none(),
+            Content::Scales { .. } => true,
+            Content::Copy(_) | Content::Literal(_) => false,
         });
-        let placed = placed.filter(|edit| edit.copy.is_none()).count();
+        let placed = placed.count();
         assert_eq!(placed, own.len(), "tensor data lies outside everything that a splice replaces");
         let mut files = vec![main];
         for (location, source) in model.external_files() {
@@ -173,7 +182,7 @@ fn copies(model: &Model, plan: &BakePlan, splices: &mut Vec<Splice>) -> Result<V
         let Some(name) = &edit.copy else { continue };
         let mut tensor = TensorProto {
             name: Some(name.clone()),
-            dims: edit.shape.iter().map(|&d| d as i64).collect(),
+            dims: model.tensor(edit.tensor).shape.iter().map(|&d| d as i64).collect(),
             data_type: Some(edit.dtype.0),
             ..Default::default()
         };
@@ -213,6 +222,15 @@ fn copies(model: &Model, plan: &BakePlan, splices: &mut Vec<Splice>) -> Result<V
     Ok(appended)
 }
 
+/// What a range of a source file holds.
+#[derive(Debug, Clone, Copy)]
+enum Edited {
+    /// The elements or codes of the edit of this number.
+    Values(usize),
+    /// Its scales.
+    Scales(usize),
+}
+
 impl FileLayout {
     fn empty(source: PathBuf, relative: PathBuf) -> Self {
         Self { source, relative, pieces: Vec::new(), len: 0 }
@@ -226,11 +244,15 @@ impl FileLayout {
     }
 
     /// Copies `range` of the source but for the edits in it.
-    fn copy(&mut self, range: Range<u64>, edited: &[(Range<u64>, usize)]) {
+    fn copy(&mut self, range: Range<u64>, edited: &[(Range<u64>, Edited)]) {
         let mut at = range.start;
-        for (edit, index) in edited.iter().filter(|(e, _)| range.start <= e.start && e.end <= range.end) {
+        for (edit, what) in edited.iter().filter(|(e, _)| range.start <= e.start && e.end <= range.end) {
             self.push(edit.start - at, Content::Copy(at));
-            self.push(edit.end - edit.start, Content::Edit { edit: *index, from: edit.start });
+            let content = match *what {
+                Edited::Values(edit_of) => Content::Edit { edit: edit_of, from: edit.start },
+                Edited::Scales(edit_of) => Content::Scales { edit: edit_of },
+            };
+            self.push(edit.end - edit.start, content);
             at = edit.end;
         }
         self.push(range.end - at, Content::Copy(at));
@@ -296,7 +318,17 @@ fn check_group(
     for (other_range, id) in group {
         let same = by_tensor.get(id).copied().filter(|&other| {
             let (a, b) = (&edits[first], &edits[other]);
-            range == other_range && a.dtype == b.dtype && a.shape[a.axis..] == b.shape[b.axis..] && a.axis == b.axis
+            let alike = match (&a.quantised, &b.quantised) {
+                (None, None) => true,
+                // the same codes stand for the same weight only with the same scales
+                (Some(p), Some(q)) => p == q,
+                _ => false,
+            };
+            alike
+                && range == other_range
+                && a.dtype == b.dtype
+                && a.shape[a.axis..] == b.shape[b.axis..]
+                && a.axis == b.axis
         });
         match same {
             Some(other) if other == first => {}

@@ -3,10 +3,14 @@
 
 mod alone;
 mod apply;
+mod elements;
 mod error;
 mod kernel;
 mod layout;
+pub mod limits;
 mod plan;
+mod quantised;
+pub mod round;
 mod staging;
 mod tensor;
 mod verify;
@@ -16,7 +20,9 @@ mod tests;
 
 pub use apply::{ApplyOptions, Edit, apply};
 pub use error::BakeError;
-pub use plan::{BakePlan, METADATA_PREFIX, NodeEdit, Part, PlanOptions, TensorEdit};
+pub use plan::{
+    BakePlan, METADATA_PREFIX, NodeEdit, Part, PlanOptions, QuantisedMode, TensorEdit, by_nodes_of, mode_of,
+};
 pub use staging::Staging;
-pub use tensor::hex;
+pub use tensor::{Rounding, hex};
 pub use verify::{ByteReport, Difference, TensorReport, verify_bytes};

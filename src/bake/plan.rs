@@ -1,6 +1,6 @@
 //! What a bake will change, as a value: tensors to edit, nodes to insert, metadata to add.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -15,19 +15,50 @@ use crate::method::direction::Direction;
 use crate::onnx::lower::{constant, splices};
 use crate::onnx::patch::{Patch, Place, Splice};
 use crate::onnx::proto::TensorProto;
-use crate::onnx::{DataType, Graph, Model, Storage, TensorId};
+use crate::onnx::{DataType, Graph, Model, Quantised, Storage, TensorId};
 
 /// Metadata keys that a bake adds start with this.
 pub const METADATA_PREFIX: &str = "lancet.";
 
+/// Metadata key, behind the prefix, of the quantised writers that got nodes, by blanks.
+const BY_NODES_KEY: &str = "quantised_by_nodes";
+
 /// IR version from which initializers need not be graph inputs as well.
 pub(super) const FREE_INITIALIZERS: i64 = 4;
+
+/// What is done to quantised weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuantisedMode {
+    /// Rounded; those whose leak or error is past [`super::limits`] get nodes instead.
+    #[default]
+    Auto,
+    /// Rounded, whatever that leaves.
+    Round,
+    /// Left as they are, with the projection inserted after their write.
+    Nodes,
+}
+
+impl QuantisedMode {
+    /// Its name on the command line and in metadata.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Round => "round",
+            Self::Nodes => "nodes",
+        }
+    }
+}
 
 /// How a bake is planned.
 #[derive(Debug, Clone, Default)]
 pub struct PlanOptions {
     /// Add no nodes: shared tensors are edited in a copy, norms turn the direction.
     pub weights_only: bool,
+    /// What is done to quantised weights.
+    pub quantised: QuantisedMode,
+    /// Writers of quantised weights that get nodes although they could be rounded ([`BakePlan::past_limits`]).
+    pub by_nodes: BTreeSet<String>,
     /// More metadata entries; keys get the prefix `lancet.` if they lack it.
     pub metadata: Vec<(String, String)>,
 }
@@ -69,9 +100,18 @@ pub struct TensorEdit {
     pub copy: Option<String>,
     /// The direction as a norm behind the write turns it, `[d_model]`, length 1: the plan's own where there is none.
     pub turned: Option<Vec<f64>>,
+    /// How the weight is quantised; the shape is then that of the matrix.
+    pub quantised: Option<Quantised>,
+    /// The writer that it belongs to, as in [`NodeEdit::writer`].
+    pub writer: String,
 }
 
 impl TensorEdit {
+    /// The tensor whose scales may grow with the edit.
+    pub fn scales(&self) -> Option<TensorId> {
+        self.quantised.filter(|q| q.own_scales && self.copy.is_none()).map(|q| q.scales)
+    }
+
     /// Whether `d_model` is the axis along which elements lie side by side.
     pub fn d_model_last(&self) -> bool {
         self.axis + 1 == self.shape.len()
@@ -80,6 +120,7 @@ impl TensorEdit {
     /// What stands in for nodes, and why, in a word for reports.
     pub fn treatment(&self) -> &'static str {
         match (&self.copy, &self.turned) {
+            (None, None) if self.quantised.is_some() => "rounded",
             (None, None) => "weights",
             (Some(_), None) => "copy",
             (None, Some(_)) => "turned",
@@ -87,8 +128,11 @@ impl TensorEdit {
         }
     }
 
-    /// Bytes of the elements.
+    /// Bytes of the elements, or of the codes.
     pub fn bytes(&self) -> u64 {
+        if let Some(quantised) = &self.quantised {
+            return quantised.bytes();
+        }
         self.shape.iter().product::<u64>() * kernel::width(self.dtype) as u64
     }
 }
@@ -110,6 +154,8 @@ pub struct NodeEdit {
     pub shape: Option<Vec<u64>>,
     /// Why weights alone would not do.
     pub reason: String,
+    /// How the weight is quantised, where it was found.
+    pub quantised: Option<Quantised>,
 }
 
 /// Everything a bake will change. Nothing is written before [`super::apply`].
@@ -143,21 +189,35 @@ impl BakePlan {
         options: &PlanOptions,
     ) -> Result<Self, BakeError> {
         direction.check_width(d_model)?;
-        let mut needing: Vec<&Writer> = writers.iter().filter(|w| w.treatment == Treatment::Nodes).collect();
-        let mut names = WriterNames::default();
-        let tensors = tensor_edits(graph, writers, direction)?;
+        let named = named(writers);
+        let by_nodes = |name: &str, writer: &Writer| match writer.treatment {
+            Treatment::Nodes => true,
+            Treatment::Rounded => options.quantised == QuantisedMode::Nodes || options.by_nodes.contains(name),
+            Treatment::Weights | Treatment::Elsewhere => false,
+        };
+        let mut needing: Vec<&(String, &Writer)> = named.iter().filter(|(n, w)| by_nodes(n, w)).collect();
+        if let Some((name, _)) = needing.iter().find(|(_, w)| options.weights_only && w.treatment == Treatment::Rounded)
+        {
+            let reason = "its weight is quantised, and `--quantised nodes` was asked for".to_string();
+            return Err(BakeError::NeedsNodes { writer: name.clone(), reason });
+        }
+        if options.quantised == QuantisedMode::Round
+            && let Some((name, reason)) = needing.iter().find_map(|(n, w)| Some((n, w.cannot_be_rounded()?)))
+        {
+            return Err(BakeError::CannotRound { writer: name.clone(), reason: reason.into() });
+        }
+        let edited = named.iter().filter(|(n, w)| w.treatment != Treatment::Elsewhere && !by_nodes(n, w));
+        let tensors = tensor_edits(graph, edited, direction)?;
         let mut tensors = check_aliases(graph.model, tensors)?;
         let mut constants = Constants::default();
         let mut patch = Patch::default();
         let mut nodes = Vec::new();
         if options.weights_only {
-            for writer in needing.drain(..) {
-                let name = names.next(writer);
-                tensors.extend(super::alone::edits(graph, writer, &name, d_model, direction, &mut patch)?);
+            for (name, writer) in needing.drain(..) {
+                tensors.extend(super::alone::edits(graph, writer, name, d_model, direction, &mut patch)?);
             }
         }
-        for writer in needing {
-            let name = names.next(writer);
+        for (name, writer) in needing {
             let written = writer.writes[0].value;
             let dtype = graph.elem_type(written).unwrap_or(DataType::FLOAT);
             for (branch, write) in writer.writes.iter().enumerate() {
@@ -173,7 +233,7 @@ impl BakePlan {
             let value = graph.name(written);
             let weight = writer.weights.first().map(|target| graph.model.tensor(target.tensor));
             nodes.push(NodeEdit {
-                writer: name,
+                writer: name.clone(),
                 kind: writer.kind,
                 layer: writer.layer,
                 name: writer
@@ -181,21 +241,37 @@ impl BakePlan {
                     .first()
                     .map_or_else(|| value.to_string(), |target| tensor_label(graph, target.tensor)),
                 dtype: weight.map_or(dtype, |tensor| tensor.dtype),
-                shape: weight.map(|tensor| tensor.shape.clone()),
-                reason: writer.reason.clone().unwrap_or_else(|| "its weight was not found".into()),
+                shape: writer.weights.first().map(|target| target.shape(graph.model)),
+                quantised: writer.weights.first().and_then(|target| target.quantised),
+                reason: match &writer.reason {
+                    Some(reason) => reason.clone(),
+                    None if options.by_nodes.contains(name) => {
+                        "its weight is quantised too coarsely: rounding leaves too much, or costs too much".into()
+                    }
+                    None => "its weight is quantised, and nodes were asked for".into(),
+                },
             });
         }
         patch.check(graph);
         let splices = splices(&patch, graph)?;
         let singles: Vec<u8> = direction.unit().iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
         let direction_sha256 = hex(&Sha256::digest(&singles));
-        let metadata = metadata(graph.model, &direction_sha256, &options.metadata);
+        let mut extra = options.metadata.clone();
+        if named.iter().any(|(_, w)| w.treatment == Treatment::Rounded) {
+            extra.push(("quantised".into(), options.quantised.name().into()));
+            // also where there are none: an earlier bake may have left an entry
+            extra.push((BY_NODES_KEY.into(), options.by_nodes.iter().cloned().collect::<Vec<_>>().join(" ")));
+        }
+        let metadata = metadata(graph.model, &direction_sha256, &extra);
         Ok(Self { tensors, nodes, patch, splices, metadata, direction_sha256, unit: direction.unit().to_vec() })
     }
 
-    /// Names of the writers whose edit is not exact, because a norm behind it depends on the edited weight.
+    /// Names of the tensors whose edit is not exact, because a norm behind it depends on the edited weight, or because
+    /// the weight is rounded to a coarse grid.
     pub fn inexact(&self) -> Vec<String> {
-        let turned = self.tensors.iter().filter(|edit| edit.turned.is_some() && edit.part != Part::Vector);
+        let inexact =
+            |edit: &&TensorEdit| edit.quantised.is_some() || (edit.turned.is_some() && edit.part != Part::Vector);
+        let turned = self.tensors.iter().filter(inexact);
         turned.map(|edit| edit.name.clone()).collect()
     }
 
@@ -210,21 +286,20 @@ impl BakePlan {
     }
 }
 
-/// Names of writers, made unique by a counter.
-#[derive(Default)]
-struct WriterNames(HashMap<String, usize>);
-
-impl WriterNames {
-    fn next(&mut self, writer: &Writer) -> String {
+/// Writers with their names, made unique by a counter: `embed`, `layer.3.mlp_out`, `layer.3.mlp_out.2`.
+fn named(writers: &[Writer]) -> Vec<(String, &Writer)> {
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    let mut name = |writer: &Writer| {
         let kind = writer.kind.name();
         let name = match writer.layer {
             Some(layer) => format!("layer.{}.{kind}", layer.0),
             None => kind.to_string(),
         };
-        let seen = self.0.entry(name.clone()).or_default();
+        let seen = seen.entry(name.clone()).or_default();
         *seen += 1;
         if *seen == 1 { name } else { format!("{name}.{seen}") }
-    }
+    };
+    writers.iter().map(|writer| (name(writer), writer)).collect()
 }
 
 /// Initializers with the direction, one pair an element type.
@@ -262,9 +337,13 @@ impl Constants {
     }
 }
 
-fn tensor_edits(graph: &Graph<'_>, writers: &[Writer], direction: &Direction) -> Result<Vec<TensorEdit>, BakeError> {
+fn tensor_edits<'w>(
+    graph: &Graph<'_>,
+    writers: impl Iterator<Item = &'w (String, &'w Writer)>,
+    direction: &Direction,
+) -> Result<Vec<TensorEdit>, BakeError> {
     let mut edits: Vec<TensorEdit> = Vec::new();
-    for writer in writers.iter().filter(|w| w.treatment == Treatment::Weights) {
+    for (writer_name, writer) in writers {
         let lookup = matches!(writer.kind, WriterKind::Embed | WriterKind::PosEmbed);
         let part = if lookup { Part::Rows } else { Part::Matrix };
         let weights = writer.weights.iter().map(|w| (*w, part));
@@ -277,10 +356,10 @@ fn tensor_edits(graph: &Graph<'_>, writers: &[Writer], direction: &Direction) ->
             let tensor = graph.model.tensor(target.tensor);
             let name = tensor_label(graph, target.tensor);
             let unsupported = |reason: &str| BakeError::Unsupported { tensor: name.clone(), reason: reason.into() };
-            if !tensor.dtype.is_float() {
+            if !tensor.dtype.is_float() && target.quantised.is_none() {
                 return Err(unsupported(&format!("it is {}", tensor.dtype)));
             }
-            direction.check_width(usize::try_from(tensor.shape[target.axis]).unwrap_or(usize::MAX))?;
+            direction.check_width(usize::try_from(target.width(graph.model)).unwrap_or(usize::MAX))?;
             match tensor.storage {
                 Storage::Embedded { .. } | Storage::External { .. } => {}
                 Storage::Varints { .. } if kernel::is_half(tensor.dtype) => {}
@@ -292,16 +371,40 @@ fn tensor_edits(graph: &Graph<'_>, writers: &[Writer], direction: &Direction) ->
                 kind: writer.kind,
                 layer: writer.layer,
                 dtype: tensor.dtype,
-                shape: tensor.shape.clone(),
+                shape: target.shape(graph.model),
                 axis: target.axis,
                 same_bytes_as: None,
                 copy: None,
                 turned: None,
+                quantised: target.quantised,
+                writer: writer_name.clone(),
                 name,
             });
         }
     }
     Ok(edits)
+}
+
+/// What the metadata of a baked model says about its quantised writers: how they were treated.
+pub fn mode_of(model: &Model) -> Option<QuantisedMode> {
+    let name = own_metadata(model, "quantised")?;
+    [QuantisedMode::Auto, QuantisedMode::Round, QuantisedMode::Nodes].into_iter().find(|mode| mode.name() == name)
+}
+
+/// The same: which of them got nodes although they could be rounded.
+pub fn by_nodes_of(model: &Model) -> BTreeSet<String> {
+    own_metadata(model, BY_NODES_KEY).unwrap_or_default().split_whitespace().map(str::to_string).collect()
+}
+
+/// The last entry of a key: a model that was baked before has older ones.
+fn own_metadata<'m>(model: &'m Model, key: &str) -> Option<&'m str> {
+    let stem = format!("{METADATA_PREFIX}{key}");
+    let ours = |found: &str| {
+        let number = |rest: &str| rest.strip_prefix('.').is_some_and(|n| n.parse::<usize>().is_ok());
+        found.strip_prefix(&stem).is_some_and(|rest| rest.is_empty() || number(rest))
+    };
+    let mut entries = model.skeleton.metadata_props.iter().rev();
+    entries.find(|entry| entry.key.as_deref().is_some_and(ours)).and_then(|entry| entry.value.as_deref())
 }
 
 /// Entries with keys that the model does not have yet: `metadata_props` may not repeat a key.

@@ -1,6 +1,7 @@
 //! The edit of one tensor as a stream of blocks, with its hashes and leaks; and the check of an edited one.
 
 use rayon::join;
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::error::BakeError;
@@ -28,6 +29,25 @@ pub(super) struct Measured {
     pub max_abs_delta: f64,
     /// SHA-256 of the tensor's elements, in hexadecimal.
     pub sha256: Option<(String, String)>,
+    /// What rounding to a quantised grid cost.
+    pub rounding: Option<Rounding>,
+}
+
+/// What rounding an edited weight to its quantised grid cost.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Rounding {
+    /// `||r^T W'||` if every entry had gone to its nearest level.
+    pub leak_nearest: f64,
+    /// `||W' - (W - r r^T W)||` of the values as stored.
+    pub error: f64,
+    /// The same if every entry had gone to its nearest level.
+    pub error_nearest: f64,
+    /// `sqrt(sum step^2 / 12)`: the error that rounding arbitrary values to a grid as coarse would make.
+    pub grid_noise: f64,
+    /// Largest `|W' - (W - r r^T W)|` in spacings of the levels.
+    pub max_levels: f64,
+    /// Scales that were enlarged because edited values lay beyond the grid.
+    pub grown_scales: u64,
 }
 
 /// What the check of an edited tensor found.
@@ -191,6 +211,7 @@ pub(super) fn edit(
         leak_after: tally.after.sqrt(),
         max_abs_delta: tally.max_abs_delta,
         sha256: hashes.finish(),
+        rounding: None,
     })
 }
 

@@ -242,7 +242,7 @@ fn plan(model: &Model, options: &PlanOptions) -> Result<BakePlan, BakeError> {
 
 /// Plans, applies and publishes; returns the plan, the edits and the published model.
 fn bake(base: &Path, out: &Path) -> Result<(BakePlan, Vec<Edit>, PathBuf), BakeError> {
-    bake_as(base, out, &PlanOptions { weights_only: false, metadata: vec![("layer".into(), "3".into())] })
+    bake_as(base, out, &PlanOptions { metadata: vec![("layer".into(), "3".into())], ..PlanOptions::default() })
 }
 
 fn bake_as(base: &Path, out: &Path, options: &PlanOptions) -> Result<(BakePlan, Vec<Edit>, PathBuf), BakeError> {
@@ -405,7 +405,7 @@ fn a_tied_embedding_gets_nodes_that_a_second_trace_understands() {
 
 #[test]
 fn weights_alone_untie_an_embedding_by_a_copy() {
-    let options = PlanOptions { weights_only: true, metadata: vec![] };
+    let options = PlanOptions { weights_only: true, ..PlanOptions::default() };
     for store in [Store::Raw, Store::OneFile, Store::ManyFiles] {
         let folder = tempfile::tempdir().unwrap();
         let base = build(folder.path(), Spec { tied: true, store, ..PLAIN }, |_| {});

@@ -9,14 +9,16 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::apply::folder;
+use super::elements::Elements;
 use super::error::BakeError;
 use super::layout::{Content, FileLayout, Layout};
-use super::plan::{BakePlan, METADATA_PREFIX};
+use super::plan::{BakePlan, METADATA_PREFIX, TensorEdit};
+use super::quantised;
 use super::tensor::{self, BLOCK};
 use crate::onnx::external::read_exact_at;
-use crate::onnx::graph::varint_halves;
 use crate::onnx::proto::ModelProto;
-use crate::onnx::{Model, Storage, TensorId, TensorRef};
+use crate::onnx::quant::{Quantised, Zeros};
+use crate::onnx::{Model, TensorId};
 
 /// Bytes compared by one worker at a time.
 const STRETCH: u64 = 16 << 20;
@@ -24,8 +26,11 @@ const STRETCH: u64 = 16 << 20;
 /// A trailing run of metadata larger than this is not looked at.
 const METADATA_LIMIT: u64 = 1 << 20;
 
-/// An edited value may be the second-nearest one, and no further away (the rest allows for float64 rounding).
+/// An edited value may be the second-nearest one, and no further away.
 const MAX_ULP: f64 = 1.0 + 1e-6;
+
+/// The same for levels of a quantised weight, which are decoded in float32.
+const MAX_LEVELS: f64 = 1.0 + 1e-3;
 
 /// A place in a file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -43,9 +48,11 @@ pub struct TensorReport {
     pub initializer: String,
     /// `||r^T W'||` of the stored values.
     pub leak_after: f64,
-    /// Largest difference from the exact `W - r r^T W`, in spacings of the element type; 0.5 is nearest
-    /// rounding, up to 1 second-nearest.
+    /// Largest difference from the exact `W - r r^T W`, in spacings of the element type or of the levels of a
+    /// quantised weight; 0.5 is nearest rounding, up to 1 second-nearest.
     pub max_ulp: f64,
+    /// Whether it is quantised.
+    pub quantised: bool,
 }
 
 /// What [`verify_bytes`] found.
@@ -80,7 +87,10 @@ impl ByteReport {
     pub fn passed(&self) -> bool {
         self.changed_bytes_outside_plan == 0
             && self.changed_tensors.is_empty()
-            && self.tensors.iter().all(|t| t.leak_after.is_finite() && t.max_ulp <= MAX_ULP)
+            && self
+                .tensors
+                .iter()
+                .all(|t| t.leak_after.is_finite() && t.max_ulp <= if t.quantised { MAX_LEVELS } else { MAX_ULP })
     }
 }
 
@@ -98,7 +108,7 @@ pub fn verify_bytes(base: &Model, out: &Model, plan: &BakePlan) -> Result<ByteRe
     for (index, file) in layout.files.iter().enumerate() {
         for piece in &file.pieces {
             match &piece.content {
-                Content::Edit { .. } => {}
+                Content::Edit { .. } | Content::Scales { .. } => {}
                 Content::Literal(bytes) => {
                     work.push((index, Stretch { at: piece.at, expected: Expected::Bytes(bytes) }))
                 }
@@ -261,77 +271,6 @@ fn pair_tensors(base: &Model, out: &Model, plan: &BakePlan) -> (Vec<(TensorId, T
     (pairs, changed)
 }
 
-/// A tensor's stored bytes, read at offsets within it; varint-coded halves as plain ones.
-enum Elements {
-    File { file: File, path: PathBuf, offset: u64, length: u64 },
-    Memory(Vec<u8>),
-}
-
-impl Elements {
-    /// `plain` decodes varints; otherwise they are taken as they are stored. `None` without stored bytes.
-    fn open(model: &Model, tensor: &TensorRef, plain: bool) -> Result<Option<Self>, BakeError> {
-        let (path, offset, length) = match &tensor.storage {
-            Storage::Embedded { offset, length } | Storage::Varints { offset, length } => {
-                (&model.path, *offset, *length)
-            }
-            Storage::External { path, offset, length, .. } => (path, *offset, *length),
-            Storage::Opaque => return Ok(None),
-        };
-        let file = File::open(path).map_err(BakeError::read(path))?;
-        let found = Self::File { file, path: path.clone(), offset, length };
-        if plain && matches!(tensor.storage, Storage::Varints { .. }) {
-            let mut coded = vec![0u8; usize::try_from(length).expect("a decoded tensor fits in memory")];
-            found.read(&mut coded, 0)?;
-            let bad = || BakeError::read(path)(std::io::ErrorKind::InvalidData.into());
-            let halves = varint_halves(&coded).ok_or_else(bad)?;
-            if halves.len() as u64 != tensor.elements() {
-                return Err(bad());
-            }
-            return Ok(Some(Self::Memory(halves.iter().flat_map(|half| half.to_le_bytes()).collect())));
-        }
-        Ok(Some(found))
-    }
-
-    fn read(&self, block: &mut [u8], at: u64) -> Result<(), BakeError> {
-        match self {
-            Self::File { file, path, offset, .. } => {
-                read_exact_at(file, block, offset + at).map_err(BakeError::read(path))
-            }
-            Self::Memory(bytes) => {
-                let at = usize::try_from(at).expect("it is in memory");
-                block.copy_from_slice(&bytes[at..at + block.len()]);
-                Ok(())
-            }
-        }
-    }
-
-    fn length(&self) -> u64 {
-        match self {
-            Self::File { length, .. } => *length,
-            Self::Memory(bytes) => bytes.len() as u64,
-        }
-    }
-
-    fn equals(&self, other: &Self) -> Result<bool, BakeError> {
-        if self.length() != other.length() {
-            return Ok(false);
-        }
-        let block = usize::try_from(self.length()).map_or(BLOCK, |length| length.min(BLOCK));
-        let (mut a, mut b) = (vec![0u8; block], vec![0u8; block]);
-        let mut at = 0;
-        while at < self.length() {
-            let size = usize::try_from(self.length() - at).map_or(block, |left| left.min(block));
-            self.read(&mut a[..size], at)?;
-            other.read(&mut b[..size], at)?;
-            if a[..size] != b[..size] {
-                return Ok(false);
-            }
-            at += size as u64;
-        }
-        Ok(true)
-    }
-}
-
 /// Every edited tensor as the output's own index finds it.
 fn check_edits(
     base: &Model,
@@ -343,12 +282,21 @@ fn check_edits(
         .par_iter()
         .map(|edit| {
             // Without a counterpart it is listed as changed already.
-            let lost = TensorReport { initializer: edit.name.clone(), leak_after: f64::NAN, max_ulp: f64::INFINITY };
+            let lost = TensorReport {
+                initializer: edit.name.clone(),
+                leak_after: f64::NAN,
+                max_ulp: f64::INFINITY,
+                quantised: edit.quantised.is_some(),
+            };
             let other = match &edit.copy {
                 Some(name) => (0..out.tensors.len()).map(TensorId).find(|id| out.tensor(*id).name == *name),
                 None => pairs.iter().find(|(id, _)| *id == edit.tensor).map(|(_, other)| *other),
             };
             let Some(other) = other else { return Ok(lost) };
+            if let Some(quantised) = &edit.quantised {
+                return check_quantised(base, out, plan, edit, quantised, pairs, other)
+                    .map(|found| found.unwrap_or(lost));
+            }
             let was = Elements::open(base, base.tensor(edit.tensor), true)?;
             let is = Elements::open(out, out.tensor(other), true)?;
             let (Some(was), Some(is)) = (was, is) else { return Ok(lost) };
@@ -358,9 +306,59 @@ fn check_edits(
             let found = tensor::check(edit, plan.unit_of(edit), &|block, at| was.read(block, at), &|block, at| {
                 is.read(block, at)
             })?;
-            Ok(TensorReport { initializer: edit.name.clone(), leak_after: found.leak_after, max_ulp: found.max_ulp })
+            Ok(TensorReport {
+                initializer: edit.name.clone(),
+                leak_after: found.leak_after,
+                max_ulp: found.max_ulp,
+                quantised: false,
+            })
         })
         .collect()
+}
+
+/// An edited quantised weight: codes `other` of the output with the scales that belong to them there.
+fn check_quantised(
+    base: &Model,
+    out: &Model,
+    plan: &BakePlan,
+    edit: &TensorEdit,
+    quantised: &Quantised,
+    pairs: &[(TensorId, TensorId)],
+    other: TensorId,
+) -> Result<Option<TensorReport>, BakeError> {
+    let there = |tensor: TensorId| pairs.iter().find(|(id, _)| *id == tensor).map(|(_, other)| *other);
+    let zeros = match quantised.zeros {
+        Zeros::Implied(_) => Some(quantised.zeros),
+        Zeros::Codes { tensor, padded } => there(tensor).map(|tensor| Zeros::Codes { tensor, padded }),
+        Zeros::Floats(tensor) => there(tensor).map(Zeros::Floats),
+    };
+    let index = quantised.index.map(there);
+    let (Some(scales), Some(zeros), None | Some(Some(_))) = (there(quantised.scales), zeros, index) else {
+        return Ok(None);
+    };
+    let after = Quantised { scales, zeros, index: index.flatten(), ..*quantised };
+    let (Some(was), Some(is)) =
+        (Elements::open(base, base.tensor(edit.tensor), false)?, Elements::open(out, out.tensor(other), false)?)
+    else {
+        return Ok(None);
+    };
+    if was.length() != edit.bytes() || is.length() != edit.bytes() {
+        return Ok(None);
+    }
+    let tables = quantised::Tables::open(base, quantised, &edit.name)?;
+    let tables_after = quantised::Tables::open(out, &after, &edit.name)?;
+    let found = quantised::check(
+        quantised,
+        plan.unit_of(edit),
+        (&|block, at| was.read(block, at), &tables),
+        (&|block, at| is.read(block, at), &tables_after),
+    )?;
+    Ok(Some(TensorReport {
+        initializer: edit.name.clone(),
+        leak_after: found.leak_after,
+        max_ulp: found.max_levels,
+        quantised: true,
+    }))
 }
 
 /// Names of unedited tensors whose bytes differ, and how many were compared.
@@ -370,8 +368,12 @@ fn compare_others(
     plan: &BakePlan,
     pairs: &[(TensorId, TensorId)],
 ) -> Result<(Vec<String>, usize), BakeError> {
-    let edited: HashSet<TensorId> =
-        plan.tensors.iter().filter(|edit| edit.copy.is_none()).map(|edit| edit.tensor).collect();
+    let edited: HashSet<TensorId> = plan
+        .tensors
+        .iter()
+        .filter(|edit| edit.copy.is_none())
+        .flat_map(|edit| [edit.tensor].into_iter().chain(edit.scales()))
+        .collect();
     let others: Vec<_> = pairs.iter().filter(|(id, _)| !edited.contains(id)).collect();
     let changed: Vec<Option<String>> = others
         .par_iter()

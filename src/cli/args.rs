@@ -168,6 +168,23 @@ pub struct GuardArgs {
     pub force: bool,
 }
 
+/// Which of several models.
+#[derive(Debug, Args)]
+pub struct VariantArgs {
+    /// Which model of a folder with several: its path in the folder, or its file name.
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
+}
+
+/// Which models of a package are baked.
+#[derive(Debug, Args)]
+pub struct OnlyArgs {
+    /// Bake only the models of the folder that fit this pattern (path or file name, `*_q4*.onnx`), and leave the others
+    /// out of the output. May be given several times.
+    #[arg(long, value_name = "GLOB")]
+    pub only: Vec<String>,
+}
+
 /// `demo`.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
@@ -185,20 +202,23 @@ pub struct DemoArgs {
 /// `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// An `.onnx` file, or a folder that holds one.
+    /// An `.onnx` file, or a folder; of several models in it, `--variant` gives the direction and all are baked.
     pub model: PathBuf,
     /// New folder for the model with its configs and tokenizer, or a new `.onnx` file.
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
+    #[command(flatten)]
+    pub variant: VariantArgs,
+    #[command(flatten)]
+    pub only: OnlyArgs,
     /// Write the report (HTML) here too, also when the guard refuses.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
     /// New tokens at most, a test prompt.
     #[arg(long, default_value_t = 64, value_parser = at_least_one)]
     pub max_new_tokens: usize,
-    /// Add no nodes: edit copies of shared tensors, and work through norms, which is not quite exact.
-    #[arg(long)]
-    pub weights_only: bool,
+    #[command(flatten)]
+    pub treatment: TreatmentArgs,
     #[command(flatten)]
     pub method: MethodArgs,
     #[command(flatten)]
@@ -216,8 +236,13 @@ pub struct RunArgs {
 /// `inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// An `.onnx` file, or a folder that holds one.
+    /// An `.onnx` file, or a folder: of several models in it, each is told of shortly.
     pub model: PathBuf,
+    #[command(flatten)]
+    pub variant: VariantArgs,
+    /// Write a picture of the stream here: `.svg`, or Mermaid under any other name (`.mmd`, `.md`).
+    #[arg(long, value_name = "FILE")]
+    pub graph: Option<PathBuf>,
 }
 
 /// `collect`.
@@ -228,6 +253,8 @@ pub struct CollectArgs {
     /// New file for the activations (safetensors).
     #[arg(short, long, value_name = "ACTS")]
     pub output: PathBuf,
+    #[command(flatten)]
+    pub variant: VariantArgs,
     #[command(flatten)]
     pub tokens: TokenArgs,
     #[command(flatten)]
@@ -253,6 +280,8 @@ pub struct SelectArgs {
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
     #[command(flatten)]
+    pub variant: VariantArgs,
+    #[command(flatten)]
     pub method: MethodArgs,
     /// Largest drop of harmful refusal on the validation prompts, as a share.
     #[arg(long, default_value_t = 0.02, value_parser = unit_interval)]
@@ -266,7 +295,7 @@ pub struct SelectArgs {
 /// `bake`.
 #[derive(Debug, Args)]
 pub struct BakeArgs {
-    /// An `.onnx` file, or a folder that holds one.
+    /// An `.onnx` file, or a folder: every model in it is baked, and everything else in it copied.
     pub model: PathBuf,
     /// Direction: safetensors with a tensor `direction`, or `.npy`, of shape [d_model].
     #[arg(long, value_name = "FILE")]
@@ -274,9 +303,58 @@ pub struct BakeArgs {
     /// New folder, or new `.onnx` file.
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
+    #[command(flatten)]
+    pub only: OnlyArgs,
+    #[command(flatten)]
+    pub treatment: TreatmentArgs,
+    /// Measure each model before and after with ONNX Runtime, and publish nothing where one loses true refusal. The
+    /// options below are of use with it only.
+    #[arg(long)]
+    pub measure: bool,
+    #[command(flatten)]
+    pub measuring: MeasureArgs,
+}
+
+/// How writers are treated.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct TreatmentArgs {
     /// Add no nodes: edit copies of shared tensors, and work through norms, which is not quite exact.
     #[arg(long)]
     pub weights_only: bool,
+    /// Quantised weights: `round` them to their own grid so that the write stays orthogonal, leave them and insert
+    /// `nodes`, or `auto`: round, but for those where that leaves or costs too much.
+    #[arg(long, value_enum, default_value_t = Quantised::Auto)]
+    pub quantised: Quantised,
+}
+
+/// What is done to quantised weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Quantised {
+    /// Round, with nodes where that leaves or costs too much.
+    Auto,
+    /// Round whatever it leaves and costs; refuse what cannot be rounded.
+    Round,
+    /// Leave the weights as they are and project what they write.
+    Nodes,
+}
+
+/// What `bake --measure` measures with.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "With --measure")]
+pub struct MeasureArgs {
+    /// New tokens at most, a test prompt.
+    #[arg(long, default_value_t = 64, value_parser = at_least_one)]
+    pub max_new_tokens: usize,
+    #[command(flatten)]
+    pub tokens: TokenArgs,
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    #[command(flatten)]
+    pub guard: GuardArgs,
+    #[command(flatten)]
+    pub chat: ChatArgs,
+    #[command(flatten)]
+    pub runtime: RuntimeOptions,
 }
 
 /// `verify`.
@@ -308,6 +386,8 @@ pub struct VerifyArgs {
 pub struct EvalArgs {
     /// An `.onnx` file, or a folder that holds one.
     pub model: PathBuf,
+    #[command(flatten)]
+    pub variant: VariantArgs,
     /// New tokens at most, a test prompt.
     #[arg(long, default_value_t = 64, value_parser = at_least_one)]
     pub max_new_tokens: usize,

@@ -5,21 +5,24 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use lancet::bake::QuantisedMode;
 use lancet::chat::{Chat, ChatOptions};
 use lancet::error::Error;
+use lancet::method::direction::Direction;
 use lancet::method::prompts::{LoadOptions, OverlapPolicy, PromptClass, Prompts, Split, SplitSizes};
 use lancet::method::select::Rules;
 use lancet::pipeline::collect::{self, Activations, RefusalTokens};
 use lancet::pipeline::engine::Engine;
+use lancet::pipeline::variant::{Measuring, Running};
 use lancet::pipeline::{
-    self, BakeOptions, Guard, Opened, RunOptions, check, choose, direction_file, evaluate, inspect,
+    self, BakeOptions, Guard, Opened, Package, RunOptions, choose, direction_file, evaluate, inspect, prove,
 };
 use lancet::prompt_files::{self, PromptLocation};
-use lancet::report::{ModelEval, RunResult, text};
+use lancet::report::{ModelEval, PackageResult, RunResult, text};
 
 use super::args::{
-    BakeArgs, ChatArgs, CollectArgs, EvalArgs, GuardArgs, InspectArgs, MethodArgs, PromptArgs, RunArgs, SelectArgs,
-    TokenArgs, VerifyArgs,
+    BakeArgs, ChatArgs, CollectArgs, EvalArgs, GuardArgs, InspectArgs, MeasureArgs, MethodArgs, PromptArgs, Quantised,
+    RunArgs, SelectArgs, TokenArgs, TreatmentArgs, VariantArgs, VerifyArgs,
 };
 use super::runtime::load_runtime;
 use super::ui::{self, Ui};
@@ -127,9 +130,16 @@ fn refusal_tokens(args: &TokenArgs, chat: &Chat) -> Result<RefusalTokens, Error>
     Ok(RefusalTokens::Given(ids))
 }
 
+/// The one model that is meant.
+fn open(path: &Path, variant: &VariantArgs) -> Result<Opened, Error> {
+    let package = Package::find(path, &[])?;
+    Opened::of(package.pick(variant.variant.as_deref())?.files.clone())
+}
+
 /// `lancet run`.
 pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Outcome> {
-    let opened = Opened::new(&args.model)?;
+    let package = Package::find(&args.model, &[])?.only(&args.only.only)?;
+    let opened = Opened::of(package.pick(args.variant.variant.as_deref())?.files.clone())?;
     refuse_existing(&args.output)?;
     let chat = load_chat(&opened, &args.chat)?;
     let prompts = load_prompts(&args.prompts, args.method.paper, &context.ui)?;
@@ -141,12 +151,12 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Outcome> {
         refusal_tokens: tokens,
         max_new_tokens: args.max_new_tokens,
         guard: guard(&args.guard),
-        bake: bake_options(context, args.weights_only, &args.output),
+        bake: bake_options(context, args.treatment, &args.output),
         batch: args.runtime.batch_size,
         command: std::env::args().collect(),
         seed: args.prompts.seed,
     };
-    let result = pipeline::run(&opened, &chat, &prompts, &runtime, &options, &context.ui)?;
+    let result = pipeline::run(&package, &opened, &chat, &prompts, &runtime, &options, &context.ui)?;
     if let Some(path) = &args.report {
         pipeline::write_whole(path, lancet::report::html(&result).as_bytes())?;
     }
@@ -180,11 +190,42 @@ pub fn refuse_existing(out: &Path) -> Result<(), Error> {
 
 /// `lancet inspect`.
 pub fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<Outcome> {
-    let opened = Opened::new(&args.model)?;
+    if let Some(path) = &args.graph {
+        refuse_existing(path)?;
+    }
+    let package = Package::find(&args.model, &[])?;
+    if !package.lone && args.variant.variant.is_none() {
+        if args.graph.is_some() {
+            let names = package.models().map(|v| v.name.as_str()).collect::<Vec<_>>().join("`, `");
+            return Err(Error::usage(
+                format!("a picture is of one model, `{}` has several: `{names}`", args.model.display()),
+                "pick one with `--variant`",
+            )
+            .into());
+        }
+        let result = inspect::package(&package);
+        if context.json {
+            ui::print_json(&result)?;
+        } else {
+            ui::print(&text::package_inspect(&result, ui::width(), style()))?;
+        }
+        let refused = result.variants.iter().any(|v| !v.inspect.refusals.is_empty());
+        return Ok(if refused { Outcome::Failed } else { Outcome::Done });
+    }
+    let opened = Opened::of(package.pick(args.variant.variant.as_deref())?.files.clone())?;
     let result = match opened.understand() {
         Ok(model) => inspect::describe(&opened, &model),
         Err(refusal) => inspect::refused(&opened, &refusal),
     };
+    if let Some(path) = &args.graph {
+        let svg = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("svg"));
+        let picture = if svg {
+            lancet::report::stream_graph::svg(&result)
+        } else {
+            lancet::report::stream_graph::mermaid(&result)
+        };
+        pipeline::write_whole(path, picture.as_bytes())?;
+    }
     if context.json {
         ui::print_json(&result)?;
     } else {
@@ -196,7 +237,7 @@ pub fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<Outcome>
 /// `lancet collect`.
 pub fn collect(context: &Context, args: &CollectArgs) -> anyhow::Result<Outcome> {
     let started = Instant::now();
-    let opened = Opened::new(&args.model)?;
+    let opened = open(&args.model, &args.variant)?;
     refuse_existing(&args.output)?;
     let chat = load_chat(&opened, &args.chat)?;
     let prompts = load_prompts(&args.prompts, args.paper, &context.ui)?;
@@ -236,7 +277,7 @@ pub fn collect(context: &Context, args: &CollectArgs) -> anyhow::Result<Outcome>
 
 /// `lancet select`.
 pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Outcome> {
-    let opened = Opened::new(&args.model)?;
+    let opened = open(&args.model, &args.variant)?;
     refuse_existing(&args.output)?;
     let activations = Activations::load(&args.activations)?;
     let chat_args = ChatArgs {
@@ -284,24 +325,37 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn bake_options<'a>(context: &'a Context, weights_only: bool, out: &'a Path) -> BakeOptions<'a> {
-    BakeOptions { out, weights_only, cancelled: &context.cancelled }
+fn bake_options<'a>(context: &'a Context, treatment: TreatmentArgs, out: &'a Path) -> BakeOptions<'a> {
+    let quantised = match treatment.quantised {
+        Quantised::Auto => QuantisedMode::Auto,
+        Quantised::Round => QuantisedMode::Round,
+        Quantised::Nodes => QuantisedMode::Nodes,
+    };
+    BakeOptions { out, weights_only: treatment.weights_only, quantised, cancelled: &context.cancelled }
 }
 
 /// `lancet bake`.
 pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Outcome> {
-    let opened = Opened::new(&args.model)?;
+    let package = Package::find(&args.model, &[])?.only(&args.only.only)?;
     let direction = direction_file::load(&args.direction)?;
-    let options = bake_options(context, args.weights_only, &args.output);
-    let (result, verify) = pipeline::bake_only(&opened, &direction, &options, &context.ui)?;
-    if !verify.inexact.is_empty() {
+    let options = bake_options(context, args.treatment, &args.output);
+    if args.measure {
+        let result = bake_measured(context, &args.measuring, &package, &direction, &options)?;
+        return finish_package(context, &result);
+    }
+    let result = pipeline::bake(&package, &direction, &options, None, &context.ui)?;
+    if result.variants.iter().any(|v| !v.verify.inexact.is_empty()) {
         context.ui.say(
             "note: weights alone are not exact in this model; `lancet verify --weights-only` measures the difference",
         );
     }
     context.ui.say(
-        "note: `bake` does not measure refusal; `lancet run` does, and `lancet eval` tells what the result refuses",
+        "note: `bake` measures no refusal unless `--measure` is given; `lancet eval` tells what the result refuses",
     );
+    if !package.lone {
+        return finish_package(context, &result);
+    }
+    let (result, _) = result.into_lone();
     if context.json {
         ui::print_json(&result)?;
     } else {
@@ -310,46 +364,120 @@ pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// `lancet bake --measure`: the chat format and the refusal tokens are those of the first model.
+fn bake_measured(
+    context: &Context,
+    args: &MeasureArgs,
+    package: &Package,
+    direction: &Direction,
+    options: &BakeOptions<'_>,
+) -> Result<PackageResult, Error> {
+    refuse_existing(options.out)?;
+    pipeline::preflight(package, options.out)?;
+    let first = package.models().next().ok_or_else(|| {
+        Error::usage(
+            "an embedding file alone cannot be measured",
+            "let `--only` name a model, or leave `--measure` away",
+        )
+    })?;
+    let opened = Opened::of(first.files.clone())?;
+    let chat = load_chat(&opened, &args.chat)?;
+    let prompts = load_prompts(&args.prompts, false, &context.ui)?;
+    let tokens = refusal_tokens(&args.tokens, &chat)?;
+    let model = opened.understand()?;
+    let runtime = load_runtime(context, &args.runtime)?;
+    let batch = args.runtime.batch_size;
+    let running = Running { runtime: &runtime, chat: &chat, prompts: &prompts, batch, cancelled: &context.cancelled };
+    let refusal_tokens = match tokens {
+        RefusalTokens::Given(ids) => ids,
+        RefusalTokens::Automatic => collect::choose_tokens(&running.engine(&model), &chat, &prompts, &context.ui)?,
+    };
+    let settings = evaluate::Settings {
+        max_new_tokens: args.max_new_tokens,
+        stop: pipeline::stop_tokens(&opened.files, &chat)?,
+        refusal_tokens,
+    };
+    let measuring = Measuring { running, settings, guard: guard(&args.guard) };
+    pipeline::bake(package, direction, options, Some(&measuring), &context.ui)
+}
+
+/// Prints what was done with a package and says how it ended.
+fn finish_package(context: &Context, result: &PackageResult) -> anyhow::Result<Outcome> {
+    if context.json {
+        ui::print_json(result)?;
+    } else {
+        ui::print(&text::package_summary(result, ui::width(), style()))?;
+    }
+    if !result.verified() {
+        return Ok(Outcome::Failed);
+    }
+    let reasons = result.guarded();
+    if !reasons.is_empty() {
+        context.ui.say(&format!("the guard refused to publish: {}", reasons.join("; ")));
+        return Ok(Outcome::Guarded);
+    }
+    Ok(Outcome::Done)
+}
+
 /// `lancet verify`.
 pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
-    let base = Opened::new(&args.base)?;
-    let mut out = Opened::new(&args.out)?;
-    out.config = base.config; // a single file has no configs beside it
+    // an output inside the base folder is no part of it
+    let inside: Vec<_> =
+        args.out.canonicalize().into_iter().filter(|out| !args.base.canonicalize().is_ok_and(|b| b == *out)).collect();
+    let package = Package::find(&args.base, &inside)?;
     let direction = direction_file::load(&args.direction)?;
-    let model = base.understand().map_err(Error::from)?;
     let options = lancet::bake::PlanOptions { weights_only: args.weights_only, ..Default::default() };
-    let plans = model.plan(&direction, &options)?;
-    let bytes = plans.verify(&base, &out)?;
-    let logits = if args.bytes_only {
-        None
+    let lone = if package.lone {
+        let base = Opened::of(package.pick(None)?.files.clone())?;
+        let mut out = Opened::new(&args.out)?;
+        out.config = base.config; // a single file has no configs beside it
+        Some((base, out))
     } else {
-        let chat = load_chat(&base, &args.chat)?;
-        let prompts = load_prompts(&args.prompts, false, &context.ui)?;
-        let tokens = pipeline::verify_prompts(&chat, &prompts)?;
-        let runtime = load_runtime(context, &args.runtime)?;
-        let out_model = out.understand().map_err(Error::from)?;
-        let engine = Engine {
-            runtime: &runtime,
-            model: &model,
-            batch: args.runtime.batch_size,
-            pad: pipeline::pad_token(&chat),
-            cancelled: &context.cancelled,
-        };
-        let out_engine = Engine { model: &out_model, ..engine };
-        Some(check::logits(&engine, &out_engine, &direction, &tokens)?)
+        None
     };
-    let result = pipeline::verdict(&bytes, logits.as_ref(), plans.inexact());
+    let model = lone.as_ref().map(|(base, _)| base.understand()).transpose().map_err(Error::from)?;
+    let plans = match (&model, &lone) {
+        (Some(model), Some((_, out))) => Some(prove::plans(model, out, &direction, &options)?),
+        _ => None,
+    };
+    let mut ran = None;
+    if !args.bytes_only {
+        let opened = match package.models().next() {
+            Some(first) => Opened::of(first.files.clone())?,
+            None => return Err(Error::usage("no model to run", "give `--bytes-only`").into()),
+        };
+        let chat = load_chat(&opened, &args.chat)?;
+        let prompts = load_prompts(&args.prompts, false, &context.ui)?;
+        ran = Some((chat, prompts, load_runtime(context, &args.runtime)?));
+    }
+    let running = ran.as_ref().map(|(chat, prompts, runtime)| Running {
+        runtime,
+        chat,
+        prompts,
+        batch: args.runtime.batch_size,
+        cancelled: &context.cancelled,
+    });
+    if let (Some((base, out)), Some(model), Some(plans)) = (&lone, &model, &plans) {
+        let result = prove::model((base, model), out, plans, &direction, running.as_ref())?;
+        if context.json {
+            ui::print_json(&result)?;
+        } else {
+            ui::print(&text::verify_summary(&result, ui::width(), style()))?;
+        }
+        return Ok(if result.passed { Outcome::Done } else { Outcome::Failed });
+    }
+    let result = prove::package(&package, &args.out, &direction, &options, running.as_ref())?;
     if context.json {
         ui::print_json(&result)?;
     } else {
-        ui::print(&text::verify_summary(&result, ui::width(), style()))?;
+        ui::print(&text::package_verify(&result, ui::width(), style()))?;
     }
     Ok(if result.passed { Outcome::Done } else { Outcome::Failed })
 }
 
 /// `lancet eval`.
 pub fn eval(context: &Context, args: &EvalArgs) -> anyhow::Result<Outcome> {
-    let opened = Opened::new(&args.model)?;
+    let opened = open(&args.model, &args.variant)?;
     let chat = load_chat(&opened, &args.chat)?;
     let prompts = load_prompts(&args.prompts, false, &context.ui)?;
     let tokens = refusal_tokens(&args.tokens, &chat)?;

@@ -6,7 +6,8 @@ use anyhow::Context as _;
 use lancet::chat::ChatOptions;
 use lancet::method::prompts::{LoadOptions, SplitSizes};
 use lancet::pipeline::collect::RefusalTokens;
-use lancet::pipeline::{self, BakeOptions, Opened, RunOptions};
+use lancet::pipeline::files::ModelFiles;
+use lancet::pipeline::{self, BakeOptions, Opened, Package, RunOptions};
 use lancet::prompt_files::{self, PromptLocation};
 
 use super::args::DemoArgs;
@@ -51,7 +52,8 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Outcome> {
     for (name, bytes) in FILES {
         std::fs::write(source.path().join(name), bytes).with_context(|| format!("cannot unpack `{name}`"))?;
     }
-    let opened = Opened::new(source.path())?;
+    let package = Package::of_file(ModelFiles::of_file(&source.path().join("model.onnx")));
+    let opened = Opened::of(package.pick(None)?.files.clone())?;
     let chat = pipeline::load_chat(&opened.files, None, ChatOptions::default())?;
     let sizes = SplitSizes::default();
     let prompts = prompt_files::load(
@@ -66,12 +68,17 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Outcome> {
         refusal_tokens: RefusalTokens::Automatic,
         max_new_tokens: 32,
         guard: guard(&args.guard),
-        bake: BakeOptions { out: &out, weights_only: false, cancelled: &context.cancelled },
+        bake: BakeOptions {
+            out: &out,
+            weights_only: false,
+            quantised: Default::default(),
+            cancelled: &context.cancelled,
+        },
         batch: args.runtime.batch_size,
         command: std::env::args().collect(),
         seed: LoadOptions::default().seed,
     };
-    let result = pipeline::run(&opened, &chat, &prompts, &runtime, &options, &context.ui)?;
+    let result = pipeline::run(&package, &opened, &chat, &prompts, &runtime, &options, &context.ui)?;
     finish(context, &result)
 }
 

@@ -6,7 +6,8 @@
 use std::collections::HashSet;
 
 use super::Refusal;
-use super::weight::{EditTarget, WeightPath, trace_weight_through_norms};
+use super::path::{EditTarget, WeightPath};
+use super::weight::trace_weight_through_norms;
 use super::writer::{Sharing, Writer};
 use crate::onnx::{Graph, Use};
 

@@ -1,7 +1,8 @@
 //! A token embedding that lives in a file of its own (`embed_tokens.onnx`): the start of the stream of a graph that
 //! takes `inputs_embeds`.
 
-use super::residual::{Contribution, Role};
+use super::Role;
+use super::residual::Contribution;
 use super::writer::{Writer, single};
 use super::{Refusal, weight};
 use crate::onnx::{Graph, ValueId};

@@ -43,8 +43,8 @@ pub struct CacheSlot {
     pub empty: Vec<usize>,
     /// Axis of the batch.
     pub batch_axis: usize,
-    /// Axis of the past positions.
-    pub sequence_axis: usize,
+    /// Axis of the past positions; `None` for a state of fixed size (short convolutions), which starts at zero.
+    pub sequence_axis: Option<usize>,
     /// A cache of a sliding window: it is fed with room for this many positions at least, and for all that the run
     /// will see.
     pub window: Option<usize>,
@@ -292,12 +292,18 @@ fn window(graph: &Graph<'_>, past: &str) -> Option<usize> {
     })
 }
 
-/// Dimensions of an empty cache for one sequence, with the axes of the batch and of the positions.
+/// Whether a part of the cache holds a state of fixed size, no positions (`past_conv.0`, `past_key_values.0.conv_state`).
+fn is_state(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    ["conv", "ssm", "recurrent"].iter().any(|word| lower.contains(word))
+}
+
+/// Dimensions of an empty cache for one sequence, with the axes of the batch and of the positions, if any.
 fn empty_shape(
     name: &str,
     dims: &[crate::onnx::proto::Dimension],
     config: &ModelConfig,
-) -> Result<(Vec<usize>, usize, usize), Refusal> {
+) -> Result<(Vec<usize>, usize, Option<usize>), Refusal> {
     let rank = dims.len();
     let label = |i: usize| match &dims[i].value {
         Some(dimension::Value::DimParam(p)) => p.to_ascii_lowercase(),
@@ -307,6 +313,12 @@ fn empty_shape(
         Some(dimension::Value::DimValue(v)) => usize::try_from(*v).ok(),
         _ => None,
     };
+    if is_state(name)
+        && let Some(mut state) = (1..rank).map(fixed).collect::<Option<Vec<usize>>>()
+    {
+        state.insert(0, 1);
+        return Ok((state, 0, None));
+    }
     let sequence = (0..rank)
         .find(|&i| {
             fixed(i).is_none()
@@ -337,12 +349,30 @@ fn empty_shape(
             config.n_kv_heads.ok_or_else(|| symbolic("`num_key_value_heads`"))?
         });
     }
-    Ok((empty, batch_axis, sequence))
+    Ok((empty, batch_axis, Some(sequence)))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::cache_key;
+    use super::{ModelConfig, cache_key, empty_shape};
+    use crate::onnx::proto::{Dimension, dimension};
+
+    #[test]
+    fn a_state_of_fixed_size_has_no_positions() {
+        let open = |name: &str| Some(dimension::Value::DimParam(name.into()));
+        let fixed = |n| Some(dimension::Value::DimValue(n));
+        let dims = |values: Vec<Option<dimension::Value>>| -> Vec<Dimension> {
+            values.into_iter().map(|value| Dimension { value }).collect()
+        };
+        let config = ModelConfig::default();
+        // genai and web repositories of lfm2
+        for name in ["past.0.conv", "past_conv.0"] {
+            let state = dims(vec![open("batch_size"), fixed(32), fixed(2)]);
+            assert_eq!(empty_shape(name, &state, &config).unwrap(), (vec![1, 32, 2], 0, None));
+        }
+        let fused = dims(vec![open("batch_size"), open("past_sequence_length"), fixed(32)]);
+        assert_eq!(empty_shape("past_key_values.0", &fused, &config).unwrap(), (vec![1, 0, 32], 0, Some(1)));
+    }
 
     #[test]
     fn cache_names_pair_across_exporters() {

@@ -3,8 +3,11 @@
 pub mod alone;
 pub mod embedding;
 pub mod interface;
+pub mod path;
 pub mod projection;
+mod quantised;
 pub mod residual;
+mod role;
 mod rows;
 pub mod weight;
 pub mod writer;
@@ -13,8 +16,9 @@ use serde::Serialize;
 
 pub use embedding::EmbeddingFile;
 pub use interface::{CacheSlot, Interface, ModelConfig, Padding};
-pub use residual::{Contribution, ResidualStream, Role, StreamValue};
-pub use weight::EditTarget;
+pub use path::EditTarget;
+pub use residual::{Contribution, ResidualStream, StreamValue};
+pub use role::Role;
 pub use writer::{Treatment, Writer, WriterKind};
 
 use crate::onnx::{Graph, TensorId};

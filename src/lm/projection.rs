@@ -1,6 +1,7 @@
 //! The projection `x <- x - (x.r) r` (Wang et al. 2025, eq. 4) as standard ONNX operators.
 
-use super::residual::{Contribution, Role};
+use super::Role;
+use super::residual::Contribution;
 use crate::onnx::graph::Graph;
 use crate::onnx::patch::{Patch, Place};
 use crate::onnx::proto::{AttributeProto, TensorProto, attr_int, attribute_type, node};

@@ -7,9 +7,10 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::rows::{hands_on, picks_weight};
+use super::role::{is_attention, role};
+use super::rows::hands_on;
 use super::weight::trace_weight;
-use super::{Interface, Layer, Refusal};
+use super::{Interface, Layer, Refusal, Role};
 use crate::onnx::{Graph, NodeId, Use, ValueId};
 
 /// A value of the residual stream.
@@ -19,17 +20,6 @@ pub enum StreamValue {
     Value(ValueId),
     /// The sum inside a fused add-and-norm node whose sum output (3) the file leaves unnamed.
     Sum(NodeId),
-}
-
-/// What a contribution comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Role {
-    /// Token embedding, or whatever starts the stream.
-    Embed,
-    /// Attention, or another operator that mixes tokens.
-    Attn,
-    /// Anything that works on one token at a time.
-    Mlp,
 }
 
 /// One term that is added to the stream.
@@ -165,11 +155,10 @@ impl ResidualStream {
         let mut groups = Vec::new();
         let mut current = last;
         let start = loop {
-            let node = match current {
-                StreamValue::Sum(node) => Some(node),
-                StreamValue::Value(value) => graph.producer(root(graph, value)),
+            let (node, terms) = match current {
+                StreamValue::Sum(node) => (Some(node), dynamic_terms(graph, node)),
+                StreamValue::Value(value) => (graph.producer(root(graph, value)), terms_of(graph, value)),
             };
-            let terms = node.map(|n| dynamic_terms(graph, n)).unwrap_or_default();
             if terms.len() < 2 {
                 break Vec::new();
             }
@@ -206,7 +195,8 @@ impl ResidualStream {
     }
 }
 
-/// The product nearest to the logits, through operators that keep each position's vocabulary together.
+/// The product nearest to the logits, through operators that keep each position's vocabulary together. A sum of two
+/// activations comes before any unembedding: a graph that returns the stream itself has none.
 fn find_unembedding(graph: &Graph<'_>, logits: ValueId) -> Result<Unembedding, Refusal> {
     let mut value = logits;
     loop {
@@ -235,8 +225,19 @@ fn find_unembedding(graph: &Graph<'_>, logits: ValueId) -> Result<Unembedding, R
                 | "Einsum"
                 | "Conv"
         );
+        if matches!(graph.op(node), "QLinearMatMul" | "QGemm" | "QAttention") {
+            return Err(refuse(graph, node, Some(value), "the logits are computed by an operator on integers"));
+        }
         // With dynamic quantisation the scale is computed from the activation too; the product is found on
         // the way back through the first dynamic input.
+        if dynamic_terms(graph, node).len() >= 2 {
+            return Err(Refusal {
+                hint: "is this a causal language model? Lancet needs one with a logits output; export the task \
+                       text-generation, with the head"
+                    .into(),
+                ..refuse(graph, node, Some(value), "no product comes between the stream and the logits")
+            });
+        }
         match dynamic.as_slice() {
             [slot, ..] if product => return Ok(Unembedding { node, slot: *slot }),
             [slot, ..] => value = graph.input(node, *slot).expect("it is dynamic, so it is there"),
@@ -301,6 +302,21 @@ fn dynamic_terms(graph: &Graph<'_>, node: NodeId) -> Vec<Term> {
         .collect()
 }
 
+/// The activations whose sum a value is, `Cast` and the like aside; empty for anything else, so for the normalised
+/// output of a fused add-and-norm node.
+fn terms_of(graph: &Graph<'_>, value: ValueId) -> Vec<Term> {
+    let value = root(graph, value);
+    match graph.producer(value) {
+        Some(node)
+            if skip_norm_bias(graph.op(node)).is_some() && graph.output(node, SKIP_SUM_OUTPUT) != Some(value) =>
+        {
+            Vec::new()
+        }
+        Some(node) => dynamic_terms(graph, node),
+        None => Vec::new(),
+    }
+}
+
 fn bias_use(graph: &Graph<'_>, node: NodeId) -> Option<Use> {
     let slot = skip_norm_bias(graph.op(node))?;
     graph.input(node, slot).map(|_| Use { node, slot })
@@ -338,8 +354,8 @@ fn open_latest(graph: &Graph<'_>, terms: &mut Vec<Term>) -> Option<()> {
         .iter()
         .enumerate()
         .filter_map(|(index, term)| {
+            let inner = terms_of(graph, term.value);
             let node = graph.producer(root(graph, term.value))?;
-            let inner = dynamic_terms(graph, node);
             (inner.len() >= 2).then_some((graph.rank(node), index, inner))
         })
         .max_by_key(|(rank, ..)| *rank)
@@ -357,8 +373,7 @@ fn leaves(graph: &Graph<'_>, interface: &Interface, stream: ValueId, contributio
         if parts.iter().all(|part| role(part) == role(&parts[0])) {
             return vec![term];
         }
-        let inner = graph.producer(root(graph, term.value)).map(|node| dynamic_terms(graph, node)).unwrap_or_default();
-        leaves(graph, interface, stream, inner)
+        leaves(graph, interface, stream, terms_of(graph, term.value))
     };
     contributions.into_iter().flat_map(open).collect()
 }
@@ -377,6 +392,21 @@ fn feeds(graph: &Graph<'_>, stream: ValueId, target: ValueId) -> bool {
     }
 }
 
+/// The refusal of a stream that seems to start at `node` and does not.
+fn not_followed(graph: &Graph<'_>, node: NodeId, origin: ValueId) -> Refusal {
+    let reason = "the residual stream cannot be followed past this node";
+    if !graph.op(node).ends_with("Normalization") {
+        return refuse(graph, node, Some(origin), reason);
+    }
+    Refusal {
+        hint: "the stream itself is normalised between its blocks (as in the first GPT), so that no edit of what is \
+               added to it keeps it orthogonal to a direction; Lancet edits models that normalise what a block reads \
+               or what it writes"
+            .into(),
+        ..refuse(graph, node, Some(origin), format!("{reason}: a norm of the stream as a whole"))
+    }
+}
+
 /// The start of the stream must be an embedding: it may not hide a block behind an unknown operator.
 fn check_origin(graph: &Graph<'_>, origin: ValueId, interface: &Interface) -> Result<(), Refusal> {
     let mut seen = HashSet::new();
@@ -387,7 +417,7 @@ fn check_origin(graph: &Graph<'_>, origin: ValueId, interface: &Interface) -> Re
         }
         if interface.cache.iter().any(|slot| slot.past == graph.name(value)) {
             let node = graph.producer(origin).expect("it depends on the KV cache, so a node computes it");
-            return Err(refuse(graph, node, Some(origin), "the residual stream cannot be followed past this node"));
+            return Err(not_followed(graph, node, origin));
         }
         let Some(node) = graph.producer(value) else { continue };
         if matches!(graph.op(node), "Shape" | "Size") {
@@ -399,34 +429,11 @@ fn check_origin(graph: &Graph<'_>, origin: ValueId, interface: &Interface) -> Re
                 >= if graph.op(node) == "Softmax" { 1 } else { 2 };
         if product || is_attention(graph.op(node)) {
             let at = graph.producer(origin).unwrap_or(node);
-            return Err(refuse(graph, at, Some(origin), "the residual stream cannot be followed past this node"));
+            return Err(not_followed(graph, at, origin));
         }
         stack.extend(inputs);
     }
     Ok(())
-}
-
-/// Operators that mix tokens.
-fn is_attention(op: &str) -> bool {
-    matches!(
-        op,
-        "Attention"
-            | "MultiHeadAttention"
-            | "GroupQueryAttention"
-            | "DecoderMaskedMultiHeadAttention"
-            | "DecoderMaskedSelfAttention"
-            | "PackedMultiHeadAttention"
-            | "PagedAttention"
-            | "SparseAttention"
-            | "LinearAttention"
-            | "RotaryEmbedding"
-            | "Conv"
-            | "Scan"
-            | "Loop"
-            | "GRU"
-            | "LSTM"
-            | "RNN"
-    )
 }
 
 fn origin_contributions(graph: &Graph<'_>, origin: ValueId, start: Vec<Term>) -> Vec<Contribution> {
@@ -495,71 +502,13 @@ fn blocks(
     blocks.into_iter().map(|open| open.block).collect()
 }
 
-/// Attention if the way back to the stream meets the KV cache, the mask or positions, or a product of
-/// two activations; MLP otherwise.
-fn role(graph: &Graph<'_>, interface: &Interface, stream: ValueId, value: ValueId) -> Role {
-    let floor = root(graph, stream);
-    let stop = graph.producer(floor);
-    let mut seen = HashSet::new();
-    let mut stack = vec![value];
-    while let Some(at) = stack.pop() {
-        if at == floor || !graph.is_dynamic(at) || !seen.insert(at) {
-            continue;
-        }
-        let name = graph.name(at);
-        if interface.cache.iter().any(|slot| slot.past == name)
-            || interface.attention_mask.as_deref() == Some(name)
-            || interface.position_ids.as_deref() == Some(name)
-        {
-            return Role::Attn;
-        }
-        let Some(node) = graph.producer(at) else { continue };
-        if Some(node) == stop {
-            continue;
-        }
-        let op = graph.op(node);
-        if is_attention(op) {
-            return Role::Attn;
-        }
-        // shapes are read from anywhere and say nothing about mixing
-        if matches!(op, "Shape" | "Size") {
-            continue;
-        }
-        stack.extend(graph.all_inputs(node));
-    }
-    if has_activation_product(graph, floor, value) { Role::Attn } else { Role::Mlp }
-}
-
-/// Whether two activations that both come from the stream are multiplied as matrices on the way.
-fn has_activation_product(graph: &Graph<'_>, floor: ValueId, value: ValueId) -> bool {
-    let stop = graph.producer(floor);
-    let mut seen = HashSet::new();
-    let mut stack = vec![value];
-    while let Some(value) = stack.pop() {
-        if value == floor || !graph.is_dynamic(value) || !seen.insert(value) {
-            continue;
-        }
-        let Some(node) = graph.producer(value) else { continue };
-        if Some(node) == stop {
-            continue;
-        }
-        let inputs = graph.all_inputs(node);
-        // experts multiply weights that were gathered by a router; gathered weights are no activation
-        let activations = inputs.iter().filter(|v| graph.is_dynamic(**v) && !picks_weight(graph, **v)).count();
-        if matches!(graph.op(node), "MatMul" | "FusedMatMul" | "Einsum") && activations >= 2 {
-            return true;
-        }
-        stack.extend(inputs);
-    }
-    false
-}
-
 /// Width of the stream: last dimension of the embedding, or of what is declared.
 fn width(graph: &Graph<'_>, contributions: &[Contribution], origin: ValueId) -> Option<usize> {
     let declared = |value: ValueId| {
         let last = *graph.declared_shape(value)?.last()?;
         usize::try_from(last?).ok().filter(|&d| d > 1)
     };
+    let inferred = |value: ValueId| usize::try_from(graph.last_dimension(value)?).ok().filter(|&d| d > 1);
     let embedding = contributions
         .iter()
         .filter(|c| c.role == Role::Embed)
@@ -574,6 +523,7 @@ fn width(graph: &Graph<'_>, contributions: &[Contribution], origin: ValueId) -> 
         .or_else(|| declared(origin))
         .or_else(|| contributions.iter().find_map(|c| declared(c.value)))
         .or_else(|| contributions.iter().find_map(|c| norm_width(graph, c)))
+        .or_else(|| std::iter::once(origin).chain(contributions.iter().map(|c| c.value)).find_map(inferred))
 }
 
 /// Width read off the scale of the fused norm that adds a contribution (quantised graphs).

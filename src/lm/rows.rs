@@ -13,6 +13,12 @@ pub(super) fn hands_on(graph: &Graph<'_>, node: NodeId) -> bool {
     match graph.op(node) {
         op if is_transparent(op) => true,
         "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" => keeps_rows(graph, node),
+        // an activation that static quantisation rounds to 8 bits and back
+        "QuantizeLinear" => true,
+        "DequantizeLinear" => {
+            let source = graph.input(node, 0).and_then(|v| graph.producer(v));
+            source.is_some_and(|n| graph.op(n) == "QuantizeLinear")
+        }
         _ => false,
     }
 }
@@ -26,6 +32,9 @@ pub(super) fn keeps_rows(graph: &Graph<'_>, node: NodeId) -> bool {
 
 /// Whether a use of a value asks for its elements, and not for its shape alone.
 pub(super) fn reads_elements(graph: &Graph<'_>, one: Use, depth: usize) -> bool {
+    if is_idle(graph, one.node) {
+        return false;
+    }
     match graph.op(one.node) {
         "Shape" | "Size" => false,
         "Slice" | "Identity" | "Cast" | "Unsqueeze" | "Squeeze" | "Reshape" | "Transpose" if depth > 0 => {
@@ -35,6 +44,11 @@ pub(super) fn reads_elements(graph: &Graph<'_>, one: Use, depth: usize) -> bool 
         }
         _ => true,
     }
+}
+
+/// Whether nobody reads what a node computes: a twin whose readers were led to another node, or dead code.
+pub(super) fn is_idle(graph: &Graph<'_>, node: NodeId) -> bool {
+    graph.outputs(node).all(|v| graph.uses(v).is_empty() && !graph.is_output(v))
 }
 
 /// Whether a constant has one element.
@@ -131,4 +145,20 @@ pub(super) fn picks_weight(graph: &Graph<'_>, value: ValueId) -> bool {
         }
     }
     false
+}
+
+/// The constant operand of an `Einsum` of two, and the axis (counted from its end) that becomes the last one of the
+/// result: `bshd,hdm->bsm` gives `(1, 0)`. Each entry of the result along that axis depends on the weight's entry alone.
+pub(super) fn einsum_weight(graph: &Graph<'_>, node: NodeId) -> Option<(usize, usize)> {
+    let equation = graph.node(node).attr("equation")?.s.clone()?;
+    let equation: String = String::from_utf8(equation).ok()?.split_whitespace().collect();
+    let (operands, result) = equation.split_once("->")?;
+    let operands: Vec<&str> = operands.split(',').collect();
+    let last = result.chars().last().filter(char::is_ascii_alphabetic)?;
+    let slot = operands.iter().position(|operand| operand.contains(last))?;
+    let (weight, other) = (operands[slot], operands[1 - slot.min(1)]);
+    let fixed = graph.input(node, slot).is_some_and(|v| !graph.is_dynamic(v) || picks_weight(graph, v));
+    let plain = operands.len() == 2 && !other.contains(last) && weight.matches(last).count() == 1;
+    let from_end = weight.chars().rev().position(|c| c == last)?;
+    (fixed && plain && !weight.contains('.')).then_some((slot, from_end))
 }

@@ -11,56 +11,13 @@ use std::collections::HashSet;
 
 use super::Refusal;
 use super::alone::Turn;
+use super::path::{EditTarget, Part, WeightPath};
+use super::quantised::{self, Found};
 use super::rows::{
-    adds_or_sets, is_row_factor, is_same_along_rows, is_scalar, is_transparent, is_zero, keeps_rows, picks_weight,
-    reads_elements,
+    adds_or_sets, einsum_weight, is_row_factor, is_same_along_rows, is_scalar, is_transparent, is_zero, keeps_rows,
+    picks_weight, reads_elements,
 };
 use crate::onnx::{DataType, Graph, NodeId, Storage, TensorId, Use, ValueId};
-
-/// A tensor to edit, and the axis along which `d_model` lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct EditTarget {
-    /// The tensor.
-    pub tensor: TensorId,
-    /// Its axis of length `d_model`.
-    pub axis: usize,
-}
-
-/// The way from a contribution to its weights.
-#[derive(Debug, Clone, Default)]
-pub struct WeightPath {
-    /// The weights: one, or one for each expert.
-    pub weights: Vec<EditTarget>,
-    /// Every bias on the way.
-    pub biases: Vec<EditTarget>,
-    /// Whether rows are looked up by token or position, not multiplied.
-    pub lookup: bool,
-    /// The places where the chains of constants behind weights and biases enter the computation.
-    pub entries: Vec<Use>,
-    /// The same, tensor by tensor.
-    pub parts: Vec<Part>,
-}
-
-/// One tensor of a path.
-#[derive(Debug, Clone)]
-pub struct Part {
-    /// The tensor, and its axis of length `d_model`.
-    pub target: EditTarget,
-    /// Whether it is a bias.
-    pub bias: bool,
-    /// Where it enters the computation.
-    pub entry: Use,
-    /// What norms on the way do to a direction.
-    pub turns: Vec<Turn>,
-}
-
-impl WeightPath {
-    /// `d_model` as the weights have it.
-    pub fn width(&self, graph: &Graph<'_>) -> Option<usize> {
-        let target = self.weights.first()?;
-        usize::try_from(graph.model.tensor(target.tensor).shape[target.axis]).ok()
-    }
-}
 
 impl WeightPath {
     /// Adds the bias input of a fused add-and-norm node.
@@ -109,7 +66,7 @@ fn run(mut walk: Walk<'_, '_>, value: ValueId) -> Result<WeightPath, Refusal> {
         return Err(stop(graph, node, value, "no weight was found behind the write"));
     }
     let first = path.width(graph);
-    let same = |t: &EditTarget| Some(graph.model.tensor(t.tensor).shape[t.axis]) == first.map(|d| d as u64);
+    let same = |t: &EditTarget| Some(t.width(graph.model)) == first.map(|d| d as u64);
     match path.weights.iter().all(same) {
         true => Ok(path),
         false => Err(stop(graph, graph.producer(value), value, "its weights are of different widths")),
@@ -232,6 +189,10 @@ impl<'g, 'm> Walk<'g, 'm> {
                     self.follow(part, node);
                 }
             }
+            "Mul" if quantised::scaled_integer_product(graph, node).is_some() => {
+                let found = quantised::scaled_integer_product(graph, node).expect("seen in the guard");
+                self.quantised(node, value, None, found)?;
+            }
             "Mul" | "Div" => self.scaled(node, value)?,
             // x - mean(x) of a norm that is spelled out
             "Sub" if self.through_norms && graph.input(node, 1).is_some_and(|v| is_row_factor(graph, v)) => {
@@ -311,12 +272,16 @@ impl<'g, 'm> Walk<'g, 'm> {
             }
             "MatMulNBits"
             | "MatMulBnb4"
-            | "MatMulInteger"
             | "DynamicQuantizeMatMul"
-            | "GatherBlockQuantized"
-            | "QMoE"
             | "MatMulIntegerToFloat"
-            | "DequantizeLinear" => return Err(self.stop(Some(node), value, "the weight is quantised")),
+            | "GatherBlockQuantized"
+            | "QMoE" => {
+                self.path.lookup |= op == "GatherBlockQuantized";
+                let (found, bias) = quantised::read_by(graph, node, self.width.map(|w| w as u64));
+                self.quantised(node, value, bias, found)?;
+            }
+            "DequantizeLinear" => self.dequantised(node, value)?,
+            "MatMulInteger" => return Err(self.stop(Some(node), value, "the weight's scale was not found")),
             _ => {
                 return Err(self.stop(Some(node), value, format!("the write passes `{}`", graph.op_name(node))));
             }
@@ -482,7 +447,11 @@ impl<'g, 'm> Walk<'g, 'm> {
                 }
                 "Squeeze" | "Unsqueeze" | "Reshape"
                     if graph.is_dynamic(value) && from_end == 0 && keeps_rows(graph, node) => {}
-                "DequantizeLinear" => return Err(self.stop(Some(node), value, "the weight is quantised")),
+                "DequantizeLinear" => {
+                    let found = quantised::dequantize_linear(graph, node, from_end);
+                    let found = found.map_err(|reason| self.stop(Some(node), value, quantised::reason(&reason)))?;
+                    return self.take(Found { entry, ..found }, node, value);
+                }
                 _ => {
                     let reason = "the weight is computed in a way that is not followed";
                     return Err(self.stop(Some(node), value, reason));
@@ -503,6 +472,58 @@ impl<'g, 'm> Walk<'g, 'm> {
         self.path.entries.push(entry);
         self.path.parts.push(Part { target, bias: false, entry, turns: self.turns.clone() });
         Ok(())
+    }
+
+    /// Takes the quantised weight that an operator reads, and its bias.
+    fn quantised(
+        &mut self,
+        node: NodeId,
+        value: ValueId,
+        bias: Option<usize>,
+        found: Result<Found, String>,
+    ) -> Result<(), Refusal> {
+        let found = found.map_err(|reason| self.stop(Some(node), value, quantised::reason(&reason)))?;
+        if let Some(slot) = bias
+            && let Some(bias) = self.graph.input(node, slot)
+        {
+            self.bias(bias, Use { node, slot })?;
+        }
+        self.take(found, node, value)
+    }
+
+    fn take(&mut self, found: Found, node: NodeId, value: ValueId) -> Result<(), Refusal> {
+        let quantised = found.quantised;
+        if self.width.is_some_and(|w| w as u64 != quantised.width()) {
+            let (shape, width) = (quantised.shape(), self.width.unwrap_or(0));
+            return Err(self.stop(Some(node), value, format!("the weight is {shape:?}, d_model is {width}")));
+        }
+        let target = EditTarget { tensor: found.codes, axis: quantised.axis(), quantised: Some(quantised) };
+        self.path.weights.push(target);
+        self.path.entries.push(found.entry);
+        self.path.parts.push(Part { target, bias: false, entry: found.entry, turns: self.turns.clone() });
+        Ok(())
+    }
+
+    /// `DequantizeLinear` of an activation: what `QuantizeLinear` made, or a row of a quantised table.
+    fn dequantised(&mut self, node: NodeId, value: ValueId) -> Result<(), Refusal> {
+        let graph = self.graph;
+        let source = graph.input(node, 0).expect("it has an input");
+        let producer = graph.producer(source);
+        match producer.map(|n| graph.op(n)) {
+            Some("QuantizeLinear") => {
+                self.read_only_by(source, node)?;
+                let quantize = producer.expect("seen in the match");
+                self.follow(graph.input(quantize, 0), quantize);
+                Ok(())
+            }
+            Some("Gather") => {
+                self.read_only_by(source, node)?;
+                self.path.lookup = true;
+                let lookup = producer.expect("seen in the match");
+                self.quantised(node, value, None, quantised::dequantized_lookup(graph, node, lookup))
+            }
+            _ => Err(self.stop(Some(node), value, "the write is dequantised in a way that is not followed")),
+        }
     }
 
     /// A constant bias whose last dimension is `d_model`.
@@ -545,24 +566,8 @@ impl<'g, 'm> Walk<'g, 'm> {
         if self.width.is_some_and(|w| found.shape[axis] != w as u64) {
             return stop(format!("the weight is {:?}, d_model is {}", found.shape, self.width.unwrap_or(0)));
         }
-        Ok(EditTarget { tensor, axis })
+        Ok(EditTarget { tensor, axis, quantised: None })
     }
-}
-
-/// The constant operand of an `Einsum` of two, and the axis (counted from its end) that becomes the last one of the
-/// result: `bshd,hdm->bsm` gives `(1, 0)`. Each entry of the result along that axis depends on the weight's entry alone.
-fn einsum_weight(graph: &Graph<'_>, node: NodeId) -> Option<(usize, usize)> {
-    let equation = graph.node(node).attr("equation")?.s.clone()?;
-    let equation: String = String::from_utf8(equation).ok()?.split_whitespace().collect();
-    let (operands, result) = equation.split_once("->")?;
-    let operands: Vec<&str> = operands.split(',').collect();
-    let last = result.chars().last().filter(char::is_ascii_alphabetic)?;
-    let slot = operands.iter().position(|operand| operand.contains(last))?;
-    let (weight, other) = (operands[slot], operands[1 - slot.min(1)]);
-    let fixed = graph.input(node, slot).is_some_and(|v| !graph.is_dynamic(v) || picks_weight(graph, v));
-    let plain = operands.len() == 2 && !other.contains(last) && weight.matches(last).count() == 1;
-    let from_end = weight.chars().rev().position(|c| c == last)?;
-    (fixed && plain && !weight.contains('.')).then_some((slot, from_end))
 }
 
 /// Whether `reader` is the only node that reads the elements of a value.

@@ -6,10 +6,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::Layer;
-use super::residual::{Contribution, ResidualStream, Role};
-use super::weight::{EditTarget, WeightPath, trace_weight};
-use crate::onnx::{Graph, Model, Storage, TensorId, Use, ValueId};
+use super::path::{EditTarget, WeightPath};
+use super::residual::{Contribution, ResidualStream};
+use super::weight::trace_weight;
+use super::{Layer, Role};
+use crate::onnx::{Graph, Model, NodeId, Quantised, Storage, TensorId, Use, ValueId};
 
 /// What a writer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -43,6 +44,8 @@ impl WriterKind {
 pub enum Treatment {
     /// The weight (and bias) tensors are edited in place: `W' = W - r r^T W`.
     Weights,
+    /// The same for quantised weights, which are rounded to their own grid so that the write stays orthogonal.
+    Rounded,
     /// Weights alone cannot be exact: the projection is inserted after the write as standard operators.
     Nodes,
     /// The write is made in another file, and edited there ([`super::EmbeddingFile`]).
@@ -54,6 +57,7 @@ impl Treatment {
     pub fn name(self) -> &'static str {
         match self {
             Self::Weights => "weights",
+            Self::Rounded => "rounded",
             Self::Nodes => "nodes",
             Self::Elsewhere => "elsewhere",
         }
@@ -81,6 +85,13 @@ pub struct Writer {
     pub tied: bool,
 }
 
+impl Writer {
+    /// Why its quantised weight cannot be rounded, where that is what stands against it.
+    pub fn cannot_be_rounded(&self) -> Option<&str> {
+        self.reason.as_deref().filter(|reason| reason.starts_with(super::quantised::QUANTISED))
+    }
+}
+
 /// What was found behind one contribution.
 struct Traced {
     path: Option<WeightPath>,
@@ -98,7 +109,7 @@ pub fn writers(graph: &Graph<'_>, streams: &[&ResidualStream]) -> Vec<Writer> {
         streams.iter().map(|s| Use { node: s.unembedding.node, slot: 1 - s.unembedding.slot.min(1) }).collect();
     let sharing = Sharing::of(graph, traced.iter().flatten().filter_map(|t| t.path.as_ref()), unembeddings);
     // One treatment forces another where two writers share a tensor, so repeat until nothing changes.
-    loop {
+    let wanted = loop {
         let wanted: HashSet<Use> = traced
             .iter()
             .flatten()
@@ -125,9 +136,9 @@ pub fn writers(graph: &Graph<'_>, streams: &[&ResidualStream]) -> Vec<Writer> {
             }
         }
         if !changed {
-            break;
+            break wanted;
         }
-    }
+    };
     let mut embeddings = 0;
     let mut found = Vec::new();
     for (index, contribution) in streams[0].contributions.iter().enumerate() {
@@ -136,10 +147,10 @@ pub fn writers(graph: &Graph<'_>, streams: &[&ResidualStream]) -> Vec<Writer> {
             kind: kind(contribution, &mut embeddings),
             layer: contribution.layer,
             writes: streams.iter().map(|stream| stream.contributions[index].clone()).collect(),
-            weights: one.path.as_ref().map(|p| p.weights.clone()).unwrap_or_default(),
+            weights: one.path.as_ref().map(|p| sharing.own_scales(p, &wanted)).unwrap_or_default(),
             biases: one.path.as_ref().map(|p| p.biases.clone()).unwrap_or_default(),
             treatment: match &one.reason {
-                None => Treatment::Weights,
+                None => by_weights(one.path.as_ref()),
                 Some(_) if is_fed(graph, contribution) => Treatment::Elsewhere,
                 Some(_) => Treatment::Nodes,
             },
@@ -162,9 +173,10 @@ fn is_fed(graph: &Graph<'_>, contribution: &Contribution) -> bool {
 pub(super) fn single(graph: &Graph<'_>, write: Contribution, d_model: usize) -> Writer {
     let mut traced = trace(graph, &write, d_model);
     // the graph returns the write itself: that is the one reader
-    if let Some(path) = &traced.path {
+    if let Some(path) = &mut traced.path {
         let wanted = path.entries.iter().copied().collect();
-        let sharing = Sharing::of(graph, std::iter::once(path), Vec::new());
+        let sharing = Sharing::of(graph, std::iter::once(&*path), Vec::new());
+        path.weights = sharing.own_scales(path, &wanted);
         if let Some((reason, tied)) = sharing.conflict(path, &wanted) {
             (traced.reason, traced.tied) = (Some(reason), tied);
         }
@@ -174,11 +186,17 @@ pub(super) fn single(graph: &Graph<'_>, write: Contribution, d_model: usize) -> 
         layer: None,
         weights: traced.path.as_ref().map(|p| p.weights.clone()).unwrap_or_default(),
         biases: traced.path.as_ref().map(|p| p.biases.clone()).unwrap_or_default(),
-        treatment: if traced.reason.is_none() { Treatment::Weights } else { Treatment::Nodes },
+        treatment: if traced.reason.is_none() { by_weights(traced.path.as_ref()) } else { Treatment::Nodes },
         reason: traced.reason,
         tied: traced.tied,
         writes: vec![write],
     }
+}
+
+/// How a write is treated whose weights can be edited.
+fn by_weights(path: Option<&WeightPath>) -> Treatment {
+    let quantised = path.is_some_and(|path| path.weights.iter().any(|target| target.quantised.is_some()));
+    if quantised { Treatment::Rounded } else { Treatment::Weights }
 }
 
 /// Branches may hold weights of their own: a writer edits those of all of them.
@@ -186,7 +204,7 @@ fn merge_targets(writers: &mut [Writer], traced: &[Vec<Traced>]) {
     for (index, writer) in writers.iter_mut().enumerate() {
         for path in traced.iter().filter_map(|branch| branch[index].path.as_ref()) {
             for target in &path.weights {
-                if !writer.weights.contains(target) {
+                if !writer.weights.iter().any(|known| (known.tensor, known.axis) == (target.tensor, target.axis)) {
                     writer.weights.push(*target);
                 }
             }
@@ -230,8 +248,10 @@ fn kind(contribution: &Contribution, embeddings: &mut usize) -> WriterKind {
 pub(super) struct Sharing<'g, 'm> {
     graph: &'g Graph<'m>,
     unembeddings: Vec<Use>,
-    /// Tensors that two writers would edit along different axes.
+    /// Tensors that two writers would edit along different axes, or by different scales.
     conflicting: HashSet<TensorId>,
+    /// Tensors of codes by the tensor of their scales.
+    scaled: HashMap<TensorId, HashSet<TensorId>>,
     /// Values that are a tensor.
     values: HashMap<TensorId, Vec<ValueId>>,
     /// For each tensor of a writer: every tensor whose bytes overlap with its own, itself included; `None` where
@@ -245,11 +265,15 @@ impl<'g, 'm> Sharing<'g, 'm> {
         paths: impl Iterator<Item = &'p WeightPath>,
         unembeddings: Vec<Use>,
     ) -> Self {
-        let mut axes: HashMap<TensorId, usize> = HashMap::new();
+        let mut targets: HashMap<TensorId, &EditTarget> = HashMap::new();
+        let mut scaled: HashMap<TensorId, HashSet<TensorId>> = HashMap::new();
         let mut conflicting = HashSet::new();
         for path in paths {
             for target in path.weights.iter().chain(&path.biases) {
-                if *axes.entry(target.tensor).or_insert(target.axis) != target.axis {
+                if let Some(quantised) = target.quantised {
+                    scaled.entry(quantised.scales).or_default().insert(target.tensor);
+                }
+                if *targets.entry(target.tensor).or_insert(target) != target {
                     conflicting.insert(target.tensor);
                 }
             }
@@ -262,8 +286,8 @@ impl<'g, 'm> Sharing<'g, 'm> {
                 values.entry(tensor).or_default().push(value);
             }
         }
-        let aliases = aliases(graph.model, axes.keys().copied());
-        Self { graph, unembeddings, conflicting, values, aliases }
+        let aliases = aliases(graph.model, targets.keys().chain(scaled.keys()).copied());
+        Self { graph, unembeddings, conflicting, scaled, values, aliases }
     }
 
     /// Why the tensors of a path cannot be edited in place, and whether one is tied to the unembedding.
@@ -271,9 +295,11 @@ impl<'g, 'm> Sharing<'g, 'm> {
         for target in path.weights.iter().chain(&path.biases) {
             let name = super::tensor_label(self.graph, target.tensor);
             if self.conflicting.contains(&target.tensor) {
-                return Some((format!("`{name}` is written along both of its axes"), false));
+                return Some((format!("`{name}` is read in two ways that need it edited differently"), false));
             }
-            let Some(all) = self.aliases.get(&target.tensor).and_then(Option::as_ref) else {
+            // the same codes stand for the same weight only with the same scales
+            let same = |all: &&Vec<TensorId>| target.quantised.is_none() || all.len() == 1;
+            let Some(all) = self.aliases.get(&target.tensor).and_then(Option::as_ref).filter(same) else {
                 return Some((format!("`{name}` shares its bytes with another tensor"), false));
             };
             for &tensor in all {
@@ -295,6 +321,24 @@ impl<'g, 'm> Sharing<'g, 'm> {
         None
     }
 
+    /// The weights of a path, told which of the quantised ones have their scales for themselves.
+    pub(super) fn own_scales(&self, path: &WeightPath, wanted: &HashSet<Use>) -> Vec<EditTarget> {
+        let nodes: HashSet<NodeId> = wanted.iter().map(|one| one.node).collect();
+        let alone = |scales: TensorId| {
+            let bytes = self.aliases.get(&scales).and_then(Option::as_ref).is_some_and(|all| all.len() == 1);
+            let codes = self.scaled.get(&scales).is_some_and(|codes| codes.len() == 1);
+            let entries = self.entries_of(scales).unwrap_or_default();
+            let slots: HashSet<usize> = entries.iter().map(|one| one.slot).collect();
+            let of_writers = slots.len() == 1 && entries.iter().all(|one| nodes.contains(&one.node));
+            bytes && codes && (entries.len() == 1 || of_writers)
+        };
+        let told = |target: &EditTarget| EditTarget {
+            quantised: target.quantised.map(|q| Quantised { own_scales: q.own_scales && alone(q.scales), ..q }),
+            ..*target
+        };
+        path.weights.iter().map(told).collect()
+    }
+
     /// Every place where a tensor's value enters the computation, through `Cast`, `Transpose` and the like.
     /// `None` if it also leaves the graph or cannot be followed.
     fn entries_of(&self, tensor: TensorId) -> Option<HashSet<Use>> {
@@ -313,7 +357,9 @@ impl<'g, 'm> Sharing<'g, 'm> {
                     return None; // captured by a subgraph
                 }
                 let outputs: Vec<ValueId> = graph.outputs(one.node).collect();
-                if outputs.iter().any(|v| graph.is_dynamic(*v)) {
+                if super::rows::is_idle(graph, one.node) {
+                    // whoever reads it in the file was led to its twin
+                } else if outputs.iter().any(|v| graph.is_dynamic(*v)) {
                     entries.insert(*one);
                 } else if matches!(graph.op(one.node), "Shape" | "Size") {
                     // reads no values

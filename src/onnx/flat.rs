@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::index::{GraphIndex, Model};
 use super::proto::{AttributeProto, FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto, node};
+use super::twins::Redirected;
 
 /// Calls may nest this deep; deeper ones stay calls, which nothing takes for a known operator.
 const MAX_DEPTH: usize = 32;
@@ -82,6 +83,8 @@ pub struct Flat {
     pub opaque_calls: HashSet<usize>,
     /// Operator sets that the functions import and the model does not.
     pub imports: Vec<OperatorSetIdProto>,
+    /// Inputs that read another value in the file, which is computed in the same way ([`super::twins`]).
+    pub redirected: Vec<Redirected>,
 }
 
 impl Flat {
@@ -104,13 +107,16 @@ impl Flat {
                 alternate: HashMap::new(),
                 opaque_calls: HashSet::new(),
                 imports: Vec::new(),
+                redirected: Vec::new(),
             },
         };
         builder.nodes(
             &main.node,
             &Scope { instance: 0, label: String::new(), names: HashMap::new(), attributes: None, depth: 0 },
         );
-        builder.flat
+        let mut flat = builder.flat;
+        flat.redirected = super::twins::merge(&mut flat);
+        flat
     }
 }
 

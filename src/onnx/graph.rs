@@ -424,7 +424,9 @@ impl<'m> Graph<'m> {
     /// A name that neither the graph nor an inlined body uses yet, starting with `stem`.
     pub fn fresh_name(&self, stem: &str) -> String {
         let used = |name: &str| {
-            self.ids.contains_key(name) || self.flat.instances.iter().any(|i| i.locals().any(|local| local == name))
+            self.ids.contains_key(name)
+                || self.flat.instances.iter().any(|i| i.locals().any(|local| local == name))
+                || self.flat.graph.node.iter().any(|node| node.name.as_deref() == Some(name))
         };
         let mut name = stem.to_string();
         let mut n = 1;

@@ -100,6 +100,16 @@ fn by_instance(patch: &Patch, graph: &Graph<'_>) -> Result<BTreeMap<usize, Chang
         found.entry(origin.instance).or_default().rewires.push((origin.node, at.slot, name));
     }
     for (id, slot, name) in &patch.renames {
+        // who reads a twin of the renamed value in the file is to read what takes its name, like everybody else
+        let old = &graph.node(*id).output[*slot];
+        for twin in flat.redirected.iter().filter(|t| graph.node(NodeId(t.node)).input[t.slot] == *old) {
+            if patch.rewires.iter().any(|(at, _)| (at.node.0, at.slot) == (twin.node, twin.slot)) {
+                continue;
+            }
+            let origin = origin(NodeId(twin.node))?;
+            let name = flat.instances[origin.instance].local(old).to_string();
+            found.entry(origin.instance).or_default().rewires.push((origin.node, twin.slot, name));
+        }
         let origin = origin(*id)?;
         let name = flat.instances[origin.instance].local(name).to_string();
         found.entry(origin.instance).or_default().renames.push((origin.node, *slot, name));

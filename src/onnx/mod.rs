@@ -9,11 +9,14 @@ pub mod index;
 pub mod lower;
 pub mod patch;
 pub mod proto;
+pub mod quant;
 pub mod shape;
 pub mod tensor;
+mod twins;
 pub mod wire;
 
 pub use error::OnnxError;
 pub use graph::{Graph, NodeId, Use, ValueId};
 pub use index::Model;
+pub use quant::Quantised;
 pub use tensor::{DataType, Storage, TensorId, TensorRef};

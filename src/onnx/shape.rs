@@ -3,6 +3,7 @@
 //! the operators are silent: exporters contradict themselves there.
 
 use super::graph::{Graph, NodeId, ValueId};
+use super::tensor::DataType;
 
 /// Rank and last dimension of a value, where known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -101,6 +102,14 @@ impl Node<'_> {
                 Shape { rank: Some(2), last: last.or(plain) }
             }
             "MoE" | "QMoE" if slot == 0 => first,
+            "DynamicQuantizeLinear" => {
+                if slot == 0 {
+                    first
+                } else {
+                    Shape { rank: Some(0), last: None }
+                }
+            }
+            "GatherBlockQuantized" => self.gather_block_quantized(),
             "Gather" => self.gather(),
             "GatherND" => {
                 let indices = self.input(1);
@@ -216,6 +225,14 @@ impl Node<'_> {
         let rank = data.rank.zip(indices.rank).map(|(d, i)| d + i - 1);
         let along_last = axis == -1 || data.rank.is_none_or(|rank| axis + 1 == rank as i64);
         Shape { rank, last: if along_last { None } else { data.last } }
+    }
+
+    /// ONNX Runtime's lookup in a quantised table; bytes hold several codes each.
+    fn gather_block_quantized(&self) -> Shape {
+        let gathered = self.gather();
+        let bytes = self.graph.input(self.node, 0).and_then(|v| self.graph.elem_type(v)) == Some(DataType::UINT8);
+        let bits = u64::try_from(self.graph.node(self.node).attr_i("bits", 4)).unwrap_or(8).clamp(1, 8);
+        Shape { last: gathered.last.map(|last| if bytes { last * 8 / bits } else { last }), ..gathered }
     }
 
     fn reshape(&self) -> Shape {

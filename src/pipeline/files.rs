@@ -1,9 +1,10 @@
-//! The model's folder: which `.onnx` file is meant, what its configs say, what is copied beside the result.
+//! One model's files: the `.onnx` file, what its configs say, what belongs to it.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::walk::Entry;
 use crate::error::Error;
 use crate::lm::ModelConfig;
 
@@ -16,68 +17,23 @@ pub struct ModelFiles {
     pub root: PathBuf,
 }
 
-/// Order of preference among the `.onnx` files of a folder.
-const PREFERRED: [&str; 3] = ["model.onnx", "decoder_model_merged.onnx", "decoder_model.onnx"];
-
 impl ModelFiles {
-    /// Resolves `MODEL`: an `.onnx` file, or a folder that holds one (itself or under `onnx/`).
-    ///
-    /// # Errors
-    /// If there is no such file, or several and none has a usual name.
-    pub fn find(model: &Path) -> Result<Self, Error> {
-        let usage = |message: String, hint: &str| Error::usage(message, hint);
-        let meta = std::fs::metadata(model).map_err(|e| {
-            usage(
-                format!("cannot read model `{}`: {e}", model.display()),
-                "pass an `.onnx` file or the folder that holds it",
-            )
-        })?;
-        if meta.is_file() {
-            let folder = match model.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
-                _ => PathBuf::from("."),
-            };
-            let named_onnx = folder.file_name().is_some_and(|n| n == "onnx");
-            let has_config = |dir: &Path| dir.join("tokenizer.json").is_file() || dir.join("config.json").is_file();
-            let root = match folder.parent() {
-                Some(parent) if named_onnx && !folder.join("tokenizer.json").is_file() && has_config(parent) => {
-                    parent.to_path_buf()
-                }
-                _ => folder,
-            };
-            return Ok(Self { onnx: model.to_path_buf(), root });
-        }
-        let mut found = Vec::new();
-        for folder in [model.to_path_buf(), model.join("onnx")] {
-            let Ok(entries) = std::fs::read_dir(&folder) else { continue };
-            let mut here: Vec<PathBuf> = entries
-                .filter_map(Result::ok)
-                .map(|e| e.path())
-                .filter(|p| p.extension().is_some_and(|e| e == "onnx") && p.is_file())
-                .filter(|p| p.file_name().is_none_or(|n| !n.to_string_lossy().starts_with("embed_tokens")))
-                .collect();
-            here.sort();
-            for name in PREFERRED {
-                if let Some(path) = here.iter().find(|p| p.file_name().is_some_and(|n| n == name)) {
-                    return Ok(Self { onnx: path.clone(), root: model.to_path_buf() });
-                }
+    /// An `.onnx` file named by its path: its configs are in its folder, or in the one above where that is called
+    /// `onnx` (Hugging Face).
+    pub fn of_file(model: &Path) -> Self {
+        let folder = match model.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+            _ => PathBuf::from("."),
+        };
+        let named_onnx = folder.file_name().is_some_and(|n| n == "onnx");
+        let has_config = |dir: &Path| dir.join("tokenizer.json").is_file() || dir.join("config.json").is_file();
+        let root = match folder.parent() {
+            Some(parent) if named_onnx && !folder.join("tokenizer.json").is_file() && has_config(parent) => {
+                parent.to_path_buf()
             }
-            found.extend(here);
-        }
-        match found.as_slice() {
-            [one] => Ok(Self { onnx: one.clone(), root: model.to_path_buf() }),
-            [] => Err(usage(
-                format!("no `.onnx` file in `{}` or its `onnx/` folder", model.display()),
-                "pass the `.onnx` file itself",
-            )),
-            many => {
-                let names: Vec<String> = many.iter().map(|p| format!("`{}`", p.display())).collect();
-                Err(usage(
-                    format!("several models to choose from: {}", names.join(", ")),
-                    "pass one of them by its path",
-                ))
-            }
-        }
+            _ => folder,
+        };
+        Self { onnx: model.to_path_buf(), root }
     }
 
     /// The `.onnx` file relative to the root: where it goes in the output folder.
@@ -87,19 +43,30 @@ impl ModelFiles {
             .map_or_else(|_| self.onnx.file_name().map(PathBuf::from).unwrap_or_default(), Path::to_path_buf)
     }
 
-    /// The token embedding's own file beside the model: `embed_tokens.onnx`, with the suffix of the model's name
-    /// (`decoder_model_merged_q4.onnx` goes with `embed_tokens_q4.onnx`), else the only one there is.
+    /// The token embedding's own file beside the model: the one that `genai_config.json` names; `embed_tokens.onnx`,
+    /// with the suffix of the model's name (`decoder_model_merged_q4.onnx` goes with `embed_tokens_q4.onnx`), or
+    /// without; else the only one there is.
     ///
     /// # Errors
     /// If there are several and none has the model's suffix.
     pub fn embedding(&self) -> Result<Option<PathBuf>, Error> {
         let folder = self.onnx.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let named = self.json("genai_config.json")?.and_then(|config| {
+            let name = config.pointer("/model/embedding/filename")?.as_str()?;
+            // a plain name: nothing outside the folder is ever opened
+            Path::new(name).file_name().filter(|n| *n == name).map(|n| folder.join(n))
+        });
+        if let Some(named) = named.filter(|path| path.is_file()) {
+            return Ok(Some(named));
+        }
         let stem = self.onnx.file_stem().and_then(|s| s.to_str()).unwrap_or("");
         let known = ["decoder_model_merged", "decoder_model", "decoder_with_past_model", "model"];
         let suffix = known.iter().find_map(|name| stem.strip_prefix(name)).unwrap_or("");
-        let fitting = folder.join(format!("embed_tokens{suffix}.onnx"));
-        if fitting.is_file() {
-            return Ok(Some(fitting));
+        for name in [format!("embed_tokens{suffix}.onnx"), "embed_tokens.onnx".into()] {
+            let fitting = folder.join(name);
+            if fitting.is_file() {
+                return Ok(Some(fitting));
+            }
         }
         let Ok(entries) = std::fs::read_dir(folder) else { return Ok(None) };
         let mut found: Vec<PathBuf> = entries
@@ -190,31 +157,24 @@ impl ModelFiles {
         Ok(Vec::new())
     }
 
-    /// Configs, tokenizer, template and licence files of the root, as plain files, into `out`.
-    ///
-    /// # Errors
-    /// If one cannot be copied.
-    pub fn copy_companions(&self, out: &Path) -> Result<Vec<PathBuf>, Error> {
-        let mut copied = Vec::new();
-        let entries = std::fs::read_dir(&self.root).map_err(|e| {
-            Error::usage(format!("cannot list `{}`: {e}", self.root.display()), "check its permissions")
-        })?;
-        for path in entries.filter_map(Result::ok).map(|e| e.path()) {
-            let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
-            let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
-            let companion = matches!(extension, "json" | "jinja" | "txt" | "model" | "md" | "tiktoken")
-                || name.starts_with("LICENSE")
-                || name.starts_with("NOTICE");
-            if companion && path.is_file() && !name.starts_with("lancet") {
-                let to = out.join(name);
-                // contents only: a link or an odd mode stays behind
-                std::fs::copy(&path, &to).map_err(|e| {
-                    Error::failed(format!("cannot copy `{}` to `{}`: {e}", path.display(), to.display()))
-                })?;
-                copied.push(PathBuf::from(name));
-            }
-        }
-        copied.sort();
-        Ok(copied)
+    /// Configs, tokenizer, template and licence files of the root, sorted: what goes with one file of a folder.
+    pub fn companions(&self) -> Vec<Entry> {
+        let mut found: Vec<Entry> = std::fs::read_dir(&self.root)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| {
+                let path = entry.ok()?.path();
+                let name = path.file_name()?.to_str()?;
+                let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
+                let companion = matches!(extension, "json" | "jinja" | "txt" | "model" | "md" | "tiktoken")
+                    || name.starts_with("LICENSE")
+                    || name.starts_with("NOTICE");
+                let meta = std::fs::metadata(&path).ok().filter(std::fs::Metadata::is_file)?;
+                (companion && !name.starts_with("lancet"))
+                    .then(|| Entry { relative: PathBuf::from(name), bytes: meta.len() })
+            })
+            .collect();
+        found.sort();
+        found
     }
 }

@@ -1,9 +1,15 @@
 //! What a model is, as data.
 
+use std::collections::BTreeMap;
+
 use super::opened::{Opened, Understood};
-use crate::lm::{LanguageModel, Refusal, Writer, tensor_label};
-use crate::onnx::Graph;
-use crate::report::{InspectResult, RefusalRow, WriterRow};
+use super::package::{Package, Role, Variant};
+use super::publish::{copied, left_out};
+use crate::error::Error;
+use crate::lm::{EmbeddingFile, LanguageModel, Refusal, Writer, tensor_label};
+use crate::onnx::{Graph, Model};
+use crate::report::package::VariantInspect;
+use crate::report::{InspectResult, PackageInspect, RefusalRow, WriterRow};
 
 /// Describes an understood model.
 pub fn describe(opened: &Opened, model: &Understood<'_>) -> InspectResult {
@@ -22,18 +28,115 @@ pub fn describe(opened: &Opened, model: &Understood<'_>) -> InspectResult {
 
 /// Describes a model that is refused.
 pub fn refused(opened: &Opened, refusal: &Refusal) -> InspectResult {
-    let row = RefusalRow {
+    InspectResult { refusals: vec![refusal_row(refusal)], ..bare(opened) }
+}
+
+fn refusal_row(refusal: &Refusal) -> RefusalRow {
+    RefusalRow {
         node: refusal.node.clone(),
         op: refusal.op.clone(),
         tensor: refusal.tensor.clone(),
         reason: refusal.reason.clone(),
         hint: refusal.hint.clone(),
+    }
+}
+
+/// Describes every variant of a package.
+pub fn package(package: &Package) -> PackageInspect {
+    PackageInspect {
+        model: package.root.display().to_string(),
+        variants: package.variants.iter().map(variant).collect(),
+        copied: copied(package),
+        left_out: left_out(package),
+    }
+}
+
+fn variant(variant: &Variant) -> VariantInspect {
+    let unreadable = |error: &Error| {
+        let mut reason = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            reason.push_str(&format!(": {cause}"));
+            source = cause.source();
+        }
+        let hint = error.hint().unwrap_or_default();
+        let row = RefusalRow { node: "(file)".into(), reason, hint, ..Default::default() };
+        let model = variant.files.onnx.display().to_string();
+        (String::new(), InspectResult { model, refusals: vec![row], ..Default::default() })
     };
-    InspectResult { refusals: vec![row], ..bare(opened) }
+    let (precision, inspect) = match variant.role {
+        Role::Model => match Opened::of(variant.files.clone()) {
+            Ok(opened) => {
+                let found = match opened.understand() {
+                    Ok(model) => describe(&opened, &model),
+                    Err(refusal) => refused(&opened, &refusal),
+                };
+                let graphs: Vec<Graph<'_>> = opened.models().map(Graph::new).collect();
+                (precision(&graphs.iter().collect::<Vec<_>>()), found)
+            }
+            Err(error) => unreadable(&error),
+        },
+        Role::Embedding => match Model::open(&variant.files.onnx) {
+            Ok(model) => {
+                let mut found = file(&[&model]);
+                match EmbeddingFile::new(Graph::new(&model), None) {
+                    Ok(file) => {
+                        let shape = file.writer.weights.first().map(|w| &file.graph.model.tensor(w.tensor).shape);
+                        found.d_model = shape.and_then(|s| usize::try_from(*s.last()?).ok()).unwrap_or(0);
+                        found.writers = vec![row(&file.graph, &file.writer)];
+                    }
+                    Err(refusal) => found.refusals = vec![refusal_row(&refusal)],
+                }
+                (precision(&[&Graph::new(&model)]), found)
+            }
+            Err(error) => unreadable(&error.into()),
+        },
+    };
+    VariantInspect { variant: variant.name.clone(), precision, inspect }
+}
+
+/// What weights are held in, in words: `float16`, or `4 bits (MatMulNBits), float16` with the widest float type of
+/// the rest by bytes.
+pub fn precision(graphs: &[&Graph<'_>]) -> String {
+    let mut words: Vec<String> = Vec::new();
+    let mut floats: BTreeMap<&str, u64> = BTreeMap::new();
+    for graph in graphs {
+        for node in graph.nodes() {
+            let op = graph.op(node);
+            let attribute = |name, default| graph.node(node).attr_i(name, default);
+            let held = match op {
+                "MatMulNBits" | "GatherBlockQuantized" => format!("{} bits ({op})", attribute("bits", 4)),
+                "QMoE" => format!("{} bits ({op})", attribute("expert_weight_bits", 4)),
+                "MatMulBnb4" => format!("{} ({op})", if attribute("quant_type", 1) == 1 { "nf4" } else { "fp4" }),
+                "MatMulInteger" | "MatMulIntegerToFloat" | "DynamicQuantizeMatMul" | "QLinearMatMul" => {
+                    format!("8 bits ({op})")
+                }
+                "DequantizeLinear" => match graph.input(node, 0).and_then(|value| graph.tensor_ref(value)) {
+                    Some(tensor) => format!("{} ({op})", tensor.dtype.name()),
+                    None => continue,
+                },
+                _ => continue,
+            };
+            if !words.contains(&held) {
+                words.push(held);
+            }
+        }
+        for tensor in graph.model.tensors.iter().filter(|t| t.dtype.is_float()) {
+            *floats.entry(tensor.dtype.name()).or_default() += tensor.shape.iter().product::<u64>();
+        }
+    }
+    words.sort();
+    words.extend(floats.into_iter().max_by_key(|(_, n)| *n).map(|(name, _)| name.to_string()));
+    words.join(", ")
 }
 
 fn bare(opened: &Opened) -> InspectResult {
-    let model = &opened.model;
+    file(&opened.models().collect::<Vec<_>>())
+}
+
+/// What a file says of itself; the model first, then its embedding file.
+fn file(models: &[&Model]) -> InspectResult {
+    let model = models[0];
     let proto = &model.skeleton;
     let producer = [proto.producer_name.as_deref(), proto.producer_version.as_deref()];
     InspectResult {
@@ -47,18 +150,17 @@ fn bare(opened: &Opened) -> InspectResult {
         opset: model.opset("").or_else(|| model.opset("ai.onnx")).unwrap_or(0),
         ir_version: proto.ir_version.unwrap_or(0),
         producer: producer.into_iter().flatten().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" "),
-        file_bytes: opened
-            .models()
+        file_bytes: models
+            .iter()
             .map(|m| {
                 let external = m.external_files();
                 m.file_len + external.iter().filter_map(|(_, p)| p.metadata().ok()).map(|m| m.len()).sum::<u64>()
             })
             .sum(),
-        external_files: opened
-            .embedding
+        external_files: models[1..]
             .iter()
             .filter_map(|m| Some(m.path.file_name()?.to_string_lossy().into_owned()))
-            .chain(opened.models().flat_map(|m| m.external_files().into_iter().map(|(location, _)| location)))
+            .chain(models.iter().flat_map(|m| m.external_files().into_iter().map(|(location, _)| location)))
             .collect(),
         tied: Vec::new(),
     }
@@ -73,8 +175,11 @@ fn row(graph: &Graph<'_>, writer: &Writer) -> WriterRow {
         layer: writer.layer.map(|l| l.0),
         initializer: target.map(|t| tensor_label(graph, t.tensor)),
         n_weights: writer.weights.len(),
-        dtype: tensor.map(|t| t.dtype).or_else(|| graph.elem_type(value)).map(|d| d.name().to_string()),
-        shape: tensor.map(|t| t.shape.clone()),
+        dtype: match target.and_then(|t| t.quantised) {
+            Some(quantised) => Some(quantised.words()),
+            None => tensor.map(|t| t.dtype).or_else(|| graph.elem_type(value)).map(|d| d.name().to_string()),
+        },
+        shape: target.map(|t| t.shape(graph.model)),
         treatment: writer.treatment.name().into(),
         reason: writer.reason.clone(),
     }

@@ -9,28 +9,35 @@ pub mod evaluate;
 pub mod files;
 pub mod inspect;
 pub mod opened;
+pub mod package;
+pub mod prove;
+mod publish;
+pub mod variant;
+mod walk;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 
-use crate::bake::{self, PlanOptions, Staging};
+use crate::bake::{self, PlanOptions, QuantisedMode, Staging};
 use crate::chat::Chat;
 use crate::error::Error;
 use crate::method::direction::Direction;
 use crate::method::prompts::{PromptClass, Prompts, Split};
 use crate::method::select::Rules;
+use crate::onnx::Model;
 use crate::report::{
-    BakeResult, ClassCounts, CollectSummary, EditRow, GuardResult, Outputs, Provenance, RunResult, VerifyResult,
+    BakeResult, ClassCounts, CollectSummary, GuardResult, Outputs, PackageResult, Provenance, RefusalToken, RunResult,
+    VerifyResult,
 };
 use crate::runtime::session::Runtime;
 
 use collect::RefusalTokens;
-use engine::{Engine, Observer};
+use engine::Observer;
 use files::ModelFiles;
-use opened::Plans;
 pub use opened::{Opened, Understood};
+pub use package::Package;
+pub use publish::preflight;
+use variant::{Clock, Measuring, Running};
 
 /// Prompts that a written model's logits are compared on.
 const VERIFY_PROMPTS: usize = 8;
@@ -51,8 +58,17 @@ pub struct BakeOptions<'a> {
     pub out: &'a Path,
     /// No added nodes.
     pub weights_only: bool,
+    /// What is done to quantised weights.
+    pub quantised: QuantisedMode,
     /// Set by Ctrl-C.
     pub cancelled: &'a AtomicBool,
+}
+
+impl BakeOptions<'_> {
+    /// How each file's bake is planned.
+    fn plan(&self, metadata: Vec<(String, String)>) -> PlanOptions {
+        PlanOptions { weights_only: self.weights_only, quantised: self.quantised, metadata, ..PlanOptions::default() }
+    }
 }
 
 /// Everything `run` can be told.
@@ -101,11 +117,13 @@ pub fn pad_token(chat: &Chat) -> u32 {
     ids.pad.or(ids.eos).or(ids.bos).unwrap_or(0)
 }
 
-/// Runs the whole job and returns its report. Nothing is left at `out` unless verification and guard pass.
+/// Runs the whole job and returns its report: `opened`, a variant of `package`, gives the direction, and every variant
+/// is baked and measured. Nothing is left at `out` unless verification and guard pass for each.
 ///
 /// # Errors
 /// Any stage's; a failed guard is no error here but `guard.passed = false` with nothing published.
 pub fn run(
+    package: &Package,
     opened: &Opened,
     chat: &Chat,
     prompts: &Prompts,
@@ -113,23 +131,24 @@ pub fn run(
     options: &RunOptions<'_>,
     observer: &dyn Observer,
 ) -> Result<RunResult, Error> {
-    let mut seconds = BTreeMap::new();
-    let mut clock = Instant::now();
-    let mut lap = |name: &str| {
-        let took = clock.elapsed().as_secs_f64();
-        clock = Instant::now();
-        seconds.insert(name.to_string(), took);
-        took
-    };
+    let mut clock = Clock::start();
 
-    // 1. the model and its residual stream
+    // 1. the model and its residual stream, and the others of its package
     let staging = Staging::new(options.bake.out, &opened.model)?;
+    publish::preflight(package, options.bake.out)?;
+    let chosen = package.variants.iter().position(|v| v.files.onnx == opened.files.onnx);
+    let chosen = chosen.ok_or_else(|| {
+        Error::usage(
+            format!("`{}` is not among the models to bake", opened.files.onnx.display()),
+            "let `--only` name the variant that the direction comes from",
+        )
+    })?;
     let model = opened.understand()?;
     let inspected = inspect::describe(opened, &model);
-    let pad = pad_token(chat);
-    let engine = Engine { runtime, model: &model, batch: options.batch, pad, cancelled: options.bake.cancelled };
+    let running = Running { runtime, chat, prompts, batch: options.batch, cancelled: options.bake.cancelled };
+    let engine = running.engine(&model);
     let model_sha256 = opened.sha256()?;
-    lap("inspect");
+    clock.lap("inspect");
 
     // 2. activations of the prompts that the model refuses and answers as it should
     let inputs = collect::Inputs {
@@ -140,15 +159,16 @@ pub fn run(
         partial: None,
     };
     let (activations, resumed) = collect::collect(&engine, &inputs, observer)?;
-    let collected = summary(&activations, resumed, None, lap("collect"));
+    let collected = summary(&activations, resumed, None, clock.lap("collect"));
 
     // 3. the direction
     let choice = choose::choose(&engine, chat, &activations, options.lambda, &options.rules, observer)?;
     // what is baked is what the direction file will hold, so that anyone can repeat and verify it from that
     let direction = direction_file::as_stored(&choice.direction)?;
-    lap("select");
+    clock.lap("select");
 
-    // 4. the edit
+    // 4. for every variant: the edit; proof by bytes, leak and logits of the file as written; before and after, and
+    //    the guard on what was measured on the written model
     let mut metadata = vec![
         ("lancet.lambda".to_string(), format!("{}", options.lambda)),
         ("lancet.layer".to_string(), choice.result.selected.layer.to_string()),
@@ -158,47 +178,52 @@ pub fn run(
     if options.guard.force {
         metadata.push(("lancet.guard".into(), "forced".into()));
     }
-    let plan_options = PlanOptions { weights_only: options.bake.weights_only, metadata };
-    let plans = model.plan(&direction, &plan_options)?;
-    let mut baked = bake_into(opened, &plans, &staging, &options.bake, observer)?;
-    baked.seconds = lap("bake");
-
-    // 5. proof: bytes, leak, logits of the file as written
-    let mut written = Opened::new(&staging.path().join(opened.files.relative()))?;
-    written.config = opened.config; // a single file has no configs beside it
-    let out_model = written.understand()?;
-    let out_engine = Engine { model: &out_model, ..engine };
-    let test = verify_prompts(chat, prompts)?;
-    let logits = check::logits(&engine, &out_engine, &direction, &test)?;
-    let bytes = plans.verify(opened, &written)?;
-    let verify = verdict(&bytes, Some(&logits), plans.inexact());
-    lap("verify");
-
-    // 6. before and after
     let settings = evaluate::Settings {
         max_new_tokens: options.max_new_tokens,
         stop: stop_tokens(&opened.files, chat)?,
         refusal_tokens: activations.info.refusal_tokens.clone(),
     };
-    let before = evaluate::measure(&engine, chat, prompts, &settings, "answers before", observer)?;
-    let after = evaluate::measure(&out_engine, chat, prompts, &settings, "answers after", observer)?;
-    let eval = evaluate::compare(before, &after, &settings, chat.system());
-    lap("evaluate");
+    let measuring = Measuring { running, settings, guard: options.guard };
+    let plan_options = options.bake.plan(metadata);
+    let bake_options = (&options.bake, &plan_options);
+    let mut outcomes =
+        publish::stage(package, &direction, bake_options, Some(&measuring), &staging, &mut clock, observer)?;
+    let tokens = choice.result.refusal_tokens.clone();
+    let mut of_package = (!package.lone).then(|| publish::result(package, &options.bake, tokens, &outcomes));
 
-    // 7. the guard, on what was measured on the written model
-    let guard = judge(&eval.before.harmful, &eval.after.harmful, options.guard);
+    // 5. the chosen variant's results; a variant that fails or is refused stops them all
+    let variant::Outcome { mut bake, mut verify, eval, guard, .. } = outcomes.swap_remove(chosen);
+    let (eval, mut guard) = eval.zip(guard).expect("every model is measured");
+    bake.bytes_written = publish::folder_bytes(staging.path());
+    if let Some(found) = &of_package {
+        verify.passed = found.verified();
+        guard.passed = found.variants.iter().filter_map(|v| v.guard.as_ref()).all(|g| g.passed);
+        guard.overridden = !guard.passed && options.guard.force;
+        let others = found.variants.iter().enumerate().filter(|(at, _)| *at != chosen);
+        for (_, other) in others {
+            verify.failures.extend(other.verify.failures.iter().map(|f| format!("`{}`: {f}", other.model)));
+            let reasons = other.guard.iter().flat_map(|g| &g.reasons);
+            guard.reasons.extend(reasons.map(|r| format!("`{}`: {r}", other.model)));
+        }
+    }
     let publish = verify.passed && (guard.passed || guard.overridden);
     let out = options.bake.out;
-    let single = out.extension().is_some_and(|e| e == "onnx");
+    let single = publish::is_single(out);
     let place = |name: &str| {
         if single { out.with_extension(format!("lancet.{name}")) } else { out.join(format!("lancet.{name}")) }
     };
+    let seconds = clock.seconds;
+    if let Some(found) = &mut of_package {
+        found.published = publish;
+        found.bytes_written = bake.bytes_written;
+        found.seconds = seconds.values().sum();
+    }
     let mut result = RunResult {
         schema: crate::report::SCHEMA,
         inspect: inspected,
         collect: collected,
         select: choice.result,
-        bake: baked,
+        bake,
         verify,
         eval,
         guard,
@@ -216,23 +241,19 @@ pub fn run(
             lambda: options.lambda,
         },
         outputs: Outputs { model: None, report_html: None, report_json: None, direction: None },
-        seconds: BTreeMap::new(),
+        package: of_package,
+        seconds,
     };
-    drop(out_model);
-    drop(written);
 
-    // 8. publish, whole or not at all
+    // 6. publish, whole or not at all
     if publish {
-        let path = if single { out.to_path_buf() } else { out.join(opened.files.relative()) };
+        let path = if single { out.to_path_buf() } else { out.join(&package.variants[chosen].relative) };
         result.outputs = Outputs {
             model: Some(path.display().to_string()),
             report_html: Some(place("html").display().to_string()),
             report_json: Some(place("json").display().to_string()),
             direction: Some(place("direction.safetensors").display().to_string()),
         };
-    }
-    result.seconds = seconds;
-    if publish {
         let stage = |name: &str| {
             let path = place(name);
             staging.path().join(path.file_name().expect("made from a file name"))
@@ -246,7 +267,61 @@ pub fn run(
     Ok(result)
 }
 
-/// Bakes `direction` into a copy of the model at `out` and verifies the bytes; no runtime is needed.
+/// Bakes `direction` into a copy of every variant of a package and verifies them. Without `measuring` no runtime is
+/// needed, and a variant that does not verify is an error. With it, nothing is published where a variant does not
+/// verify or the guard refuses one; the result tells.
+///
+/// # Errors
+/// If a graph is not understood, if the direction does not fit, if writing or a run fails.
+pub fn bake(
+    package: &Package,
+    direction: &Direction,
+    options: &BakeOptions<'_>,
+    measuring: Option<&Measuring<'_>>,
+    observer: &dyn Observer,
+) -> Result<PackageResult, Error> {
+    let mut clock = Clock::start();
+    let any = package.variants.first().expect("a package has a variant");
+    let staging = Staging::new(
+        options.out,
+        &Model::open(&any.files.onnx).map_err(|e| publish::of_variant(package, any)(e.into()))?,
+    )?;
+    publish::preflight(package, options.out)?;
+    let metadata = match measuring {
+        None => Some("not measured"),
+        Some(m) if m.guard.force => Some("forced"),
+        Some(_) => None,
+    };
+    let metadata = metadata.map(|words| ("lancet.guard".to_string(), words.to_string()));
+    let plan_options = options.plan(metadata.into_iter().collect());
+    let outcomes =
+        publish::stage(package, direction, (options, &plan_options), measuring, &staging, &mut clock, observer)?;
+    let tokens = measuring.map(|m| {
+        let ids = m.settings.refusal_tokens.iter();
+        ids.map(|&id| RefusalToken { id, text: m.running.chat.token_label(id) }).collect()
+    });
+    let mut result = publish::result(package, options, tokens.unwrap_or_default(), &outcomes);
+    result.bytes_written = publish::folder_bytes(staging.path());
+    if measuring.is_none()
+        && let Some((at, failed)) = result.variants.iter().enumerate().find(|(_, v)| !v.verify.passed)
+    {
+        let error = Error::failed_with(
+            format!("the written model does not verify: {}", failed.verify.failures.join("; ")),
+            "nothing was published; please report this with the model's `lancet inspect --json`",
+        );
+        return Err(publish::of_variant(package, &package.variants[at])(error));
+    }
+    if result.verified() && result.guarded().is_empty() {
+        staging.publish()?;
+        result.published = true;
+    }
+    clock.lap("publish");
+    result.seconds = clock.seconds.values().sum();
+    Ok(result)
+}
+
+/// Bakes `direction` into a copy of one model at `out`, with its companions, and verifies the bytes; no runtime is
+/// needed.
 ///
 /// # Errors
 /// If the graph is not understood, if the direction does not fit, or if writing fails.
@@ -256,82 +331,8 @@ pub fn bake_only(
     options: &BakeOptions<'_>,
     observer: &dyn Observer,
 ) -> Result<(BakeResult, VerifyResult), Error> {
-    let started = Instant::now();
-    let staging = Staging::new(options.out, &opened.model)?;
-    let model = opened.understand()?;
-    let metadata = vec![("lancet.guard".to_string(), "not measured".to_string())];
-    let plans = model.plan(direction, &PlanOptions { weights_only: options.weights_only, metadata })?;
-    let mut baked = bake_into(opened, &plans, &staging, options, observer)?;
-    let written = Opened::new(&staging.path().join(opened.files.relative()))?;
-    let bytes = plans.verify(opened, &written)?;
-    let verify = verdict(&bytes, None, plans.inexact());
-    drop(written);
-    if !verify.passed {
-        return Err(Error::failed_with(
-            format!("the written model does not verify: {}", verify.failures.join("; ")),
-            "nothing was published; please report this with the model's `lancet inspect --json`",
-        ));
-    }
-    staging.publish()?;
-    baked.seconds = started.elapsed().as_secs_f64();
-    Ok((baked, verify))
-}
-
-fn bake_into(
-    opened: &Opened,
-    plans: &Plans,
-    staging: &Staging,
-    options: &BakeOptions<'_>,
-    observer: &dyn Observer,
-) -> Result<BakeResult, Error> {
-    let relative = opened.files.relative();
-    let folder = staging.path().join(relative.parent().unwrap_or(Path::new("")));
-    std::fs::create_dir_all(&folder)
-        .map_err(|e| Error::failed(format!("cannot create `{}`: {e}", folder.display())))?;
-    let single = options.out.extension().is_some_and(|e| e == "onnx");
-    if !single {
-        opened.files.copy_companions(staging.path())?;
-    }
-    let mut edits = Vec::new();
-    let parts = opened.embedding.iter().zip(&plans.embedding).chain([(&opened.model, &plans.main)]);
-    for (model, plan) in parts {
-        let total = std::sync::OnceLock::new();
-        let seen = std::sync::atomic::AtomicU64::new(0);
-        let progress = |done: u64, all: u64| {
-            total.get_or_init(|| observer.start("write the model", all));
-            let before = seen.fetch_max(done, std::sync::atomic::Ordering::Relaxed);
-            observer.advance(done.saturating_sub(before));
-        };
-        edits.extend(bake::apply(model, plan, &folder, &bake::ApplyOptions::new(options.cancelled), &progress)?);
-        if total.get().is_some() {
-            observer.finish();
-        }
-    }
-    let bytes_written = folder_bytes(staging.path());
-    Ok(BakeResult {
-        edits: edits.iter().map(edit_row).collect(),
-        output: options.out.display().to_string(),
-        bytes_written,
-        seconds: 0.0,
-        direction_sha256: plans.main.direction_sha256.clone(),
-    })
-}
-
-fn edit_row(edit: &bake::Edit) -> EditRow {
-    // both sides are the same JSON contract
-    serde_json::from_value(serde_json::to_value(edit).expect("plain data")).expect("an edit is a row of the report")
-}
-
-fn folder_bytes(folder: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
-    entries
-        .filter_map(Result::ok)
-        .map(|e| match e.metadata() {
-            Ok(meta) if meta.is_dir() => folder_bytes(&e.path()),
-            Ok(meta) => meta.len(),
-            Err(_) => 0,
-        })
-        .sum()
+    let result = bake(&Package::of_file(opened.files.clone()), direction, options, None, observer)?;
+    Ok(result.into_lone())
 }
 
 /// A handful of prompts of each class.

@@ -5,6 +5,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::files::ModelFiles;
+use super::package::Package;
 use crate::bake::{BakePlan, ByteReport, PlanOptions, hex, verify_bytes};
 use crate::error::Error;
 use crate::lm::{EmbeddingFile, LanguageModel, ModelConfig, Refusal, Writer};
@@ -41,24 +42,47 @@ pub struct Plans {
     pub embedding: Option<BakePlan>,
 }
 
+/// Whether a graph is fed with embeddings, which another file makes.
+pub fn takes_embeddings(model: &Model) -> bool {
+    let inputs = model.skeleton.graph.iter().flat_map(|graph| &graph.input);
+    inputs.filter_map(|input| input.name.as_deref()).any(|name| name == "inputs_embeds")
+}
+
 impl Opened {
-    /// Opens `MODEL`.
+    /// Opens `MODEL`: an `.onnx` file, or a folder with one language model.
     ///
     /// # Errors
-    /// If there is no model, or if it cannot be read.
+    /// If there is no model or several, or if it cannot be read.
     pub fn new(path: &Path) -> Result<Self, Error> {
-        let files = ModelFiles::find(path)?;
+        Self::of(Package::find(path, &[])?.pick(None)?.files.clone())
+    }
+
+    /// Opens a model whose files are known.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn of(files: ModelFiles) -> Result<Self, Error> {
         let config = files.config()?;
         let model = Model::open(&files.onnx)?;
-        let takes_embeddings = |model: &Model| {
-            let inputs = model.skeleton.graph.iter().flat_map(|graph| &graph.input);
-            inputs.filter_map(|input| input.name.as_deref()).any(|name| name == "inputs_embeds")
-        };
         let embedding = match takes_embeddings(&model) {
             true => files.embedding()?.map(|path| Model::open(&path)).transpose()?,
             false => None,
         };
         Ok(Self { files, model, embedding, config })
+    }
+
+    /// Opens what was made of this model: the files of the same names in `folder`. Dimensions are this model's.
+    ///
+    /// # Errors
+    /// If a file is not there, or cannot be read.
+    pub fn again(&self, folder: &Path) -> Result<Self, Error> {
+        let place = |model: &Model| folder.join(model.path.file_name().expect("an opened file has a name"));
+        Ok(Self {
+            files: ModelFiles { onnx: place(&self.model), root: folder.to_path_buf() },
+            model: Model::open(&place(&self.model))?,
+            embedding: self.embedding.as_ref().map(|model| Model::open(&place(model))).transpose()?,
+            config: self.config,
+        })
     }
 
     /// Finds the language model in the graph.

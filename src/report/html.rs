@@ -6,7 +6,8 @@
 use super::heat_map::heat_map;
 use super::layout::is_unsafe;
 use super::number::{MISSING, bytes, count, measured, percent, score, seconds, setting, shape, significant};
-use super::text::{position_token, worst_leak};
+use super::package::treatments;
+use super::text::{position_token, rounding_line, worst_leak};
 use super::{AnswerPair, ClassResult, GuardResult, RunResult, SelectResult, Verdict, class_label};
 
 /// Text as HTML, in content and in quoted attributes: markup is escaped; control characters other than line
@@ -40,6 +41,7 @@ pub fn html(run: &RunResult) -> String {
     };
     let body = [
         classes(run),
+        variants(run),
         answers(run),
         direction(&run.select),
         change(run),
@@ -178,6 +180,52 @@ fn classes(run: &RunResult) -> String {
     more.extend(measurements.iter().map(|(name, value)| (name.as_str(), value.clone())));
     out.push_str(&facts(&more));
     section("refusals", "Refusals before and after", &out)
+}
+
+/// Every variant of the package, with what the direction did to it.
+fn variants(run: &RunResult) -> String {
+    let Some(package) = &run.package else { return String::new() };
+    let rows: Vec<Vec<String>> = package
+        .variants
+        .iter()
+        .map(|v| {
+            let mut row = vec![
+                format!("<code>{}</code> <span class=\"small\">{}</span>", escape(&v.model), escape(&v.precision)),
+                escape(&treatments(v.edits.iter().map(|e| e.treatment.as_str()))),
+                worst_leak(&v.edits).map_or_else(|| MISSING.to_owned(), |(_, leak)| significant(leak)),
+                if v.verify.passed { "yes".to_owned() } else { "<b class=\"lost\">no</b>".to_owned() },
+            ];
+            match &v.eval {
+                Some(eval) => row.extend(eval.before.rows().iter().zip(eval.after.rows()).map(|((_, a), (_, b))| {
+                    format!("<span class=\"whole\">{} → {}</span>", percent(a.refusal_rate), percent(b.refusal_rate))
+                })),
+                None => row.extend((0..3).map(|_| MISSING.to_owned())),
+            }
+            row
+        })
+        .collect();
+    let header = [
+        ("variant", false),
+        ("edits", false),
+        ("largest leak", true),
+        ("verified", false),
+        ("pseudo-harmful refused", true),
+        ("harmful refused", true),
+        ("harmless refused", true),
+    ];
+    let mut out = table("variants", "Every variant", &header, &rows);
+    let named = package.copied.iter().filter(|row| row.reason.is_some()).map(|row| ("copied", row));
+    let files: Vec<String> = named
+        .chain(package.left_out.iter().map(|row| ("left out", row)))
+        .map(|(what, row)| {
+            let reason = row.reason.as_deref().unwrap_or_default();
+            format!("<code>{}</code> {what}: {}", escape(&row.file), escape(reason))
+        })
+        .collect();
+    if !files.is_empty() {
+        out.push_str(&items(&files));
+    }
+    section("variants", "Every variant of the package", &out)
 }
 
 /// The class as a CSS class: one of ours, or nothing.
@@ -356,9 +404,16 @@ fn change(run: &RunResult) -> String {
         0 => String::new(),
         n => format!("; {} projected by inserted standard ONNX operators", count(n, "write")),
     };
-    let bound = verify.bound.map(|b| format!(", at most {} allowed", setting(b))).unwrap_or_default();
+    let rounded = match with("rounded") {
+        0 => String::new(),
+        n => format!("; {} rounded to its own grid", count(n, "quantised tensor")),
+    };
+    let bound = verify.allowed().map(|b| format!(", at most {} allowed", setting(b))).unwrap_or_default();
     let mut rows = vec![
-        ("Edited", format!("{}{nodes}; {} written", count(with("weights"), "tensor"), bytes(bake.bytes_written))),
+        (
+            "Edited",
+            format!("{}{rounded}{nodes}; {} written", count(with("weights"), "tensor"), bytes(bake.bytes_written)),
+        ),
         ("Bytes changed elsewhere", verify.changed_bytes_outside_plan.to_string()),
         (
             "Logits",
@@ -377,6 +432,9 @@ fn change(run: &RunResult) -> String {
             ),
         ),
     ];
+    if let Some(line) = rounding_line(&bake.edits) {
+        rows.push(("Rounding", line));
+    }
     if let Some((edit, leak)) = worst_leak(&bake.edits) {
         rows.push((
             "Leak in a tensor",
@@ -569,7 +627,15 @@ mod tests {
 
     #[test]
     fn no_text_of_a_run_becomes_markup() {
-        let value = serde_json::to_value(sample::run()).expect("plain data serialises");
+        use super::super::{FileRow, PackageResult, VariantResult};
+        let mut run = sample::run();
+        let file = FileRow { file: "f".into(), reason: Some("why".into()) };
+        let variants = vec![VariantResult { model: "m".into(), edits: run.bake.edits.clone(), ..Default::default() }];
+        let package =
+            PackageResult { variants, left_out: vec![file.clone()], copied: vec![file], ..Default::default() };
+        run.package = Some(package);
+        assert!(html(&run).contains("Every variant of the package"));
+        let value = serde_json::to_value(run).expect("plain data serialises");
         let mut run: RunResult = serde_json::from_value(poison(value)).expect("types are kept");
         run.eval.system_prompt = Some(EVIL.into());
         run.verify.failures = vec![EVIL.into()];

@@ -1,10 +1,7 @@
 //! The terminal text of `lancet inspect`.
 
-use std::collections::BTreeMap;
-
-use super::layout::{
-    Cell, Style, Tone, blanked, columns, fact, labelled, pattern, plain, shorten_middle, single_line, table,
-};
+use super::layers::{by_layer, joined, numbers, runs};
+use super::layout::{Cell, Style, Tone, columns, fact, labelled, plain, shorten_middle, single_line, table};
 use super::number::{MISSING, bytes, count, shape};
 use super::{InspectResult, WriterRow};
 
@@ -115,52 +112,30 @@ fn cache(slots: &[serde_json::Value]) -> String {
 
 /// Writers by layer; runs of layers that differ in numbers only are one group.
 fn writers(out: &mut String, style: Style, width: usize, writers: &[WriterRow]) {
-    let mut layers: BTreeMap<Option<usize>, Vec<&WriterRow>> = BTreeMap::new();
-    for writer in writers {
-        layers.entry(writer.layer).or_default().push(writer);
-    }
-    let alike = |a: &[&WriterRow], b: &[&WriterRow]| {
-        let key = |w: &WriterRow| {
-            let name = w.initializer.as_deref().map(blanked);
-            (w.kind.clone(), name, w.dtype.clone(), w.shape.clone(), w.treatment.clone(), w.reason.clone())
-        };
-        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| key(a) == key(b))
-    };
-    let mut groups: Vec<Vec<(Option<usize>, Vec<&WriterRow>)>> = Vec::new();
-    for (layer, rows) in layers {
-        match groups.last_mut() {
-            Some(group) if layer.is_some() && group[0].0.is_some() && alike(&group[0].1, &rows) => {
-                group.push((layer, rows));
-            }
-            _ => groups.push(vec![(layer, rows)]),
-        }
-    }
     let mut rows = Vec::new();
     let mut reasons: Vec<(String, String)> = Vec::new();
-    for group in &groups {
-        let (first, last) = (group[0].0, group[group.len() - 1].0);
-        let layer = match (first, last) {
-            (Some(a), Some(b)) if a != b => format!("{a} to {b}"),
-            (Some(a), _) => a.to_string(),
-            (None, _) => MISSING.to_owned(),
-        };
-        for (i, writer) in group[0].1.iter().enumerate() {
-            let names: Vec<&str> = group.iter().filter_map(|(_, w)| w[i].initializer.as_deref()).collect();
-            let name = if names.is_empty() { MISSING.to_owned() } else { single_line(&pattern(&names)) };
-            if let Some(reason) = &writer.reason {
-                reasons.push((format!("{} {}", layer.replace(MISSING, ""), writer.kind), reason.clone()));
+    for run in runs(by_layer(writers), 2, 1) {
+        let layer = numbers(run.blocks());
+        for (i, writer) in joined(run.blocks()).into_iter().enumerate() {
+            let name = writer.name.map_or_else(|| MISSING.to_owned(), |name| single_line(&name));
+            if let Some(reason) = writer.reason {
+                reasons.push((format!("{layer} {}", writer.first.kind), reason));
             }
             rows.push(vec![
-                plain(if i == 0 { layer.clone() } else { String::new() }),
-                plain(single_line(&writer.kind)),
-                plain(name),
-                plain(writer.dtype.as_deref().map_or_else(|| MISSING.to_owned(), single_line)),
-                plain(if writer.n_weights > 1 {
-                    format!("{} x {}", writer.n_weights, shape(writer.shape.as_deref()))
-                } else {
-                    shape(writer.shape.as_deref())
+                plain(match i {
+                    0 if layer.is_empty() => MISSING.to_owned(),
+                    0 => layer.clone(),
+                    _ => String::new(),
                 }),
-                plain(single_line(&writer.treatment)),
+                plain(single_line(&writer.first.kind)),
+                plain(name),
+                plain(writer.first.dtype.as_deref().map_or_else(|| MISSING.to_owned(), single_line)),
+                plain(if writer.first.n_weights > 1 {
+                    format!("{} x {}", writer.first.n_weights, shape(writer.first.shape.as_deref()))
+                } else {
+                    shape(writer.first.shape.as_deref())
+                }),
+                plain(single_line(&writer.first.treatment)),
             ]);
         }
     }

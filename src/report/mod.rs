@@ -7,12 +7,16 @@
 mod heat_map;
 pub mod html;
 mod inspect;
+mod layers;
 mod layout;
 pub mod markdown;
 pub mod number;
+pub mod package;
 #[cfg(test)]
 mod sample;
+pub mod stream_graph;
 pub mod text;
+mod verdict;
 
 use std::collections::BTreeMap;
 
@@ -20,6 +24,8 @@ use serde::{Deserialize, Serialize};
 
 pub use html::html;
 pub use markdown::markdown;
+pub use package::{Effect, FileRow, PackageInspect, PackageResult, PackageVerify, VariantResult};
+pub use verdict::Verdict;
 
 /// Version of the JSON layout that [`RunResult::schema`] holds.
 pub const SCHEMA: u32 = 1;
@@ -369,17 +375,21 @@ pub struct EditRow {
     pub kind: String,
     /// Absolute layer; `None` for embeddings.
     pub layer: Option<usize>,
-    /// `weights` or `nodes`.
+    /// `weights`, `rounded`, `nodes`, or with `--weights-only` `copy`, `turned`, `turned copy`.
     pub treatment: String,
+    /// The writer: `embed`, `layer.3.mlp_out`.
+    pub writer: String,
+    /// Why not by weights.
+    pub reason: Option<String>,
     /// Element type.
     pub dtype: Option<String>,
     /// Dimensions.
     pub shape: Option<Vec<u64>>,
     /// Size in bytes.
     pub bytes: Option<u64>,
-    /// `|r^T W| / |W|` (Frobenius) before, 0 to 1.
+    /// `||r^T W||` over the columns of the tensor.
     pub leak_before: Option<f64>,
-    /// `|r^T W'| / |W|` of the stored, rounded tensor, 0 to 1.
+    /// `||r^T W'||` of the values as stored.
     pub leak_after: Option<f64>,
     /// Largest absolute change of an element.
     pub max_abs_delta: Option<f64>,
@@ -387,6 +397,22 @@ pub struct EditRow {
     pub sha256_before: Option<String>,
     /// SHA-256 of the tensor's bytes after, hexadecimal.
     pub sha256_after: Option<String>,
+    /// How a quantised weight is stored: `4-bit MatMulNBits, block 32`.
+    pub quantisation: Option<String>,
+    /// Bits of its codes.
+    pub bits: Option<u8>,
+    /// `||r^T W'||` if every code had gone to its nearest level.
+    pub leak_nearest: Option<f64>,
+    /// `||W' - (W - r r^T W)||` (Frobenius) of what was stored.
+    pub error: Option<f64>,
+    /// The same if every code had gone to its nearest level.
+    pub error_nearest: Option<f64>,
+    /// The same for arbitrary values on a grid as coarse: `sqrt(sum step^2 / 12)`.
+    pub grid_noise: Option<f64>,
+    /// Largest distance from the exact edit in spacings of the levels.
+    pub max_levels: Option<f64>,
+    /// Scales that were enlarged because edited values lay beyond the grid.
+    pub grown_scales: Option<u64>,
 }
 
 /// What `lancet bake` did.
@@ -512,82 +538,11 @@ pub struct RunResult {
     pub provenance: Provenance,
     /// Where everything is.
     pub outputs: Outputs,
+    /// The folder that the model was one of several in; none where it was alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package: Option<PackageResult>,
     /// Wall-clock time of each step, in seconds.
     pub seconds: BTreeMap<String, f64>,
-}
-
-/// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Verified, guard passed.
-    Published,
-    /// Verified; the guard did not pass and the user overrode it.
-    Overridden,
-    /// The guard did not pass: no model.
-    GuardRefused,
-    /// The rewritten model is not what it should be: no model.
-    NotVerified,
-}
-
-impl Verdict {
-    /// The verdict in words, lower case.
-    #[must_use]
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::Published => "published",
-            Self::Overridden => "published against the guard",
-            Self::GuardRefused => "not published, the guard refused",
-            Self::NotVerified => "not published, verification failed",
-        }
-    }
-}
-
-impl RunResult {
-    /// How the run ended; a failed verification outweighs the guard.
-    #[must_use]
-    pub fn verdict(&self) -> Verdict {
-        match (self.verify.passed, self.guard.passed, self.guard.overridden) {
-            (false, _, _) => Verdict::NotVerified,
-            (true, true, _) => Verdict::Published,
-            (true, false, true) => Verdict::Overridden,
-            (true, false, false) => Verdict::GuardRefused,
-        }
-    }
-
-    /// The verdict in one line: what false and true refusal did, and whether a model was published.
-    #[must_use]
-    pub fn headline(&self) -> String {
-        let change = |before: &ClassResult, after: &ClassResult| {
-            format!("{} → {}", number::percent(before.refusal_rate), number::percent(after.refusal_rate))
-        };
-        let (before, after) = (&self.eval.before, &self.eval.after);
-        format!(
-            "false refusal {}; true refusal {}; {}",
-            change(&before.pseudo_harmful, &after.pseudo_harmful),
-            change(&before.harmful, &after.harmful),
-            self.verdict().words()
-        )
-    }
-
-    /// Up to `count` answers that tell most: pseudo-harmful prompts that were refused and are answered now, and
-    /// last a harmful one, a lost refusal before a kept one.
-    #[must_use]
-    pub fn telling_answers(&self, count: usize) -> Vec<&AnswerPair> {
-        let answers = &self.eval.answers;
-        let of = |class: &'static str, before: bool, after: bool| {
-            answers.iter().filter(move |a| a.class == class && a.refused_before == before && a.refused_after == after)
-        };
-        let mut harmful = of("harmful", true, false).chain(of("harmful", true, true));
-        let last = if count > 1 { harmful.next() } else { None };
-        let mut picked: Vec<&AnswerPair> = of("pseudo_harmful", true, false)
-            .chain(of("pseudo_harmful", true, true))
-            .chain(of("pseudo_harmful", false, true))
-            .chain(of("pseudo_harmful", false, false))
-            .take(count - usize::from(last.is_some()))
-            .collect();
-        picked.extend(last);
-        picked
-    }
 }
 
 /// A class as people read it: `pseudo-harmful` for `pseudo_harmful`.

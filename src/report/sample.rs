@@ -124,6 +124,7 @@ pub fn run() -> RunResult {
                 max_abs_delta: weights.then_some(0.0312),
                 sha256_before: weights.then(|| "3f".repeat(32)),
                 sha256_after: weights.then(|| "a7".repeat(32)),
+                ..EditRow::default()
             }
         })
         .collect();
@@ -250,6 +251,7 @@ pub fn run() -> RunResult {
                 .to_vec(),
             lambda: 1.0,
         },
+        package: None,
         outputs: Outputs {
             model: Some("out/model.onnx".into()),
             report_html: Some("out/report.html".into()),

@@ -8,6 +8,8 @@ use super::layout::{
     Cell, LABEL, Tone, blanked, fact, is_unsafe, labelled, pattern, plain, shorten, single_line, table, wrap,
 };
 use super::number::{bytes, count, measured, percent, score, seconds, setting, significant};
+use super::package::variants_summary;
+pub use super::package::{package_inspect, package_summary, package_verify};
 use super::{
     BakeResult, ClassCounts, ClassTable, CollectSummary, EditRow, EvalResult, GuardResult, Measurement, ModelEval,
     RunResult, SelectResult, Verdict, VerifyResult, class_label,
@@ -29,6 +31,10 @@ pub fn run_summary(run: &RunResult, width: usize, style: Style) -> String {
     }
     out.push('\n');
     out.push_str(&eval_summary(&run.eval, width, style));
+    if let Some(package) = &run.package {
+        out.push('\n');
+        variants_summary(&mut out, width, style, package);
+    }
     for answer in run.telling_answers(3) {
         let class = format!("  {}", single_line(&class_label(&answer.class)));
         let lines = [(class.as_str(), &answer.prompt), ("    before", &answer.before), ("    after", &answer.after)];
@@ -139,9 +145,10 @@ fn verify_line(verify: &VerifyResult) -> String {
         n => format!("{n} bytes changed outside the plan"),
     }];
     if let Some(difference) = verify.max_abs_logit_diff {
-        let bound = verify.bound.map(|b| format!(" (bound {})", significant(b))).unwrap_or_default();
+        let bound = verify.allowed().map(|b| format!(" (bound {})", significant(b))).unwrap_or_default();
         let prompts = count(verify.n_prompts, "prompt");
-        parts.push(format!("logits within {} of run-time ablation{bound} on {prompts}", significant(difference)));
+        let why = if verify.inexact.is_empty() { "" } else { ", as weights are not exact" };
+        parts.push(format!("logits within {} of run-time ablation{bound} on {prompts}{why}", significant(difference)));
     }
     if let Some(leak) = verify.max_stream_leak {
         parts.push(format!("largest leak in the stream {}", significant(leak)));
@@ -265,8 +272,13 @@ pub fn bake_summary(bake: &BakeResult, width: usize, style: Style) -> String {
     let (weights, nodes) = (with("weights"), with("nodes"));
     let copies = with("copy") + with("turned copy");
     let turned = with("turned") + with("turned copy");
-    let others = bake.edits.len() - weights - nodes - copies - with("turned");
+    let rounded = with("rounded");
+    let others = bake.edits.len() - weights - rounded - nodes - copies - with("turned");
     let mut parts = vec![format!("{} edited", count(weights, "tensor"))];
+    if rounded > 0 {
+        let whose = if rounded == 1 { "its" } else { "their" };
+        parts.push(format!("{} rounded to {whose} own grid", count(rounded, "quantised tensor")));
+    }
     if nodes > 0 {
         parts.push(format!("{} projected by inserted nodes", count(nodes, "write")));
     }
@@ -290,9 +302,29 @@ pub fn bake_summary(bake: &BakeResult, width: usize, style: Style) -> String {
         );
         fact(&mut out, style, width, "Leak", &line);
     }
+    if let Some(line) = rounding_line(&bake.edits) {
+        fact(&mut out, style, width, "Rounding", &line);
+    }
     let output = single_line(&bake.output);
     out.push_str(&format!("{}{output}\n", style.paint(Tone::Faint, "Model       ")));
     out
+}
+
+/// What rounding quantised weights left and cost at most, beside rounding them to nearest.
+pub(super) fn rounding_line(edits: &[EditRow]) -> Option<String> {
+    let share = |leak: fn(&EditRow) -> Option<f64>| {
+        let shares =
+            edits.iter().filter(|e| e.leak_nearest.is_some()).filter_map(move |e| Some(leak(e)? / e.leak_before?));
+        shares.filter(|share| share.is_finite()).max_by(f64::total_cmp)
+    };
+    let ratio = edits.iter().filter_map(|e| Some(e.error? / e.error_nearest?)).filter(|r| r.is_finite());
+    let ratio = ratio.max_by(f64::total_cmp);
+    Some(format!(
+        "leaves {:.2} % of the component at most (to nearest: {:.0} %), error x{:.2} of nearest rounding at most",
+        100.0 * share(|e| e.leak_after)?,
+        100.0 * share(|e| e.leak_nearest)?,
+        ratio?
+    ))
 }
 
 /// The edit that leaves most of the direction, with what it leaves.

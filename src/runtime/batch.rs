@@ -115,8 +115,8 @@ pub fn empty_cache<B: Backend>(
         .map(|slot| {
             let mut shape = slot.empty.clone();
             shape[slot.batch_axis] *= rows;
-            if let Some(window) = slot.window {
-                shape[slot.sequence_axis] = window.max(positions);
+            if let (Some(window), Some(axis)) = (slot.window, slot.sequence_axis) {
+                shape[axis] = window.max(positions);
             }
             let dtype = backend.input_type(&slot.past).unwrap_or(DataType::FLOAT);
             backend.upload(Tensor::F32(ArrayD::zeros(IxDyn(&shape))), dtype)

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use lancet::bake::QuantisedMode;
 use lancet::instrument::Request;
 use lancet::lm::{ResidPoint, Treatment, WriterKind};
 use lancet::method::direction::Direction;
@@ -163,7 +164,8 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
     let treated = |treatment| model.writers().filter(|(_, w)| w.treatment == treatment).count();
     let mut edited = Edited {
         weights: treated(Treatment::Weights),
-        nodes: treated(Treatment::Nodes),
+        // quantised writers get nodes here: what rounding does to them is held by `tests/quantised.rs`
+        nodes: treated(Treatment::Nodes) + treated(Treatment::Rounded),
         writers: (
             count(&[WriterKind::Embed, WriterKind::PosEmbed]),
             count(&[WriterKind::AttnOut]),
@@ -182,7 +184,7 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let never = AtomicBool::new(false);
-    let options = BakeOptions { out: &out, weights_only: false, cancelled: &never };
+    let options = BakeOptions { out: &out, weights_only: false, quantised: QuantisedMode::Nodes, cancelled: &never };
     match bake_only(&opened, &reference.direction, &options, &Silent) {
         Ok((_, verify)) => edited.failures.extend(verify.failures),
         Err(error) => return Outcome::Refused(error.to_string()),
@@ -263,7 +265,7 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
     }
     if edited.nodes > 0 {
         let out = folder.path().join("alone");
-        let options = BakeOptions { out: &out, weights_only: true, cancelled: &never };
+        let options = BakeOptions { out: &out, weights_only: true, quantised: Default::default(), cancelled: &never };
         edited.alone = Some(match bake_only(&opened, &reference.direction, &options, &Silent) {
             Err(error) => Alone::Refused(chain(&error)),
             Ok((_, verify)) => {

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 TABLE = {
     "dynamo18": ["cohere2", "glm4", "gpt_neox", "granite", "mistral", "olmo", "olmo2", "qwen2", "smollm3",
-                 "stablelm", "starcoder2"],
+                 "stablelm", "starcoder2", "lfm2"],
     "dynamo23": ["cohere", "cohere2", "falcon", "gemma3_text", "glm4", "llama_bias", "llama_tied", "nemotron", "opt",
                  "qwen3"],
     "dynamo18-bf16": ["gemma2", "olmo2", "opt"],

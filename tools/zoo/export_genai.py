@@ -28,7 +28,7 @@ FLAGS = {
 }
 TABLE = {
     "genai-fp32": ["llama", "llama_tied", "llama_bias", "qwen3", "gemma", "gemma2", "phi", "phi3", "granite", "gpt_oss",
-                   "nemotron", "gemma3_text", "smollm3", "olmo", "olmo2", "mixtral", "qwen3_moe"],
+                   "nemotron", "lfm2", "gemma3_text", "smollm3", "olmo", "olmo2", "mixtral", "qwen3_moe"],
     "genai-fp16": ["llama", "gemma2", "phi", "gpt_oss"],
     "genai-bf16": ["gemma2"],
     "genai-int4": ["llama", "phi3"],

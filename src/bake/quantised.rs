@@ -1,0 +1,523 @@
+//! The edit of one quantised weight as a stream of panels: codes are unpacked, each vector of `d_model` codes is
+//! ablated and rounded ([`super::round`]), and packed again. Memory is a few panels a thread and the scales of one
+//! matrix, whatever the model's size.
+
+mod check;
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::elements::Elements;
+use super::error::BakeError;
+use super::kernel::{self, NotFinite};
+use super::round::{Grid, Levels, Tally, Unit, Worker};
+use super::tensor::{Read, Write};
+use crate::onnx::quant::{Blocks, Quantised, Zeros};
+use crate::onnx::{DataType, Model};
+pub(super) use check::check;
+
+/// Unpacked codes held at a time; a few in tests, whose matrices are small.
+const PANEL: usize = if cfg!(test) { 1 << 10 } else { 8 << 20 };
+
+/// Vectors that one worker rounds in a row.
+const TILE: usize = 64;
+
+/// What the edit of a quantised weight did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Rounded {
+    /// Sums over all vectors.
+    pub tally: Tally,
+    /// Scales that were enlarged.
+    pub grown: u64,
+}
+
+/// Vectors of `d_model` codes that are in memory together.
+#[derive(Debug, Clone)]
+struct Panel {
+    slab: u64,
+    vectors: Range<u64>,
+}
+
+/// The geometry of a quantised weight, seen as vectors of `d_model` codes.
+#[derive(Debug, Clone, Copy)]
+struct View<'q> {
+    q: &'q Quantised,
+    /// `d_model`.
+    d: usize,
+    /// The same, padded for [`Worker`].
+    padded: usize,
+}
+
+impl<'q> View<'q> {
+    fn new(q: &'q Quantised, unit: &Unit) -> Self {
+        let d = usize::try_from(q.width()).expect("the plan compared it with d_model");
+        Self { q, d, padded: unit.padded() }
+    }
+
+    /// Vectors of one slab.
+    fn vectors(&self) -> u64 {
+        if self.q.d_model_first { self.q.columns } else { self.q.rows }
+    }
+
+    /// How many vectors in a row share their scales, if those of a whole panel can: panels are cut there.
+    fn step(&self) -> u64 {
+        match self.q.blocks {
+            Blocks::Grid { columns, .. } if self.q.d_model_first => columns,
+            Blocks::Grid { rows, .. } => rows,
+            Blocks::Flat(_) => 1,
+        }
+    }
+
+    /// Vectors of a panel: whole bytes, and whole blocks where one fits.
+    fn panel(&self) -> u64 {
+        let a_byte = u64::from(8 / self.q.bits);
+        let most = ((PANEL / self.padded) as u64).max(1);
+        let step = self.step();
+        let blocks = if step.is_multiple_of(a_byte) { step } else { step.saturating_mul(a_byte) };
+        let unit = if blocks <= most { blocks } else { a_byte };
+        (most / unit * unit).max(unit)
+    }
+
+    fn panels(&self) -> Vec<Panel> {
+        let (count, size) = (self.vectors(), self.panel());
+        let slab =
+            |slab| (0..count).step_by(size as usize).map(move |at| Panel { slab, vectors: at..(at + size).min(count) });
+        (0..self.q.slabs).flat_map(slab).collect()
+    }
+
+    /// Whether every scale belongs to the vectors of one panel.
+    fn scales_are_local(&self) -> bool {
+        match self.q.blocks {
+            Blocks::Grid { .. } if self.q.index.is_some() => false,
+            Blocks::Grid { .. } => self.panel() >= self.vectors() || self.panel().is_multiple_of(self.step()),
+            Blocks::Flat(_) => self.panel() >= self.vectors(),
+        }
+    }
+
+    /// Bytes of a panel's part of each row, and of the panel: `(first byte of a row, bytes of a row, rows)`.
+    fn bytes(&self, panel: &Panel) -> (u64, usize, usize) {
+        let a_byte = u64::from(8 / self.q.bits);
+        if self.q.d_model_first {
+            let (first, last) = (panel.vectors.start / a_byte, panel.vectors.end.div_ceil(a_byte));
+            // a panel that holds every column holds their padding too: rows are read in one piece
+            let whole = first == 0 && panel.vectors.end == self.q.columns;
+            let bytes = if whole { self.q.row_bytes } else { last - first };
+            (first, bytes as usize, self.d)
+        } else {
+            (0, self.q.row_bytes as usize, (panel.vectors.end - panel.vectors.start) as usize)
+        }
+    }
+
+    /// The stretches of the tensor that a panel's bytes lie in: `(offset in the tensor, range of the buffer)`.
+    fn stretches(&self, panel: &Panel) -> impl Iterator<Item = (u64, Range<usize>)> {
+        let (first, bytes, rows) = self.bytes(panel);
+        let row_bytes = self.q.row_bytes;
+        let start = panel.slab * self.q.rows * row_bytes
+            + if self.q.d_model_first { first } else { panel.vectors.start * row_bytes };
+        let whole = bytes as u64 == row_bytes;
+        let (count, size) = if whole { (1, rows * bytes) } else { (rows, bytes) };
+        (0..count).map(move |row| (start + row as u64 * row_bytes, row * size..(row + 1) * size))
+    }
+
+    fn read(&self, panel: &Panel, read: Read<'_>) -> Result<Vec<u8>, BakeError> {
+        let (_, bytes, rows) = self.bytes(panel);
+        let mut raw = vec![0u8; bytes * rows];
+        for (at, range) in self.stretches(panel) {
+            read(&mut raw[range], at)?;
+        }
+        Ok(raw)
+    }
+
+    /// Ordinals of a panel, `[vectors, padded]`.
+    fn unpack(&self, panel: &Panel, raw: &[u8]) -> Vec<u8> {
+        let (_, bytes, rows) = self.bytes(panel);
+        let count = (panel.vectors.end - panel.vectors.start) as usize;
+        let mut ordinals = vec![0u8; count * self.padded];
+        if !self.q.d_model_first {
+            let each = ordinals.par_chunks_mut(self.padded).zip(raw.par_chunks(bytes));
+            each.for_each(|(vector, row)| self.q.unpack(row, &mut vector[..self.d]));
+            return ordinals;
+        }
+        let a_byte = usize::from(8 / self.q.bits);
+        ordinals.par_chunks_mut(TILE * self.padded).enumerate().for_each(|(tile, vectors)| {
+            let mut codes = [0u8; TILE];
+            let codes = &mut codes[..vectors.len() / self.padded];
+            for row in 0..rows {
+                self.q.unpack(&raw[row * bytes + tile * TILE / a_byte..(row + 1) * bytes], codes);
+                for (at, code) in codes.iter().enumerate() {
+                    vectors[at * self.padded + row] = *code;
+                }
+            }
+        });
+        ordinals
+    }
+
+    /// The reverse of [`Self::unpack`]; padding in `raw` stays as it is.
+    fn pack(&self, panel: &Panel, ordinals: &[u8], raw: &mut [u8]) {
+        let (_, bytes, _) = self.bytes(panel);
+        if !self.q.d_model_first {
+            let each = raw.par_chunks_mut(bytes).zip(ordinals.par_chunks(self.padded));
+            each.for_each(|(row, vector)| self.q.pack(&vector[..self.d], row));
+            return;
+        }
+        let a_byte = usize::from(8 / self.q.bits);
+        raw.par_chunks_mut(bytes * TILE).enumerate().for_each(|(part, rows)| {
+            let mut codes = [0u8; TILE];
+            for (row, out) in (part * TILE..).zip(rows.chunks_mut(bytes)) {
+                for (tile, vectors) in ordinals.chunks(TILE * self.padded).enumerate() {
+                    let codes = &mut codes[..vectors.len() / self.padded];
+                    for (at, code) in codes.iter_mut().enumerate() {
+                        *code = vectors[at * self.padded + row];
+                    }
+                    self.q.pack(codes, &mut out[tile * TILE / a_byte..]);
+                }
+            }
+        });
+    }
+}
+
+/// The scales and zero points of a stretch of a slab, as float32.
+struct Side<'t> {
+    scales: Vec<f32>,
+    zeros: Option<Vec<f32>>,
+    /// Block of each column.
+    index: Option<&'t [u32]>,
+    /// Number of the first scale.
+    first: u64,
+    /// First byte of these scales in their tensor.
+    at: u64,
+}
+
+/// The files that hold scales, zero points and block numbers of a weight.
+pub(super) struct Tables {
+    scales: Elements,
+    scale_dtype: DataType,
+    zeros: Option<(Elements, DataType)>,
+    index: Option<Vec<u32>>,
+}
+
+impl Tables {
+    /// Opens them.
+    pub(super) fn open(model: &Model, q: &Quantised, name: &str) -> Result<Self, BakeError> {
+        let open = |tensor| {
+            Elements::open(model, model.tensor(tensor), true)?.ok_or_else(|| BakeError::Unsupported {
+                tensor: name.into(),
+                reason: "its scales or zero points are stored in a form that is not read".into(),
+            })
+        };
+        let zeros = match q.zeros {
+            Zeros::Implied(_) => None,
+            Zeros::Codes { tensor, .. } | Zeros::Floats(tensor) => Some((open(tensor)?, model.tensor(tensor).dtype)),
+        };
+        let index = match q.index {
+            None => None,
+            Some(tensor) => {
+                let (_, a_row) = q.scale_shape();
+                let mut bytes = vec![0u8; q.columns as usize * 4];
+                open(tensor)?.read(&mut bytes, 0)?;
+                let blocks: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+                if blocks.iter().any(|&block| u64::from(block) >= a_row) {
+                    let reason = format!("its `g_idx` names blocks that it does not have: it has {a_row}");
+                    return Err(BakeError::Unsupported { tensor: name.into(), reason });
+                }
+                Some(blocks)
+            }
+        };
+        Ok(Self { scales: open(q.scales)?, scale_dtype: model.tensor(q.scales).dtype, zeros, index })
+    }
+
+    /// What the vectors of a panel need: whole rows of blocks, all of the slab where panels share scales.
+    fn side(&self, view: &View<'_>, panel: &Panel) -> Result<Side<'_>, BakeError> {
+        let q = view.q;
+        let (block_rows, a_row) = q.scale_shape();
+        let rows = match q.blocks {
+            Blocks::Grid { rows, .. } if !q.d_model_first && view.scales_are_local() => {
+                panel.vectors.start / rows..panel.vectors.end.div_ceil(rows)
+            }
+            _ => 0..block_rows,
+        };
+        let (first, count) = (rows.start * a_row, ((rows.end - rows.start) * a_row) as usize);
+        let width = kernel::width(self.scale_dtype);
+        let at = (panel.slab * q.scales_a_slab() + first) * width as u64;
+        let floats = |elements: &Elements, dtype: DataType| -> Result<Vec<f32>, BakeError> {
+            let width = kernel::width(dtype);
+            let mut bytes = vec![0u8; count * width];
+            elements.read(&mut bytes, (panel.slab * q.scales_a_slab() + first) * width as u64)?;
+            let mut wide = vec![0.0f64; count];
+            kernel::decode(dtype, &bytes, &mut wide);
+            Ok(wide.into_iter().map(|v| v as f32).collect())
+        };
+        let zeros = match (&self.zeros, q.zeros) {
+            (Some((elements, _)), Zeros::Codes { padded, .. }) => {
+                let a_byte = u64::from(8 / q.bits);
+                let mut zeros = Vec::with_capacity(count);
+                if padded {
+                    let bytes = a_row.div_ceil(a_byte);
+                    let mut row_bytes = vec![0u8; bytes as usize];
+                    let mut codes = vec![0u8; a_row as usize];
+                    for row in rows.clone() {
+                        elements.read(&mut row_bytes, (panel.slab * block_rows + row) * bytes)?;
+                        q.unpack(&row_bytes, &mut codes);
+                        zeros.extend(codes.iter().map(|&code| f32::from(code)));
+                    }
+                } else {
+                    let from = panel.slab * q.scales_a_slab() + first;
+                    let to = from + count as u64;
+                    let (start, end) = (from / a_byte, to.div_ceil(a_byte));
+                    let mut bytes = vec![0u8; (end - start) as usize];
+                    elements.read(&mut bytes, start)?;
+                    let mut codes = vec![0u8; bytes.len() * a_byte as usize];
+                    q.unpack(&bytes, &mut codes);
+                    let skip = (from - start * a_byte) as usize;
+                    zeros.extend(codes[skip..skip + count].iter().map(|&code| f32::from(code)));
+                }
+                Some(zeros)
+            }
+            (Some((elements, dtype)), _) => Some(floats(elements, *dtype)?),
+            (None, _) => None,
+        };
+        Ok(Side { scales: floats(&self.scales, self.scale_dtype)?, zeros, index: self.index.as_deref(), first, at })
+    }
+
+    /// Float32 scales as they are stored; those that grew are rounded away from zero, so that the grid still reaches,
+    /// but for the largest finite one.
+    fn encode(&self, scales: &[f32], wanted: &[f32]) -> (Vec<u8>, Vec<f32>) {
+        let up = |bits: u16, value: f32, back: fn(u16) -> f32| match back(bits) {
+            infinite if infinite.is_infinite() && value.is_finite() => bits - 1,
+            near if near.abs() < value.abs() && back(bits + 1).is_finite() => bits + 1,
+            _ => bits,
+        };
+        let mut bytes = Vec::with_capacity(scales.len() * 4);
+        let mut stored = Vec::with_capacity(scales.len());
+        for (&scale, &wanted) in scales.iter().zip(wanted) {
+            let value = if wanted.abs() > scale.abs() { wanted } else { scale };
+            match self.scale_dtype {
+                DataType::FLOAT16 => {
+                    let back = |bits| f16::from_bits(bits).to_f32();
+                    let bits = up(f16::from_f32(value).to_bits(), value, back);
+                    bytes.extend(bits.to_le_bytes());
+                    stored.push(back(bits));
+                }
+                DataType::BFLOAT16 => {
+                    let back = |bits| bf16::from_bits(bits).to_f32();
+                    let bits = up(bf16::from_f32(value).to_bits(), value, back);
+                    bytes.extend(bits.to_le_bytes());
+                    stored.push(back(bits));
+                }
+                DataType::DOUBLE => {
+                    bytes.extend(f64::from(value).to_le_bytes());
+                    stored.push(value);
+                }
+                _ => {
+                    bytes.extend(value.to_le_bytes());
+                    stored.push(value);
+                }
+            }
+        }
+        (bytes, stored)
+    }
+}
+
+/// The grid of one vector after the other; what neighbours share is kept.
+struct Grids<'s> {
+    view: View<'s>,
+    side: &'s Side<'s>,
+    /// Scales after growth, like [`Side::scales`].
+    grown: &'s [f32],
+    table: Option<[f32; 16]>,
+    range: (f32, f32),
+    before: Vec<f32>,
+    scale: Vec<f32>,
+    zero: Vec<f32>,
+    held: Option<u64>,
+}
+
+impl<'s> Grids<'s> {
+    fn new(view: View<'s>, side: &'s Side<'s>, grown: &'s [f32], range: (f32, f32)) -> Self {
+        let zeros = || vec![0.0; view.padded];
+        let table = view.q.table();
+        Self { view, side, grown, table, range, before: zeros(), scale: zeros(), zero: zeros(), held: None }
+    }
+
+    /// Number of the scale of entry `at` of a vector, in [`Side::scales`].
+    fn scale_of(&self, vector: u64, at: u64) -> usize {
+        let q = self.view.q;
+        let (row, mut column) = if q.d_model_first { (at, vector) } else { (vector, at) };
+        if let (Some(index), Blocks::Grid { columns, .. }) = (self.side.index, q.blocks) {
+            column = u64::from(index[column as usize]) * columns;
+        }
+        (q.scale_of(row, column) - self.side.first) as usize
+    }
+
+    /// The grid of a vector.
+    fn of(&mut self, vector: u64) -> Grid<'_> {
+        let key = match (self.view.q.blocks, self.side.index) {
+            (Blocks::Grid { .. }, Some(index)) => u64::from(index[vector as usize]),
+            (Blocks::Grid { .. }, None) => vector / self.view.step(),
+            (Blocks::Flat(_), _) => vector,
+        };
+        if self.held != Some(key) {
+            self.held = Some(key);
+            let implied = match self.view.q.zeros {
+                Zeros::Implied(zero) => f32::from(zero),
+                _ => 0.0,
+            };
+            for at in 0..self.view.d {
+                let number = self.scale_of(vector, at as u64);
+                self.before[at] = self.side.scales[number];
+                self.scale[at] = self.grown[number];
+                self.zero[at] = self.side.zeros.as_ref().map_or(implied, |zeros| zeros[number]);
+            }
+        }
+        let levels = match &self.table {
+            Some(table) => Levels::Table(table),
+            None => Levels::Integer { zero: &self.zero, lowest: self.range.0, highest: self.range.1 },
+        };
+        Grid { before: &self.before, scale: &self.scale, levels }
+    }
+}
+
+/// Whether the operator's products want weights of the range that the quantiser used: 7 bits on processors whose
+/// 8-bit products saturate.
+fn keeps_range(q: &Quantised) -> bool {
+    q.bits == 8 && !matches!(q.operator, "MatMulNBits" | "GatherBlockQuantized" | "QMoE")
+}
+
+/// Smallest and largest ordinal to use.
+fn range(view: &View<'_>, read: Read<'_>) -> Result<(f32, f32), BakeError> {
+    let whole = (0.0, f32::from(view.q.highest()));
+    if !keeps_range(view.q) {
+        return Ok(whole);
+    }
+    let (mut lowest, mut highest) = (u8::MAX, 0u8);
+    for panel in view.panels() {
+        for byte in view.read(&panel, read)? {
+            let ordinal = view.q.ordinal(byte);
+            (lowest, highest) = (lowest.min(ordinal), highest.max(ordinal));
+        }
+    }
+    Ok(if lowest < highest { (f32::from(lowest), f32::from(highest)) } else { whole })
+}
+
+/// Edits a quantised weight: each vector becomes `w - r (r.w)` (Wang et al. 2025, eq. 4), rounded to its own grid so
+/// that `r.w'` vanishes. `write` takes the codes, `write_scales` all scales of the tensor where they may grow.
+///
+/// # Errors
+/// Whatever reading and writing report, or [`BakeError::NotFinite`].
+pub(super) fn edit(
+    name: &str,
+    q: &Quantised,
+    r: &[f64],
+    tables: &Tables,
+    read: Read<'_>,
+    write: Write<'_>,
+    mut write_scales: Option<Write<'_>>,
+) -> Result<Rounded, BakeError> {
+    let unit = Unit::new(r);
+    let view = View::new(q, &unit);
+    let not_finite = |_| BakeError::NotFinite { tensor: name.into() };
+    let range = range(&view, read)?;
+    let mut rounded = Rounded { tally: Tally::default(), grown: 0 };
+    let local = view.scales_are_local();
+    let panels = view.panels();
+    // The scales as they are stored so far, and where. Those that belong to several panels are settled before the first one
+    // is rounded; panels with scales of their own may still hold them in one piece with those of others.
+    let mut settled: Option<(u64, Vec<f32>)> = None;
+    for (number, panel) in panels.iter().enumerate() {
+        let side = tables.side(&view, panel)?;
+        let mut raw = view.read(panel, read)?;
+        let mut ordinals = view.unpack(panel, &raw);
+        let known = settled.take().filter(|(at, _)| *at == side.at).map(|(_, scales)| scales);
+        let stored = match known {
+            Some(stored) if !local => stored,
+            known => {
+                let was = known.unwrap_or_else(|| side.scales.clone());
+                let mut wanted = was.clone();
+                if write_scales.is_some() {
+                    let slab = panels[number..].iter().take_while(|p| p.slab == panel.slab);
+                    for other in slab.take(if local { 1 } else { panels.len() }) {
+                        let others;
+                        let seen = if other.vectors == panel.vectors {
+                            &ordinals
+                        } else {
+                            others = view.unpack(other, &view.read(other, read)?);
+                            &others
+                        };
+                        grow(&view, &side, other, seen, range, &unit, &mut wanted).map_err(not_finite)?;
+                    }
+                }
+                let (bytes, stored) = tables.encode(&side.scales, &wanted);
+                rounded.grown += was.iter().zip(&stored).filter(|(a, b)| a != b).count() as u64;
+                if let Some(write) = write_scales.as_deref_mut() {
+                    write(&bytes, side.at)?;
+                }
+                stored
+            }
+        };
+        let grown = stored.as_slice();
+        let tallies: Vec<Tally> = ordinals
+            .par_chunks_mut(TILE * view.padded)
+            .enumerate()
+            .map(|(tile, vectors)| {
+                let mut worker = Worker::new(view.padded);
+                let mut grids = Grids::new(view, &side, grown, range);
+                let mut tally = Tally::default();
+                let first = panel.vectors.start + (tile * TILE) as u64;
+                for (vector, codes) in (first..).zip(vectors.chunks_mut(view.padded)) {
+                    tally.add(&worker.round(codes, grids.of(vector), &unit)?);
+                }
+                Ok(tally)
+            })
+            .collect::<Result<_, NotFinite>>()
+            .map_err(not_finite)?;
+        tallies.iter().for_each(|tally| rounded.tally.add(tally));
+        view.pack(panel, &ordinals, &mut raw);
+        for (at, range) in view.stretches(panel) {
+            write(&raw[range], at)?;
+        }
+        settled = Some((side.at, stored));
+    }
+    Ok(rounded)
+}
+
+/// Lets the scales in `wanted` grow where a vector of the panel lies beyond its grid.
+fn grow(
+    view: &View<'_>,
+    side: &Side<'_>,
+    panel: &Panel,
+    ordinals: &[u8],
+    range: (f32, f32),
+    unit: &Unit,
+    wanted: &mut [f32],
+) -> Result<(), NotFinite> {
+    let found: Mutex<Vec<(usize, f32)>> = Mutex::new(Vec::new());
+    ordinals.par_chunks(TILE * view.padded).enumerate().try_for_each(|(tile, vectors)| {
+        let mut worker = Worker::new(view.padded);
+        let mut grids = Grids::new(*view, side, &side.scales, range);
+        let mut mine = Vec::new();
+        let first = panel.vectors.start + (tile * TILE) as u64;
+        for (vector, codes) in (first..).zip(vectors.chunks(view.padded)) {
+            let from = mine.len();
+            worker.overshoot(codes, grids.of(vector), unit, |at, factor| mine.push((at, factor)))?;
+            for (at, _) in &mut mine[from..] {
+                *at = grids.scale_of(vector, *at as u64);
+            }
+        }
+        found.lock().expect("no worker panics while it holds the lock").extend(mine);
+        Ok::<(), NotFinite>(())
+    })?;
+    for (number, factor) in found.into_inner().expect("no worker panics while it holds the lock") {
+        let grown = side.scales[number] * factor;
+        // a scale too small to tell how far off a value is stays: the value's distance in levels will tell
+        if grown.is_finite() && grown.abs() > wanted[number].abs() {
+            wanted[number] = grown;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,616 @@
+//! Leak-aware rounding of one vector to a quantised grid.
+//!
+//! A column `w` of a quantised writer becomes `y = w - r (r.w)` (Wang et al. 2025, eq. 4; Arditi et al. 2024,
+//! appendix E) and has to go back to its grid. Rounding to nearest undoes the edit at 4 bits, as `y` and `w` mostly
+//! round to the same codes: the leak `e = r.(rounded - y)` is nearly all that was to be removed. Here some
+//! entries go to their second-nearest level instead, on the other side of `y`, so that `e` vanishes.
+//!
+//! An entry whose level is off by `delta` and whose other level is `step` away takes `|r| step` off the leak and adds
+//! `step (step - 2 |delta|)` to the squared error. Spending the leak at least error is a fractional knapsack: take
+//! entries by rising cost a unit of leak, `(step - 2 |delta|) / |r|`, until the leak is spent. A histogram of that
+//! key finds where to stop in one pass; around the last entry, the pair that leaves least is searched.
+//!
+//! Everything is float32 on vectors padded to a multiple of [`LANES`] with zeros; sums are taken in short
+//! float32 runs and added up in float64.
+
+mod arithmetic;
+
+use arithmetic::{
+    Run, Sums, ablate, beyond, chunks, chunks_mut, decode, larger, largest, range, smaller, spacing_at_edge,
+};
+use pulp::{Arch, Simd, WithSimd};
+
+/// Vectors are padded to a multiple of this.
+pub const LANES: usize = 16;
+
+/// Entries around the stop that the search for a pair looks at, for vectors of `n`: more where there are more to tell
+/// apart.
+fn candidates(n: usize) -> usize {
+    (n / 24).clamp(56, 512)
+}
+
+/// A leak below this share of the component that was removed is left alone.
+const ENOUGH: f64 = 1.0 / (1 << 18) as f64;
+
+/// Above this share, one more search is made.
+const CLOSE: f64 = 1.0 / (1 << 13) as f64;
+
+/// `1.5 * 2^23`: adding and subtracting it rounds a float32 below `2^22` to the nearest integer, ties to even.
+const ROUNDING: f32 = 12_582_912.0;
+
+/// Buckets of the histogram an octave, as a shift of the bits of a float32: eight.
+const BUCKET_SHIFT: u32 = 20;
+
+/// Buckets of all positive float32.
+const BUCKETS: usize = 1 << (31 - BUCKET_SHIFT);
+
+/// The levels that codes `0..` stand for, before the scale.
+#[derive(Debug, Clone, Copy)]
+pub enum Levels<'a> {
+    /// `(code - zero) * scale`, with a zero point an entry, `[d]`; codes between the two bounds.
+    Integer {
+        /// Zero points, `[d]`.
+        zero: &'a [f32],
+        /// Smallest code.
+        lowest: f32,
+        /// Largest code.
+        highest: f32,
+    },
+    /// `levels[code] * scale`; levels rise.
+    Table(&'a [f32; 16]),
+}
+
+/// The grid of one vector and the direction, padded alike.
+#[derive(Debug, Clone, Copy)]
+pub struct Grid<'a> {
+    /// Scales that the codes were made with, `[d]`; may be negative.
+    pub before: &'a [f32],
+    /// Scales that they are rounded to, `[d]`.
+    pub scale: &'a [f32],
+    /// What codes stand for.
+    pub levels: Levels<'a>,
+}
+
+/// The unit direction in the forms that rounding needs, padded with zeros.
+#[derive(Debug)]
+pub struct Unit {
+    /// `r`, `[d]`.
+    pub r: Vec<f32>,
+    /// `1 / |r|`, infinite where `r` is zero.
+    inverse: Vec<f32>,
+}
+
+impl Unit {
+    /// Pads the unit direction `[d_model]`.
+    pub fn new(r: &[f64]) -> Self {
+        let mut padded: Vec<f32> = r.iter().map(|&v| v as f32).collect();
+        padded.resize(r.len().next_multiple_of(LANES), 0.0);
+        let inverse = padded.iter().map(|v| v.abs().recip()).collect();
+        Self { r: padded, inverse }
+    }
+
+    /// Length with the padding.
+    pub fn padded(&self) -> usize {
+        self.r.len()
+    }
+}
+
+/// What rounding did to the vectors seen so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Tally {
+    /// Sum of `(r.w)^2`.
+    pub leak_before: f64,
+    /// Sum of `(r.w')^2` if every entry went to its nearest level.
+    pub leak_nearest: f64,
+    /// The same of what was chosen.
+    pub leak_after: f64,
+    /// Sum of squared differences from `y` of nearest rounding.
+    pub error_nearest: f64,
+    /// The same of what was chosen.
+    pub error_after: f64,
+    /// Sum of `step^2 / 12`: squared error that a grid as coarse as this one has anyway.
+    pub noise: f64,
+    /// Largest `|w' - w|`.
+    pub max_abs_delta: f64,
+    /// Largest `|w' - y|` in level spacings.
+    pub max_levels: f64,
+}
+
+impl Tally {
+    /// Takes another one's vectors in.
+    pub fn add(&mut self, other: &Self) {
+        self.leak_before += other.leak_before;
+        self.leak_nearest += other.leak_nearest;
+        self.leak_after += other.leak_after;
+        self.error_nearest += other.error_nearest;
+        self.error_after += other.error_after;
+        self.noise += other.noise;
+        self.max_abs_delta = self.max_abs_delta.max(other.max_abs_delta);
+        self.max_levels = self.max_levels.max(other.max_levels);
+    }
+}
+
+/// [`Worker::round`] as pulp compiles it for each set of instructions; a closure would not be inlined there.
+struct Round<'a, 'g> {
+    worker: &'a mut Worker,
+    codes: &'a mut [u8],
+    grid: Grid<'g>,
+    unit: &'a Unit,
+}
+
+impl WithSimd for Round<'_, '_> {
+    type Output = Result<Tally, super::kernel::NotFinite>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Self::Output {
+        self.worker.round_inlined(self.codes, self.grid, self.unit)
+    }
+}
+
+/// The ablated values of a vector, and how far the furthest lies outside its grid.
+struct Ablate<'a, 'g> {
+    value: &'a mut [f32],
+    codes: &'a [u8],
+    grid: Grid<'g>,
+    unit: &'a Unit,
+}
+
+impl WithSimd for Ablate<'_, '_> {
+    type Output = Result<f32, super::kernel::NotFinite>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Self::Output {
+        let c = decode(self.codes, self.grid, &self.unit.r, self.value);
+        if !c.is_finite() {
+            return Err(super::kernel::NotFinite);
+        }
+        Ok(ablate(self.value, &self.unit.r, c as f32, self.grid))
+    }
+}
+
+/// Buffers of one worker, and the instructions it may use.
+pub struct Worker {
+    arch: Arch,
+    /// `w`.
+    value: Vec<f32>,
+    /// Rounded minus `y`.
+    delta: Vec<f32>,
+    /// Spacing to the level on the other side of `y`.
+    step: Vec<f32>,
+    /// Change of the code towards that level; zero where there is none.
+    turn: Vec<f32>,
+    /// Cost a unit of leak.
+    key: Vec<f32>,
+    /// How much of the leak the other level takes off; negative where it adds.
+    gain: Vec<f32>,
+    /// By key: sum of the positive gains, and number of entries; zeros between two vectors.
+    histogram: Vec<(f32, u32)>,
+    /// Entries with a key below the limit.
+    near: Vec<u32>,
+    /// Keys from here on are not looked at first.
+    limit: f32,
+    candidates: Vec<Candidate>,
+    /// Entries that were moved, some of them back.
+    changed: Vec<u32>,
+}
+
+impl Worker {
+    /// Buffers for vectors of `padded` entries.
+    pub fn new(padded: usize) -> Self {
+        let zeros = || vec![0.0; padded];
+        Self {
+            arch: Arch::new(),
+            value: zeros(),
+            delta: zeros(),
+            step: zeros(),
+            turn: zeros(),
+            key: zeros(),
+            gain: zeros(),
+            histogram: vec![(0.0, 0); BUCKETS],
+            near: Vec::with_capacity(padded),
+            limit: f32::INFINITY,
+            candidates: Vec::with_capacity(2 * candidates(padded)),
+            changed: Vec::new(),
+        }
+    }
+
+    /// Ablates and rounds one vector: `codes`, `[padded]`, are replaced. Returns what that did.
+    ///
+    /// # Errors
+    /// [`super::kernel::NotFinite`] if a scale or a zero point is NaN or infinite.
+    pub fn round(&mut self, codes: &mut [u8], grid: Grid<'_>, unit: &Unit) -> Result<Tally, super::kernel::NotFinite> {
+        self.arch.dispatch(Round { worker: self, codes, grid, unit })
+    }
+
+    /// Finds the entries whose ablated value lies more than a level beyond their grid, and tells by which factor the
+    /// scale has to grow so that half a level is left: `grow(entry, factor)`. Where all levels lie on one side of the
+    /// value a larger scale is no help, and nothing is told.
+    ///
+    /// # Errors
+    /// As [`Self::round`].
+    pub fn overshoot(
+        &mut self,
+        codes: &[u8],
+        grid: Grid<'_>,
+        unit: &Unit,
+        mut grow: impl FnMut(usize, f32),
+    ) -> Result<(), super::kernel::NotFinite> {
+        let value = &mut self.value[..codes.len()];
+        // a hair less than a level, so that rounding of the arithmetic does not decide
+        let spacing = spacing_at_edge(grid);
+        let most = 0.99 * spacing;
+        let worst = self.arch.dispatch(Ablate { value, codes, grid, unit })?;
+        if worst <= most {
+            return Ok(());
+        }
+        for (at, &y) in value.iter().enumerate() {
+            let t = y / grid.scale[at];
+            let (lowest, highest) = range(grid, at);
+            let edge = if t > highest { highest } else { lowest };
+            if grid.scale[at] != 0.0 && beyond(t, lowest, highest) > most && edge * t > 0.0 {
+                grow(at, (t.abs() - 0.5 * spacing) / edge.abs());
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn round_inlined(
+        &mut self,
+        codes: &mut [u8],
+        grid: Grid<'_>,
+        unit: &Unit,
+    ) -> Result<Tally, super::kernel::NotFinite> {
+        let r = unit.r.as_slice();
+        let c = decode(codes, grid, r, &mut self.value);
+        if !c.is_finite() {
+            return Err(super::kernel::NotFinite);
+        }
+        let mut tally = Tally { leak_before: c * c, ..Tally::default() };
+        let mut e = self.nearest(codes, grid, r, c as f32, &mut tally);
+        tally.leak_nearest = e * e;
+        if e.abs() > ENOUGH * c.abs() {
+            self.spend(codes, unit, &mut e, &mut tally);
+        }
+        tally.leak_after = e * e;
+        Ok(tally)
+    }
+
+    /// Rounds `value` (`w` on entry) to nearest; returns the leak.
+    #[inline(always)]
+    fn nearest(&mut self, codes: &mut [u8], grid: Grid<'_>, r: &[f32], c: f32, tally: &mut Tally) -> f64 {
+        let n = codes.len();
+        let mut sums = Sums::default();
+        let runs = |values| chunks(values, n).iter();
+        let out = chunks_mut(&mut self.delta, n)
+            .iter_mut()
+            .zip(chunks_mut(&mut self.step, n))
+            .zip(chunks_mut(&mut self.turn, n))
+            .zip(codes.as_chunks_mut::<LANES>().0);
+        let given = runs(&self.value).zip(runs(r)).zip(runs(grid.scale));
+        match grid.levels {
+            Levels::Integer { zero, lowest, highest } => {
+                let each = out.zip(given).zip(runs(zero));
+                for (((((delta, step), turn), codes), ((w, r), s)), zero) in each {
+                    let mut run = Run::default();
+                    for lane in 0..LANES {
+                        let (w, s, zero) = (w[lane], s[lane], zero[lane]);
+                        let y = w - r[lane] * c;
+                        let code = f32::from(codes[lane]);
+                        let u = if s == 0.0 { code } else { y / s + zero };
+                        let q = larger(smaller((u + ROUNDING) - ROUNDING, highest), lowest);
+                        let v = (q - zero) * s;
+                        let towards = if u > q { 1.0 } else { -1.0 };
+                        let next = q + towards;
+                        let free = (next >= lowest) & (next <= highest) & (s != 0.0);
+                        // the low bits of the sum are the integer; a cast would check ranges that are known
+                        codes[lane] = (q + ROUNDING).to_bits() as u8;
+                        turn[lane] = if free { towards } else { 0.0 };
+                        step[lane] = s.abs();
+                        delta[lane] = v - y;
+                        run.leak[lane] = r[lane] * (v - y);
+                        run.error[lane] = (v - y) * (v - y);
+                        run.noise[lane] = s * s;
+                        sums.moved[lane] = larger(sums.moved[lane], (v - w).abs());
+                        sums.levels[lane] = larger(sums.levels[lane], (u - q).abs());
+                    }
+                    sums.add(&run);
+                }
+            }
+            Levels::Table(table) => {
+                for ((((delta, step), turn), codes), ((w, r), s)) in out.zip(given) {
+                    let mut run = Run::default();
+                    for lane in 0..LANES {
+                        let (w, s) = (w[lane], s[lane]);
+                        let y = w - r[lane] * c;
+                        let t = if s == 0.0 { table[usize::from(codes[lane] & 15)] } else { y / s };
+                        let q = (1..16).filter(|&i| 2.0 * t > table[i - 1] + table[i]).count();
+                        let other = if t > table[q] { (q + 1).min(15) } else { q.saturating_sub(1) };
+                        let v = table[q] * s;
+                        let wide = (table[other] - table[q]).abs();
+                        codes[lane] = q as u8;
+                        turn[lane] = if s == 0.0 { 0.0 } else { other as f32 - q as f32 };
+                        step[lane] = wide * s.abs();
+                        delta[lane] = v - y;
+                        run.leak[lane] = r[lane] * (v - y);
+                        run.error[lane] = (v - y) * (v - y);
+                        run.noise[lane] = step[lane] * step[lane];
+                        sums.moved[lane] = larger(sums.moved[lane], (v - w).abs());
+                        let spacing = match q {
+                            _ if wide > 0.0 => wide,
+                            0 => table[1] - table[0],
+                            15 => table[15] - table[14],
+                            // one of two equal levels
+                            _ => table[q + 1] - table[q - 1],
+                        };
+                        sums.levels[lane] = larger(sums.levels[lane], (t - table[q]).abs() / spacing);
+                    }
+                    sums.add(&run);
+                }
+            }
+        }
+        tally.error_nearest = sums.error;
+        tally.error_after = sums.error;
+        tally.noise = sums.noise / 12.0;
+        tally.max_abs_delta = largest(&sums.moved);
+        tally.max_levels = largest(&sums.levels);
+        sums.leak
+    }
+
+    /// Moves entries to their other level until the leak `e` is spent.
+    #[inline(always)]
+    fn spend(&mut self, codes: &mut [u8], unit: &Unit, e: &mut f64, tally: &mut Tally) {
+        let n = codes.len();
+        let most = candidates(n);
+        let sign = if *e > 0.0 { 1.0f32 } else { -1.0 };
+        let (r, inverse) = (&unit.r[..n], &unit.inverse[..n]);
+        let runs = |values| chunks(values, n).iter();
+        let given = runs(&self.delta).zip(runs(&self.step)).zip(runs(&self.turn)).zip(runs(r)).zip(runs(inverse));
+        let out = chunks_mut(&mut self.key, n).iter_mut().zip(chunks_mut(&mut self.gain, n));
+        for (((((delta, step), turn), r), inverse), (key, gain)) in given.zip(out) {
+            for lane in 0..LANES {
+                let (delta, step) = (delta[lane], step[lane]);
+                // the step has the sign opposite to that of `delta`
+                gain[lane] = r[lane] * step * sign * if delta > 0.0 { 1.0 } else { -1.0 };
+                let cost = larger(step - 2.0 * delta.abs(), 0.0) * inverse[lane];
+                // an entry that lies on its level would come to lie a whole level off
+                let free = (turn[lane] != 0.0) & (delta.abs() > 2e-5 * step);
+                key[lane] = if free { cost } else { f32::INFINITY };
+            }
+        }
+        let (key, gain) = (&self.key[..n], &self.gain[..n]);
+        let infinite = (f32::INFINITY.to_bits() >> BUCKET_SHIFT) as usize;
+        let bucket_of = |key: f32| (key.to_bits() >> BUCKET_SHIFT) as usize;
+        // entries much dearer than those that the vector before needed are left out, if that leaves enough
+        let (first, stop, end) = loop {
+            let limit = self.limit;
+            self.near.clear();
+            self.near.extend((0..n as u32).filter(|&at| key[at as usize] < limit));
+            for &at in &self.near {
+                let (sum, count) = &mut self.histogram[bucket_of(key[at as usize])];
+                *sum += gain[at as usize].max(0.0);
+                *count += 1;
+            }
+            let top = bucket_of(limit).min(infinite);
+            let (mut sum, mut stop) = (0.0f64, infinite);
+            for (bucket, (gain, _)) in self.histogram[..top].iter().enumerate() {
+                sum += f64::from(*gain);
+                if sum >= e.abs() {
+                    stop = bucket;
+                    break;
+                }
+            }
+            // what lies around the stop is decided one by one, and what is dearer only to meet the leak exactly
+            let first = stop.saturating_sub(1);
+            let (mut end, mut seen) = (first, 0);
+            while end < top && (end <= stop || seen < most / 2) {
+                seen += self.histogram[end].1 as usize;
+                end += 1;
+            }
+            for &at in &self.near {
+                self.histogram[bucket_of(key[at as usize])] = (0.0, 0);
+            }
+            if end < top || limit == f32::INFINITY {
+                break (first, stop, end);
+            }
+            self.limit = f32::INFINITY;
+        };
+        let edge = |bucket: usize| f32::from_bits((bucket as u32) << BUCKET_SHIFT);
+        let (below, dear, above) = (edge(first), edge(stop), edge(end.min(infinite)));
+        self.limit = if above < 1e30 { 4.0 * above } else { f32::INFINITY };
+        self.candidates.clear();
+        self.changed.clear();
+        let mut left = *e * f64::from(sign);
+        for near in 0..self.near.len() {
+            let at = self.near[near] as usize;
+            if self.key[at] >= above {
+                continue;
+            }
+            if self.key[at] >= below && self.candidates.len() < most {
+                self.candidates.push(Candidate { at: at as u32, key: self.key[at], ..Candidate::default() });
+            } else if self.gain[at] > 0.0 && self.key[at] < dear {
+                left -= self.change(codes, at, tally);
+            }
+        }
+        self.candidates.sort_unstable_by(|a, b| a.key.total_cmp(&b.key).then(a.at.cmp(&b.at)));
+        // not past the leak: where every change takes some off, what is taken too much cannot be put back
+        for index in 0..self.candidates.len() {
+            let at = self.candidates[index].at as usize;
+            if self.gain[at] > 0.0 && left >= f64::from(self.gain[at]) {
+                left -= self.change(codes, at, tally);
+            }
+        }
+        let close = CLOSE * tally.leak_before.sqrt();
+        left = self.meet(codes, left, close, tally);
+        // where scales are all alike, entries of one key have one gain: look among all of them, a sample at a time
+        let stride = n.div_ceil(most);
+        for start in [0, stride / 3, 2 * stride / 3] {
+            if left.abs() <= close {
+                break;
+            }
+            let some = (start..n).step_by(stride).map(|at| at as u32);
+            let back = self.changed.iter().rev().copied().take(most / 2);
+            let free = some.chain(back).filter(|&at| self.key[at as usize] < f32::INFINITY);
+            self.candidates.clear();
+            self.candidates.extend(free.map(|at| Candidate { at, ..Candidate::default() }));
+            self.candidates.sort_unstable_by_key(|one| one.at);
+            self.candidates.dedup_by_key(|one| one.at);
+            left = self.meet(codes, left, close, tally);
+        }
+        *e = left * f64::from(sign);
+    }
+
+    /// Moves an entry to its other level, or back; returns what that takes off the leak.
+    #[inline(always)]
+    fn change(&mut self, codes: &mut [u8], at: usize, tally: &mut Tally) -> f64 {
+        let (step, delta, gain) = (self.step[at], self.delta[at], self.gain[at]);
+        codes[at] = (f32::from(codes[at]) + self.turn[at]) as u8;
+        tally.error_after += f64::from(step * (step - 2.0 * delta.abs()));
+        let after = delta - step.copysign(delta);
+        tally.max_levels = tally.max_levels.max(f64::from(after.abs() / step));
+        self.delta[at] = after;
+        self.turn[at] = -self.turn[at];
+        self.gain[at] = -gain;
+        self.changed.push(at as u32);
+        f64::from(gain)
+    }
+
+    /// Changes the one or two candidates that leave no more than `close` of the leak at least cost, or else those that
+    /// leave least; returns what is left.
+    #[inline(always)]
+    fn meet(&mut self, codes: &mut [u8], left: f64, close: f64, tally: &mut Tally) -> f64 {
+        let (gains, step, delta) = (&self.gain, &self.step, &self.delta);
+        for one in &mut self.candidates {
+            let at = one.at as usize;
+            one.gain = gains[at];
+            one.cost = step[at] * (step[at] - 2.0 * delta[at].abs());
+        }
+        let found = best_changes(&mut self.candidates, left, close);
+        found.into_iter().flatten().fold(left, |left, at| left - self.change(codes, at as usize, tally))
+    }
+}
+
+/// An entry that may change sides.
+#[derive(Debug, Clone, Copy, Default)]
+struct Candidate {
+    at: u32,
+    key: f32,
+    /// What the change takes off the leak.
+    gain: f32,
+    /// What it adds to the squared error.
+    cost: f32,
+}
+
+/// The one or two candidates whose gains come within `close` of `left` at least cost, or if none do those that come
+/// nearest, by a walk from both ends of the sorted gains; none if nothing is nearer than leaving it.
+#[inline(always)]
+fn best_changes(candidates: &mut [Candidate], left: f64, close: f64) -> [Option<u32>; 2] {
+    candidates.sort_unstable_by(|a, b| a.gain.total_cmp(&b.gain).then(a.at.cmp(&b.at)));
+    // what is left beyond `close`, then what it costs
+    let mut best = ((left.abs() - close).max(0.0), 0.0f32, [None, None]);
+    let mut see = |rest: f64, cost: f32, which: [Option<u32>; 2]| {
+        let beyond = (rest.abs() - close).max(0.0);
+        if (beyond, cost) < (best.0, best.1) {
+            best = (beyond, cost, which);
+        }
+    };
+    for one in candidates.iter() {
+        see(left - f64::from(one.gain), one.cost, [Some(one.at), None]);
+    }
+    let (mut low, mut high) = (0, candidates.len().saturating_sub(1));
+    while low < high {
+        let (a, b) = (candidates[low], candidates[high]);
+        let rest = left - f64::from(a.gain) - f64::from(b.gain);
+        see(rest, a.cost + b.cost, [Some(a.at), Some(b.at)]);
+        if rest.abs() <= close {
+            // the neighbours may do as well at less cost
+            let near = candidates[low + 1..high]
+                .iter()
+                .rev()
+                .take_while(|b| (left - f64::from(a.gain) - f64::from(b.gain)).abs() <= close);
+            for b in near {
+                see(left - f64::from(a.gain) - f64::from(b.gain), a.cost + b.cost, [Some(a.at), Some(b.at)]);
+            }
+        }
+        if rest > 0.0 { low += 1 } else { high -= 1 }
+    }
+    best.2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linalg::norm;
+
+    /// Deterministic standard normal numbers.
+    pub(crate) fn normal(seed: u64, n: usize) -> Vec<f64> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as f64 / (1u64 << 53) as f64
+        };
+        (0..n)
+            .map(|_| {
+                let (a, b): (f64, f64) = (next().max(1e-300), next());
+                (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()
+            })
+            .collect()
+    }
+
+    /// A normal matrix quantised by columns of `d`, all by one grid an entry, then rounded.
+    fn rounded(d: usize, columns: usize, bits: u32) -> Tally {
+        let r = normal(7, d);
+        let n = norm(&r);
+        let r: Vec<f64> = r.iter().map(|v| v / n).collect();
+        let unit = Unit::new(&r);
+        let padded = unit.padded();
+        let highest = ((1u32 << bits) - 1) as f32;
+        let zero = vec![(1u32 << (bits - 1)) as f32; padded];
+        let mut scale = vec![6.0 / (highest + 1.0); padded];
+        scale[d..].fill(0.0);
+        let levels = Levels::Integer { zero: &zero, lowest: 0.0, highest };
+        let grid = Grid { before: &scale, scale: &scale, levels };
+        let mut worker = Worker::new(padded);
+        let mut tally = Tally::default();
+        for column in 0..columns {
+            let w = normal(1000 + column as u64, d);
+            let mut codes: Vec<u8> = w
+                .iter()
+                .map(|v| (v / f64::from(scale[0]) + f64::from(zero[0])).round().clamp(0.0, f64::from(highest)) as u8)
+                .collect();
+            codes.resize(padded, 0);
+            let before = codes.clone();
+            let found = worker.round(&mut codes, grid, &unit).unwrap();
+            // by plain arithmetic in float64
+            let value = |codes: &[u8], i: usize| (f64::from(codes[i]) - f64::from(zero[i])) * f64::from(scale[i]);
+            let c: f64 = (0..d).map(|i| r[i] * value(&before, i)).sum();
+            let leak: f64 = (0..d).map(|i| r[i] * value(&codes, i)).sum();
+            let error: f64 = (0..d).map(|i| (value(&codes, i) - (value(&before, i) - r[i] * c)).powi(2)).sum();
+            assert!((found.leak_before.sqrt() - c.abs()).abs() < 1e-5, "{} {c}", found.leak_before.sqrt());
+            assert!((found.leak_after.sqrt() - leak.abs()).abs() < 1e-5, "{} {leak}", found.leak_after.sqrt());
+            assert!((found.error_after - error).abs() < 1e-3 * error.max(1e-3), "{} {error}", found.error_after);
+            tally.add(&found);
+        }
+        tally
+    }
+
+    #[test]
+    fn the_leak_vanishes_at_little_error() {
+        // one scale for all is the hardest case: every entry of one weight gains the same
+        for (bits, d, nearest, leak, error) in [
+            (8, 1024, 0.02, 2e-4, 1.05),
+            (4, 1024, 0.5, 4e-4, 2.0),
+            (2, 1024, 0.9, 3e-3, 4.5),
+            (4, 256, 0.3, 1e-3, 1.6),
+        ] {
+            let tally = rounded(d, 64, bits);
+            let share = |e: f64| (e / tally.leak_before).sqrt();
+            let ratio = (tally.error_after / tally.error_nearest).sqrt();
+            assert!(share(tally.leak_nearest) > nearest, "{bits} bits: nearest {}", share(tally.leak_nearest));
+            assert!(share(tally.leak_after) < leak, "{bits} bits: {}", share(tally.leak_after));
+            assert!(ratio < error, "{bits} bits: error x{ratio}");
+        }
+    }
+}

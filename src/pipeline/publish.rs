@@ -1,0 +1,303 @@
+//! A whole package: every variant baked, everything else copied, published at once or not at all.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use super::engine::Observer;
+use super::opened::Opened;
+use super::package::{Other, Package, Role, Variant, shown};
+use super::variant::{self, Clock, Desk, Measuring, Outcome};
+use super::{BakeOptions, prove};
+use crate::bake::{BakeError, PlanOptions, Staging};
+use crate::error::Error;
+use crate::method::direction::Direction;
+use crate::onnx::external::read_exact_at;
+use crate::onnx::{Model, Storage};
+use crate::report::{Effect, FileRow, PackageResult, RefusalToken, VariantResult};
+
+/// Bytes that are compared or copied at a time.
+const BLOCK: u64 = 4 << 20;
+
+/// Whether an output is one `.onnx` file, and not a folder.
+pub fn is_single(out: &Path) -> bool {
+    out.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"))
+}
+
+/// An error with the file it is of, where there are several.
+pub(super) fn of_variant(package: &Package, variant: &Variant) -> impl FnOnce(Error) -> Error {
+    let name = (!package.lone).then(|| variant.name.clone());
+    move |error| match name {
+        Some(name) => error.of_file(name),
+        None => error,
+    }
+}
+
+/// Refuses a package in which anything stands in the way, before a byte is written: a variant that is not understood,
+/// two of different width, an output that cannot hold them, a full disk.
+///
+/// # Errors
+/// The first of these, with the file's name.
+pub fn preflight(package: &Package, out: &Path) -> Result<(), Error> {
+    if is_single(out) && !package.lone {
+        return Err(Error::usage(
+            format!(
+                "the output `{}` is one file, and `{}` holds more than one model",
+                out.display(),
+                package.root.display()
+            ),
+            "choose a new folder for the output, or pass one model by its path",
+        ));
+    }
+    let mut first: Option<(usize, &Variant)> = None;
+    for variant in package.models() {
+        let opened = Opened::of(variant.files.clone()).map_err(of_variant(package, variant))?;
+        let model = opened.understand().map_err(|e| of_variant(package, variant)(e.into()))?;
+        let width = model.lm.d_model();
+        match first {
+            None => first = Some((width, variant)),
+            Some((other, _)) if other == width => {}
+            Some((other, known)) => {
+                return Err(Error::failed_with(
+                    format!(
+                        "d_model is {width} in `{}` and {other} in `{}`: no direction fits both",
+                        variant.name, known.name
+                    ),
+                    "pick those of one width with `--only`",
+                ));
+            }
+        }
+    }
+    let existing = out.ancestors().skip(1).find(|path| path.is_dir()).unwrap_or(Path::new("."));
+    room(package, 0, existing, is_single(out))
+}
+
+/// Checks that there is room at `place` for the whole package, `grown` bytes larger than it is.
+fn room(package: &Package, grown: u64, place: &Path, single: bool) -> Result<(), Error> {
+    let copied: u64 = if single { 0 } else { package.copied().map(|file| file.bytes).sum() };
+    let written: BTreeSet<&PathBuf> = package.variants.iter().flat_map(|v| &v.writes).collect();
+    let size = |path: &&PathBuf| std::fs::metadata(package.root.join(path)).map_or(0, |m| m.len());
+    let needed = copied + grown + written.iter().map(size).sum::<u64>();
+    let path = place.to_path_buf();
+    match fs4::available_space(&path) {
+        Ok(available) if available < needed => Err(BakeError::NoSpace { path, needed, available }.into()),
+        Ok(_) => Ok(()),
+        Err(source) => Err(BakeError::Io { action: "read", path, source }.into()),
+    }
+}
+
+/// Bytes by which a variant's files grow: copies of tensors that serve twice. Fails where the direction does not fit.
+fn growth(variant: &Variant, direction: &Direction, options: &PlanOptions) -> Result<u64, Error> {
+    let plans = match variant.role {
+        Role::Model => {
+            let opened = Opened::of(variant.files.clone())?;
+            let plans = opened.understand()?.plan(direction, options)?;
+            plans.embedding.into_iter().chain([plans.main]).collect::<Vec<_>>()
+        }
+        Role::Embedding => {
+            let model = Model::open(&variant.files.onnx)?;
+            vec![prove::embedding_plan(&model, direction, options)?]
+        }
+    };
+    Ok(plans.iter().flat_map(|p| &p.tensors).filter(|t| t.copy.is_some()).map(|t| t.bytes()).sum())
+}
+
+/// Bakes every variant into the staging folder and copies everything else there. Nothing is published yet.
+///
+/// # Errors
+/// The first thing that stands in the way, with the file's name where there are several.
+pub(super) fn stage(
+    package: &Package,
+    direction: &Direction,
+    options: (&BakeOptions<'_>, &PlanOptions),
+    measuring: Option<&Measuring<'_>>,
+    staging: &Staging,
+    clock: &mut Clock,
+    observer: &dyn Observer,
+) -> Result<Vec<Outcome>, Error> {
+    let (options, plan_options) = options;
+    let single = is_single(options.out);
+    let mut grown = 0;
+    for variant in &package.variants {
+        grown += growth(variant, direction, plan_options).map_err(of_variant(package, variant))?;
+    }
+    room(package, grown, staging.path(), single)?;
+    let mut desk = Desk::new(package, staging, options, observer);
+    let mut outcomes = Vec::new();
+    for variant in &package.variants {
+        let outcome = variant::bake(variant, direction, plan_options, measuring, &mut desk, clock);
+        outcomes.push(outcome.map_err(of_variant(package, variant))?);
+    }
+    if !single {
+        for other in &package.others {
+            unaffected(package, other, &desk)?;
+        }
+        copy(package, &desk, options, observer)?;
+        clock.lap("bake");
+    }
+    Ok(outcomes)
+}
+
+/// Refuses a package in which the bake changed what a model reads that is not baked.
+fn unaffected(package: &Package, other: &Other, desk: &Desk<'_>) -> Result<(), Error> {
+    let shared: Vec<&PathBuf> = other.reads.iter().filter(|path| desk.writer(path).is_some()).collect();
+    if shared.is_empty() {
+        return Ok(());
+    }
+    let refuse = |path: &Path| {
+        let (other, writer) = (shown(&other.relative), desk.writer(path).unwrap_or_default());
+        Err(Error::failed_with(
+            format!("`{other}` is not baked but reads `{}`, which the bake of `{writer}` changes", shown(path)),
+            "export it with external data of its own, or take it out of the folder",
+        ))
+    };
+    if shared.contains(&&other.relative) {
+        return refuse(&other.relative);
+    }
+    let model = Model::open(&package.root.join(&other.relative))?;
+    let folder = other.relative.parent().unwrap_or(Path::new(""));
+    for tensor in &model.tensors {
+        let Storage::External { location, path, offset, length } = &tensor.storage else { continue };
+        let plain = Path::new(location).components().filter(|part| matches!(part, Component::Normal(_)));
+        let relative = folder.join(plain.collect::<PathBuf>());
+        if desk.writer(&relative).is_some() && !equal(path, &desk.place(&relative), Some(*offset..offset + length))? {
+            return refuse(&relative);
+        }
+    }
+    Ok(())
+}
+
+/// Whether two files hold the same bytes: all, or those of a range.
+pub(super) fn equal(a: &Path, b: &Path, range: Option<Range<u64>>) -> Result<bool, Error> {
+    let read = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| Error::from(BakeError::Io { action: "read", path, source })
+    };
+    let (left, right) = (File::open(a).map_err(read(a))?, File::open(b).map_err(read(b))?);
+    let lengths = [left.metadata().map_err(read(a))?.len(), right.metadata().map_err(read(b))?.len()];
+    let range = match range {
+        Some(range) if range.end <= lengths[0].min(lengths[1]) => range,
+        None if lengths[0] == lengths[1] => 0..lengths[0],
+        _ => return Ok(false),
+    };
+    let (mut x, mut y) = (vec![0u8; BLOCK as usize], vec![0u8; BLOCK as usize]);
+    let mut at = range.start;
+    while at < range.end {
+        let n = BLOCK.min(range.end - at) as usize;
+        read_exact_at(&left, &mut x[..n], at).map_err(read(a))?;
+        read_exact_at(&right, &mut y[..n], at).map_err(read(b))?;
+        if x[..n] != y[..n] {
+            return Ok(false);
+        }
+        at += n as u64;
+    }
+    Ok(true)
+}
+
+/// Copies every file that no variant writes: contents only, a link or an odd mode stays behind.
+fn copy(package: &Package, desk: &Desk<'_>, options: &BakeOptions<'_>, observer: &dyn Observer) -> Result<(), Error> {
+    let files: Vec<_> = package.copied().filter(|file| desk.writer(&file.relative).is_none()).collect();
+    let total = files.iter().map(|file| file.bytes).sum();
+    observer.start("write the other files", total);
+    for file in files {
+        let (from, to) = (package.root.join(&file.relative), desk.place(&file.relative));
+        let failed = |action: &'static str, path: &Path| {
+            let path = path.to_path_buf();
+            move |source: io::Error| match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    BakeError::NoSpace { path, needed: total, available: 0 }
+                }
+                _ => BakeError::Io { action, path, source },
+            }
+        };
+        let folder = to.parent().expect("it is in the staging folder");
+        std::fs::create_dir_all(folder).map_err(failed("create", folder))?;
+        let mut input = File::open(&from).map_err(failed("read", &from))?;
+        let mut output = File::create_new(&to).map_err(failed("create", &to))?;
+        loop {
+            if options.cancelled.load(Ordering::Relaxed) {
+                return Err(BakeError::Cancelled.into());
+            }
+            match io::copy(&mut (&mut input).take(BLOCK), &mut output).map_err(failed("write", &to))? {
+                0 => break,
+                n => observer.advance(n),
+            }
+        }
+        output.sync_all().map_err(failed("write", &to))?;
+        if cfg!(unix) {
+            File::open(folder).and_then(|f| f.sync_all()).map_err(failed("write", folder))?;
+        }
+    }
+    observer.finish();
+    Ok(())
+}
+
+/// The result on a package, from what became of its variants.
+pub(super) fn result(
+    package: &Package,
+    options: &BakeOptions<'_>,
+    refusal_tokens: Vec<RefusalToken>,
+    outcomes: &[Outcome],
+) -> PackageResult {
+    let variants: Vec<VariantResult> = package
+        .variants
+        .iter()
+        .zip(outcomes)
+        .map(|(variant, outcome)| VariantResult {
+            model: variant.name.clone(),
+            precision: outcome.precision.clone(),
+            edits: outcome.bake.edits.clone(),
+            verify: outcome.verify.clone(),
+            bytes_written: outcome.bake.bytes_written,
+            seconds: outcome.bake.seconds,
+            eval: outcome.eval.as_ref().map(|eval| Effect {
+                before: eval.before.clone(),
+                after: eval.after.clone(),
+                harmless_kl: eval.harmless_kl,
+                max_new_tokens: eval.max_new_tokens,
+            }),
+            guard: outcome.guard.clone(),
+        })
+        .collect();
+    let single = is_single(options.out);
+    PackageResult {
+        model: package.root.display().to_string(),
+        output: options.out.display().to_string(),
+        published: false,
+        direction_sha256: outcomes.first().map(|o| o.bake.direction_sha256.clone()).unwrap_or_default(),
+        refusal_tokens,
+        n_edits: variants.iter().map(|v| v.edits.len()).sum(),
+        variants,
+        copied: if single { Vec::new() } else { copied(package) },
+        left_out: left_out(package),
+        bytes_written: 0,
+        seconds: 0.0,
+    }
+}
+
+/// Files that are copied as they are; of models, the reason.
+pub(super) fn copied(package: &Package) -> Vec<FileRow> {
+    let reason = |path: &Path| package.others.iter().find(|o| o.relative == path).map(|o| o.reason.clone());
+    package.copied().map(|f| FileRow { file: shown(&f.relative), reason: reason(&f.relative) }).collect()
+}
+
+/// What is left out, and why.
+pub(super) fn left_out(package: &Package) -> Vec<FileRow> {
+    package.left_out.iter().map(|l| FileRow { file: shown(&l.relative), reason: Some(l.reason.clone()) }).collect()
+}
+
+/// Bytes of all files in a folder.
+pub(super) fn folder_bytes(folder: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    entries
+        .filter_map(Result::ok)
+        .map(|e| match e.metadata() {
+            Ok(meta) if meta.is_dir() => folder_bytes(&e.path()),
+            Ok(meta) => meta.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}

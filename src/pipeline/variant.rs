@@ -1,0 +1,339 @@
+//! One variant: baked, loaded again and verified, and measured before and after where there is a runtime.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use super::engine::{Engine, Observer};
+use super::opened::{Opened, Understood};
+use super::package::{Package, Role, Variant, shown};
+use super::publish::{equal, is_single};
+use super::{BakeOptions, Guard, check, evaluate, inspect, judge, pad_token, prove, verify_prompts};
+use crate::bake::{self as baking, BakeError, BakePlan, PlanOptions, QuantisedMode, Staging};
+use crate::chat::Chat;
+use crate::error::Error;
+use crate::method::direction::Direction;
+use crate::method::prompts::Prompts;
+use crate::onnx::{Graph, Model};
+use crate::report::{BakeResult, EditRow, EvalResult, GuardResult, VerifyResult};
+use crate::runtime::session::Runtime;
+
+/// How variants are run.
+#[derive(Clone, Copy)]
+pub struct Running<'a> {
+    /// ONNX Runtime.
+    pub runtime: &'a Runtime,
+    /// Tokenizer and template.
+    pub chat: &'a Chat,
+    /// Prompts.
+    pub prompts: &'a Prompts,
+    /// Rows a run.
+    pub batch: usize,
+    /// Set by Ctrl-C.
+    pub cancelled: &'a AtomicBool,
+}
+
+/// What is measured on each variant, and what it must keep.
+pub struct Measuring<'a> {
+    /// How it is run.
+    pub running: Running<'a>,
+    /// Answers and scores.
+    pub settings: evaluate::Settings,
+    /// The guard.
+    pub guard: Guard,
+}
+
+/// What became of one variant.
+pub struct Outcome {
+    /// What its weights are held in.
+    pub precision: String,
+    /// Its edits; the bytes are those of its own files.
+    pub bake: BakeResult,
+    /// The proof.
+    pub verify: VerifyResult,
+    /// Before and after, where it was measured.
+    pub eval: Option<EvalResult>,
+    /// The guard's judgement of that.
+    pub guard: Option<GuardResult>,
+}
+
+/// Seconds by what they were spent on.
+pub struct Clock {
+    last: Instant,
+    /// Sums so far.
+    pub seconds: BTreeMap<String, f64>,
+}
+
+impl Clock {
+    /// A clock that starts now.
+    pub fn start() -> Self {
+        Self { last: Instant::now(), seconds: BTreeMap::new() }
+    }
+
+    /// Adds the time since the last call to `name`, and returns it.
+    pub fn lap(&mut self, name: &str) -> f64 {
+        let took = self.last.elapsed().as_secs_f64();
+        self.last = Instant::now();
+        *self.seconds.entry(name.to_string()).or_default() += took;
+        took
+    }
+}
+
+impl<'a> Running<'a> {
+    /// An engine for a model.
+    pub fn engine(&self, model: &'a Understood<'a>) -> Engine<'a> {
+        let Self { runtime, chat, batch, cancelled, .. } = *self;
+        Engine { runtime, model, batch, pad: pad_token(chat), cancelled }
+    }
+
+    /// Logits of `out` against run-time ablation of `base`.
+    ///
+    /// # Errors
+    /// If a run fails.
+    pub fn check(
+        &self,
+        base: &Understood<'_>,
+        out: &Understood<'_>,
+        direction: &Direction,
+    ) -> Result<check::LogitReport, Error> {
+        let prompts = verify_prompts(self.chat, self.prompts)?;
+        let Self { runtime, chat, batch, cancelled, .. } = *self;
+        let base = Engine { runtime, model: base, batch, pad: pad_token(chat), cancelled };
+        check::logits(&base, &Engine { model: out, ..base }, direction, &prompts)
+    }
+}
+
+/// The staging folder while variants are written into it, one after another.
+pub struct Desk<'a> {
+    staging: &'a Staging,
+    options: &'a BakeOptions<'a>,
+    observer: &'a dyn Observer,
+    /// Every file written so far, relative to the output, with the `.onnx` file that it was written for.
+    written: BTreeMap<PathBuf, String>,
+    /// Edits of every `.onnx` file written so far.
+    edits: BTreeMap<PathBuf, Vec<EditRow>>,
+    /// Whether one model is baked: then its name goes without saying.
+    lone: bool,
+}
+
+impl<'a> Desk<'a> {
+    /// An empty staging folder.
+    pub fn new(
+        package: &Package,
+        staging: &'a Staging,
+        options: &'a BakeOptions<'a>,
+        observer: &'a dyn Observer,
+    ) -> Self {
+        Self { staging, options, observer, written: BTreeMap::new(), edits: BTreeMap::new(), lone: package.lone }
+    }
+
+    /// The `.onnx` file that a file of the output was written for.
+    pub fn writer(&self, relative: &Path) -> Option<&str> {
+        self.written.get(relative).map(String::as_str)
+    }
+
+    /// The place of a file in the staging folder.
+    pub fn place(&self, relative: &Path) -> PathBuf {
+        self.staging.path().join(relative)
+    }
+
+    /// Where a variant goes, relative to the output: as in the package, or by its name alone.
+    fn relative(&self, variant: &Variant) -> PathBuf {
+        match is_single(self.options.out) {
+            true => variant.relative.file_name().map(PathBuf::from).unwrap_or_default(),
+            false => variant.relative.clone(),
+        }
+    }
+
+    fn result(&self, edits: Vec<EditRow>, bytes_written: u64, seconds: f64, plan: &BakePlan) -> BakeResult {
+        let output = self.options.out.display().to_string();
+        BakeResult { edits, output, bytes_written, seconds, direction_sha256: plan.direction_sha256.clone() }
+    }
+
+    fn stage(&self, what: &str, variant: &Variant) -> String {
+        if self.lone { what.to_string() } else { format!("{what}, {}", variant.name) }
+    }
+
+    /// Writes one `.onnx` file with its external data to `relative`. A file that several name as external data is
+    /// written once: every further one is written apart and must have come out the same. Returns the edits, and the
+    /// bytes that were not there yet.
+    ///
+    /// Quantised writers whose rounding turned out past [`baking::limits`] get nodes by a new plan, which `again` makes
+    /// and `plan` becomes.
+    fn write(
+        &mut self,
+        model: &Model,
+        plan: &mut BakePlan,
+        again: &dyn Fn(BTreeSet<String>) -> Result<BakePlan, Error>,
+        relative: &Path,
+        stage: &str,
+    ) -> Result<(Vec<EditRow>, u64), Error> {
+        if let Some(edits) = self.edits.get(relative) {
+            // the embedding of several models: what it holds is proved for each
+            return Ok((edits.clone(), 0));
+        }
+        let under = relative.parent().unwrap_or(Path::new(""));
+        let external = model.external_files().into_iter().map(|(location, _)| {
+            let plain = Path::new(&location).components().filter(|part| matches!(part, Component::Normal(_)));
+            under.join(plain.collect::<PathBuf>())
+        });
+        let mut outputs: Vec<PathBuf> = std::iter::once(relative.to_path_buf()).chain(external).collect();
+        outputs.sort();
+        outputs.dedup();
+        let io = |path: &Path, action: &'static str| {
+            let path = path.to_path_buf();
+            move |source| Error::from(BakeError::Io { action, path, source })
+        };
+        let mut folder = self.place(under);
+        std::fs::create_dir_all(&folder).map_err(io(&folder, "create"))?;
+        let mut apart = None;
+        if outputs.iter().any(|path| self.written.contains_key(path)) {
+            let made = tempfile::tempdir_in(self.staging.path()).map_err(io(self.staging.path(), "create"))?;
+            folder = made.path().to_path_buf();
+            apart = Some(made);
+        }
+        let mut edits = self.apply(model, plan, &folder, stage)?;
+        let past = baking::limits::past_limits(&edits, plan.unit().len());
+        let fallback = self.options.quantised == QuantisedMode::Auto && !self.options.weights_only && !past.is_empty();
+        // where nodes cannot be inserted, rounding is what there is
+        if fallback && let Ok(other) = again(past) {
+            for output in &outputs {
+                let place = folder.join(output.strip_prefix(under).expect("outputs are below the model's folder"));
+                std::fs::remove_file(&place).map_err(io(&place, "replace"))?;
+            }
+            *plan = other;
+            edits = self.apply(model, plan, &folder, stage)?;
+        }
+        let edits: Vec<EditRow> = edits.iter().map(edit_row).collect();
+        let mut bytes = 0;
+        for output in outputs {
+            let place = self.place(&output);
+            if let Some(made) = &apart {
+                let own = made.path().join(output.strip_prefix(under).expect("outputs are below the model's folder"));
+                if let Some(first) = self.written.get(&output) {
+                    if !equal(&own, &place, None)? {
+                        return Err(Error::failed_with(
+                            format!(
+                                "`{}` and `{first}` share the file `{}`, and each needs it edited in another way",
+                                shown(relative),
+                                shown(&output)
+                            ),
+                            "export each with external data of its own, or bake them one by one with `--only`",
+                        ));
+                    }
+                    continue;
+                }
+                if let Some(parent) = place.parent() {
+                    std::fs::create_dir_all(parent).map_err(io(parent, "create"))?;
+                }
+                std::fs::rename(&own, &place).map_err(io(&place, "rename to"))?;
+            }
+            bytes += std::fs::metadata(&place).map_err(io(&place, "read"))?.len();
+            self.written.insert(output, shown(relative));
+        }
+        self.edits.insert(relative.to_path_buf(), edits.clone());
+        Ok((edits, bytes))
+    }
+
+    fn apply(&self, model: &Model, plan: &BakePlan, folder: &Path, stage: &str) -> Result<Vec<baking::Edit>, Error> {
+        let total = std::sync::OnceLock::new();
+        let seen = std::sync::atomic::AtomicU64::new(0);
+        let progress = |done: u64, all: u64| {
+            total.get_or_init(|| self.observer.start(stage, all));
+            let before = seen.fetch_max(done, std::sync::atomic::Ordering::Relaxed);
+            self.observer.advance(done.saturating_sub(before));
+        };
+        let edits = baking::apply(model, plan, folder, &baking::ApplyOptions::new(self.options.cancelled), &progress)?;
+        if total.get().is_some() {
+            self.observer.finish();
+        }
+        Ok(edits)
+    }
+}
+
+fn edit_row(edit: &baking::Edit) -> EditRow {
+    // both sides are the same JSON contract
+    serde_json::from_value(serde_json::to_value(edit).expect("plain data")).expect("an edit is a row of the report")
+}
+
+/// Bakes `direction` into one variant, loads what was written and verifies it, and measures it where told how.
+///
+/// # Errors
+/// If the graph is not understood, the direction does not fit, writing fails, or a run fails. What the measurement or
+/// the verification shows is no error.
+pub fn bake(
+    variant: &Variant,
+    direction: &Direction,
+    options: &PlanOptions,
+    measuring: Option<&Measuring<'_>>,
+    desk: &mut Desk<'_>,
+    clock: &mut Clock,
+) -> Result<Outcome, Error> {
+    if variant.role == Role::Embedding {
+        return bake_embedding(variant, direction, options, desk, clock);
+    }
+    let relative = desk.relative(variant);
+    let stage = desk.stage("write the model", variant);
+    let opened = Opened::of(variant.files.clone())?;
+    let model = opened.understand()?;
+    let mut plans = model.plan(direction, options)?;
+    let mut edits = Vec::new();
+    let mut bytes = 0;
+    let by_nodes = |by_nodes| PlanOptions { by_nodes, ..options.clone() };
+    if let (Some(embedding), Some(plan)) = (&opened.embedding, &mut plans.embedding) {
+        let name = embedding.path.file_name().expect("an opened file has a name");
+        let again = |past| Ok(model.plan(direction, &by_nodes(past))?.embedding.expect("it was planned before"));
+        let (rows, n) = desk.write(embedding, plan, &again, &relative.with_file_name(name), &stage)?;
+        edits.extend(rows);
+        bytes += n;
+    }
+    let again = |past| Ok(model.plan(direction, &by_nodes(past))?.main);
+    let (rows, n) = desk.write(&opened.model, &mut plans.main, &again, &relative, &stage)?;
+    edits.extend(rows);
+    let bake = desk.result(edits, bytes + n, clock.lap("bake"), &plans.main);
+
+    let place = desk.place(&relative);
+    let written = opened.again(place.parent().expect("it is in the staging folder"))?;
+    let running = measuring.map(|m| &m.running);
+    let verify = prove::model((&opened, &model), &written, &plans, direction, running)?;
+    clock.lap("verify");
+
+    let mut eval = None;
+    if let Some(Measuring { running, settings, .. }) = measuring {
+        let Running { chat, prompts, .. } = running;
+        let measure = |model, when: &str| {
+            let stage = desk.stage(when, variant);
+            evaluate::measure(&running.engine(model), chat, prompts, settings, &stage, desk.observer)
+        };
+        let out_model = written.understand()?;
+        let before = measure(&model, "answers before")?;
+        let after = measure(&out_model, "answers after")?;
+        eval = Some(evaluate::compare(before, &after, settings, chat.system()));
+        clock.lap("evaluate");
+    }
+    let guard = measuring.zip(eval.as_ref()).map(|(m, e)| judge(&e.before.harmful, &e.after.harmful, m.guard));
+    let graphs: Vec<&Graph<'_>> = model.embedding.iter().map(|e| &e.graph).chain([&model.graph]).collect();
+    Ok(Outcome { precision: inspect::precision(&graphs), bake, verify, eval, guard })
+}
+
+/// The same for an embedding file that is baked without a model; alone it cannot be run.
+fn bake_embedding(
+    variant: &Variant,
+    direction: &Direction,
+    options: &PlanOptions,
+    desk: &mut Desk<'_>,
+    clock: &mut Clock,
+) -> Result<Outcome, Error> {
+    let relative = desk.relative(variant);
+    let model = Model::open(&variant.files.onnx)?;
+    let mut plan = prove::embedding_plan(&model, direction, options)?;
+    let again = |by_nodes| prove::embedding_plan(&model, direction, &PlanOptions { by_nodes, ..options.clone() });
+    let stage = desk.stage("write the model", variant);
+    let (edits, bytes) = desk.write(&model, &mut plan, &again, &relative, &stage)?;
+    let bake = desk.result(edits, bytes, clock.lap("bake"), &plan);
+    let verify = prove::embedding(&model, &desk.place(&relative), &plan)?;
+    clock.lap("verify");
+    let precision = inspect::precision(&[&Graph::new(&model)]);
+    Ok(Outcome { precision, bake, verify, eval: None, guard: None })
+}
