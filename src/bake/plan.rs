@@ -57,7 +57,7 @@ pub struct PlanOptions {
     pub weights_only: bool,
     /// What is done to quantised weights.
     pub quantised: QuantisedMode,
-    /// Writers of quantised weights that get nodes although they could be rounded ([`BakePlan::past_limits`]).
+    /// Writers of quantised weights that get nodes although they could be rounded ([`super::limits::past_limits`]).
     pub by_nodes: BTreeSet<String>,
     /// More metadata entries; keys get the prefix `lancet.` if they lack it.
     pub metadata: Vec<(String, String)>,

@@ -217,7 +217,7 @@ impl Worker {
     /// Ablates and rounds one vector: `codes`, `[padded]`, are replaced. Returns what that did.
     ///
     /// # Errors
-    /// [`super::kernel::NotFinite`] if a scale or a zero point is NaN or infinite.
+    /// `NotFinite` if a scale or a zero point is NaN or infinite.
     pub fn round(&mut self, codes: &mut [u8], grid: Grid<'_>, unit: &Unit) -> Result<Tally, super::kernel::NotFinite> {
         self.arch.dispatch(Round { worker: self, codes, grid, unit })
     }

@@ -83,7 +83,7 @@ pub struct Flat {
     pub opaque_calls: HashSet<usize>,
     /// Operator sets that the functions import and the model does not.
     pub imports: Vec<OperatorSetIdProto>,
-    /// Inputs that read another value in the file, which is computed in the same way ([`super::twins`]).
+    /// Inputs that read another value in the file, which is computed in the same way (`onnx::twins`).
     pub redirected: Vec<Redirected>,
 }
 
