@@ -125,7 +125,10 @@ fn main() {
     let text = std::fs::read_to_string(folder().join("index.json")).unwrap();
     let entries: Vec<Entry> = serde_json::from_str(&text).unwrap();
     assert!(entries.len() > 60, "the index lost its entries");
-    let mut trials = vec![Trial::test("an_embedding_that_is_shared_with_the_head_is_edited_in_a_copy", untied)];
+    let mut trials = vec![
+        Trial::test("an_embedding_that_is_shared_with_the_head_is_edited_in_a_copy", untied),
+        Trial::test("a_code_or_scale_that_changed_by_one_is_noticed", tampered),
+    ];
     for entry in entries.into_iter().filter(|entry| entry.file.is_some()) {
         trials.push(Trial::test(entry.name.clone(), move || {
             let mut failures = Vec::new();
@@ -426,4 +429,52 @@ fn untied() -> Result<(), Failed> {
         }
     }
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
+}
+
+/// Every level is within one of the exact edit before and after such a change; only rounding again tells.
+fn tampered() -> Result<(), Failed> {
+    let base = folder().join("nbits8-b32-sym.onnx");
+    let work = tempfile::tempdir()?;
+    let sandbox = common::Sandbox::new();
+    let out = work.path().join("out");
+    bake(&base, &out, QuantisedMode::Auto, false)?;
+    let written = baked(&base, &out);
+    let arguments = |file: &Path| {
+        let direction = folder().join("direction.safetensors");
+        let words = ["verify", base.to_str().unwrap(), file.to_str().unwrap(), "--bytes-only", "--json", "--direction"];
+        let mut all: Vec<String> = words.iter().map(ToString::to_string).collect();
+        all.push(direction.to_str().unwrap().into());
+        all
+    };
+    let verify = |file: &Path, code: i32| {
+        let all = arguments(file);
+        common::json(&mut sandbox.lancet(&all.iter().map(String::as_str).collect::<Vec<_>>()), code)
+    };
+    assert_eq!(verify(&written, 0)["passed"], true);
+    let (before, clean) = (std::fs::read(&base)?, std::fs::read(&written)?);
+    let opened = Opened::new(&base)?;
+    let model = opened.understand()?;
+    let mut noticed = 0;
+    for quantised in model.lm.writers.iter().flat_map(|w| &w.weights).filter_map(|w| Some((w.tensor, w.quantised?))) {
+        let (codes, quantised) = quantised;
+        for tensor in [codes, quantised.scales] {
+            let lancet::onnx::Storage::Embedded { offset, length } = opened.model.tensor(tensor).storage else {
+                panic!("the file holds its weights");
+            };
+            let (from, to) = (usize::try_from(offset).unwrap(), usize::try_from(offset + length).unwrap());
+            // the first edited byte, and one in the middle
+            let edited = (from..to).find(|&at| before[at] != clean[at]);
+            for at in edited.into_iter().chain([from.midpoint(to) / 4 * 4]) {
+                let mut bytes = clean.clone();
+                bytes[at] ^= 1;
+                std::fs::write(&written, &bytes)?;
+                let result = verify(&written, 1);
+                assert_eq!(result["passed"], false, "byte {at} of `{}`", opened.model.tensor(tensor).name);
+                assert_eq!(result["changed_bytes_outside_plan"], 0);
+                noticed += 1;
+            }
+        }
+    }
+    assert!(noticed >= 6, "only {noticed} changes were tried");
+    Ok(())
 }

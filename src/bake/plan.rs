@@ -20,6 +20,9 @@ use crate::onnx::{DataType, Graph, Model, Quantised, Storage, TensorId};
 /// Metadata keys that a bake adds start with this.
 pub const METADATA_PREFIX: &str = "lancet.";
 
+/// Metadata key, behind the prefix, of the version that baked a model.
+pub(super) const VERSION_KEY: &str = "version";
+
 /// Metadata key, behind the prefix, of the quantised writers that got nodes, by blanks.
 const BY_NODES_KEY: &str = "quantised_by_nodes";
 
@@ -397,7 +400,7 @@ pub fn by_nodes_of(model: &Model) -> BTreeSet<String> {
 }
 
 /// The last entry of a key: a model that was baked before has older ones.
-fn own_metadata<'m>(model: &'m Model, key: &str) -> Option<&'m str> {
+pub(super) fn own_metadata<'m>(model: &'m Model, key: &str) -> Option<&'m str> {
     let stem = format!("{METADATA_PREFIX}{key}");
     let ours = |found: &str| {
         let number = |rest: &str| rest.strip_prefix('.').is_some_and(|n| n.parse::<usize>().is_ok());
@@ -411,7 +414,7 @@ fn own_metadata<'m>(model: &'m Model, key: &str) -> Option<&'m str> {
 fn metadata(model: &Model, direction_sha256: &str, extra: &[(String, String)]) -> Vec<(String, String)> {
     let mut taken: HashSet<String> =
         model.skeleton.metadata_props.iter().filter_map(|entry| entry.key.clone()).collect();
-    let own = [("version", env!("CARGO_PKG_VERSION")), ("direction_sha256", direction_sha256)];
+    let own = [(VERSION_KEY, env!("CARGO_PKG_VERSION")), ("direction_sha256", direction_sha256)];
     own.into_iter()
         .chain(extra.iter().map(|(key, value)| (key.as_str(), value.as_str())))
         .map(|(key, value)| {

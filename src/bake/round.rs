@@ -271,6 +271,11 @@ impl Worker {
         tally.leak_nearest = e * e;
         if e.abs() > ENOUGH * c.abs() {
             self.spend(codes, unit, &mut e, &mut tally);
+            for &at in &self.changed {
+                // w' - w = (w' - y) - r c
+                let moved = (self.delta[at as usize] - r[at as usize] * c as f32).abs();
+                tally.max_abs_delta = tally.max_abs_delta.max(f64::from(moved));
+            }
         }
         tally.leak_after = e * e;
         Ok(tally)

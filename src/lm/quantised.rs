@@ -394,6 +394,9 @@ fn single_code(graph: &Graph<'_>, value: ValueId) -> Option<u8> {
 /// `MatMulInteger` and the multiplication with its scales: `Cast(MatMulInteger(a, B)) * (a_scale * b_scale)`. `node` is
 /// the multiplication. `None` if it is none of this kind.
 pub(super) fn scaled_integer_product(graph: &Graph<'_>, node: NodeId) -> Option<Answer> {
+    if graph.op(node) != "Mul" {
+        return None;
+    }
     let product = |slot: usize| {
         let mut producer = graph.producer(graph.input(node, slot)?)?;
         if graph.op(producer) == "Cast" {

@@ -189,11 +189,10 @@ impl<'g, 'm> Walk<'g, 'm> {
                     self.follow(part, node);
                 }
             }
-            "Mul" if quantised::scaled_integer_product(graph, node).is_some() => {
-                let found = quantised::scaled_integer_product(graph, node).expect("seen in the guard");
-                self.quantised(node, value, None, found)?;
-            }
-            "Mul" | "Div" => self.scaled(node, value)?,
+            "Mul" | "Div" => match quantised::scaled_integer_product(graph, node) {
+                Some(found) => self.quantised(node, value, None, found)?,
+                None => self.scaled(node, value)?,
+            },
             // x - mean(x) of a norm that is spelled out
             "Sub" if self.through_norms && graph.input(node, 1).is_some_and(|v| is_row_factor(graph, v)) => {
                 self.turns.push(Turn::Centre);

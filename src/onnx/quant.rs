@@ -198,11 +198,6 @@ impl Quantised {
         }
     }
 
-    /// The ordinal at which a stored zero-point code lies.
-    pub fn zero_ordinal(&self, code: u8) -> f32 {
-        f32::from(self.ordinal(code))
-    }
-
     /// In words: `4-bit MatMulNBits, block 32`.
     pub fn words(&self) -> String {
         let kind = match self.coding {
