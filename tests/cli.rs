@@ -112,26 +112,33 @@ Options:
 
           [default: auto]
 
+      --max-rounding-error <RATIO>
+          With `--quantised auto`: the largest error that rounding may cost, as a multiple of
+          nearest rounding's, in place of the built-in limits; a weight beyond it gets nodes
+
       --lambda <LAMBDA>
           Partial orthogonalisation: 1 removes all of the true-refusal component, 0 none of it
 
           [default: 1]
 
+      --json
+          Print the result as JSON on stdout, and nothing else there
+
       --paper
           Exactly the published procedure: no guard and no degenerate-candidate rule in the
           selection
 
-      --json
-          Print the result as JSON on stdout, and nothing else there
+      --config <FILE>
+          TOML file with options by their long names; a flag beats it. A table named like a command
+          holds for that one
 
       --kl-threshold <KL_THRESHOLD>
           Largest mean harmless KL of a candidate
 
           [default: 0.2]
 
-      --config <FILE>
-          TOML file with options by their long names; a flag beats it. A table named like a command
-          holds for that one
+  -q, --quiet
+          No progress
 
       --refusal-tokens <LIST>
           First words of the model's refusals (or token ids), comma-separated: `"I,As"`. Automatic
@@ -140,9 +147,6 @@ Options:
       --prompts <DIR>
           Folder with `{harmful,pseudo_harmful,harmless}_{train,val,test}.{json,jsonl,csv,txt}`;
           without any, the bundled prompts serve
-
-  -q, --quiet
-          No progress
 
       --harmful <FILE>
           One file of harmful prompts, split by the seed

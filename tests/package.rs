@@ -488,8 +488,13 @@ fn stopped_at_any_point_nothing_is_left() {
     {
         let cancelled = AtomicBool::new(false);
         let package = Package::find(&sandbox.path("pkg"), &[]).unwrap();
-        let options =
-            BakeOptions { out: &out, weights_only: false, quantised: Default::default(), cancelled: &cancelled };
+        let options = BakeOptions {
+            out: &out,
+            weights_only: false,
+            quantised: Default::default(),
+            max_rounding_error: None,
+            cancelled: &cancelled,
+        };
         let stopper = Stopper { stage, cancelled: &cancelled };
         let error = pipeline::bake(&package, &direction, &options, None, &stopper).unwrap_err();
         let words = format!("{error}: {:?}", std::error::Error::source(&error).map(ToString::to_string));

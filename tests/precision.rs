@@ -48,7 +48,13 @@ fn baked(name: &str) -> check::LogitReport {
     let opened = Opened::new(&fixture(name)).unwrap();
     let chat = pipeline::load_chat(&opened.files, None, ChatOptions::default()).unwrap();
     let cancelled = AtomicBool::new(false);
-    let options = BakeOptions { out: &out, weights_only: true, quantised: Default::default(), cancelled: &cancelled };
+    let options = BakeOptions {
+        out: &out,
+        weights_only: true,
+        quantised: Default::default(),
+        max_rounding_error: None,
+        cancelled: &cancelled,
+    };
     let (_, bytes) = pipeline::bake_only(&opened, &direction(), &options, &Silent).unwrap();
     assert_eq!(bytes.changed_bytes_outside_plan, 0);
     let written = Opened::new(&out).unwrap();

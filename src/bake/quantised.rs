@@ -15,7 +15,7 @@ use super::error::BakeError;
 use super::kernel::{self, NotFinite};
 use super::round::{Grid, Levels, Tally, Unit, Worker};
 use super::tensor::{Read, Write};
-use crate::onnx::quant::{Blocks, Quantised, Zeros};
+use crate::onnx::quant::{Blocks, Coding, Quantised, Zeros};
 use crate::onnx::{DataType, Model};
 pub(super) use check::check;
 
@@ -24,6 +24,9 @@ const PANEL: usize = if cfg!(test) { 1 << 10 } else { 8 << 20 };
 
 /// Vectors that one worker rounds in a row.
 const TILE: usize = 64;
+
+/// Rows of `d_model` that are transposed together.
+const SIDE: usize = 32;
 
 /// What the edit of a quantised weight did.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -143,12 +146,18 @@ impl<'q> View<'q> {
         }
         let a_byte = usize::from(8 / self.q.bits);
         ordinals.par_chunks_mut(TILE * self.padded).enumerate().for_each(|(tile, vectors)| {
-            let mut codes = [0u8; TILE];
-            let codes = &mut codes[..vectors.len() / self.padded];
-            for row in 0..rows {
-                self.q.unpack(&raw[row * bytes + tile * TILE / a_byte..(row + 1) * bytes], codes);
-                for (at, code) in codes.iter().enumerate() {
-                    vectors[at * self.padded + row] = *code;
+            // a square at a time: a column of codes at once would meet itself in the cache
+            let mut square = [[0u8; TILE]; SIDE];
+            let count = vectors.len() / self.padded;
+            for first in (0..rows).step_by(SIDE) {
+                let side = SIDE.min(rows - first);
+                for (row, codes) in (first..).zip(&mut square[..side]) {
+                    self.q.unpack(&raw[row * bytes + tile * TILE / a_byte..(row + 1) * bytes], &mut codes[..count]);
+                }
+                for (at, vector) in vectors.chunks_exact_mut(self.padded).enumerate() {
+                    for (code, codes) in vector[first..first + side].iter_mut().zip(&square) {
+                        *code = codes[at];
+                    }
                 }
             }
         });
@@ -164,15 +173,18 @@ impl<'q> View<'q> {
             return;
         }
         let a_byte = usize::from(8 / self.q.bits);
-        raw.par_chunks_mut(bytes * TILE).enumerate().for_each(|(part, rows)| {
-            let mut codes = [0u8; TILE];
-            for (row, out) in (part * TILE..).zip(rows.chunks_mut(bytes)) {
-                for (tile, vectors) in ordinals.chunks(TILE * self.padded).enumerate() {
-                    let codes = &mut codes[..vectors.len() / self.padded];
-                    for (at, code) in codes.iter_mut().enumerate() {
-                        *code = vectors[at * self.padded + row];
+        raw.par_chunks_mut(bytes * SIDE).enumerate().for_each(|(part, rows)| {
+            let mut square = [[0u8; TILE]; SIDE];
+            let (first, side) = (part * SIDE, rows.len() / bytes);
+            for (tile, vectors) in ordinals.chunks(TILE * self.padded).enumerate() {
+                for (at, vector) in vectors.chunks_exact(self.padded).enumerate() {
+                    for (code, codes) in vector[first..first + side].iter().zip(&mut square) {
+                        codes[at] = *code;
                     }
-                    self.q.pack(codes, &mut out[tile * TILE / a_byte..]);
+                }
+                let count = vectors.len() / self.padded;
+                for (codes, out) in square.iter().zip(rows.chunks_mut(bytes)) {
+                    self.q.pack(&codes[..count], &mut out[tile * TILE / a_byte..]);
                 }
             }
         });
@@ -332,6 +344,8 @@ struct Grids<'s> {
     before: Vec<f32>,
     scale: Vec<f32>,
     zero: Vec<f32>,
+    /// Whether the two scales of the vector held differ anywhere.
+    differ: bool,
     held: Option<u64>,
 }
 
@@ -339,7 +353,18 @@ impl<'s> Grids<'s> {
     fn new(view: View<'s>, side: &'s Side<'s>, grown: &'s [f32], range: (f32, f32)) -> Self {
         let zeros = || vec![0.0; view.padded];
         let table = view.q.table();
-        Self { view, side, grown, table, range, before: zeros(), scale: zeros(), zero: zeros(), held: None }
+        Self {
+            view,
+            side,
+            grown,
+            table,
+            range,
+            before: zeros(),
+            scale: zeros(),
+            zero: zeros(),
+            differ: false,
+            held: None,
+        }
     }
 
     /// Number of the scale of entry `at` of a vector, in [`Side::scales`].
@@ -365,18 +390,31 @@ impl<'s> Grids<'s> {
                 Zeros::Implied(zero) => f32::from(zero),
                 _ => 0.0,
             };
+            // along `d_model` the number changes by one stride every few entries
+            let q = self.view.q;
+            let (run, stride) = match q.blocks {
+                Blocks::Grid { rows, .. } if q.d_model_first => (rows, q.scale_shape().1 as usize),
+                Blocks::Grid { columns, .. } if self.side.index.is_none() => (columns, 1),
+                _ => (1, 0),
+            };
+            let (run, start) = (run.min(self.view.d as u64) as usize, self.scale_of(vector, 0));
             for at in 0..self.view.d {
-                let number = self.scale_of(vector, at as u64);
+                let number = match stride {
+                    0 => self.scale_of(vector, at as u64),
+                    _ if run == 1 => start + at * stride,
+                    _ => start + at / run * stride,
+                };
                 self.before[at] = self.side.scales[number];
                 self.scale[at] = self.grown[number];
                 self.zero[at] = self.side.zeros.as_ref().map_or(implied, |zeros| zeros[number]);
             }
+            self.differ = self.before != self.scale;
         }
         let levels = match &self.table {
             Some(table) => Levels::Table(table),
             None => Levels::Integer { zero: &self.zero, lowest: self.range.0, highest: self.range.1 },
         };
-        Grid { before: &self.before, scale: &self.scale, levels }
+        Grid { before: &self.before, scale: &self.scale, grown: self.differ, levels }
     }
 }
 
@@ -386,7 +424,7 @@ fn keeps_range(q: &Quantised) -> bool {
     q.bits == 8 && !matches!(q.operator, "MatMulNBits" | "GatherBlockQuantized" | "QMoE")
 }
 
-/// Smallest and largest ordinal to use.
+/// Smallest and largest ordinal to use: those of 7 bits where the file's lie within them.
 fn range(view: &View<'_>, read: Read<'_>) -> Result<(f32, f32), BakeError> {
     let whole = (0.0, f32::from(view.q.highest()));
     if !keeps_range(view.q) {
@@ -399,7 +437,9 @@ fn range(view: &View<'_>, read: Read<'_>) -> Result<(f32, f32), BakeError> {
             (lowest, highest) = (lowest.min(ordinal), highest.max(ordinal));
         }
     }
-    Ok(if lowest < highest { (f32::from(lowest), f32::from(highest)) } else { whole })
+    // ONNX Runtime's `reduce_range` has -64 to 64, or 0 to 127
+    let seven = if view.q.coding == Coding::Signed { (64, 192) } else { (0, 127) };
+    Ok(if lowest >= seven.0 && highest <= seven.1 { (f32::from(seven.0), f32::from(seven.1)) } else { whole })
 }
 
 /// Edits a quantised weight: each vector becomes `w - r (r.w)` (Wang et al. 2025, eq. 4), rounded to its own grid so
@@ -494,6 +534,10 @@ fn grow(
     wanted: &mut [f32],
 ) -> Result<(), NotFinite> {
     let found: Mutex<Vec<(usize, f32)>> = Mutex::new(Vec::new());
+    let sharing = match view.q.blocks {
+        Blocks::Grid { rows, columns } => rows.min(view.q.rows) * columns.min(view.q.columns),
+        Blocks::Flat(run) => run,
+    };
     ordinals.par_chunks(TILE * view.padded).enumerate().try_for_each(|(tile, vectors)| {
         let mut worker = Worker::new(view.padded);
         let mut grids = Grids::new(*view, side, &side.scales, range);
@@ -501,7 +545,7 @@ fn grow(
         let first = panel.vectors.start + (tile * TILE) as u64;
         for (vector, codes) in (first..).zip(vectors.chunks(view.padded)) {
             let from = mine.len();
-            worker.overshoot(codes, grids.of(vector), unit, |at, factor| mine.push((at, factor)))?;
+            worker.overshoot(codes, grids.of(vector), unit, sharing as f32, |at, factor| mine.push((at, factor)))?;
             for (at, _) in &mut mine[from..] {
                 *at = grids.scale_of(vector, *at as u64);
             }

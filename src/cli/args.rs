@@ -325,6 +325,16 @@ pub struct TreatmentArgs {
     /// `nodes`, or `auto`: round, but for those where that leaves or costs too much.
     #[arg(long, value_enum, default_value_t = Quantised::Auto)]
     pub quantised: Quantised,
+    /// With `--quantised auto`: the largest error that rounding may cost, as a multiple of nearest rounding's, in place of
+    /// the built-in limits; a weight beyond it gets nodes.
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    pub max_rounding_error: Option<f64>,
+}
+
+/// A finite number of at least 1.
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio: f64 = text.parse().map_err(|_| format!("`{text}` is no number"))?;
+    if ratio.is_finite() && ratio >= 1.0 { Ok(ratio) } else { Err("it is a number of at least 1".into()) }
 }
 
 /// What is done to quantised weights.

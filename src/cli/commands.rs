@@ -151,7 +151,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Outcome> {
         refusal_tokens: tokens,
         max_new_tokens: args.max_new_tokens,
         guard: guard(&args.guard),
-        bake: bake_options(context, args.treatment, &args.output),
+        bake: bake_options(context, args.treatment, &args.output)?,
         batch: args.runtime.batch_size,
         command: std::env::args().collect(),
         seed: args.prompts.seed,
@@ -325,20 +325,28 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn bake_options<'a>(context: &'a Context, treatment: TreatmentArgs, out: &'a Path) -> BakeOptions<'a> {
+fn bake_options<'a>(context: &'a Context, treatment: TreatmentArgs, out: &'a Path) -> anyhow::Result<BakeOptions<'a>> {
     let quantised = match treatment.quantised {
         Quantised::Auto => QuantisedMode::Auto,
         Quantised::Round => QuantisedMode::Round,
         Quantised::Nodes => QuantisedMode::Nodes,
     };
-    BakeOptions { out, weights_only: treatment.weights_only, quantised, cancelled: &context.cancelled }
+    let TreatmentArgs { weights_only, max_rounding_error, .. } = treatment;
+    if max_rounding_error.is_some() && (quantised != QuantisedMode::Auto || weights_only) {
+        return Err(Error::usage(
+            "`--max-rounding-error` chooses between rounding and nodes, and here there is no choice",
+            "leave it out, or bake with `--quantised auto` and without `--weights-only`",
+        )
+        .into());
+    }
+    Ok(BakeOptions { out, weights_only, quantised, max_rounding_error, cancelled: &context.cancelled })
 }
 
 /// `lancet bake`.
 pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Outcome> {
     let package = Package::find(&args.model, &[])?.only(&args.only.only)?;
     let direction = direction_file::load(&args.direction)?;
-    let options = bake_options(context, args.treatment, &args.output);
+    let options = bake_options(context, args.treatment, &args.output)?;
     if args.measure {
         let result = bake_measured(context, &args.measuring, &package, &direction, &options)?;
         return finish_package(context, &result);

@@ -72,6 +72,7 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Outcome> {
             out: &out,
             weights_only: false,
             quantised: Default::default(),
+            max_rounding_error: None,
             cancelled: &context.cancelled,
         },
         batch: args.runtime.batch_size,

@@ -70,6 +70,27 @@ fn required(graph: &Graph<'_>, node: NodeId, slot: usize, what: &str) -> Result<
     constant(graph, node, slot).ok_or_else(|| format!("its {what} are no constant of the file"))
 }
 
+/// The geometry that most operators share, for a struct update: `[N, K]` of unsigned codes, low bits first, rows without
+/// padding and of one block each, `d_model` outputs, its own scales and no zero points but the middle.
+fn product(operator: &'static str, bits: u64, [rows, columns]: [u64; 2], scales: &Constant) -> Quantised {
+    Quantised {
+        operator,
+        bits: bits as u8,
+        coding: Coding::Unsigned,
+        high_first: false,
+        slabs: 1,
+        rows,
+        columns,
+        row_bytes: columns * bits / 8,
+        d_model_first: true,
+        blocks: Blocks::Grid { rows: 1, columns },
+        scales: scales.tensor,
+        zeros: Zeros::Implied(1 << (bits - 1)),
+        index: None,
+        own_scales: true,
+    }
+}
+
 /// Checks what every format needs: codes and scales where they can be read and written.
 fn checked(graph: &Graph<'_>, node: NodeId, slot: usize, codes: &Constant, quantised: Quantised) -> Answer {
     let plain =
@@ -166,20 +187,11 @@ fn matmul_nbits(graph: &Graph<'_>, node: NodeId) -> Answer {
         return Err("runtimes differ in what zero points mean beside `g_idx`".into());
     }
     let quantised = Quantised {
-        operator: "MatMulNBits",
-        bits: bits as u8,
-        coding: Coding::Unsigned,
-        high_first: false,
-        slabs: 1,
-        rows: n,
-        columns: k,
         row_bytes: blocks * block * bits / 8,
-        d_model_first: true,
         blocks: Blocks::Grid { rows: 1, columns: block },
-        scales: scales.tensor,
         zeros,
         index: index.map(|i| i.tensor),
-        own_scales: true,
+        ..product("MatMulNBits", bits, [n, k], &scales)
     };
     checked(graph, node, 1, &codes, quantised)
 }
@@ -200,20 +212,11 @@ fn matmul_bnb4(graph: &Graph<'_>, node: NodeId) -> Answer {
     }
     let blocks = if k % block == 0 { Blocks::Grid { rows: 1, columns: block } } else { Blocks::Flat(block) };
     let quantised = Quantised {
-        operator: "MatMulBnb4",
-        bits: 4,
         coding,
         high_first: true,
-        slabs: 1,
-        rows: n,
-        columns: k,
-        row_bytes: k / 2,
-        d_model_first: true,
         blocks,
-        scales: scales.tensor,
         zeros: Zeros::Implied(0),
-        index: None,
-        own_scales: true,
+        ..product("MatMulBnb4", 4, [n, k], &scales)
     };
     checked(graph, node, 1, &codes, quantised)
 }
@@ -254,20 +257,11 @@ fn gather_block_quantized(graph: &Graph<'_>, node: NodeId) -> Answer {
         Some(zeros) => return Err(format!("its zero points are {} {:?}", zeros.dtype, zeros.shape)),
     };
     let quantised = Quantised {
-        operator: "GatherBlockQuantized",
-        bits: bits as u8,
         coding,
-        high_first: false,
-        slabs: 1,
-        rows,
-        columns,
-        row_bytes: columns * bits / 8,
         d_model_first: false,
         blocks: Blocks::Grid { rows: 1, columns: block },
-        scales: scales.tensor,
         zeros,
-        index: None,
-        own_scales: true,
+        ..product("GatherBlockQuantized", bits, [rows, columns], &scales)
     };
     checked(graph, node, 0, &codes, quantised)
 }
@@ -363,20 +357,11 @@ fn linear(
         Some(zeros) => return Err(format!("its zero points have the shape {:?}", zeros.shape)),
     };
     let quantised = Quantised {
-        operator: form.operator,
-        bits: bits as u8,
         coding,
-        high_first: false,
-        slabs: 1,
-        rows,
-        columns,
-        row_bytes: columns * bits / 8,
         d_model_first: from_end == 1,
         blocks,
-        scales: form.scales.tensor,
         zeros,
-        index: None,
-        own_scales: true,
+        ..product(form.operator, bits, [rows, columns], &form.scales)
     };
     checked(graph, node, slot, codes, quantised)
 }
@@ -490,20 +475,10 @@ fn qmoe(graph: &Graph<'_>, node: NodeId, width: Option<u64>) -> Answer {
         zeros => packed_zeros(zeros, bits, slabs * rows, blocks)?,
     };
     let quantised = Quantised {
-        operator: "QMoE",
-        bits: bits as u8,
-        coding: Coding::Unsigned,
-        high_first: false,
         slabs,
-        rows,
-        columns,
-        row_bytes: packed,
-        d_model_first: true,
         blocks: Blocks::Grid { rows: 1, columns: block },
-        scales: scales.tensor,
         zeros,
-        index: None,
-        own_scales: true,
+        ..product("QMoE", bits, [rows, columns], &scales)
     };
     checked(graph, node, 5, &codes, quantised)
 }

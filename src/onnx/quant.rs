@@ -219,6 +219,11 @@ impl Quantised {
     pub fn unpack(&self, bytes: &[u8], ordinals: &mut [u8]) {
         match (self.bits, self.high_first) {
             (8, _) => ordinals.copy_from_slice(&bytes[..ordinals.len()]),
+            (4, false) if ordinals.len().is_multiple_of(2) => {
+                for (pair, byte) in ordinals.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+                    *pair = [byte & 15, byte >> 4];
+                }
+            }
             (4, false) => {
                 for (pair, byte) in ordinals.chunks_mut(2).zip(bytes) {
                     pair[0] = byte & 15;
@@ -253,6 +258,13 @@ impl Quantised {
     pub fn pack(&self, ordinals: &[u8], bytes: &mut [u8]) {
         let a_byte = usize::from(8 / self.bits);
         let mask = self.highest() as u8;
+        if (self.bits, self.high_first, self.coding) == (4, false, Coding::Unsigned) && ordinals.len().is_multiple_of(2)
+        {
+            for (pair, byte) in ordinals.as_chunks::<2>().0.iter().zip(bytes) {
+                *byte = pair[0] | pair[1] << 4;
+            }
+            return;
+        }
         for (codes, byte) in ordinals.chunks(a_byte).zip(bytes) {
             for (at, &ordinal) in codes.iter().enumerate() {
                 let place = if self.high_first { a_byte - 1 - at } else { at };

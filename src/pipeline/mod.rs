@@ -60,13 +60,17 @@ pub struct BakeOptions<'a> {
     pub weights_only: bool,
     /// What is done to quantised weights.
     pub quantised: QuantisedMode,
+    /// With [`QuantisedMode::Auto`]: the error that rounding may cost, as a multiple of nearest rounding's, in place of
+    /// the limits of [`bake::limits`].
+    pub max_rounding_error: Option<f64>,
     /// Set by Ctrl-C.
     pub cancelled: &'a AtomicBool,
 }
 
 impl BakeOptions<'_> {
     /// How each file's bake is planned.
-    fn plan(&self, metadata: Vec<(String, String)>) -> PlanOptions {
+    fn plan(&self, mut metadata: Vec<(String, String)>) -> PlanOptions {
+        metadata.extend(self.max_rounding_error.map(|ratio| ("max_rounding_error".into(), ratio.to_string())));
         PlanOptions { weights_only: self.weights_only, quantised: self.quantised, metadata, ..PlanOptions::default() }
     }
 }

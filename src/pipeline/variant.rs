@@ -194,7 +194,7 @@ impl<'a> Desk<'a> {
             apart = Some(made);
         }
         let mut edits = self.apply(model, plan, &folder, stage)?;
-        let past = baking::limits::past_limits(&edits, plan.unit().len());
+        let past = baking::limits::past_limits(&edits, plan.unit().len(), self.options.max_rounding_error);
         let fallback = self.options.quantised == QuantisedMode::Auto && !self.options.weights_only && !past.is_empty();
         // where nodes cannot be inserted, rounding is what there is
         if fallback && let Ok(other) = again(past) {

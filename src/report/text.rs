@@ -264,6 +264,9 @@ pub fn select_summary(select: &SelectResult, width: usize, style: Style) -> Stri
     out
 }
 
+/// Quantised writers by nodes that the summary of a bake names.
+const NODES_TOLD: usize = 6;
+
 /// What `bake` changed.
 #[must_use]
 pub fn bake_summary(bake: &BakeResult, width: usize, style: Style) -> String {
@@ -304,6 +307,16 @@ pub fn bake_summary(bake: &BakeResult, width: usize, style: Style) -> String {
     }
     if let Some(line) = rounding_line(&bake.edits) {
         fact(&mut out, style, width, "Rounding", &line);
+    }
+    let of_quantised =
+        |e: &&EditRow| e.treatment == "nodes" && e.reason.as_deref().is_some_and(|r| r.contains("quantised"));
+    let by_nodes: Vec<&EditRow> = bake.edits.iter().filter(of_quantised).collect();
+    for edit in by_nodes.iter().take(NODES_TOLD) {
+        let reason = edit.reason.as_deref().unwrap_or_default();
+        fact(&mut out, style, width, "By nodes", &format!("`{}`: {reason}", edit.writer));
+    }
+    if by_nodes.len() > NODES_TOLD {
+        fact(&mut out, style, width, "By nodes", &format!("{} more; `--json` tells all", by_nodes.len() - NODES_TOLD));
     }
     let output = single_line(&bake.output);
     out.push_str(&format!("{}{output}\n", style.paint(Tone::Faint, "Model       ")));

@@ -184,7 +184,13 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let never = AtomicBool::new(false);
-    let options = BakeOptions { out: &out, weights_only: false, quantised: QuantisedMode::Nodes, cancelled: &never };
+    let options = BakeOptions {
+        out: &out,
+        weights_only: false,
+        quantised: QuantisedMode::Nodes,
+        max_rounding_error: None,
+        cancelled: &never,
+    };
     match bake_only(&opened, &reference.direction, &options, &Silent) {
         Ok((_, verify)) => edited.failures.extend(verify.failures),
         Err(error) => return Outcome::Refused(error.to_string()),
@@ -265,7 +271,13 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
     }
     if edited.nodes > 0 {
         let out = folder.path().join("alone");
-        let options = BakeOptions { out: &out, weights_only: true, quantised: Default::default(), cancelled: &never };
+        let options = BakeOptions {
+            out: &out,
+            weights_only: true,
+            quantised: Default::default(),
+            max_rounding_error: None,
+            cancelled: &never,
+        };
         edited.alone = Some(match bake_only(&opened, &reference.direction, &options, &Silent) {
             Err(error) => Alone::Refused(chain(&error)),
             Ok((_, verify)) => {

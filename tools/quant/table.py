@@ -1,12 +1,16 @@
 """Measure what the documents say about quantised models, and write the tables into docs/quantised.md.
 
-  python tools/quant/table.py --lancet target/release/lancet [--only formats|chat] [--max-new-tokens 32]
+  python tools/quant/table.py --lancet target/release/lancet [--only formats|chat|widths] [--max-new-tokens 32]
 
 `formats`: every file of fixtures/quant baked by its direction (`lancet bake --json`), and judged by check.py's numbers
 in float64. `chat`: the bundled chat model in every form (fixtures/chat, chat-fp16, chat-package, chat-genai-int4), baked by
 the direction of fixtures/chat/reference.safetensors, and beside it the same with nearest rounding in place of Lancet's
 (check.py's write_nearest: the base's grid, every writer's `W - r r^T W` to its nearest levels), all of them answered by
 `lancet eval --json` on fixtures/chat/prompts.
+
+`widths`: a random matrix (normal, standard deviation 0.02) of each width that ONNX Runtime's MatMulNBitsQuantizer has
+brought to 4 bits (block 32, symmetric), baked by a random direction, beside the least error that any rounding to its grid can
+have (check.py's `least_error`).
 
 A table stands between `<!-- NAME -->` and `<!-- end -->`. Runs in environment A of tools/zoo/README.md.
 """
@@ -17,6 +21,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 import tempfile
 
 import check
@@ -28,6 +33,7 @@ from safetensors.numpy import load_file, save_file
 
 CONFIGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
            "special_tokens_map.json", "chat_template.jinja")
+WIDTHS = (256, 512, 1024, 2048, 4096)
 CLASSES = ("pseudo_harmful", "harmful", "harmless")
 
 
@@ -150,6 +156,37 @@ def classes(lancet: pathlib.Path, model: pathlib.Path, tokens: int) -> dict[str,
                "--max-new-tokens", str(tokens), "--json")["classes"]
 
 
+# --- 4 bits by width --------------------------------------------------------------------------------------------------
+
+def widths(lancet: pathlib.Path, folder: pathlib.Path) -> list[str]:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    sys.path.insert(0, str(ROOT / "tools"))
+    import bench_bake
+    lines = ["| width | nearest leaves | Lancet leaves | error over nearest | over the least | of the grid's noise "
+             "| `auto` |", "|---|---|---|---|---|---|---|"]
+    for width in WIDTHS:
+        for name, value in (("LAYERS", 1), ("WIDTH", width), ("INNER", 256), ("VOCAB", 64)):
+            setattr(bench_bake, name, value)
+        plain, path = folder / "plain.onnx", folder / f"w{width}.onnx"
+        bench_bake.make_model(plain, 0)
+        quantizer = MatMulNBitsQuantizer(onnx.load(str(plain)), block_size=32, is_symmetric=True)
+        quantizer.process()
+        onnx.save(quantizer.model.model, str(path))
+        direction = np.random.default_rng(1).standard_normal(width).astype(np.float32)
+        save_file({"direction": direction}, folder / "d.safetensors")
+        treatments = {e["treatment"] for e in bake(lancet, path, folder / "d.safetensors", folder / "auto")
+                      if e["treatment"] in ("rounded", "nodes")}
+        edits = bake(lancet, path, folder / "d.safetensors", folder / "out", "round")
+        noise = max(e["error"] / e["grid_noise"] for e in edits if e["treatment"] == "rounded")
+        rows = baked_matrices(path, folder / "out" / path.name, direction)[3]
+        lines.append(f"| {width} | {span([100 * r['nearest'] for r in rows], '{:.2g} %')} "
+                     f"| {span([100 * r['after'] for r in rows], '{:.2g} %')} "
+                     f"| {span([r['error'] for r in rows], '{:.3f}')} | {span([r['over'] for r in rows], '{:.3f}')} "
+                     f"| {noise:.2f} | {', '.join(sorted(treatments))} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
 def put(name: str, lines: list[str]) -> None:
     """Replaces a table of docs/quantised.md."""
     path = ROOT / "docs" / "quantised.md"
@@ -162,15 +199,17 @@ def put(name: str, lines: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lancet", type=pathlib.Path, required=True)
-    parser.add_argument("--only", choices=("formats", "chat"))
+    parser.add_argument("--only", choices=("formats", "chat", "widths"))
     parser.add_argument("--max-new-tokens", type=int, default=32)
     args = parser.parse_args()
     lancet = pathlib.Path(os.path.abspath(args.lancet))
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        if args.only != "chat":
+        if args.only in (None, "formats"):
             put("formats", formats(lancet, folder))
-        if args.only != "formats":
+        if args.only in (None, "widths"):
+            put("widths", widths(lancet, folder))
+        if args.only in (None, "chat"):
             put("chat", chat(lancet, folder, args.max_new_tokens))
 
 
