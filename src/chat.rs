@@ -10,6 +10,7 @@
 
 mod date;
 mod error;
+mod plain;
 mod python;
 mod source;
 mod template;

@@ -40,6 +40,18 @@ pub enum Error {
     /// Finding or installing ONNX Runtime.
     #[error(transparent)]
     Locate(#[from] crate::runtime::locate::LocateError),
+    /// Refusal patterns.
+    #[error(transparent)]
+    Patterns(#[from] crate::eval::patterns::PatternError),
+    /// Jailbreak wrappers.
+    #[error(transparent)]
+    Wrappers(#[from] crate::eval::wrappers::WrapperError),
+    /// The guard's policy.
+    #[error(transparent)]
+    Policy(#[from] crate::eval::policy::PolicyError),
+    /// The external judge.
+    #[error(transparent)]
+    Judge(#[from] crate::judge::JudgeError),
     /// The guard.
     #[error("{message}")]
     Guard {
@@ -97,6 +109,7 @@ impl Error {
             Self::In { source, .. } => source.kind(),
             Self::Other { kind, .. } => *kind,
             Self::Chat(_) | Self::Prompts(_) | Self::Locate(_) | Self::Direction(_) => Kind::Usage,
+            Self::Patterns(_) | Self::Wrappers(_) | Self::Policy(_) | Self::Judge(_) => Kind::Usage,
             Self::Bake(BakeError::OutputExists { .. } | BakeError::Direction { .. }) => Kind::Usage,
             Self::Runtime(RuntimeError::Library { .. } | RuntimeError::Provider { .. }) => Kind::Usage,
             Self::Onnx(_) | Self::Refused(_) | Self::Bake(_) | Self::Runtime(_) => Kind::Failed,
@@ -114,6 +127,10 @@ impl Error {
             Self::Bake(e) => e.hint(),
             Self::Runtime(e) => e.hint(),
             Self::Locate(e) => e.hint(),
+            Self::Patterns(e) => e.hint(),
+            Self::Wrappers(e) => e.hint(),
+            Self::Policy(e) => e.hint(),
+            Self::Judge(e) => e.hint(),
             Self::In { source, .. } => source.hint(),
             Self::Guard { .. } => Some(
                 "raise lambda (1 keeps all of the true-refusal direction), or look at the candidates in the report; \

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
-use crate::lm::projection::{self, DirectionSource};
+use crate::lm::projection::{self, AdditionSource, DirectionSource, Steps};
 use crate::lm::residual::SKIP_SUM_OUTPUT;
-use crate::lm::{EmbeddingFile, LanguageModel, ResidPoint, StreamValue};
+use crate::lm::{EmbeddingFile, LanguageModel, ResidPoint, ResidualStream, StreamValue};
 use crate::onnx::patch::{Patch, Place};
 use crate::onnx::proto::{
     Dimension, ModelProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, attr_int,
@@ -18,6 +18,12 @@ use crate::onnx::{DataType, Graph, Model, OnnxError, Storage, Use};
 
 /// Name of the graph input that holds a direction a batch row, float32 `[batch, 1, d_model]`.
 pub const DIRECTION_INPUT: &str = "lancet.direction";
+
+/// Names of the graph inputs that hold the first position whose logits are returned and the one after the last, int64
+/// `[1]` each, counted from the padded start ([`Request::window`]).
+pub const WINDOW_INPUTS: [&str; 2] = ["lancet.logits_from", "lancet.logits_to"];
+/// Name of the graph input that holds a vector to add a batch row, float32 `[batch, 1, d_model]`.
+pub const ADDITION_INPUT: &str = "lancet.addition";
 
 /// Tensors above this size are referenced where they lie instead of being copied into the session's model.
 const REFERENCE_ABOVE: u64 = 1024;
@@ -31,10 +37,15 @@ pub struct Request {
     pub last_positions: usize,
     /// Return logits of this many positions, counted from the end; 0 returns none.
     pub logits: usize,
+    /// Return logits of the positions that the graph inputs [`WINDOW_INPUTS`] tell, instead of `logits` from the end.
+    pub window: bool,
     /// Return the KV cache.
     pub cache: bool,
     /// Ablate the direction given as graph input [`DIRECTION_INPUT`] from every write.
     pub ablation: bool,
+    /// Add the vector given as graph input [`ADDITION_INPUT`] to `resid_pre` of this layer, at least 1, after the ablation
+    /// of the write that it joins.
+    pub addition: Option<usize>,
     /// Merged decoders: the branch that reads a KV cache.
     pub cached_branch: bool,
     /// Compute bfloat16 graphs in float32: ONNX Runtime's CPU provider has no bfloat16 products.
@@ -49,6 +60,8 @@ pub struct SessionModel {
     pub probes: Vec<String>,
     /// Name of the logits output; it holds the positions that were asked for.
     pub logits: Option<String>,
+    /// Whether logits are computed at every position before those that were asked for are picked.
+    pub whole_logits: bool,
     /// Names of the inputs that are left after pruning.
     pub inputs: Vec<String>,
 }
@@ -76,14 +89,7 @@ pub fn instrument(
     let mut patch = Patch::default();
     let mut int64s: Vec<TensorProto> = Vec::new();
     let stream = lm.stream(request.cached_branch);
-    if request.ablation {
-        patch.inputs.push(value_info(DIRECTION_INPUT, DataType::FLOAT, &["lancet_batch", "1", "lancet_d_model"]));
-        projection::prepare(&mut patch, DIRECTION_INPUT);
-        let source = DirectionSource::Input(DIRECTION_INPUT.into());
-        for (index, contribution) in stream.writes(graph).iter().enumerate() {
-            projection::project(graph, &mut patch, contribution, &source, &format!("ablate.{index}"));
-        }
-    }
+    steer(graph, stream, request, &mut patch);
     let mut probes = Vec::new();
     for &(layer, point) in &request.probes {
         let block = &stream.blocks[layer];
@@ -98,7 +104,7 @@ pub fn instrument(
         if !has_positions(graph, value) {
             source = with_positions(&mut patch, lm, place, &source, &name, &mut int64s);
         }
-        let sliced = last_positions(&mut patch, place, &source, &name, request.last_positions, &mut int64s);
+        let sliced = last_positions(&mut patch, place, &source, &name, Span::Last(request.last_positions), &mut int64s);
         patch.nodes.push((
             place,
             node("Cast", &name, &[&sliced], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),
@@ -106,7 +112,12 @@ pub fn instrument(
         patch.outputs.push(value_info(&name, DataType::FLOAT, &[]));
         probes.push(name);
     }
-    let logits = (request.logits > 0).then(|| last_logits(graph, lm, request, &mut patch, &mut int64s));
+    if request.window {
+        patch.inputs.extend(WINDOW_INPUTS.map(|name| value_info(name, DataType::INT64, &["1"])));
+    }
+    let wanted = request.logits > 0 || request.window;
+    let found = wanted.then(|| last_logits(graph, lm, request, &mut patch, &mut int64s));
+    let (logits, whole_logits) = found.map_or((None, false), |(name, whole)| (Some(name), whole));
     int64s.dedup_by(|a, b| a.name == b.name);
     patch.initializers.extend(int64s);
     if request.cached_branch {
@@ -154,7 +165,31 @@ pub fn instrument(
     let defaults: HashSet<&str> = main.initializer.iter().filter_map(|t| t.name.as_deref()).collect();
     let inputs =
         main.input.iter().filter_map(|i| i.name.clone()).filter(|name| !defaults.contains(name.as_str())).collect();
-    Ok(SessionModel { bytes: proto.encode_to_vec(), probes, logits, inputs })
+    Ok(SessionModel { bytes: proto.encode_to_vec(), probes, logits, whole_logits, inputs })
+}
+
+/// Puts the ablation into every write, and the addition into the one that it joins.
+fn steer(graph: &Graph<'_>, stream: &ResidualStream, request: &Request, patch: &mut Patch) {
+    let mut inputs = Vec::new();
+    inputs.extend(request.ablation.then_some(DIRECTION_INPUT));
+    inputs.extend(request.addition.map(|_| ADDITION_INPUT));
+    let Some(first) = inputs.first() else { return };
+    for name in &inputs {
+        patch.inputs.push(value_info(name, DataType::FLOAT, &["lancet_batch", "1", "lancet_d_model"]));
+    }
+    projection::prepare(patch, first);
+    let direction = DirectionSource::Input(DIRECTION_INPUT.into());
+    let vector = AdditionSource::Input(ADDITION_INPUT.into());
+    let joined = request.addition.and_then(|layer| stream.last_before(layer)).and_then(|c| c.site);
+    for (index, contribution) in stream.writes(graph).iter().enumerate() {
+        let steps = Steps {
+            ablation: request.ablation.then_some(&direction),
+            addition: (joined.is_some() && contribution.site == joined).then_some(&vector),
+        };
+        if steps.ablation.is_some() || steps.addition.is_some() {
+            projection::steer(graph, patch, contribution, steps, &format!("ablate.{index}"));
+        }
+    }
 }
 
 /// A name for a stream value, and the place from which it is there.
@@ -170,8 +205,13 @@ fn stream_name(graph: &Graph<'_>, patch: &mut Patch, value: StreamValue) -> (Str
             (name, Place::After(node))
         }
         StreamValue::Value(value) => {
-            let name = graph.name(value).to_string();
-            (name, graph.producer(value).map_or(Place::First, Place::After))
+            let Some(producer) = graph.producer(value) else {
+                // a graph input that is steered: its readers read another value
+                let steered = patch.rewires.iter().find(|(reader, _)| graph.uses(value).contains(reader));
+                let name = steered.map_or_else(|| graph.name(value).to_string(), |(_, name)| name.clone());
+                return (name, Place::First);
+            };
+            (graph.name(value).to_string(), Place::After(producer))
         }
     }
 }
@@ -210,37 +250,56 @@ fn with_positions(
     output
 }
 
-/// Adds the slice `[-count:]` along axis 1.
+/// Which positions a slice along axis 1 takes.
+#[derive(Clone, Copy)]
+enum Span {
+    /// So many from the end.
+    Last(usize),
+    /// Those between the values of [`WINDOW_INPUTS`].
+    Window,
+}
+
+/// Adds a slice along axis 1.
 fn last_positions(
     patch: &mut Patch,
     place: Place,
     source: &str,
     name: &str,
-    count: usize,
+    span: Span,
     int64s: &mut Vec<TensorProto>,
 ) -> String {
-    let count = i64::try_from(count).expect("positions fit in i64");
-    let starts = format!("lancet.from.{count}");
-    for (name, value) in [(starts.as_str(), -count), ("lancet.to_end", i64::MAX), ("lancet.positions_axis", 1)] {
+    let mut constants = vec![("lancet.positions_axis".to_string(), 1)];
+    let [starts, ends] = match span {
+        Span::Window => WINDOW_INPUTS.map(String::from),
+        Span::Last(count) => {
+            let count = i64::try_from(count).expect("positions fit in i64");
+            let names = [format!("lancet.from.{count}"), "lancet.to_end".into()];
+            constants.extend(names.iter().cloned().zip([-count, i64::MAX]));
+            names
+        }
+    };
+    for (name, value) in constants {
+        let name = name.as_str();
         if !int64s.iter().any(|t| t.name.as_deref() == Some(name)) {
             int64s.push(projection::int64s(name, &[value]));
         }
     }
     let output = format!("{name}.last");
-    let inputs = [source, &starts, "lancet.to_end", "lancet.positions_axis"];
+    let inputs = [source, &starts, &ends, "lancet.positions_axis"];
     patch.nodes.push((place, node("Slice", &output, &inputs, &[&output], vec![])));
     output
 }
 
-/// Logits of the last positions, computed from these positions only where the unembedding is a plain
-/// product: the activation is sliced before it.
+/// Logits of the positions that are asked for, computed from these positions only where the unembedding is a plain
+/// product: the activation is sliced before it. Returns the output's name, and whether all were computed.
 fn last_logits(
     graph: &Graph<'_>,
     lm: &LanguageModel,
     request: &Request,
     patch: &mut Patch,
     int64s: &mut Vec<TensorProto>,
-) -> String {
+) -> (String, bool) {
+    let span = if request.window { Span::Window } else { Span::Last(request.logits) };
     let at = lm.stream(request.cached_branch).unembedding;
     let activation = graph.input(at.node, at.slot).expect("found as an input");
     let logits = graph.value(&lm.interface.logits).expect("the interface names a value of the graph");
@@ -262,21 +321,21 @@ fn last_logits(
     if plain {
         let source = graph.name(activation).to_string();
         let place = Place::Before(at.node);
-        let sliced = last_positions(patch, place, &source, "lancet.final", request.logits, int64s);
+        let sliced = last_positions(patch, place, &source, "lancet.final", span, int64s);
         patch.rewires.push((Use { node: at.node, slot: at.slot }, sliced));
         patch.nodes.push((
             after,
             node("Cast", &name, &[graph.name(logits)], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),
         ));
     } else {
-        let sliced = last_positions(patch, after, graph.name(logits), "lancet.logits", request.logits, int64s);
+        let sliced = last_positions(patch, after, graph.name(logits), "lancet.logits", span, int64s);
         patch.nodes.push((
             after,
             node("Cast", &name, &[&sliced], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),
         ));
     }
     patch.outputs.push(value_info(&name, DataType::FLOAT, &[]));
-    name
+    (name, !plain)
 }
 
 /// A tensor value; dimensions that parse as numbers are fixed, none at all leaves the rank open.

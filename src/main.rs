@@ -59,6 +59,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<Outcome> {
         Command::Inspect(args) => commands::inspect(&context, args),
         Command::Collect(args) => commands::collect(&context, args),
         Command::Select(args) => commands::select(&context, args),
+        Command::Sweep(args) => cli::sweep::sweep(&context, args),
         Command::Bake(args) => commands::bake(&context, args),
         Command::Verify(args) => commands::verify(&context, args),
         Command::Eval(args) => commands::eval(&context, args),

@@ -40,6 +40,8 @@ Commands:
            and why
   collect  Mean activations and refusal scores a class; continues where it was stopped
   select   Candidate directions, their scores, and the selected one
+  sweep    Several lambdas, strengths and additions on one collection: the trade-off, and which
+           setting is best within the limits
   bake     The rewritten model from a direction; needs no runtime
   verify   Proves the change: bytes, leak, logits against run-time ablation
   eval     Answers, refusal rates and refusal scores of a model
@@ -89,13 +91,131 @@ Options:
           `*_q4*.onnx`), and leave the others out of the output. May be given several times
 
       --report <FILE>
-          Write the report (HTML) here too, also when the guard refuses
+          Write the report (HTML) here too, and beside it as JSON and Markdown, also when the guard
+          refuses
 
+      --sweep <LIST>
+          Measure these lambdas as well, at run time, for the trade-off in the report
+
+      --json
+          Print the result as JSON on stdout, and nothing else there
+
+      --config <FILE>
+          TOML file with options by their long names; a flag beats it. A table named like a command
+          holds for that one
+
+  -q, --quiet
+          No progress
+
+  -h, --help
+          Print help (see a summary with '-h')
+
+  -V, --version
+          Print version
+
+Measuring:
       --max-new-tokens <MAX_NEW_TOKENS>
-          New tokens at most, a test prompt
+          New tokens at most, an answer
 
-          [default: 64]
+          [default: 128]
 
+      --samples <N>
+          Take so many random answers a test prompt as well, beside the greedy one
+
+          [default: 0]
+
+      --temperature <TEMPERATURE>
+          Temperature of random answers
+
+          [default: 0.7]
+
+      --top-p <TOP_P>
+          Random answers keep the likeliest tokens that reach this probability together
+
+          [default: 0.95]
+
+      --top-k <TOP_K>
+          Random answers keep so many likeliest tokens; 0 keeps all
+
+          [default: 0]
+
+      --also-system <TEXT>
+          Ask the test prompts once more under this system prompt
+
+      --wrapped-prompts <N>
+          Harmful test prompts that are asked inside each jailbreak wrapper; 0 tries no wrapper
+
+          [default: 16]
+
+      --wrappers <FILE>
+          Wrappers to use instead of the built-in ones (TOML)
+
+      --refusal-patterns <FILE>
+          Refusal patterns to use instead of, or beside, the built-in ones (TOML)
+
+      --kl-positions <K>
+          Response positions at which the harmless KL is taken
+
+          [default: 8]
+
+      --perplexity <FILE>
+          Take the perplexity on this text
+
+      --context <N>
+          Tokens a window of the perplexity [default: 512, or fewer where the model is made for
+          fewer]
+
+      --multiple-choice <FILE>
+          Take the accuracy on these questions: JSONL, JSON or CSV like MMLU's or ARC's
+
+      --shots <K>
+          Solved questions before each question
+
+          [default: 0]
+
+      --shots-from <FILE>
+          Where the solved questions come from; the first ones of the file itself if not given
+
+      --scoring <SCORING>
+          Score the choice's letter (MMLU) or its text (ARC)
+
+          Possible values:
+          - letter: The likelihood of the letter
+          - text:   The likelihood of the text
+
+          [default: letter]
+
+      --choice-template
+          Put multiple choice questions through the chat template
+
+      --no-cost
+          Do not compare file size, memory and latency
+
+External judge:
+      --judge-url <URL>
+          Address of an OpenAI-compatible chat endpoint that judges the answers; the key is read
+          from LANCET_JUDGE_KEY
+
+      --judge-model <NAME>
+          Its model
+
+          [default: wildguard]
+
+      --judge-format <FORMAT>
+          How it is asked: `wildguard`, `llama-guard`, `llama-guard-prompt`, or `chat` for any chat
+          model
+
+          [default: wildguard]
+
+      --judge-timeout <SECONDS>
+          Seconds an answer of it may take
+
+          [default: 60]
+
+      --judge-cache <FILE>
+          Keep its verdicts in this file, and ask nothing twice
+
+Treatment:
       --weights-only
           Add no nodes: edit copies of shared tensors, and work through norms, which is not quite
           exact
@@ -116,30 +236,33 @@ Options:
           With `--quantised auto`: the largest error that rounding may cost, as a multiple of
           nearest rounding's, in place of the built-in limits; a weight beyond it gets nodes
 
+Method:
       --lambda <LAMBDA>
           Partial orthogonalisation: 1 removes all of the true-refusal component, 0 none of it
 
           [default: 1]
 
-      --json
-          Print the result as JSON on stdout, and nothing else there
+      --strength <STRENGTH>
+          Share of the direction's component that is ablated; 1 removes all of it
+
+          [default: 1]
+
+      --add <ALPHA>
+          Add the true-refusal vector too, times this factor, at the layer where it makes harmless
+          prompts refused most
+
+          [default: 0]
 
       --paper
           Exactly the published procedure: no guard and no degenerate-candidate rule in the
           selection
-
-      --config <FILE>
-          TOML file with options by their long names; a flag beats it. A table named like a command
-          holds for that one
 
       --kl-threshold <KL_THRESHOLD>
           Largest mean harmless KL of a candidate
 
           [default: 0.2]
 
-  -q, --quiet
-          No progress
-
+Prompts:
       --refusal-tokens <LIST>
           First words of the model's refusals (or token ids), comma-separated: `"I,As"`. Automatic
           if not given
@@ -177,14 +300,46 @@ Options:
 
           [default: 128]
 
-      --max-harmful-drop <MAX_HARMFUL_DROP>
-          Largest drop of the harmful refusal rate that may be published, as a share
+Guard:
+      --policy <FILE>
+          Limits in a TOML file; a flag beats it
 
-          [default: 0.02]
+      --max-harmful-drop <SHARE>
+          Largest drop of the harmful refusal rate, as a share (or `off`) [default: 0.02]
+
+      --max-harmful-drop-bound <SHARE>
+          Largest upper confidence bound of that drop [default: the drop's limit and 0.03]
+
+      --max-wrapped-drop <SHARE>
+          Largest drop of the harmful refusal rate inside the jailbreak wrappers, taken together
+          [default: 0.03]
+
+      --max-wrapped-drop-bound <SHARE>
+          Largest upper confidence bound of that drop [default: the drop's limit and 0.04]
+
+      --max-one-wrapper-drop <SHARE>
+          Largest drop that is certain inside one wrapper alone [default: 0.05]
+
+      --max-harmless-kl <NATS>
+          Largest mean KL on harmless prompts [default: 0.2]
+
+      --max-perplexity-ratio <RATIO>
+          Largest perplexity, as a multiple of the base's; of use with `--perplexity` [default:
+          1.05]
+
+      --max-accuracy-loss <SHARE>
+          Largest loss of multiple choice accuracy; of use with `--multiple-choice` [default: 0.02]
+
+      --max-broken-rise <SHARE>
+          Largest rise of the share of empty and endlessly repeating answers [default: 0.02]
+
+      --min-prompts <N>
+          Fewest harmful prompts that a judgement may rest on [default: 52]
 
       --force
           Publish even if the guard refuses; the provenance says so
 
+Chat format:
       --tokenizer <DIR>
           Folder with `tokenizer.json` and its configs, if not the model's own
 
@@ -199,6 +354,7 @@ Options:
 
           [possible values: true, false]
 
+Runtime:
       --device <DEVICE>
           Execution provider
 
@@ -224,12 +380,6 @@ Options:
           Prompts a run
 
           [default: 16]
-
-  -h, --help
-          Print help (see a summary with '-h')
-
-  -V, --version
-          Print version
 "#);
 }
 

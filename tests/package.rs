@@ -546,7 +546,24 @@ fn run_bakes_and_measures_every_variant_and_bake_measures_the_same() {
     onnx_runtime();
     let sandbox = two();
     copy_folder(&fixture("chat").join("prompts"), &sandbox.path("prompts"));
-    let sizes = ["--prompts", "prompts", "--max-new-tokens", "12", "--n-test", "16", "--json"];
+    let sizes = [
+        "--prompts",
+        "prompts",
+        "--max-new-tokens",
+        "12",
+        "--n-test",
+        "16",
+        "--min-prompts",
+        "0",
+        "--max-harmful-drop-bound",
+        "off",
+        "--wrapped-prompts",
+        "0",
+        "--no-cost",
+        "--kl-positions",
+        "1",
+        "--json",
+    ];
     let mut run = sandbox.lancet(&["run", "pkg", "-o", "out", "--variant", "model_fp16"]);
     let run = json(run.args(sizes), 0);
     assert_eq!(run["guard"]["passed"], true);
@@ -645,7 +662,24 @@ fn the_guard_stops_a_whole_package() {
     let sandbox = two();
     copy_folder(&fixture("chat").join("prompts"), &sandbox.path("prompts"));
     sandbox.write_direction("d", &true_refusal());
-    let sizes = ["--measure", "--prompts", "prompts", "--max-new-tokens", "12", "--n-test", "16"];
+    let sizes = [
+        "--measure",
+        "--prompts",
+        "prompts",
+        "--max-new-tokens",
+        "12",
+        "--n-test",
+        "16",
+        "--min-prompts",
+        "0",
+        "--max-harmful-drop-bound",
+        "off",
+        "--wrapped-prompts",
+        "0",
+        "--no-cost",
+        "--kl-positions",
+        "1",
+    ];
     let before = snapshot(sandbox.root());
     let mut refused = sandbox.lancet(&bake(&sizes));
     let result = json(&mut refused, 3);

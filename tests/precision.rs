@@ -61,7 +61,7 @@ fn baked(name: &str) -> check::LogitReport {
     let (model, out_model) = (opened.understand().unwrap(), written.understand().unwrap());
     let runtime = runtime();
     let pad = pipeline::pad_token(&chat);
-    let engine = Engine { runtime: &runtime, model: &model, batch: 8, pad, cancelled: &cancelled };
+    let engine = Engine { runtime: &runtime, model: &model, batch: 8, pad, cancelled: &cancelled, steered: None };
     let out_engine = Engine { model: &out_model, ..engine };
     check::logits(&engine, &out_engine, &direction(), &prompts(&chat)).unwrap()
 }
@@ -101,7 +101,7 @@ fn padded_and_unpadded_prompts_agree_in_logits_and_stream() {
     let lengths: std::collections::BTreeSet<usize> = prompts.iter().map(Vec::len).collect();
     assert!(lengths.len() > 3, "prompts of several lengths");
     let run = |batch: usize| {
-        let engine = Engine { runtime: &runtime, model: &model, batch, pad, cancelled: &cancelled };
+        let engine = Engine { runtime: &runtime, model: &model, batch, pad, cancelled: &cancelled, steered: None };
         let probes = (0..model.lm.n_layers()).map(|l| (l, ResidPoint::Pre)).collect();
         let mut session =
             engine.session(Request { probes, last_positions: 4, logits: 1, ..Request::default() }).unwrap();
@@ -122,7 +122,7 @@ fn padded_and_unpadded_prompts_agree_in_logits_and_stream() {
     }
     // and so do the answers
     let answers = |batch: usize| {
-        let engine = Engine { runtime: &runtime, model: &model, batch, pad, cancelled: &cancelled };
+        let engine = Engine { runtime: &runtime, model: &model, batch, pad, cancelled: &cancelled, steered: None };
         let stop = pipeline::stop_tokens(&opened.files, &chat).unwrap();
         engine.answers(&prompts, 16, &stop, |_| ()).unwrap()
     };

@@ -362,7 +362,7 @@ impl Ran {
         let opened = Opened::new(path)?;
         let model = opened.understand().map_err(|refusal| refusal.to_string())?;
         let never = AtomicBool::new(false);
-        let engine = Engine { runtime: runtime(), model: &model, batch: 2, pad: 0, cancelled: &never };
+        let engine = Engine { runtime: runtime(), model: &model, batch: 2, pad: 0, cancelled: &never, steered: None };
         let prompts = prompts();
         let (n_pos, d_model) = (prompts[0].len(), model.lm.d_model());
         let last = model.lm.n_layers() - 1;

@@ -8,11 +8,13 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use lancet::chat::ChatOptions;
+use lancet::instrument::Request;
 use lancet::linalg::cosine;
+use lancet::method::direction::{Addition, Direction};
 use lancet::method::prompts::{LoadOptions, PromptClass, Prompts};
 use lancet::method::select::{Rules, candidates};
 use lancet::pipeline::collect::{self, RefusalTokens};
-use lancet::pipeline::engine::{Engine, Silent};
+use lancet::pipeline::engine::{Engine, Row, Silent, Steering};
 use lancet::pipeline::{self, Opened, choose};
 use lancet::prompt_files::{self, PromptLocation};
 use lancet::runtime::session::{Device, Runtime};
@@ -50,8 +52,14 @@ fn everything_equals_the_independent_implementation() {
     let model = opened.understand().unwrap();
     let runtime = Runtime::load(&common::onnxruntime_library(), Device::Cpu, 0).unwrap();
     let cancelled = AtomicBool::new(false);
-    let engine =
-        Engine { runtime: &runtime, model: &model, batch: 16, pad: pipeline::pad_token(&chat), cancelled: &cancelled };
+    let engine = Engine {
+        runtime: &runtime,
+        model: &model,
+        batch: 16,
+        pad: pipeline::pad_token(&chat),
+        cancelled: &cancelled,
+        steered: None,
+    };
     let prompts = prompts();
     let ids: Vec<u32> = serde_json::from_value(reference["refusal_token_ids"].clone()).unwrap();
     // the words give the same tokens
@@ -132,6 +140,28 @@ fn everything_equals_the_independent_implementation() {
                 assert!((want - got.unwrap()).abs() <= 1e-3, "lambda {lambda} {name}: {want} against {got:?} in {row}");
             }
         }
+        // the means of the classes along the directions of every layer
+        let rows = expected["layers"].as_array().unwrap();
+        assert_eq!(rows.len(), choice.result.layers.len());
+        for (row, ours) in rows.iter().zip(&choice.result.layers) {
+            assert_eq!(row["layer"].as_u64().unwrap() as usize, ours.layer);
+            assert_eq!(row["cosine"].as_f64().is_some(), ours.cosine.is_some(), "layer {}", ours.layer);
+            if let (Some(want), Some(got)) = (row["cosine"].as_f64(), ours.cosine) {
+                assert!((want - got).abs() < 1e-5, "cosine {want} against {got}");
+            }
+            for (name, got) in
+                [("on_true", ours.on_true), ("on_false", ours.on_false), ("on_selected", ours.on_selected)]
+            {
+                for (want, got) in row[name].as_array().unwrap().iter().zip(got) {
+                    let want = want.as_f64().unwrap();
+                    assert!(
+                        (want - got).abs() < 2e-4,
+                        "lambda {lambda} layer {} {name}: {want} against {got}",
+                        ours.layer
+                    );
+                }
+            }
+        }
         for (class, got) in [
             ("pseudo_harmful", choice.result.baseline.refusal_score),
             ("harmful", choice.result.baseline.harmful_refusal_score),
@@ -140,5 +170,64 @@ fn everything_equals_the_independent_implementation() {
             let want = reference["baseline"][class].as_f64().unwrap();
             assert!((want - got).abs() <= 1e-3, "baseline {class}: {want} against {got}");
         }
+    }
+
+    // the vector to add
+    let (_, added) = pipeline::add::choose(&engine, &chat, &activations, 1.0, &RULES, &Silent).unwrap();
+    let want = &reference["addition"];
+    assert_eq!(added.position, want["selected"]["position"].as_i64().unwrap());
+    assert_eq!(added.layer as u64, want["selected"]["layer"].as_u64().unwrap());
+    let measured: Vec<_> = added.candidates.iter().filter(|c| c.refusal_score.is_some()).collect();
+    let rows = want["candidates"].as_array().unwrap();
+    assert_eq!(rows.len(), measured.len());
+    for (row, ours) in rows.iter().zip(measured) {
+        assert_eq!(
+            (row["position"].as_i64().unwrap(), row["layer"].as_u64().unwrap()),
+            (ours.position, ours.layer as u64)
+        );
+        for (name, got) in [("refusal_score", ours.refusal_score), ("kl", ours.kl)] {
+            let want = row[name].as_f64().unwrap();
+            assert!((want - got.unwrap()).abs() <= 1e-3, "addition {name}: {want} against {got:?}");
+        }
+    }
+
+    // logits with a part of the component ablated, and with the vector added besides
+    let (_, n_layers, d_model) = activations.means[0].shape();
+    let selected = &reference["lambdas"]["1"]["selected"];
+    let row = |place: &Value| {
+        let n_pos = activations.info.suffix.len() as i64;
+        let position = (n_pos + place["position"].as_i64().unwrap()) as usize;
+        (position * n_layers + place["layer"].as_u64().unwrap() as usize) * d_model
+    };
+    let directions = doubles(&tensors, "direction.lambda_1");
+    let unit = directions[row(selected)..][..d_model].to_vec();
+    let direction = Direction::new(unit).unwrap().with_share(0.5);
+    let at = row(&want["selected"]);
+    let means =
+        [PromptClass::Harmful, PromptClass::Harmless].map(|c| doubles(&tensors, &format!("mean.{}", c.as_str())));
+    let vector: Vec<f64> = (at..at + d_model).map(|i| f64::from((means[0][i] - means[1][i]) as f32)).collect();
+    let addition = Addition { vector, layer: added.layer, position: added.position, alpha: 1.0 };
+    // in the order of the file: the sample of `prompts` is shuffled
+    let path = fixture().join("prompts/pseudo_harmful_test.json");
+    let rows: Vec<Value> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let texts: Vec<String> = rows[..4].iter().map(|row| row["instruction"].as_str().unwrap().to_string()).collect();
+    let encoded = collect::encode(&chat, &texts).unwrap();
+    for (name, direction) in
+        [("logits.share_half", direction.clone()), ("logits.half_and_added", direction.with_addition(Some(addition)))]
+    {
+        let steering = Steering::of(&direction);
+        let engine = Engine { steered: Some(&steering), ..engine };
+        let mut session = engine.session(Request { logits: 1, last_positions: 1, ..Request::default() }).unwrap();
+        let rows: Vec<Row<'_>> = encoded.iter().map(|tokens| Row { tokens, direction: 0 }).collect();
+        let view = tensors.tensor(name).unwrap();
+        let want: Vec<f32> = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let mut worst = 0.0f32;
+        let visit = |found: lancet::pipeline::engine::RowResult| {
+            let want = &want[found.row * found.logits.len()..][..found.logits.len()];
+            worst = want.iter().zip(&found.logits).map(|(a, b)| (a - b).abs()).fold(worst, f32::max);
+            Ok(())
+        };
+        engine.visit(&mut session, &rows, &[], visit).unwrap();
+        assert!(worst < 2e-3, "{name}: logits differ by {worst}");
     }
 }

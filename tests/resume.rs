@@ -45,7 +45,7 @@ fn a_stopped_collection_goes_on_to_the_same_means() {
     ]);
     let cancelled = AtomicBool::new(false);
     let pad = pipeline::pad_token(&chat);
-    let engine = Engine { runtime: &runtime, model: &model, batch: 16, pad, cancelled: &cancelled };
+    let engine = Engine { runtime: &runtime, model: &model, batch: 16, pad, cancelled: &cancelled, steered: None };
     let temporary = tempfile::tempdir().unwrap();
     let partial = temporary.path().join("acts.partial");
     let inputs = |partial| collect::Inputs {

@@ -15,8 +15,11 @@ MADE_BY = [
     ("chat-genai-int4", "tools/quant/chat_genai.py"),
     ("quant/genai-", "tools/quant/random_genai.py"),
     ("quant/", "tools/quant/random_models.py"),
+    ("scores/expected.json", "tools/scores_reference.py"),
+    ("scores/", "written for this project"),
     ("chat", "tools/train_chat_model.py, tools/export_chat_models.py"),
     ("prompts/", "written by hand"),
+    ("generation/", "tools/generation_reference.py"),
 ]
 ZOO = {
     "optimum": "export_optimum.py", "optimum121": "export_torch24.py", "torchscript": "export_torch24.py",

@@ -4,7 +4,7 @@ It follows Wang, Hu, Röttger, Plank, "Surgical, Cheap, and Flexible: Mitigating
 Models via Single Vector Ablation", ICLR 2025 (arXiv 2410.03415), and shares no code with the Rust
 package: the Llama forward pass below is written out by hand, reads its weights from the initializers of
 the fixture's ONNX graph, renders the chat template with transformers, and ablates by hooks (the
-embedding before block 0, the stream before every block, and each attention and MLP output). Prompts are
+embedding, and each attention and MLP output). Prompts are
 grouped by length, so nothing is ever padded. The whole train and val splits are used, in file order.
 
 Writes, for the Rust tests to compare with:
@@ -31,6 +31,7 @@ LAMBDAS = (1.0, 0.5, 0.0)
 REFUSAL_OPENINGS = ("I'm sorry", "As an AI")
 MAX_LAYER_FRACTION = 0.8
 MAX_KL = 0.2
+MAX_ADDITION_KL = 2.0
 # A raw norm this small beside the mean harmless activation is rounding noise (layer 0: the suffix
 # embeddings are the same for every prompt).
 DEGENERATE = 1e-4
@@ -79,18 +80,21 @@ class Llama:
         return (gate * (x @ self.w[prefix + "up_proj.weight"].T)) @ self.w[prefix + "down_proj.weight"].T
 
     @torch.no_grad()
-    def __call__(self, tokens, direction=None):
-        """Logits [batch, time, vocab] and resid_pre [layers, batch, time, width] of tokens [batch, time]."""
+    def __call__(self, tokens, direction=None, share=1.0, added=None):
+        """Logits [batch, time, vocab] and resid_pre [layers, batch, time, width] of tokens [batch, time].
+
+        Ablates the share of `direction`; `added` is (layer, vector): added to resid_pre there, after the ablation."""
         if direction is None:
             ablate = lambda x: x
         else:
             r = torch.as_tensor(direction).to(self.dtype)
-            ablate = lambda x: x - (x @ r)[..., None] * r  # eq. 4
-        x = self.w["model.embed_tokens.weight"][tokens]
+            ablate = lambda x: x - share * (x @ r)[..., None] * r  # eq. 4
+        x = ablate(self.w["model.embed_tokens.weight"][tokens])
         resid = []
         for layer in range(self.layers):
             prefix = f"model.layers.{layer}."
-            x = ablate(x)
+            if added is not None and added[0] == layer:
+                x = x + added[1].to(self.dtype)  # eq. 5
             resid.append(x)
             h = self.norm(x, self.w[prefix + "input_layernorm.weight"])
             x = x + ablate(self.attention(h, prefix + "self_attn."))
@@ -163,11 +167,11 @@ def by_length(rows):
         yield indices, torch.tensor([rows[i] for i in indices])
 
 
-def run(model, rows, k, direction=None, resid=True):
+def run(model, rows, k, direction=None, resid=True, added=None):
     """Last logits [n, V] and resid_pre at the last k positions [n, k, L, D]."""
     logits, acts = [None] * len(rows), [None] * len(rows)
     for indices, tokens in by_length(rows):
-        out, stream = model(tokens, direction)
+        out, stream = model(tokens, direction, added=added)
         for j, i in enumerate(indices):
             logits[i] = out[j, -1]
             if resid:
@@ -248,6 +252,50 @@ def select(model, val_rows, means, lam, refusal_ids, base_harmless):
     return unit, candidates, best
 
 
+def layer_projections(means, unit, position, lam):
+    """Means of the classes on unit r and w' of every layer and on the selected direction, and cos(r, w)."""
+    r = means["harmful"] - means["harmless"]
+    w = means["pseudo_harmful"] - means["harmless"]
+    ablated = raw_directions(means, lam)
+    rows = []
+    for layer in range(r.shape[1]):
+        at = [means[c][position, layer] for c in CLASSES]
+        least = 1e-10 * at[2].norm()
+
+        def along(v):
+            return [(m @ v / v.norm()).item() if v.norm() > least else 0.0 for m in at]
+
+        a, b = r[position, layer], w[position, layer]
+        both = a.norm() > least and b.norm() > least
+        rows.append({
+            "layer": layer,
+            "cosine": (a @ b / (a.norm() * b.norm())).item() if both else None,
+            "on_true": along(a),
+            "on_false": along(ablated[position, layer]),
+            "on_selected": [(m @ unit).item() for m in at],
+        })
+    return rows
+
+
+def additions(model, rows, means, refusal_ids, base):
+    """Eq. 5 with factor 1 on harmless val: every r[i, l] added to resid_pre[l]; highest score, KL at most 2, ties lower."""
+    r = means["harmful"] - means["harmless"]
+    k, layers, _ = r.shape
+    candidates = []
+    for i in range(k):
+        for layer in range(1, math.floor(MAX_LAYER_FRACTION * layers)):
+            logits = run(model, rows, k, resid=False, added=(layer, r[i, layer]))[0]
+            candidates.append({
+                "position": i - k,
+                "layer": layer,
+                "refusal_score": refusal_score(logits, refusal_ids).mean().item(),
+                "kl": kl_divergence(base, logits).mean().item(),
+            })
+    left = [c for c in candidates if c["kl"] <= MAX_ADDITION_KL]
+    best = max(left, key=lambda c: (c["refusal_score"], -c["layer"], -c["position"])) if left else None
+    return candidates, best
+
+
 def prepare(model, tokenizer):
     """What every lambda shares: rows, suffix length, refusal tokens, means and baselines."""
     k = suffix_length(tokenizer)
@@ -285,16 +333,25 @@ def main():
         name = f"{lam:g}"
         report["lambdas"][name] = {
             "selected": {"position": best["position"], "layer": best["layer"]},
+            "layers": layer_projections(s["means"], unit[best["position"] + k, best["layer"]], best["position"] + k, lam),
             "candidates": candidates,
         }
         tensors[f"direction.lambda_{name}"] = unit.contiguous()
         print(f"lambda {name}: position {best['position']} layer {best['layer']} "
               f"pseudo {best['refusal_score']:.3f} harmful {best['harmful_refusal_score']:.3f} kl {best['kl']:.5f}")
+    candidates, best = additions(model, s["val"]["harmless"], s["means"], ids, s["base"]["harmless"])
+    report["addition"] = {"selected": best, "candidates": candidates}
+    print("addition:", best)
     # One prompt at a time: base and ablated logits of the first test pseudo-harmful prompts, lambda 1.
     chosen = report["lambdas"]["1"]["selected"]
     direction = tensors["direction.lambda_1"][chosen["position"] + k, chosen["layer"]]
     rows = [torch.tensor([render(tokenizer, p)]) for p in read_prompts("pseudo_harmful", "test")[:4]]
     tensors["logits.base"] = torch.stack([model(r)[0][0, -1] for r in rows]).float()
+    # half of the component, and the chosen vector added: rounded to float32 as a direction file holds them
+    r = (s["means"]["harmful"] - s["means"]["harmless"])[best["position"] + k, best["layer"]].float().double()
+    tensors["logits.share_half"] = torch.stack([model(x, direction, 0.5)[0][0, -1] for x in rows]).float()
+    tensors["logits.half_and_added"] = torch.stack(
+        [model(x, direction, 0.5, (best["layer"], r))[0][0, -1] for x in rows]).float()
     tensors["logits.ablated"] = torch.stack([model(r, direction)[0][0, -1] for r in rows]).float()
     # JSON has no NaN: a candidate whose raw norm is exactly zero has null scores and "nan".
     (folder / "reference.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")

@@ -23,6 +23,12 @@ pub(super) fn edits(
     for one in found {
         let unit = match one.turns.is_empty() {
             true => None,
+            false if direction.share() < 1.0 => {
+                return Err(refused(
+                    "a norm behind it turns the direction, and only the whole component can be taken off through it"
+                        .into(),
+                ));
+            }
             false => Some(turned(direction.unit(), &one.turns).ok_or_else(|| {
                 refused("the norm behind it takes the direction off altogether, or its scale is not finite".into())
             })?),
@@ -34,6 +40,7 @@ pub(super) fn edits(
             Some(edit) => edit.copy.clone(),
             None => {
                 let edit = edit(graph, writer, &one, unit, edits.len(), name)?;
+                let edit = TensorEdit { share: direction.share(), ..edit };
                 let copy = edit.copy.clone();
                 patch.promised.extend(copy.clone());
                 edits.push(edit);
@@ -83,6 +90,8 @@ fn edit(
         copy: one.copy.then(|| graph.fresh_name(&format!("lancet.{name}.copy.{number}"))),
         turned,
         quantised: one.target.quantised,
+        share: 1.0,
+        plus: None,
         writer: name.to_string(),
     })
 }

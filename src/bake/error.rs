@@ -55,6 +55,15 @@ pub enum BakeError {
         /// The other one.
         other: String,
     },
+    /// A model with an activation addition whose vector the direction file lacks.
+    #[error("the model was baked with an activation addition, and the direction file holds no such vector")]
+    OtherAddition,
+    /// An addition that this model cannot be given.
+    #[error("the activation addition cannot be baked: {reason}")]
+    NoAddition {
+        /// Why.
+        reason: String,
+    },
     /// NaN or infinity in a weight, before the edit or after rounding.
     #[error("tensor `{tensor}` holds or would hold NaN or infinity")]
     NotFinite {
@@ -112,6 +121,8 @@ impl BakeError {
                 "with `--quantised auto` the projection is inserted after this write as standard operators".into()
             }
             Self::Unsupported { .. } => "store the tensor as `raw_data` or external data, then bake again".into(),
+            Self::OtherAddition => "pass the direction file that the model was baked with".into(),
+            Self::NoAddition { .. } => "leave the addition away with `--add 0`".into(),
             Self::Aliased { .. } => "export the model without shared tensor data, then bake again".into(),
             Self::NotFinite { .. } => {
                 "the model file is damaged, or its weights overflow their type: export it again".into()

@@ -25,6 +25,38 @@ const LEAK_TARGET: f64 = 1.0 / (1 << 18) as f64;
 /// An entry is flipped if that leaves at most this share of the leak.
 const FLIP_LEAVES: f64 = 0.875;
 
+/// What an edit makes of a vector `w` of `d_model` entries: `w - share r (r.w) + plus`.
+#[derive(Debug, Clone, Copy)]
+pub struct Aim<'a> {
+    /// Unit direction, `[D]`.
+    pub r: &'a [f64],
+    /// Share of the component that is taken off; 1 takes off all of it.
+    pub share: f64,
+    /// What is added, `[D]`.
+    pub plus: Option<&'a [f64]>,
+}
+
+impl<'a, T: AsRef<[f64]> + ?Sized> From<&'a T> for Aim<'a> {
+    fn from(r: &'a T) -> Self {
+        Self { r: r.as_ref(), share: 1.0, plus: None }
+    }
+}
+
+impl Aim<'_> {
+    /// The exact edit of `stored` with component `c`; returns the component that it keeps.
+    fn exact(&self, stored: &[f64], c: f64, exact: &mut [f64]) -> f64 {
+        let off = self.share * c;
+        for ((y, x), r) in exact.iter_mut().zip(stored).zip(self.r) {
+            *y = x - off * r;
+        }
+        let Some(plus) = self.plus else { return (1.0 - self.share) * c };
+        for (y, p) in exact.iter_mut().zip(plus) {
+            *y += p;
+        }
+        (1.0 - self.share) * c + dot(plus, self.r)
+    }
+}
+
 /// A weight, or its edited value, is NaN or infinite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotFinite;
@@ -214,19 +246,21 @@ fn off(tried: usize, d: usize) -> f64 {
     if 2 * tried < d { 0.25 } else { 0.0 }
 }
 
-/// Edits whole rows of a tensor with `d_model` last. `rows`: `[n, D]` as stored, `r`: unit, `[D]`.
-/// `first` is the number of the first row.
+/// Edits whole rows of a tensor with `d_model` last. `rows`: `[n, D]` as stored.
+/// `first` is the number of the first row. Flips spend what rounding leaves beside the component that the edit keeps.
 ///
 /// # Errors
 /// A row with NaN or infinity, or one that overflows its type.
-pub fn edit_rows(
+pub fn edit_rows<'a>(
     dtype: DataType,
     rows: &mut [u8],
     first: u64,
-    r: &[f64],
+    aim: impl Into<Aim<'a>>,
     scratch: &mut Scratch,
     tally: &mut Tally,
 ) -> Result<(), NotFinite> {
+    let aim = aim.into();
+    let r = aim.r;
     let size = width(dtype);
     let typical = (r.len() as f64).sqrt().recip();
     let (stored, exact, rounded) = scratch.sized(r.len());
@@ -236,12 +270,10 @@ pub fn edit_rows(
         if !c.is_finite() {
             return Err(NotFinite);
         }
-        for ((y, x), r) in exact.iter_mut().zip(&*stored).zip(r) {
-            *y = x - c * r;
-        }
+        let keeps = aim.exact(stored, c, exact);
         encode(dtype, exact, row);
         decode(dtype, row, rounded);
-        let mut e = dot(rounded, r);
+        let mut e = dot(rounded, r) - keeps;
         if !e.is_finite() {
             return Err(NotFinite);
         }
@@ -260,10 +292,10 @@ pub fn edit_rows(
                     tally.flips += 1;
                 }
             }
-            e = dot(rounded, r);
+            e = dot(rounded, r) - keeps;
         }
         tally.before += c * c;
-        tally.after += e * e;
+        tally.after += (e + keeps) * (e + keeps);
         tally.max_abs_delta = tally.max_abs_delta.max(largest_difference(stored, rounded));
     }
     Ok(())
@@ -318,7 +350,9 @@ pub struct Columns<'a> {
     pub r: &'a [f64],
     /// `r^T W`, `[K]`.
     pub c: &'a [f64],
-    /// For 16-bit types: what nearest rounding leaves of `r^T W'`, `[K]`; spent by flips.
+    /// Share of it that is taken off.
+    pub share: f64,
+    /// For 16-bit types: what nearest rounding leaves of `r^T W'` beside what the edit keeps, `[K]`; spent by flips.
     pub spend: Option<&'a mut [f64]>,
     /// Grows to `r^T W'` of the stored values, `[K]`.
     pub after: &'a mut [f64],
@@ -342,7 +376,7 @@ pub fn edit_columns(
         let (r, c) = (columns.r[row], &columns.c[column..column + length]);
         decode(dtype, bytes, stored);
         for ((y, x), c) in exact.iter_mut().zip(&*stored).zip(c) {
-            *y = x - r * c;
+            *y = x - r * (columns.share * c);
         }
         encode(dtype, exact, bytes);
         decode(dtype, bytes, rounded);
@@ -367,7 +401,15 @@ pub fn edit_columns(
 
 /// Compares edited rows with the exact edit of the original ones; `d_model` last. Returns the sum of
 /// `(r^T W')^2` and the largest `|W' - exact|` in spacings of the type.
-pub fn check_rows(dtype: DataType, base: &[u8], out: &[u8], r: &[f64], scratch: &mut Scratch) -> (f64, f64) {
+pub fn check_rows<'a>(
+    dtype: DataType,
+    base: &[u8],
+    out: &[u8],
+    aim: impl Into<Aim<'a>>,
+    scratch: &mut Scratch,
+) -> (f64, f64) {
+    let aim = aim.into();
+    let r = aim.r;
     let bytes = width(dtype) * r.len();
     let (stored, exact, found) = scratch.sized(r.len());
     let (mut after, mut worst) = (0.0, 0.0f64);
@@ -375,9 +417,7 @@ pub fn check_rows(dtype: DataType, base: &[u8], out: &[u8], r: &[f64], scratch: 
         decode(dtype, base, stored);
         decode(dtype, out, found);
         let c = dot(stored, r);
-        for ((y, x), r) in exact.iter_mut().zip(&*stored).zip(r) {
-            *y = x - c * r;
-        }
+        aim.exact(stored, c, exact);
         after += dot(found, r).powi(2);
         worst = worst.max(worst_spacing(dtype, exact, found));
     }
@@ -401,7 +441,7 @@ pub fn check_columns(
         decode(dtype, &out[range], found);
         let (r, c) = (columns.r[row], &columns.c[column..column + length]);
         for ((y, x), c) in exact.iter_mut().zip(&*stored).zip(c) {
-            *y = x - r * c;
+            *y = x - r * (columns.share * c);
         }
         for (after, v) in columns.after[column..column + length].iter_mut().zip(&*found) {
             *after += r * v;
@@ -480,12 +520,12 @@ mod tests {
         for (n, part) in bytes.chunks(step).enumerate() {
             add_components(dtype, part, (n * block) as u64, r, &mut c, &mut scratch);
         }
-        let mut nearest = Columns { r, c: &c, spend: None, after: &mut spend };
+        let mut nearest = Columns { r, c: &c, share: 1.0, spend: None, after: &mut spend };
         for (n, part) in bytes.to_vec().chunks_mut(step).enumerate() {
             edit_columns(dtype, part, (n * block) as u64, &mut nearest, &mut scratch, &mut Tally::default());
         }
         let spend = is_half(dtype).then_some(spend.as_mut_slice());
-        let mut state = Columns { r, c: &c, spend, after: &mut after };
+        let mut state = Columns { r, c: &c, share: 1.0, spend, after: &mut after };
         for (n, part) in bytes.chunks_mut(step).enumerate() {
             edit_columns(dtype, part, (n * block) as u64, &mut state, &mut scratch, &mut tally);
         }
@@ -541,6 +581,44 @@ mod tests {
                     assert!(ratio < 0.1 * nearest && ratio_first < 0.1 * nearest, "{dtype} {d}");
                 }
             }
+        }
+    }
+
+    /// A share leaves the rest of the component, and what is added stays: to the same precision as the whole edit.
+    #[test]
+    fn shares_and_additions_keep_what_they_should() {
+        let (d, k, share) = (256, 12, 0.75);
+        let (r, plus) = (unit(5, d), noise(6, d, 0.1));
+        for (dtype, limit) in TYPES.into_iter().zip([1e-6, 1e-4, 1e-3, 1e-13]) {
+            let original = packed(dtype, &weights(7, d * k));
+            let aim = Aim { r: &r, share, plus: Some(&plus) };
+            let (mut last, mut scratch) = (original.clone(), Scratch::default());
+            edit_rows(dtype, &mut last, 0, aim, &mut scratch, &mut Tally::default()).unwrap();
+            let (_, worst) = check_rows(dtype, &original, &last, aim, &mut scratch);
+            assert!(worst <= if is_half(dtype) { 1.0 } else { 0.5 + 1e-9 }, "{dtype}: {worst}");
+            let (before, after) = (plain(dtype, &original), plain(dtype, &last));
+            let (mut off, mut all) = (0.0, 0.0);
+            for (w, edited) in before.chunks(d).zip(after.chunks(d)) {
+                let c = dot(w, &r);
+                off += (dot(edited, &r) - (1.0 - share) * c - dot(&plus, &r)).powi(2);
+                all += c * c;
+            }
+            assert!((off / all).sqrt() < limit, "{dtype}: {:e}", (off / all).sqrt());
+            // the other layout, without an addition
+            let mut first = transposed(dtype, &original, d);
+            let c: Vec<f64> = before.chunks(d).map(|w| dot(w, &r)).collect();
+            let mut spend = vec![0.0; k];
+            let mut state = Columns { r: &r, c: &c, share, spend: None, after: &mut spend };
+            edit_columns(dtype, &mut first.clone(), 0, &mut state, &mut scratch, &mut Tally::default());
+            for (e, c) in spend.iter_mut().zip(&c) {
+                *e -= (1.0 - share) * c;
+            }
+            let mut after = vec![0.0; k];
+            let spend = is_half(dtype).then_some(spend.as_mut_slice());
+            let mut state = Columns { r: &r, c: &c, share, spend, after: &mut after };
+            edit_columns(dtype, &mut first, 0, &mut state, &mut scratch, &mut Tally::default());
+            let off: f64 = after.iter().zip(&c).map(|(e, c)| (e - (1.0 - share) * c).powi(2)).sum();
+            assert!((off / all).sqrt() < limit, "{dtype} columns: {:e}", (off / all).sqrt());
         }
     }
 

@@ -1,6 +1,7 @@
 //! The bake: weight orthogonalisation of a model file, planned as a value, streamed, published by a rename,
 //! and proved from the bytes.
 
+mod addition;
 mod alone;
 mod apply;
 mod elements;
@@ -18,6 +19,7 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
+pub use addition::{Added, as_baked};
 pub use apply::{ApplyOptions, Edit, apply};
 pub use error::BakeError;
 pub use plan::{

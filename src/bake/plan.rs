@@ -5,11 +5,12 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use super::addition::{self, Added};
 use super::error::BakeError;
-use super::kernel;
+use super::kernel::{self, Aim};
 use super::layout::check_aliases;
 use super::tensor::hex;
-use crate::lm::projection::{DirectionSource, project};
+use crate::lm::projection::{DirectionSource, Steps, steer};
 use crate::lm::{Layer, Treatment, Writer, WriterKind, tensor_label};
 use crate::method::direction::Direction;
 use crate::onnx::lower::{constant, splices};
@@ -25,6 +26,9 @@ pub(super) const VERSION_KEY: &str = "version";
 
 /// Metadata key, behind the prefix, of the quantised writers that got nodes, by blanks.
 const BY_NODES_KEY: &str = "quantised_by_nodes";
+
+/// Why a quantised weight gets nodes where only a share of the component is taken off.
+const PART_OF_IT: &str = "its weight is quantised, and rounding knows how to take off the whole component only";
 
 /// IR version from which initializers need not be graph inputs as well.
 pub(super) const FREE_INITIALIZERS: i64 = 4;
@@ -105,6 +109,10 @@ pub struct TensorEdit {
     pub turned: Option<Vec<f64>>,
     /// How the weight is quantised; the shape is then that of the matrix.
     pub quantised: Option<Quantised>,
+    /// Share of the component that is taken off.
+    pub share: f64,
+    /// What is added to a bias besides, `[d_model]`.
+    pub plus: Option<Vec<f64>>,
     /// The writer that it belongs to, as in [`NodeEdit::writer`].
     pub writer: String,
 }
@@ -113,6 +121,11 @@ impl TensorEdit {
     /// The tensor whose scales may grow with the edit.
     pub fn scales(&self) -> Option<TensorId> {
         self.quantised.filter(|q| q.own_scales && self.copy.is_none()).map(|q| q.scales)
+    }
+
+    /// The edit along `r`, `[d_model]`.
+    pub(super) fn aim<'a>(&'a self, r: &'a [f64]) -> Aim<'a> {
+        Aim { r, share: self.share, plus: self.plus.as_deref() }
     }
 
     /// Whether `d_model` is the axis along which elements lie side by side.
@@ -171,6 +184,8 @@ pub struct BakePlan {
     /// The insertion.
     pub patch: Patch,
     pub(super) splices: Vec<Splice>,
+    /// Where the vector of an addition went, where this file has its layer.
+    pub added: Option<Added>,
     /// `metadata_props` entries to add.
     pub metadata: Vec<(String, String)>,
     /// SHA-256 of the unit direction as little-endian float32.
@@ -193,15 +208,26 @@ impl BakePlan {
     ) -> Result<Self, BakeError> {
         direction.check_width(d_model)?;
         let named = named(writers);
+        let share = direction.share();
+        let rounded = |writer: &Writer| writer.treatment == Treatment::Rounded;
+        if options.quantised == QuantisedMode::Round
+            && share < 1.0
+            && let Some((name, _)) = named.iter().find(|(_, w)| rounded(w))
+        {
+            return Err(BakeError::CannotRound { writer: name.clone(), reason: PART_OF_IT.into() });
+        }
         let by_nodes = |name: &str, writer: &Writer| match writer.treatment {
             Treatment::Nodes => true,
+            Treatment::Rounded if share < 1.0 => true,
             Treatment::Rounded => options.quantised == QuantisedMode::Nodes || options.by_nodes.contains(name),
             Treatment::Weights | Treatment::Elsewhere => false,
         };
         let mut needing: Vec<&(String, &Writer)> = named.iter().filter(|(n, w)| by_nodes(n, w)).collect();
         if let Some((name, _)) = needing.iter().find(|(_, w)| options.weights_only && w.treatment == Treatment::Rounded)
         {
-            let reason = "its weight is quantised, and `--quantised nodes` was asked for".to_string();
+            let reason =
+                if share < 1.0 { PART_OF_IT } else { "its weight is quantised, and `--quantised nodes` was asked for" };
+            let reason = reason.to_string();
             return Err(BakeError::NeedsNodes { writer: name.clone(), reason });
         }
         if options.quantised == QuantisedMode::Round
@@ -212,9 +238,18 @@ impl BakePlan {
         let edited = named.iter().filter(|(n, w)| w.treatment != Treatment::Elsewhere && !by_nodes(n, w));
         let tensors = tensor_edits(graph, edited, direction)?;
         let mut tensors = check_aliases(graph.model, tensors)?;
-        let mut constants = Constants::default();
+        let mut constants = Constants { share, ..Constants::default() };
         let mut patch = Patch::default();
         let mut nodes = Vec::new();
+        let joined = addition::joined(&named, direction);
+        let mut added = match &joined {
+            Some(joined) if !by_nodes(joined.name, joined.writer) => addition::into_bias(graph, joined, &mut tensors),
+            _ => None,
+        };
+        if let Some(joined) = joined.as_ref().filter(|_| added.is_none() && options.weights_only) {
+            let reason = "the vector of the addition needs a bias of its own there".to_string();
+            return Err(BakeError::NeedsNodes { writer: joined.name.to_string(), reason });
+        }
         if options.weights_only {
             for (name, writer) in needing.drain(..) {
                 tensors.extend(super::alone::edits(graph, writer, name, d_model, direction, &mut patch)?);
@@ -231,7 +266,17 @@ impl BakePlan {
                 }
                 let source = constants.source(graph, dtype, direction.unit(), &mut patch);
                 let tag = if branch == 0 { name.clone() } else { format!("{name}.cached") };
-                project(graph, &mut patch, write, &source, &tag);
+                let vector = match &joined {
+                    Some(joined) if joined.name == name.as_str() => {
+                        Some(addition::constant(graph, joined, dtype, &mut patch))
+                    }
+                    _ => None,
+                };
+                let steps = Steps { ablation: Some(&source), addition: vector.as_ref() };
+                steer(graph, &mut patch, write, steps, &tag);
+            }
+            if joined.as_ref().is_some_and(|joined| joined.name == name.as_str()) {
+                added = Some(Added { treatment: "nodes", target: graph.name(written).into() });
             }
             let value = graph.name(written);
             let weight = writer.weights.first().map(|target| graph.model.tensor(target.tensor));
@@ -251,9 +296,13 @@ impl BakePlan {
                     None if options.by_nodes.contains(name) => {
                         "its weight is quantised too coarsely: rounding leaves too much, or costs too much".into()
                     }
+                    None if share < 1.0 => PART_OF_IT.into(),
                     None => "its weight is quantised, and nodes were asked for".into(),
                 },
             });
+        }
+        if let Some(joined) = joined.as_ref().filter(|_| added.is_none()) {
+            added = Some(addition::node(graph, joined, &mut patch)?);
         }
         patch.check(graph);
         let splices = splices(&patch, graph)?;
@@ -265,8 +314,10 @@ impl BakePlan {
             // also where there are none: an earlier bake may have left an entry
             extra.push((BY_NODES_KEY.into(), options.by_nodes.iter().cloned().collect::<Vec<_>>().join(" ")));
         }
+        extra.extend(addition::metadata(graph.model, direction));
         let metadata = metadata(graph.model, &direction_sha256, &extra);
-        Ok(Self { tensors, nodes, patch, splices, metadata, direction_sha256, unit: direction.unit().to_vec() })
+        let unit = direction.unit().to_vec();
+        Ok(Self { tensors, nodes, patch, splices, added, metadata, direction_sha256, unit })
     }
 
     /// Names of the tensors whose edit is not exact, because a norm behind it depends on the edited weight, or because
@@ -305,37 +356,52 @@ fn named(writers: &[Writer]) -> Vec<(String, &Writer)> {
     writers.iter().map(|writer| (name(writer), writer)).collect()
 }
 
-/// Initializers with the direction, one pair an element type.
+/// Adds an initializer, or a `Constant` node to a file of an old IR version.
+pub(super) fn store(
+    graph: &Graph<'_>,
+    dtype: DataType,
+    (name, values, dims): (&str, &[f64], Vec<i64>),
+    patch: &mut Patch,
+) {
+    let mut raw = vec![0u8; values.len() * kernel::width(dtype)];
+    kernel::encode(dtype, values, &mut raw);
+    let tensor = TensorProto {
+        name: Some(name.to_string()),
+        dims,
+        data_type: Some(dtype.0),
+        raw_data: Some(raw),
+        ..Default::default()
+    };
+    if graph.model.skeleton.ir_version.is_some_and(|version| version < FREE_INITIALIZERS) {
+        patch.nodes.push((Place::First, constant(name, &tensor)));
+    } else {
+        patch.initializers.push(tensor);
+    }
+}
+
+/// Initializers with the direction, one pair an element type: the column as it is, the row times the share.
 #[derive(Default)]
-struct Constants(Vec<(DataType, DirectionSource)>);
+struct Constants {
+    known: Vec<(DataType, DirectionSource)>,
+    share: f64,
+}
 
 impl Constants {
     fn source(&mut self, graph: &Graph<'_>, dtype: DataType, unit: &[f64], patch: &mut Patch) -> DirectionSource {
-        if let Some((_, source)) = self.0.iter().find(|(known, _)| *known == dtype) {
+        if let Some((_, source)) = self.known.iter().find(|(known, _)| *known == dtype) {
             return source.clone();
         }
-        let suffix = if self.0.is_empty() { String::new() } else { format!(".{dtype}") };
-        let mut raw = vec![0u8; unit.len() * kernel::width(dtype)];
-        kernel::encode(dtype, unit, &mut raw);
-        let mut add = |what: &str, dims: Vec<i64>| {
+        let suffix = if self.known.is_empty() { String::new() } else { format!(".{dtype}") };
+        let mut add = |what: &str, values: &[f64], dims: Vec<i64>| {
             let name = graph.fresh_name(&format!("lancet.direction.{what}{suffix}"));
-            let tensor = TensorProto {
-                name: Some(name.clone()),
-                dims,
-                data_type: Some(dtype.0),
-                raw_data: Some(raw.clone()),
-                ..Default::default()
-            };
-            if graph.model.skeleton.ir_version.is_some_and(|version| version < FREE_INITIALIZERS) {
-                patch.nodes.push((Place::First, constant(&name, &tensor)));
-            } else {
-                patch.initializers.push(tensor);
-            }
+            store(graph, dtype, (&name, values, dims), patch);
             name
         };
         let d = unit.len() as i64;
-        let source = DirectionSource::Constants { column: add("column", vec![d, 1]), row: add("row", vec![d]) };
-        self.0.push((dtype, source.clone()));
+        let row: Vec<f64> = unit.iter().map(|v| self.share * v).collect();
+        let source =
+            DirectionSource::Constants { column: add("column", unit, vec![d, 1]), row: add("row", &row, vec![d]) };
+        self.known.push((dtype, source.clone()));
         source
     }
 }
@@ -380,6 +446,8 @@ fn tensor_edits<'w>(
                 copy: None,
                 turned: None,
                 quantised: target.quantised,
+                share: direction.share(),
+                plus: None,
                 writer: writer_name.clone(),
                 name,
             });

@@ -125,7 +125,7 @@ impl Geometry {
     }
 }
 
-/// Edits a tensor, block by block: `W' = W - r r^T W` (Wang et al. 2025, eq. 4; Arditi et al. 2024,
+/// Edits a tensor, block by block: `W' = W - s r r^T W`, with `s = 1` unless the edit says otherwise (Wang et al. 2025, eq. 4; Arditi et al. 2024,
 /// appendix E). Memory: two blocks, and three vectors of the other axis where `d_model` is first.
 ///
 /// # Errors
@@ -161,7 +161,7 @@ pub(super) fn edit(
             }
             let mut spend = vec![0.0f64; if kernel::is_half(geometry.dtype) { columns } else { 0 }];
             if !spend.is_empty() {
-                let mut nearest = Columns { r, c: &c, spend: None, after: &mut spend };
+                let mut nearest = Columns { r, c: &c, share: edit.share, spend: None, after: &mut spend };
                 for (at, length) in geometry.blocks() {
                     let block = &mut buffer[..length];
                     read(block, start + at)?;
@@ -169,10 +169,13 @@ pub(super) fn edit(
                     let unseen = &mut Tally::default();
                     kernel::edit_columns(geometry.dtype, block, first, &mut nearest, &mut scratch, unseen);
                 }
+                for (e, c) in spend.iter_mut().zip(&c) {
+                    *e -= (1.0 - edit.share) * c;
+                }
             }
             let mut after = vec![0.0f64; columns];
             let spend = (!spend.is_empty()).then_some(spend.as_mut_slice());
-            let mut state = Columns { r, c: &c, spend, after: &mut after };
+            let mut state = Columns { r, c: &c, share: edit.share, spend, after: &mut after };
             for (at, length) in geometry.blocks() {
                 let block = &mut buffer[..length];
                 read(block, start + at)?;
@@ -199,7 +202,7 @@ pub(super) fn edit(
                 &[]
             };
             let (edited, ()) = join(
-                || kernel::edit_rows(geometry.dtype, block, at / row, r, &mut scratch, &mut tally),
+                || kernel::edit_rows(geometry.dtype, block, at / row, edit.aim(r), &mut scratch, &mut tally),
                 || hashes.0.iter_mut().for_each(|h| h.0.update(original)),
             );
             edited.map_err(|_| not_finite())?;
@@ -237,7 +240,7 @@ pub(super) fn check(edit: &TensorEdit, r: &[f64], base: Read<'_>, out: Read<'_>)
                 let first = at / geometry.size as u64;
                 kernel::add_components(geometry.dtype, &was[..length], first, r, &mut c, &mut scratch);
             }
-            let mut state = Columns { r, c: &c, spend: None, after: &mut leaks };
+            let mut state = Columns { r, c: &c, share: edit.share, spend: None, after: &mut leaks };
             for (at, length) in geometry.blocks() {
                 base(&mut was[..length], start + at)?;
                 out(&mut is[..length], start + at)?;
@@ -250,7 +253,8 @@ pub(super) fn check(edit: &TensorEdit, r: &[f64], base: Read<'_>, out: Read<'_>)
         for (at, length) in geometry.blocks() {
             base(&mut was[..length], at)?;
             out(&mut is[..length], at)?;
-            let (sum, off) = kernel::check_rows(geometry.dtype, &was[..length], &is[..length], r, &mut scratch);
+            let (sum, off) =
+                kernel::check_rows(geometry.dtype, &was[..length], &is[..length], edit.aim(r), &mut scratch);
             after += sum;
             worst = worst.max(off);
         }

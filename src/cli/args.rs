@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::measuring::{GuardArgs, MeasuringArgs};
+
 /// Calibrates refusal in chat models already exported to ONNX.
 ///
 /// Finds the false-refusal direction (Wang et al., ICLR 2025), bakes its ablation into the weights, proves what
@@ -48,6 +50,8 @@ pub enum Command {
     Collect(CollectArgs),
     /// Candidate directions, their scores, and the selected one.
     Select(SelectArgs),
+    /// Several lambdas, strengths and additions on one collection: the trade-off, and which setting is best within the limits.
+    Sweep(SweepArgs),
     /// The rewritten model from a direction; needs no runtime.
     Bake(BakeArgs),
     /// Proves the change: bytes, leak, logits against run-time ablation.
@@ -71,6 +75,7 @@ pub enum DeviceArg {
 
 /// How models run.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Runtime")]
 pub struct RuntimeOptions {
     /// Execution provider.
     #[arg(long, value_enum, default_value = "cpu")]
@@ -90,7 +95,8 @@ pub struct RuntimeOptions {
 }
 
 /// Tokenizer and template.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Chat format")]
 pub struct ChatArgs {
     /// Folder with `tokenizer.json` and its configs, if not the model's own.
     #[arg(long, value_name = "DIR")]
@@ -108,6 +114,7 @@ pub struct ChatArgs {
 
 /// Prompt sets.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Prompts")]
 pub struct PromptArgs {
     /// Folder with `{harmful,pseudo_harmful,harmless}_{train,val,test}.{json,jsonl,csv,txt}`; without any, the bundled prompts serve.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["harmful", "pseudo_harmful", "harmless"])]
@@ -137,10 +144,17 @@ pub struct PromptArgs {
 
 /// The method's settings.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Method")]
 pub struct MethodArgs {
     /// Partial orthogonalisation: 1 removes all of the true-refusal component, 0 none of it.
     #[arg(long, default_value_t = 1.0, value_parser = unit_interval)]
     pub lambda: f64,
+    /// Share of the direction's component that is ablated; 1 removes all of it.
+    #[arg(long, default_value_t = 1.0, value_parser = above_zero)]
+    pub strength: f64,
+    /// Add the true-refusal vector too, times this factor, at the layer where it makes harmless prompts refused most.
+    #[arg(long, value_name = "ALPHA", default_value_t = 0.0, value_parser = finite, allow_negative_numbers = true)]
+    pub add: f64,
     /// Exactly the published procedure: no guard and no degenerate-candidate rule in the selection.
     #[arg(long)]
     pub paper: bool,
@@ -151,21 +165,11 @@ pub struct MethodArgs {
 
 /// Refusal tokens.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Prompts")]
 pub struct TokenArgs {
     /// First words of the model's refusals (or token ids), comma-separated: `"I,As"`. Automatic if not given.
     #[arg(long, value_name = "LIST")]
     pub refusal_tokens: Option<String>,
-}
-
-/// The guard.
-#[derive(Debug, Args)]
-pub struct GuardArgs {
-    /// Largest drop of the harmful refusal rate that may be published, as a share.
-    #[arg(long, default_value_t = 0.02, value_parser = unit_interval)]
-    pub max_harmful_drop: f64,
-    /// Publish even if the guard refuses; the provenance says so.
-    #[arg(long)]
-    pub force: bool,
 }
 
 /// Which of several models.
@@ -196,6 +200,8 @@ pub struct DemoArgs {
     #[command(flatten)]
     pub method: MethodArgs,
     #[command(flatten)]
+    pub measuring: MeasuringArgs,
+    #[command(flatten)]
     pub guard: GuardArgs,
 }
 
@@ -211,12 +217,14 @@ pub struct RunArgs {
     pub variant: VariantArgs,
     #[command(flatten)]
     pub only: OnlyArgs,
-    /// Write the report (HTML) here too, also when the guard refuses.
+    /// Write the report (HTML) here too, and beside it as JSON and Markdown, also when the guard refuses.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
-    /// New tokens at most, a test prompt.
-    #[arg(long, default_value_t = 64, value_parser = at_least_one)]
-    pub max_new_tokens: usize,
+    /// Measure these lambdas as well, at run time, for the trade-off in the report.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = unit_interval)]
+    pub sweep: Vec<f64>,
+    #[command(flatten)]
+    pub measuring: MeasuringArgs,
     #[command(flatten)]
     pub treatment: TreatmentArgs,
     #[command(flatten)]
@@ -292,6 +300,58 @@ pub struct SelectArgs {
     pub runtime: RuntimeOptions,
 }
 
+/// A pseudo-harmful set by name.
+#[derive(Debug, Clone)]
+pub struct CrossSet {
+    /// Its name.
+    pub name: String,
+    /// Its file.
+    pub file: PathBuf,
+}
+
+/// `sweep`.
+#[derive(Debug, Args)]
+pub struct SweepArgs {
+    /// An `.onnx` file, or a folder that holds one.
+    pub model: PathBuf,
+    /// New folder for `sweep.json` and a direction file a setting, which `bake` takes.
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub variant: VariantArgs,
+    /// Lambdas of the partial orthogonalisation, comma-separated.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0,0.25,0.5,0.75,1", value_parser = unit_interval)]
+    pub lambda: Vec<f64>,
+    /// Shares of the direction's component that are ablated.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1", value_parser = above_zero)]
+    pub strength: Vec<f64>,
+    /// Factors of the true-refusal vector that is added; 0 adds none.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0", value_parser = finite, allow_negative_numbers = true)]
+    pub add: Vec<f64>,
+    /// A pseudo-harmful set to take the direction from and to try it on, for each pair of sets, with the first lambda. May be
+    /// given several times.
+    #[arg(long, value_name = "NAME=FILE", value_parser = cross_set)]
+    pub cross: Vec<CrossSet>,
+    /// Exactly the published selection: no guard and no degenerate-candidate rule.
+    #[arg(long)]
+    pub paper: bool,
+    /// Largest mean harmless KL of a candidate.
+    #[arg(long, default_value_t = 0.2, value_parser = non_negative)]
+    pub kl_threshold: f64,
+    #[command(flatten)]
+    pub measuring: MeasuringArgs,
+    #[command(flatten)]
+    pub tokens: TokenArgs,
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    #[command(flatten)]
+    pub guard: GuardArgs,
+    #[command(flatten)]
+    pub chat: ChatArgs,
+    #[command(flatten)]
+    pub runtime: RuntimeOptions,
+}
+
 /// `bake`.
 #[derive(Debug, Args)]
 pub struct BakeArgs {
@@ -303,6 +363,12 @@ pub struct BakeArgs {
     /// New folder, or new `.onnx` file.
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
+    /// Share of the direction's component that is ablated, if not what the file says.
+    #[arg(long, value_parser = above_zero)]
+    pub strength: Option<f64>,
+    /// Factor of the vector to add that the file holds, if not what it says; 0 adds nothing.
+    #[arg(long, value_name = "ALPHA", value_parser = finite, allow_negative_numbers = true)]
+    pub add: Option<f64>,
     #[command(flatten)]
     pub only: OnlyArgs,
     #[command(flatten)]
@@ -317,6 +383,7 @@ pub struct BakeArgs {
 
 /// How writers are treated.
 #[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Treatment")]
 pub struct TreatmentArgs {
     /// Add no nodes: edit copies of shared tensors, and work through norms, which is not quite exact.
     #[arg(long)]
@@ -350,11 +417,9 @@ pub enum Quantised {
 
 /// What `bake --measure` measures with.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "With --measure")]
 pub struct MeasureArgs {
-    /// New tokens at most, a test prompt.
-    #[arg(long, default_value_t = 64, value_parser = at_least_one)]
-    pub max_new_tokens: usize,
+    #[command(flatten)]
+    pub measuring: MeasuringArgs,
     #[command(flatten)]
     pub tokens: TokenArgs,
     #[command(flatten)]
@@ -398,9 +463,8 @@ pub struct EvalArgs {
     pub model: PathBuf,
     #[command(flatten)]
     pub variant: VariantArgs,
-    /// New tokens at most, a test prompt.
-    #[arg(long, default_value_t = 64, value_parser = at_least_one)]
-    pub max_new_tokens: usize,
+    #[command(flatten)]
+    pub measuring: MeasuringArgs,
     #[command(flatten)]
     pub tokens: TokenArgs,
     #[command(flatten)]
@@ -439,21 +503,44 @@ pub enum RuntimeAction {
     },
 }
 
-fn unit_interval(text: &str) -> Result<f64, String> {
+pub fn unit_interval(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
         _ => Err("expected a number from 0 to 1".into()),
     }
 }
 
-fn non_negative(text: &str) -> Result<f64, String> {
+fn cross_set(text: &str) -> Result<CrossSet, String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => {
+            Ok(CrossSet { name: name.to_string(), file: PathBuf::from(file) })
+        }
+        _ => Err("expected NAME=FILE".into()),
+    }
+}
+
+fn above_zero(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
+        _ => Err("expected a number above 0, at most 1".into()),
+    }
+}
+
+fn finite(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() => Ok(value),
+        _ => Err("expected a number".into()),
+    }
+}
+
+pub fn non_negative(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
         _ => Err("expected a number of at least 0".into()),
     }
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+pub fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         Ok(value) if value > 0 => Ok(value),
         _ => Err("expected a whole number of at least 1".into()),

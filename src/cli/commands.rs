@@ -8,22 +8,24 @@ use std::time::Instant;
 use lancet::bake::QuantisedMode;
 use lancet::chat::{Chat, ChatOptions};
 use lancet::error::Error;
-use lancet::method::direction::Direction;
-use lancet::method::prompts::{LoadOptions, OverlapPolicy, PromptClass, Prompts, Split, SplitSizes};
+use lancet::eval::policy::Limit;
+use lancet::method::direction::{Addition, Direction};
+use lancet::method::prompts::{LoadOptions, OverlapPolicy, Prompts, SplitSizes};
 use lancet::method::select::Rules;
 use lancet::pipeline::collect::{self, Activations, RefusalTokens};
 use lancet::pipeline::engine::Engine;
 use lancet::pipeline::variant::{Measuring, Running};
 use lancet::pipeline::{
-    self, BakeOptions, Guard, Opened, Package, RunOptions, choose, direction_file, evaluate, inspect, prove,
+    self, BakeOptions, Opened, Package, RunOptions, choose, direction_file, evaluate, inspect, prove,
 };
 use lancet::prompt_files::{self, PromptLocation};
-use lancet::report::{ModelEval, PackageResult, RunResult, text};
+use lancet::report::{PackageResult, RunResult, text};
 
 use super::args::{
-    BakeArgs, ChatArgs, CollectArgs, EvalArgs, GuardArgs, InspectArgs, MeasureArgs, MethodArgs, PromptArgs, Quantised,
-    RunArgs, SelectArgs, TokenArgs, TreatmentArgs, VariantArgs, VerifyArgs,
+    BakeArgs, ChatArgs, CollectArgs, EvalArgs, InspectArgs, MeasureArgs, MethodArgs, PromptArgs, Quantised, RunArgs,
+    SelectArgs, TokenArgs, TreatmentArgs, VariantArgs, VerifyArgs,
 };
+use super::measuring;
 use super::runtime::load_runtime;
 use super::ui::{self, Ui};
 
@@ -47,7 +49,8 @@ pub enum Outcome {
     Guarded,
 }
 
-fn style() -> text::Style {
+/// How results are coloured.
+pub fn style() -> text::Style {
     text::Style { color: ui::colour() }
 }
 
@@ -63,12 +66,8 @@ pub fn rules(method: &MethodArgs, max_harmful_drop: f64) -> Rules {
     Rules { harmful_drop: Some(max_harmful_drop), negligible_norm: Some(NEGLIGIBLE_NORM), ..published }
 }
 
-/// The guard that the flags name.
-pub fn guard(args: &GuardArgs) -> Guard {
-    Guard { max_harmful_drop: args.max_harmful_drop, force: args.force }
-}
-
-fn load_prompts(args: &PromptArgs, paper: bool, ui: &Ui) -> Result<Prompts, Error> {
+/// The prompts that the flags name.
+pub fn load_prompts(args: &PromptArgs, paper: bool, ui: &Ui) -> Result<Prompts, Error> {
     let sizes = SplitSizes { train: args.n_train, val: args.n_val, test: args.n_test };
     let base = if paper { LoadOptions::published() } else { LoadOptions::default() };
     let overlap = if paper { base.overlap } else { OverlapPolicy::RefuseInSample };
@@ -87,7 +86,8 @@ fn load_prompts(args: &PromptArgs, paper: bool, ui: &Ui) -> Result<Prompts, Erro
     Ok(prompts)
 }
 
-fn load_chat(opened: &Opened, args: &ChatArgs) -> Result<Chat, Error> {
+/// Tokenizer and template.
+pub fn load_chat(opened: &Opened, args: &ChatArgs) -> Result<Chat, Error> {
     let template = match &args.chat_template {
         Some(path) => Some(std::fs::read_to_string(path).map_err(|e| {
             Error::usage(format!("cannot read chat template `{}`: {e}", path.display()), "give a Jinja file")
@@ -103,7 +103,8 @@ fn load_chat(opened: &Opened, args: &ChatArgs) -> Result<Chat, Error> {
     pipeline::load_chat(&opened.files, args.tokenizer.as_deref(), options)
 }
 
-fn refusal_tokens(args: &TokenArgs, chat: &Chat) -> Result<RefusalTokens, Error> {
+/// The refusal tokens that the flags name.
+pub fn refusal_tokens(args: &TokenArgs, chat: &Chat) -> Result<RefusalTokens, Error> {
     let Some(list) = &args.refusal_tokens else { return Ok(RefusalTokens::Automatic) };
     let mut ids = Vec::new();
     for part in list.split(',').filter(|p| !p.trim().is_empty()) {
@@ -131,7 +132,7 @@ fn refusal_tokens(args: &TokenArgs, chat: &Chat) -> Result<RefusalTokens, Error>
 }
 
 /// The one model that is meant.
-fn open(path: &Path, variant: &VariantArgs) -> Result<Opened, Error> {
+pub fn open(path: &Path, variant: &VariantArgs) -> Result<Opened, Error> {
     let package = Package::find(path, &[])?;
     Opened::of(package.pick(variant.variant.as_deref())?.files.clone())
 }
@@ -144,21 +145,28 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Outcome> {
     let chat = load_chat(&opened, &args.chat)?;
     let prompts = load_prompts(&args.prompts, args.method.paper, &context.ui)?;
     let tokens = refusal_tokens(&args.tokens, &chat)?;
+    let guard = measuring::guard(&args.guard)?;
     let runtime = load_runtime(context, &args.runtime)?;
     let options = RunOptions {
         lambda: args.method.lambda,
-        rules: rules(&args.method, args.guard.max_harmful_drop),
+        strength: args.method.strength,
+        alpha: args.method.add,
+        sweep: args.sweep.clone(),
+        rules: rules(&args.method, guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0)),
         refusal_tokens: tokens,
-        max_new_tokens: args.max_new_tokens,
-        guard: guard(&args.guard),
+        settings: measuring::settings(context, &opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?,
+        guard,
         bake: bake_options(context, args.treatment, &args.output)?,
         batch: args.runtime.batch_size,
         command: std::env::args().collect(),
         seed: args.prompts.seed,
     };
-    let result = pipeline::run(&package, &opened, &chat, &prompts, &runtime, &options, &context.ui)?;
+    let result = pipeline::run(&package, &opened, &chat, &prompts, &runtime, options, &context.ui)?;
     if let Some(path) = &args.report {
         pipeline::write_whole(path, lancet::report::html(&result).as_bytes())?;
+        let json = serde_json::to_vec_pretty(&result)?;
+        pipeline::write_whole(&path.with_extension("json"), &json)?;
+        pipeline::write_whole(&path.with_extension("md"), lancet::report::markdown(&result).as_bytes())?;
     }
     finish(context, &result)
 }
@@ -250,6 +258,7 @@ pub fn collect(context: &Context, args: &CollectArgs) -> anyhow::Result<Outcome>
         batch: args.runtime.batch_size,
         pad: pipeline::pad_token(&chat),
         cancelled: &context.cancelled,
+        steered: None,
     };
     let sha256 = opened.sha256()?;
     let mut partial = args.output.clone().into_os_string();
@@ -313,9 +322,16 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Outcome> {
         batch: args.runtime.batch_size,
         pad: pipeline::pad_token(&chat),
         cancelled: &context.cancelled,
+        steered: None,
     };
     let rules = rules(&args.method, args.max_harmful_drop);
-    let choice = choose::choose(&engine, &chat, &activations, args.method.lambda, &rules, &context.ui)?;
+    let mut chooser = choose::Chooser::new(&engine, &chat, &activations, rules, &context.ui)?;
+    let mut choice = chooser.choose(args.method.lambda, args.method.strength, &context.ui)?;
+    if args.method.add != 0.0 {
+        let alpha = args.method.add;
+        let (vector, _) = pipeline::add::choose(&engine, &chat, &activations, alpha, &rules, &context.ui)?;
+        choice.direction = choice.direction.with_addition(Some(vector));
+    }
     direction_file::save(&args.output, &choice.direction, &choice.result, &sha256)?;
     if context.json {
         ui::print_json(&choice.result)?;
@@ -342,10 +358,26 @@ fn bake_options<'a>(context: &'a Context, treatment: TreatmentArgs, out: &'a Pat
     Ok(BakeOptions { out, weights_only, quantised, max_rounding_error, cancelled: &context.cancelled })
 }
 
+/// The direction with the strength and the addition of its file, or with those that the flags give instead.
+fn steered(direction: Direction, args: &BakeArgs) -> Result<Direction, Error> {
+    let share = args.strength.unwrap_or(direction.share());
+    let addition = match (direction.addition().cloned(), args.add) {
+        (Some(addition), alpha) => Some(Addition { alpha: alpha.unwrap_or(addition.alpha), ..addition }),
+        (None, Some(alpha)) if alpha != 0.0 => {
+            return Err(Error::usage(
+                format!("`{}` holds no vector to add", args.direction.display()),
+                "make one with `lancet run --add` or `lancet sweep --add`",
+            ));
+        }
+        (None, _) => None,
+    };
+    Ok(direction.with_share(share).with_addition(addition))
+}
+
 /// `lancet bake`.
 pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Outcome> {
     let package = Package::find(&args.model, &[])?.only(&args.only.only)?;
-    let direction = direction_file::load(&args.direction)?;
+    let direction = steered(direction_file::load(&args.direction)?, args)?;
     let options = bake_options(context, args.treatment, &args.output)?;
     if args.measure {
         let result = bake_measured(context, &args.measuring, &package, &direction, &options)?;
@@ -400,12 +432,9 @@ fn bake_measured(
         RefusalTokens::Given(ids) => ids,
         RefusalTokens::Automatic => collect::choose_tokens(&running.engine(&model), &chat, &prompts, &context.ui)?,
     };
-    let settings = evaluate::Settings {
-        max_new_tokens: args.max_new_tokens,
-        stop: pipeline::stop_tokens(&opened.files, &chat)?,
-        refusal_tokens,
-    };
-    let measuring = Measuring { running, settings, guard: guard(&args.guard) };
+    let mut settings = measuring::settings(context, &opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?;
+    settings.refusal_tokens = refusal_tokens;
+    let measuring = Measuring { running, settings: &settings, guard: &measuring::guard(&args.guard)? };
     pipeline::bake(package, direction, options, Some(&measuring), &context.ui)
 }
 
@@ -442,6 +471,10 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
         Some((base, out))
     } else {
         None
+    };
+    let direction = match &lone {
+        Some((_, out)) => lancet::bake::as_baked(&out.model, &direction).map_err(Error::from)?,
+        None => direction,
     };
     let model = lone.as_ref().map(|(base, _)| base.understand()).transpose().map_err(Error::from)?;
     let plans = match (&model, &lone) {
@@ -497,26 +530,17 @@ pub fn eval(context: &Context, args: &EvalArgs) -> anyhow::Result<Outcome> {
         batch: args.runtime.batch_size,
         pad: pipeline::pad_token(&chat),
         cancelled: &context.cancelled,
+        steered: None,
     };
     let refusal_tokens = match tokens {
         RefusalTokens::Given(ids) => ids,
         RefusalTokens::Automatic => collect::choose_tokens(&engine, &chat, &prompts, &context.ui)?,
     };
-    let settings = evaluate::Settings {
-        max_new_tokens: args.max_new_tokens,
-        stop: pipeline::stop_tokens(&opened.files, &chat)?,
-        refusal_tokens,
-    };
-    let measured = evaluate::measure(&engine, &chat, &prompts, &settings, "answers", &context.ui)?;
-    debug_assert_eq!(measured.harmless_logits.len(), prompts.get(PromptClass::Harmless, Split::Test).len());
-    let result = ModelEval {
-        model: opened.files.onnx.display().to_string(),
-        classes: measured.classes,
-        measurements: Vec::new(),
-        answers: measured.answers,
-        max_new_tokens: args.max_new_tokens,
-        system_prompt: chat.system().map(str::to_string),
-    };
+    let mut settings = measuring::settings(context, &opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?;
+    settings.refusal_tokens = refusal_tokens;
+    let mut measured = evaluate::measure(&engine, &chat, &prompts, &settings, "answers", &context.ui)?;
+    evaluate::judge_answers(&mut [&mut measured], &settings, &context.cancelled, &context.ui)?;
+    let result = evaluate::alone(&opened.files.onnx, measured, &settings, &chat);
     if context.json {
         ui::print_json(&result)?;
     } else {

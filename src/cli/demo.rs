@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use lancet::chat::ChatOptions;
+use lancet::eval::policy::Limit;
 use lancet::method::prompts::{LoadOptions, SplitSizes};
 use lancet::pipeline::collect::RefusalTokens;
 use lancet::pipeline::files::ModelFiles;
 use lancet::pipeline::{self, BakeOptions, Opened, Package, RunOptions};
 use lancet::prompt_files::{self, PromptLocation};
 
-use super::args::DemoArgs;
-use super::commands::{Context, Outcome, finish, guard, refuse_existing, rules};
+use super::args::{ChatArgs, DemoArgs};
+use super::commands::{Context, Outcome, finish, refuse_existing, rules};
+use super::measuring;
 use super::runtime::load_runtime;
 
 macro_rules! bundled {
@@ -61,13 +63,23 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Outcome> {
         &LoadOptions { sizes, ..LoadOptions::default() },
     )
     .map_err(lancet::Error::from)?;
+    let guard = measuring::guard(&args.guard)?;
+    let seed = LoadOptions::default().seed;
+    // a short job: everything that needs no further file is measured
+    let mut measured = args.measuring.clone();
+    measured.samples = measured.samples.max(1);
+    measured.also_system.get_or_insert_with(|| "You are a helpful assistant.".into());
+    let settings = measuring::settings(context, &opened, &chat, &measured, &ChatArgs::default(), seed)?;
     let runtime = load_runtime(context, &args.runtime)?;
     let options = RunOptions {
         lambda: args.method.lambda,
-        rules: rules(&args.method, args.guard.max_harmful_drop),
+        strength: args.method.strength,
+        alpha: args.method.add,
+        sweep: vec![0.0, 0.5, 1.0],
+        rules: rules(&args.method, guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0)),
         refusal_tokens: RefusalTokens::Automatic,
-        max_new_tokens: 32,
-        guard: guard(&args.guard),
+        settings,
+        guard,
         bake: BakeOptions {
             out: &out,
             weights_only: false,
@@ -77,9 +89,9 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Outcome> {
         },
         batch: args.runtime.batch_size,
         command: std::env::args().collect(),
-        seed: LoadOptions::default().seed,
+        seed,
     };
-    let result = pipeline::run(&package, &opened, &chat, &prompts, &runtime, &options, &context.ui)?;
+    let result = pipeline::run(&package, &opened, &chat, &prompts, &runtime, options, &context.ui)?;
     finish(context, &result)
 }
 

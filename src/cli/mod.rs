@@ -4,5 +4,7 @@ pub mod args;
 pub mod commands;
 pub mod config;
 pub mod demo;
+pub mod measuring;
 pub mod runtime;
+pub mod sweep;
 pub mod ui;

@@ -1,7 +1,8 @@
 //! The only printer: progress and messages on stderr, results on stdout.
 
 use std::io::{IsTerminal, Write};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lancet::pipeline::engine::Observer;
@@ -9,25 +10,36 @@ use lancet::pipeline::engine::Observer;
 /// Progress bars on a terminal; a line a stage elsewhere; nothing when quiet.
 pub struct Ui {
     bar: Mutex<Option<ProgressBar>>,
+    /// The stage that generates, its tokens so far, and when it began.
+    generated: Mutex<(String, u64, Instant)>,
     quiet: bool,
 }
 
 impl Ui {
     /// A printer.
     pub fn new(quiet: bool) -> Self {
-        Self { bar: Mutex::new(None), quiet }
+        Self { bar: Mutex::new(None), generated: Mutex::new((String::new(), 0, Instant::now())), quiet }
+    }
+
+    fn generated(&self) -> std::sync::MutexGuard<'_, (String, u64, Instant)> {
+        self.generated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A line on stderr.
     pub fn say(&self, text: &str) {
         if !self.quiet {
-            let bar = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
             match bar.as_ref() {
                 Some(bar) => bar.suspend(|| eprint_line(text)),
                 None => eprint_line(text),
             }
         }
     }
+}
+
+/// Tokens a second of a stage.
+fn rate((_, tokens, since): &(String, u64, Instant)) -> String {
+    format!("{:.0} tokens/s", *tokens as f64 / since.elapsed().as_secs_f64().max(1e-3))
 }
 
 fn eprint_line(text: &str) {
@@ -39,6 +51,7 @@ impl Observer for Ui {
         if self.quiet {
             return;
         }
+        *self.generated() = (stage.to_string(), 0, Instant::now());
         if !std::io::stderr().is_terminal() {
             eprint_line(&format!("{stage} ..."));
             return;
@@ -50,17 +63,33 @@ impl Observer for Ui {
             .expect("a valid template");
         bar.set_style(style);
         bar.set_message(stage.to_string());
-        *self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(bar);
+        *self.bar.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar);
     }
 
     fn advance(&self, steps: u64) {
-        if let Some(bar) = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner).as_ref() {
+        if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             bar.inc(steps);
         }
     }
 
+    fn tokens(&self, count: u64) {
+        if self.quiet {
+            return;
+        }
+        let mut generated = self.generated();
+        generated.1 += count;
+        if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            bar.set_message(format!("{}, {}", generated.0, rate(&generated)));
+        }
+    }
+
     fn finish(&self) {
-        if let Some(bar) = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+        let generated = self.generated();
+        if generated.1 > 0 && !self.quiet && !std::io::stderr().is_terminal() {
+            eprint_line(&format!("{}: {} tokens, {}", generated.0, generated.1, rate(&generated)));
+        }
+        drop(generated);
+        if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).take() {
             bar.finish_and_clear();
         }
     }

@@ -1,3 +1,10 @@
 //! What is measured on answers.
 
+pub mod evidence;
+pub mod outcome;
+pub mod patterns;
+pub mod policy;
 pub mod refusal;
+pub mod statistics;
+mod text;
+pub mod wrappers;

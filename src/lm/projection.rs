@@ -1,4 +1,5 @@
-//! The projection `x <- x - (x.r) r` (Wang et al. 2025, eq. 4) as standard ONNX operators.
+//! The projection `x <- x - (x.r) r` (Wang et al. 2025, eq. 4) and the addition `x <- x + v` (eq. 5) as standard ONNX
+//! operators.
 
 use super::Role;
 use super::residual::Contribution;
@@ -22,21 +23,44 @@ pub enum DirectionSource {
     },
 }
 
-/// Adds to `patch` the projection of one contribution: right before the sum that reads it, or, where the
+/// Where an added vector comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdditionSource {
+    /// A graph input of this name: float32 `[batch, 1, d_model]`, one vector a row; a zero row changes nothing.
+    Input(String),
+    /// An initializer `[d_model]` in the type of the values that it is added to.
+    Constant(String),
+}
+
+/// What is done to a contribution: the projection, then the addition.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Steps<'a> {
+    /// What is projected out.
+    pub ablation: Option<&'a DirectionSource>,
+    /// What is added.
+    pub addition: Option<&'a AdditionSource>,
+}
+
+/// Adds to `patch` the projection of one contribution ([`steer`]).
+pub fn project(graph: &Graph<'_>, patch: &mut Patch, contribution: &Contribution, source: &DirectionSource, tag: &str) {
+    steer(graph, patch, contribution, Steps { ablation: Some(source), addition: None }, tag);
+}
+
+/// Adds to `patch` the steps of one contribution: right before the sum that reads it, or, where the
 /// contribution starts the stream, right after it is computed, under its own name, so that every reader reads the
 /// projected one.
-pub fn project(graph: &Graph<'_>, patch: &mut Patch, contribution: &Contribution, source: &DirectionSource, tag: &str) {
+pub fn steer(graph: &Graph<'_>, patch: &mut Patch, contribution: &Contribution, steps: Steps<'_>, tag: &str) {
     let dtype = graph.elem_type(contribution.value).unwrap_or(DataType::FLOAT);
     let name = graph.name(contribution.value).to_string();
     // one of several embeddings may lack the batch, and gets it by broadcasting
     let flat = contribution.role != Role::Embed || contribution.site.is_none();
     let flat = flat && graph.rank_of(contribution.value).is_none_or(|rank| rank != 3);
-    let emit = Emit { graph, dtype, source, tag, flat };
+    let emit = Emit { graph, dtype, steps, tag, flat };
     match (contribution.site, graph.producer(contribution.value)) {
         (Some(site), _) => {
             let place = Place::Before(site.node);
             let mut value = name;
-            if let Some(bias) = contribution.bias {
+            if let Some(bias) = contribution.bias.filter(|_| steps.ablation.is_some()) {
                 let bias_value = graph.input(bias.node, bias.slot).expect("the bias was found as an input");
                 let output = graph.fresh_name(&format!("lancet.{tag}.biased"));
                 let add = node("Add", &output, &[&value, graph.name(bias_value)], &[output.as_str()], vec![]);
@@ -71,7 +95,7 @@ fn readers(graph: &Graph<'_>, value: ValueId) -> Vec<Use> {
 struct Emit<'a> {
     graph: &'a Graph<'a>,
     dtype: DataType,
-    source: &'a DirectionSource,
+    steps: Steps<'a>,
     tag: &'a str,
     /// The value may have another rank than three.
     flat: bool,
@@ -80,6 +104,60 @@ struct Emit<'a> {
 impl Emit<'_> {
     /// Adds nodes at `place` that compute `result` from `value`.
     fn nodes(&self, patch: &mut Patch, place: Place, value: &str, result: &str) {
+        match self.steps {
+            Steps { ablation: Some(source), addition: None } => self.ablation(source, patch, place, value, result),
+            Steps { ablation: Some(source), addition: Some(vector) } => {
+                let ablated = self.graph.fresh_name(&format!("lancet.{}.before_addition", self.tag));
+                self.ablation(source, patch, place, value, &ablated);
+                self.addition(vector, patch, place, &ablated, result);
+            }
+            Steps { ablation: None, addition: Some(vector) } => self.addition(vector, patch, place, value, result),
+            Steps { ablation: None, addition: None } => unreachable!("a contribution is steered for a reason"),
+        }
+    }
+
+    /// `result = value + v`.
+    fn addition(&self, vector: &AdditionSource, patch: &mut Patch, place: Place, value: &str, result: &str) {
+        let label = |part: &str| self.graph.fresh_name(&format!("lancet.{}.{part}", self.tag));
+        let cast = |to: DataType| vec![attr_int("to", i64::from(to.0))];
+        let mut count = 0;
+        let mut add = |op: &str, inputs: &[&str], output: &str, attributes: Vec<_>| {
+            count += 1;
+            patch.nodes.push((place, node(op, &label(&format!("addition.{count}")), inputs, &[output], attributes)));
+        };
+        let name = match vector {
+            AdditionSource::Constant(name) => return add("Add", &[value, name], result, vec![]),
+            AdditionSource::Input(name) => name,
+        };
+        let mut at = value.to_string();
+        if self.dtype != DataType::FLOAT {
+            let wide = label("addition_wide");
+            add("Cast", &[&at], &wide, cast(DataType::FLOAT));
+            at = wide;
+        }
+        if self.flat {
+            let rows = label("addition_rows");
+            add("Reshape", &[&at, ROWS], &rows, vec![]);
+            at = rows;
+        }
+        let plain = self.dtype == DataType::FLOAT && !self.flat;
+        let sum = if plain { result.to_string() } else { label("addition_sum") };
+        add("Add", &[&at, name], &sum, vec![]);
+        at = sum;
+        if self.flat {
+            let shape = label("addition_shape");
+            add("Shape", &[value], &shape, vec![]);
+            let whole = if self.dtype == DataType::FLOAT { result.to_string() } else { label("addition_whole") };
+            add("Reshape", &[&at, &shape], &whole, vec![]);
+            at = whole;
+        }
+        if self.dtype != DataType::FLOAT {
+            add("Cast", &[&at], result, cast(self.dtype));
+        }
+    }
+
+    /// `result = value - (value.r) r`.
+    fn ablation(&self, source: &DirectionSource, patch: &mut Patch, place: Place, value: &str, result: &str) {
         let mut add = |op: &str, part: &str, inputs: &[&str], attributes: Vec<_>| {
             let label = self.graph.fresh_name(&format!(
                 "lancet.{}.{}",
@@ -90,7 +168,7 @@ impl Emit<'_> {
             patch.nodes.push((place, node(op, &label, inputs, &[output.as_str()], attributes)));
             output
         };
-        match self.source {
+        match source {
             DirectionSource::Constants { column, row } => {
                 let component = add("MatMul", "component", &[value, column], vec![]);
                 let along = add("Mul", "along", &[&component, row], vec![]);

@@ -135,6 +135,13 @@ impl ResidualStream {
         std::iter::once(start).chain(rest).collect()
     }
 
+    /// The write that ends the block before `layer`, at least 1: what is added to it is added to `resid_pre[layer]`,
+    /// for the norm of a fused add-and-norm node too.
+    pub fn last_before(&self, layer: usize) -> Option<&Contribution> {
+        let before = Layer(layer.checked_sub(1)?);
+        self.contributions.iter().rev().find(|c| c.layer == Some(before))
+    }
+
     /// Whether another stream has the same blocks and contributions.
     pub fn matches(&self, other: &Self) -> bool {
         let shape = |s: &Self| {

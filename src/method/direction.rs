@@ -47,11 +47,34 @@ impl DirectionError {
     }
 }
 
-/// A direction of the residual stream: unit norm, float64, shape `[d_model]`.
+/// Activation addition (Wang et al. 2025, eq. 5): `x <- x + alpha r` on `resid_pre[layer]`, at every position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Addition {
+    /// The true-refusal vector as the difference of means gives it, not normalised, `[d_model]`.
+    pub vector: Vec<f64>,
+    /// Absolute layer, at least 1: the vector joins the write that ends block `layer - 1`.
+    pub layer: usize,
+    /// Token position that the vector comes from, negative.
+    pub position: i64,
+    /// Factor of the vector.
+    pub alpha: f64,
+}
+
+impl Addition {
+    /// What is added, `alpha r`, `[d_model]`.
+    pub fn scaled(&self) -> Vec<f64> {
+        self.vector.iter().map(|v| self.alpha * v).collect()
+    }
+}
+
+/// A direction of the residual stream, unit norm, float64, shape `[d_model]`, and what is done with it: which share of
+/// the component is ablated, and what is added to the stream besides.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Direction {
     unit: Vec<f64>,
     raw_norm: f64,
+    share: f64,
+    addition: Option<Addition>,
 }
 
 impl Direction {
@@ -74,7 +97,36 @@ impl Direction {
         let mut unit: Vec<f64> = raw.iter().map(|v| v / largest).collect();
         let length = norm(&unit);
         unit.iter_mut().for_each(|v| *v /= length);
-        Ok(Self { unit, raw_norm: length * largest })
+        Ok(Self { unit, raw_norm: length * largest, share: 1.0, addition: None })
+    }
+
+    /// The same with the share `s` of the component ablated: `x <- x - s r r^T x`. 1, the default, is eq. 4 of Wang et
+    /// al. 2025.
+    #[must_use]
+    pub fn with_share(self, share: f64) -> Self {
+        Self { share, ..self }
+    }
+
+    /// The same with an addition, or without one; one with `alpha = 0` is none.
+    #[must_use]
+    pub fn with_addition(self, addition: Option<Addition>) -> Self {
+        Self { addition: addition.filter(|a| a.alpha != 0.0), ..self }
+    }
+
+    /// The share of the component that is ablated, above 0 and at most 1.
+    pub fn share(&self) -> f64 {
+        self.share
+    }
+
+    /// What is added.
+    pub fn addition(&self) -> Option<&Addition> {
+        self.addition.as_ref()
+    }
+
+    /// The vector `sqrt(s) r` as float32, `[d_model]`: `x - (x.v) v` is then `x - s r r^T x`.
+    pub fn hook(&self) -> Vec<f32> {
+        let root = self.share.sqrt();
+        self.unit.iter().map(|v| (root * v) as f32).collect()
     }
 
     /// The unit vector, `[d_model]`.
@@ -97,10 +149,10 @@ impl Direction {
     /// # Errors
     /// [`DirectionError::Width`].
     pub fn check_width(&self, d_model: usize) -> Result<(), DirectionError> {
-        if self.width() == d_model {
-            Ok(())
-        } else {
-            Err(DirectionError::Width { expected: d_model, got: self.width() })
+        let widths = [self.width()].into_iter().chain(self.addition.as_ref().map(|a| a.vector.len()));
+        match widths.into_iter().find(|width| *width != d_model) {
+            None => Ok(()),
+            Some(got) => Err(DirectionError::Width { expected: d_model, got }),
         }
     }
 }
@@ -146,6 +198,24 @@ mod tests {
         let direction = Direction::new(vec![3.0, 4.0]).unwrap();
         assert!((direction.raw_norm() - 5.0).abs() < 1e-12);
         assert_eq!(direction.check_width(2), Ok(()));
+    }
+
+    #[test]
+    fn a_scaled_vector_ablates_a_share() {
+        let x = [0.3, -1.25, 2.0];
+        for share in [1.0, 0.5, 0.04] {
+            let direction = Direction::new(vec![1.0, 2.0, -0.5]).unwrap().with_share(share);
+            let v: Vec<f64> = direction.hook().iter().map(|v| f64::from(*v)).collect();
+            let (by_hook, by_share) = (dot(&x, &v), share * dot(&x, direction.unit()));
+            for ((x, v), r) in x.iter().zip(&v).zip(direction.unit()) {
+                assert!((x - by_hook * v - (x - by_share * r)).abs() < 1e-6, "{share}");
+            }
+        }
+        assert_eq!(Direction::new(vec![2.0]).unwrap().hook(), [1.0]);
+        let addition = |alpha| Some(Addition { vector: vec![1.0, 2.0], layer: 1, position: -1, alpha });
+        let direction = Direction::new(vec![1.0, 1.0]).unwrap();
+        assert_eq!(direction.clone().with_addition(addition(0.0)), direction);
+        assert_eq!(direction.with_addition(addition(2.0)).addition().unwrap().scaled(), [2.0, 4.0]);
     }
 
     proptest! {

@@ -1,7 +1,9 @@
 //! The method (Wang et al., ICLR 2025): prompts, activations, directions, scores, selection. No I/O, no runtime.
 
 pub mod activations;
+pub mod addition;
 pub mod direction;
+pub mod layers;
 pub mod prompts;
 pub mod score;
 pub mod select;

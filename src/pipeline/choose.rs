@@ -1,16 +1,22 @@
 //! Selecting: every candidate is scored with itself ablated everywhere, on the validation prompts
 //! (METHOD steps 5 to 7).
 
+use std::collections::{HashMap, HashSet};
+
 use super::collect::{Activations, encode};
-use super::engine::{Engine, Observer, Row};
+use super::engine::{Engine, Observer, Row, Session};
 use crate::chat::Chat;
 use crate::error::Error;
 use crate::instrument::Request;
+use crate::method::activations::ActivationMeans;
 use crate::method::direction::Direction;
+use crate::method::layers::{LayerMeans, projections};
 use crate::method::prompts::{PromptClass, Split};
 use crate::method::score::{kl_divergence, mean, refusal_score, softmax};
 use crate::method::select::{Candidate, CandidateScores, Rules, candidates, select};
-use crate::report::{Baseline, ClassCounts, PositionLabel, RefusalToken, SelectResult, Selected, finite};
+use crate::report::{
+    Baseline, ClassCounts, LayerProjection, PositionLabel, RefusalToken, SelectResult, Selected, finite,
+};
 
 /// A selected direction and how it was chosen.
 pub struct Choice {
@@ -20,15 +26,7 @@ pub struct Choice {
     pub result: SelectResult,
 }
 
-/// Sums of one candidate over the validation prompts.
-#[derive(Clone, Default)]
-struct Tally {
-    pseudo: Vec<f64>,
-    harmful: Vec<f64>,
-    kl: Vec<f64>,
-}
-
-/// Scores all candidates and selects one.
+/// Scores all candidates, each with the whole component ablated, and selects one.
 ///
 /// # Errors
 /// If a run fails, or if there are no validation prompts.
@@ -40,128 +38,197 @@ pub fn choose(
     rules: &Rules,
     observer: &dyn Observer,
 ) -> Result<Choice, Error> {
-    let info = &activations.info;
-    let tokens = &info.refusal_tokens;
-    let mut all = candidates(
-        activations.of(PromptClass::Harmful),
-        activations.of(PromptClass::PseudoHarmful),
-        activations.of(PromptClass::Harmless),
-        lambda,
-        rules,
-    );
-    let mut prompts: Vec<(PromptClass, usize, Vec<u32>)> = Vec::new();
-    for class in PromptClass::ALL {
-        for (at, ids) in encode(chat, info.prompts.get(class, Split::Val))?.into_iter().enumerate() {
-            prompts.push((class, at, ids));
-        }
-    }
-    // direction 0 is zero: the base model, bit for bit
-    let mut directions = vec![vec![0.0f32; engine.model.lm.d_model()]];
-    let mut owner = vec![None];
-    for (index, candidate) in all.iter().enumerate() {
-        if let Some(direction) = &candidate.direction {
-            directions.push(direction.unit().iter().map(|v| *v as f32).collect());
-            owner.push(Some(index));
-        }
-    }
-    let mut session = engine.session(Request { logits: 1, last_positions: 1, ablation: true, ..Request::default() })?;
-    observer.start("score candidates", (directions.len() * prompts.len()) as u64);
+    Chooser::new(engine, chat, activations, *rules, observer)?.choose(lambda, 1.0, observer)
+}
 
-    let base_rows: Vec<Row<'_>> = prompts.iter().map(|(.., ids)| Row { tokens: ids, direction: 0 }).collect();
-    let mut base: Vec<Vec<f32>> = vec![Vec::new(); prompts.len()];
-    engine.visit(&mut session, &base_rows, &directions, |found| {
-        base[found.row] = found.logits;
-        observer.advance(1);
-        Ok(())
-    })?;
-    let scores_of = |class: PromptClass| -> Vec<f64> {
-        prompts
-            .iter()
-            .zip(&base)
-            .filter(|((c, ..), _)| *c == class)
-            .map(|(_, logits)| refusal_score(&softmax(logits), tokens))
-            .collect()
-    };
-    let harmful_base = scores_of(PromptClass::Harmful);
-    let share = |scores: &[f64]| scores.iter().filter(|s| **s > 0.0).count() as f64 / scores.len().max(1) as f64;
-    let baseline = Baseline {
-        refusal_score: mean(&scores_of(PromptClass::PseudoHarmful)),
-        harmful_refusal_score: mean(&harmful_base),
-        harmless_refusal_score: mean(&scores_of(PromptClass::Harmless)),
-    };
+/// Chooses for several lambdas and strengths: the unchanged model runs once, and so does a candidate that another lambda
+/// has too.
+pub struct Chooser<'a> {
+    engine: Engine<'a>,
+    chat: &'a Chat,
+    activations: &'a Activations,
+    rules: Rules,
+    session: Session,
+    /// Class, index in it, tokens.
+    prompts: Vec<(PromptClass, usize, Vec<u32>)>,
+    /// Logits of the unchanged model, `[d_vocab]` a prompt.
+    base: Vec<Vec<f32>>,
+    baseline: Baseline,
+    /// Share of the harmful prompts that the unchanged model refuses.
+    harmful_refused: f64,
+    /// What was measured, by the bits of the vector that was ablated.
+    known: HashMap<Vec<u32>, CandidateScores>,
+}
 
-    let rows: Vec<(usize, usize)> =
-        (1..directions.len()).flat_map(|d| (0..prompts.len()).map(move |p| (d, p))).collect();
-    let run: Vec<Row<'_>> = rows.iter().map(|&(d, p)| Row { tokens: &prompts[p].2, direction: d }).collect();
-    let mut tallies: Vec<Tally> = vec![Tally::default(); all.len()];
-    for (index, tally) in tallies.iter_mut().enumerate() {
-        if all[index].direction.is_some() {
-            let n = |class| prompts.iter().filter(|(c, ..)| *c == class).count();
-            tally.pseudo = vec![0.0; n(PromptClass::PseudoHarmful)];
-            tally.harmful = vec![0.0; n(PromptClass::Harmful)];
-            tally.kl = vec![0.0; n(PromptClass::Harmless)];
+/// Share of positive scores.
+fn share(scores: &[f64]) -> f64 {
+    scores.iter().filter(|s| **s > 0.0).count() as f64 / scores.len().max(1) as f64
+}
+
+impl<'a> Chooser<'a> {
+    /// Runs the unchanged model on the validation prompts.
+    ///
+    /// # Errors
+    /// If a run fails.
+    pub fn new(
+        engine: &Engine<'a>,
+        chat: &'a Chat,
+        activations: &'a Activations,
+        rules: Rules,
+        observer: &dyn Observer,
+    ) -> Result<Self, Error> {
+        let info = &activations.info;
+        let mut prompts = Vec::new();
+        for class in PromptClass::ALL {
+            for (at, ids) in encode(chat, info.prompts.get(class, Split::Val))?.into_iter().enumerate() {
+                prompts.push((class, at, ids));
+            }
         }
+        let mut session =
+            engine.session(Request { logits: 1, last_positions: 1, ablation: true, ..Request::default() })?;
+        // a zero direction: the base model, bit for bit
+        let zero = [vec![0.0f32; engine.model.lm.d_model()]];
+        let rows: Vec<Row<'_>> = prompts.iter().map(|(.., ids)| Row { tokens: ids, direction: 0 }).collect();
+        let mut base: Vec<Vec<f32>> = vec![Vec::new(); prompts.len()];
+        observer.start("score validation prompts", prompts.len() as u64);
+        engine.visit(&mut session, &rows, &zero, |found| {
+            base[found.row] = found.logits;
+            observer.advance(1);
+            Ok(())
+        })?;
+        observer.finish();
+        let scores_of = |class: PromptClass| -> Vec<f64> {
+            let of_class = prompts.iter().zip(&base).filter(|((c, ..), _)| *c == class);
+            of_class.map(|(_, logits)| refusal_score(&softmax(logits), &info.refusal_tokens)).collect()
+        };
+        let harmful = scores_of(PromptClass::Harmful);
+        let baseline = Baseline {
+            refusal_score: mean(&scores_of(PromptClass::PseudoHarmful)),
+            harmful_refusal_score: mean(&harmful),
+            harmless_refusal_score: mean(&scores_of(PromptClass::Harmless)),
+        };
+        let harmful_refused = share(&harmful);
+        let known = HashMap::new();
+        let engine = *engine;
+        Ok(Self { engine, chat, activations, rules, session, prompts, base, baseline, harmful_refused, known })
     }
-    engine.visit(&mut session, &run, &directions, |found| {
-        let (direction, prompt) = rows[found.row];
-        let tally = &mut tallies[owner[direction].expect("only direction 0 has no owner")];
-        let q = softmax(&found.logits);
-        let (class, at, _) = &prompts[prompt];
-        match class {
-            PromptClass::PseudoHarmful => tally.pseudo[*at] = refusal_score(&q, tokens),
-            PromptClass::Harmful => tally.harmful[*at] = refusal_score(&q, tokens),
-            PromptClass::Harmless => tally.kl[*at] = kl_divergence(&softmax(&base[prompt]), &q),
+
+    /// Scores all candidates of `lambda` with the share `strength` of the component ablated, and selects one.
+    ///
+    /// # Errors
+    /// If a run fails, or if no candidate is left.
+    pub fn choose(&mut self, lambda: f64, strength: f64, observer: &dyn Observer) -> Result<Choice, Error> {
+        let activations = self.activations;
+        let means = PromptClass::ALL.map(|class| activations.of(class));
+        let [harmful, pseudo_harmful, harmless] = means;
+        let mut all = candidates(harmful, pseudo_harmful, harmless, lambda, &self.rules);
+        let mut directions = Vec::new();
+        for candidate in &mut all {
+            candidate.direction = candidate.direction.take().map(|direction| direction.with_share(strength));
+            directions.extend(candidate.direction.as_ref().map(Direction::hook));
         }
-        observer.advance(1);
+        self.measure(directions, observer)?;
+        for candidate in &mut all {
+            candidate.scores = candidate.direction.as_ref().map(|direction| self.known[&bits(&direction.hook())]);
+        }
+        let winner = select(&mut all, self.engine.model.lm.n_layers(), self.harmful_refused, &self.rules);
+        let Some(winner) = winner else { return Err(nothing_left(&all)) };
+        let winner = &all[winner];
+        let scores = winner.scores.expect("only measured candidates win");
+        let selected = Selected {
+            position: winner.position,
+            layer: winner.layer,
+            lambda,
+            refusal_score: scores.refusal_score,
+            harmful_refusal_score: scores.harmful_refusal_score,
+            kl: scores.kl,
+        };
+        let direction = winner.direction.clone().expect("only a direction can be measured");
+        let counts = |count: &dyn Fn(PromptClass) -> usize| ClassCounts {
+            harmful: count(PromptClass::Harmful),
+            pseudo_harmful: count(PromptClass::PseudoHarmful),
+            harmless: count(PromptClass::Harmless),
+        };
+        let info = &activations.info;
+        let label = |id: u32| self.chat.token_label(id);
+        let n_pos = info.suffix.len() as i64;
+        let result = SelectResult {
+            selected,
+            baseline: self.baseline.clone(),
+            kept: counts(&|class| activations.of(class).count()),
+            total: counts(&|class| info.prompts.get(class, Split::Train).len()),
+            refusal_tokens: info.refusal_tokens.iter().map(|&id| RefusalToken { id, text: label(id) }).collect(),
+            refusal_tokens_chosen: info.refusal_tokens_chosen.clone(),
+            candidates: all.iter().map(row).collect(),
+            positions: info
+                .suffix
+                .iter()
+                .enumerate()
+                .map(|(at, &id)| PositionLabel { position: at as i64 - n_pos, token: label(id) })
+                .collect(),
+            paper: self.rules == Rules::PAPER,
+            layers: layers(means, winner.position, lambda, direction.unit()),
+        };
+        Ok(Choice { direction, result })
+    }
+
+    /// Measures what is not known yet: every validation prompt with each vector ablated.
+    fn measure(&mut self, mut directions: Vec<Vec<f32>>, observer: &dyn Observer) -> Result<(), Error> {
+        let mut seen = HashSet::new();
+        directions.retain(|direction| {
+            let key = bits(direction);
+            !self.known.contains_key(&key) && seen.insert(key)
+        });
+        let Self { engine, activations, session, prompts, base, .. } = self;
+        let tokens = &activations.info.refusal_tokens;
+        let rows: Vec<(usize, usize)> =
+            (0..directions.len()).flat_map(|d| (0..prompts.len()).map(move |p| (d, p))).collect();
+        let run: Vec<Row<'_>> = rows.iter().map(|&(d, p)| Row { tokens: &prompts[p].2, direction: d }).collect();
+        let count = |class| prompts.iter().filter(|(c, ..)| *c == class).count();
+        // for each vector: scores of harmful and pseudo-harmful, KL of harmless
+        let empty = PromptClass::ALL.map(|class| vec![0.0; count(class)]);
+        let mut tallies = vec![empty; directions.len()];
+        observer.start("score candidates", rows.len() as u64);
+        engine.visit(session, &run, &directions, |found| {
+            let (direction, prompt) = rows[found.row];
+            let q = softmax(&found.logits);
+            let (class, at, _) = &prompts[prompt];
+            let index = PromptClass::ALL.iter().position(|c| c == class).expect("ALL holds every class");
+            tallies[direction][index][*at] = match class {
+                PromptClass::Harmless => kl_divergence(&softmax(&base[prompt]), &q),
+                PromptClass::Harmful | PromptClass::PseudoHarmful => refusal_score(&q, tokens),
+            };
+            observer.advance(1);
+            Ok(())
+        })?;
+        observer.finish();
+        for (direction, [harmful, pseudo, kl]) in directions.iter().zip(&tallies) {
+            let scores = CandidateScores {
+                refusal_score: mean(pseudo),
+                harmful_refusal_score: mean(harmful),
+                harmful_refused: share(harmful),
+                kl: mean(kl),
+            };
+            self.known.insert(bits(direction), scores);
+        }
         Ok(())
-    })?;
-    observer.finish();
-    for (candidate, tally) in all.iter_mut().zip(&tallies) {
-        if candidate.direction.is_some() {
-            candidate.scores = Some(CandidateScores {
-                refusal_score: mean(&tally.pseudo),
-                harmful_refusal_score: mean(&tally.harmful),
-                harmful_refused: share(&tally.harmful),
-                kl: mean(&tally.kl),
-            });
-        }
     }
-    let winner = select(&mut all, engine.model.lm.n_layers(), share(&harmful_base), rules);
-    let Some(winner) = winner else { return Err(nothing_left(&all)) };
-    let winner = &all[winner];
-    let scores = winner.scores.expect("only measured candidates win");
-    let selected = Selected {
-        position: winner.position,
-        layer: winner.layer,
-        lambda,
-        refusal_score: scores.refusal_score,
-        harmful_refusal_score: scores.harmful_refusal_score,
-        kl: scores.kl,
-    };
-    let direction = winner.direction.clone().expect("only a direction can be measured");
-    let counts = |count: &dyn Fn(PromptClass) -> usize| ClassCounts {
-        harmful: count(PromptClass::Harmful),
-        pseudo_harmful: count(PromptClass::PseudoHarmful),
-        harmless: count(PromptClass::Harmless),
-    };
-    let n_pos = info.suffix.len() as i64;
-    let result = SelectResult {
-        selected,
-        baseline,
-        kept: counts(&|class| activations.of(class).count()),
-        total: counts(&|class| info.prompts.get(class, Split::Train).len()),
-        refusal_tokens: tokens.iter().map(|&id| RefusalToken { id, text: chat.token_label(id) }).collect(),
-        refusal_tokens_chosen: info.refusal_tokens_chosen.clone(),
-        candidates: all.iter().map(row).collect(),
-        positions: info
-            .suffix
-            .iter()
-            .enumerate()
-            .map(|(at, &id)| PositionLabel { position: at as i64 - n_pos, token: chat.token_label(id) })
-            .collect(),
-        paper: *rules == Rules::PAPER,
-    };
-    Ok(Choice { direction, result })
+}
+
+fn bits(vector: &[f32]) -> Vec<u32> {
+    vector.iter().map(|v| v.to_bits()).collect()
+}
+
+fn layers(means: [&ActivationMeans; 3], position: i64, lambda: f64, selected: &[f64]) -> Vec<LayerProjection> {
+    let rows = projections(means, position, lambda, selected).into_iter();
+    rows.map(|LayerMeans { layer, cosine, on_true, on_false, on_selected }| LayerProjection {
+        layer,
+        cosine,
+        on_true,
+        on_false,
+        on_selected,
+    })
+    .collect()
 }
 
 /// Every candidate was discarded: the guard's refusal if the guard discarded one, else a plain failure.

@@ -2,16 +2,28 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ndarray::{Array3, Axis};
+use ndarray::{Array3, ArrayD, Axis};
 
+use super::inspect;
 use super::opened::Understood;
 use crate::error::Error;
-use crate::instrument::{self, DIRECTION_INPUT, Request, SessionModel};
+use crate::instrument::{self, ADDITION_INPUT, DIRECTION_INPUT, Request, SessionModel};
 use crate::lm::Interface;
+use crate::method::direction::{Addition, Direction};
 use crate::onnx::DataType;
 use crate::runtime::batch::{self, Batch};
 use crate::runtime::session::{OrtModel, Runtime};
-use crate::runtime::{Backend, RuntimeError, Tensor};
+use crate::runtime::{Backend, Decoding, RuntimeError, Tensor};
+
+pub mod cost;
+mod generator;
+mod likelihood;
+mod positions;
+
+pub use generator::{Generation, Generator, Progress};
+
+/// Bytes of float32 logits that one run returns at most, if one row's do not take more.
+const LOGITS_BUDGET: usize = 256 << 20;
 
 /// Who is told how far the work is.
 pub trait Observer: Sync {
@@ -19,6 +31,8 @@ pub trait Observer: Sync {
     fn start(&self, stage: &str, total: u64);
     /// Some steps are done.
     fn advance(&self, steps: u64);
+    /// Some tokens were generated on the way.
+    fn tokens(&self, _: u64) {}
     /// The stage is over.
     fn finish(&self);
     /// Something worth a line.
@@ -33,6 +47,31 @@ impl Observer for Silent {
     fn advance(&self, _: u64) {}
     fn finish(&self) {}
     fn note(&self, _: &str) {}
+}
+
+/// What a whole engine does to the stream while it runs, in every session that it builds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Steering {
+    /// Vector `v` of the ablation `x - (x.v) v`, `[d_model]` ([`Direction::hook`]).
+    pub direction: Vec<f32>,
+    /// Layer and vector of an addition, `[d_model]`.
+    pub addition: Option<(usize, Vec<f32>)>,
+}
+
+impl Steering {
+    /// What a bake of `direction` is compared with.
+    pub fn of(direction: &Direction) -> Self {
+        let single = |a: &Addition| (a.layer, a.scaled().iter().map(|v| *v as f32).collect());
+        Self { direction: direction.hook(), addition: direction.addition().map(single) }
+    }
+
+    /// The vectors by the inputs that a session has for them.
+    fn inputs(&self, built: &SessionModel) -> Vec<(String, Vec<f32>)> {
+        let added = self.addition.iter().map(|(_, vector)| (ADDITION_INPUT, vector));
+        let all = std::iter::once((DIRECTION_INPUT, &self.direction)).chain(added);
+        let wanted = all.filter(|(name, _)| built.inputs.iter().any(|input| input == name));
+        wanted.map(|(name, vector)| (name.to_string(), vector.clone())).collect()
+    }
 }
 
 /// One prompt to run, with the direction to ablate meanwhile.
@@ -55,6 +94,7 @@ pub struct RowResult {
 }
 
 /// A model and what is needed to run it.
+#[derive(Clone, Copy)]
 pub struct Engine<'a> {
     /// ONNX Runtime.
     pub runtime: &'a Runtime,
@@ -66,6 +106,8 @@ pub struct Engine<'a> {
     pub pad: u32,
     /// Set by Ctrl-C.
     pub cancelled: &'a AtomicBool,
+    /// What is done to the stream in every session; `None` leaves it to the request.
+    pub steered: Option<&'a Steering>,
 }
 
 /// A loaded instrumented model.
@@ -73,6 +115,25 @@ pub struct Session {
     model: OrtModel,
     built: SessionModel,
     interface: Interface,
+    /// Positions that logits are returned of; 0 for none or for a window.
+    logits: usize,
+}
+
+impl Session {
+    /// Runs a batch without a past. Returns probes and logits, `[rows, positions, _]` each.
+    fn run(
+        &mut self,
+        batch: &Batch,
+        feeds: Vec<(String, <OrtModel as Backend>::Value)>,
+    ) -> Result<Vec<ArrayD<f32>>, RuntimeError> {
+        let Self { model, built, interface, .. } = self;
+        let cache = batch::empty_cache(model, interface, batch.ids.nrows(), batch.ids.ncols())?;
+        let mut inputs: Vec<_> = feeds.iter().map(|(name, value)| (name.clone(), value)).collect();
+        inputs.extend(interface.cache.iter().zip(&cache).map(|(slot, value)| (slot.past.clone(), value)));
+        let outputs: Vec<String> = built.probes.iter().chain(&built.logits).cloned().collect();
+        let found = model.run(inputs, &outputs)?;
+        found.iter().map(|v| model.download(v)).collect()
+    }
 }
 
 impl Engine<'_> {
@@ -81,6 +142,10 @@ impl Engine<'_> {
     /// # Errors
     /// If ONNX Runtime refuses the model.
     pub fn session(&self, mut request: Request) -> Result<Session, Error> {
+        if let Some(steering) = self.steered {
+            request.ablation = true;
+            request.addition = steering.addition.as_ref().map(|(layer, _)| *layer);
+        }
         request.widen_bfloat16 = self.runtime.provider() == "cpu" && self.has_bfloat16();
         let Understood { graph, lm, embedding } = self.model;
         let built = instrument::instrument(graph, lm, embedding.as_ref(), &request)?;
@@ -88,7 +153,7 @@ impl Engine<'_> {
         // inputs that pruning removed are not fed
         let mut interface = self.model.lm.interface.clone();
         interface.cache.retain(|slot| built.inputs.contains(&slot.past));
-        Ok(Session { model, built, interface })
+        Ok(Session { model, built, interface, logits: request.logits })
     }
 
     /// Whether the file stores bfloat16 tensors.
@@ -99,7 +164,8 @@ impl Engine<'_> {
     }
 
     /// Runs every row and hands the results on, in no particular order. `directions` holds a direction
-    /// `[d_model]` each; it is read only by sessions with an ablation.
+    /// `[d_model]` each, with a vector to add `[d_model]` behind it for sessions with an addition (none adds nothing); it is
+    /// read only by sessions that steer, and not where the whole engine does.
     ///
     /// # Errors
     /// If a run fails, if logits are not finite, or on cancellation.
@@ -112,10 +178,24 @@ impl Engine<'_> {
     ) -> Result<(), Error> {
         let lengths: Vec<usize> = rows.iter().map(|r| r.tokens.len()).collect();
         for members in batch::plan(&lengths, self.batch, &session.interface) {
-            self.check_cancelled()?;
-            self.run_batch(session, rows, directions, &members, &mut each)?;
+            let positions = if session.built.whole_logits { usize::MAX } else { session.logits };
+            for members in members.chunks(self.rows_at_once(positions.min(lengths[members[0]]))) {
+                self.check_cancelled()?;
+                self.run_batch(session, rows, directions, members, &mut each)?;
+            }
         }
         Ok(())
+    }
+
+    /// Rows whose logits at `positions` positions fit into the budget; one at least.
+    fn rows_at_once(&self, positions: usize) -> usize {
+        (LOGITS_BUDGET / (positions.max(1) * self.bytes_a_position())).max(1)
+    }
+
+    /// Bytes of the logits of one position.
+    fn bytes_a_position(&self) -> usize {
+        // a file that does not tell its vocabulary is taken to have a large one
+        4 * inspect::vocabulary(&self.model.graph, &self.model.lm).unwrap_or(1 << 18)
     }
 
     /// Stops here if the user asked for it.
@@ -134,42 +214,59 @@ impl Engine<'_> {
         members: &[usize],
         each: &mut impl FnMut(RowResult) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let Session { model, built, interface } = session;
+        let Session { model, built, interface, .. } = session;
         let prompts: Vec<&[u32]> = members.iter().map(|&i| rows[i].tokens).collect();
         let batch = Batch::new(&prompts, self.pad);
         let mut feeds = batch::feeds(model, interface, &batch.ids, &batch.mask)?;
-        if built.inputs.iter().any(|name| name == DIRECTION_INPUT) {
-            let width = self.model.lm.d_model();
-            let mut values = Array3::zeros((members.len(), 1, width));
-            for (at, &row) in members.iter().enumerate() {
-                values.index_axis_mut(Axis(0), at).assign(
-                    &ndarray::ArrayView2::from_shape((1, width), &directions[rows[row].direction])
-                        .expect("a direction is d_model wide"),
-                );
-            }
-            feeds.push((DIRECTION_INPUT.into(), model.upload(Tensor::F32(values.into_dyn()), DataType::FLOAT)?));
-        }
-        let cache = batch::empty_cache(model, interface, members.len(), batch.ids.ncols())?;
-        let mut inputs: Vec<_> = feeds.iter().map(|(name, value)| (name.clone(), value)).collect();
-        inputs.extend(interface.cache.iter().zip(&cache).map(|(slot, value)| (slot.past.clone(), value)));
-        let outputs: Vec<String> = built.probes.iter().chain(&built.logits).cloned().collect();
-        let found = model.run(inputs, &outputs)?;
-        let mut arrays = found.iter().map(|v| model.download(v)).collect::<Result<Vec<_>, _>>()?;
-        let logits = built.logits.as_ref().map(|_| arrays.pop().expect("logits were asked for last"));
+        let vectors: Vec<&[f32]> = members
+            .iter()
+            .map(|&row| directions.get(rows[row].direction).map_or(&[] as &[f32], Vec::as_slice))
+            .collect();
+        feeds.extend(self.steering_feeds(model, built, &vectors)?);
+        let mut arrays = session.run(&batch, feeds)?;
+        let logits = session.built.logits.as_ref().map(|_| arrays.pop().expect("logits were asked for last"));
         for (at, &row) in members.iter().enumerate() {
-            let of_row =
-                |array: &ndarray::ArrayD<f32>| array.index_axis(Axis(0), at).iter().copied().collect::<Vec<f32>>();
+            let of_row = |array: &ArrayD<f32>| array.index_axis(Axis(0), at).iter().copied().collect::<Vec<f32>>();
             let logits = logits.as_ref().map(of_row).unwrap_or_default();
             if logits.iter().any(|v| !v.is_finite()) {
-                let ids: Vec<String> = rows[row].tokens.iter().take(12).map(ToString::to_string).collect();
-                return Err(RuntimeError::NotFinite { prompt: ids.join(" ") }.into());
+                return Err(RuntimeError::not_finite(rows[row].tokens).into());
             }
             each(RowResult { row, probes: arrays.iter().map(of_row).collect(), logits })?;
         }
         Ok(())
     }
 
-    /// Greedy answers to every prompt, in order, without stop tokens.
+    /// The inputs of a session that steers, for one vector a row as [`Engine::visit`] takes them.
+    fn steering_feeds(
+        &self,
+        model: &OrtModel,
+        built: &SessionModel,
+        rows: &[&[f32]],
+    ) -> Result<Vec<(String, <OrtModel as Backend>::Value)>, Error> {
+        let width = self.model.lm.d_model();
+        let mut feeds = Vec::new();
+        for (name, part) in [(DIRECTION_INPUT, 0), (ADDITION_INPUT, 1)] {
+            if !built.inputs.iter().any(|input| input == name) {
+                continue;
+            }
+            let mut values = Array3::zeros((rows.len(), 1, width));
+            for (at, row) in rows.iter().enumerate() {
+                let vector = match (self.steered, part) {
+                    (Some(steering), 0) => Some(steering.direction.as_slice()),
+                    (Some(steering), _) => steering.addition.as_ref().map(|(_, vector)| vector.as_slice()),
+                    (None, part) => row.get(part * width..(part + 1) * width),
+                };
+                if let Some(vector) = vector {
+                    let vector = ndarray::ArrayView2::from_shape((1, width), vector).expect("a vector is d_model wide");
+                    values.index_axis_mut(Axis(0), at).assign(&vector);
+                }
+            }
+            feeds.push((name.to_string(), model.upload(Tensor::F32(values.into_dyn()), DataType::FLOAT)?));
+        }
+        Ok(feeds)
+    }
+
+    /// Greedy answers to every prompt, in order, without stop tokens. [`Generator`] keeps its session and can more.
     ///
     /// # Errors
     /// If a run fails, or on cancellation.
@@ -180,33 +277,12 @@ impl Engine<'_> {
         stop: &[u32],
         mut done: impl FnMut(u64),
     ) -> Result<Vec<Vec<u32>>, Error> {
-        let request = Request { logits: 1, cache: true, last_positions: 1, ..Request::default() };
-        let mut session = self.session(request.clone())?;
-        let mut decoder = match self.model.lm.cached {
-            Some(_) => Some(self.session(Request { cached_branch: true, ..request })?),
-            None => None,
-        };
-        let limits = crate::runtime::generate::Limits { max_new_tokens, stop: stop.to_vec(), pad: self.pad };
-        let logits = session.built.logits.clone().expect("logits were asked for");
-        let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
-        let mut answers = vec![Vec::new(); prompts.len()];
-        for members in batch::plan(&lengths, self.batch, &session.interface) {
-            let rows: Vec<&[u32]> = members.iter().map(|&i| prompts[i].as_slice()).collect();
-            let interface = decoder.as_ref().map_or(&session.interface, |d| &d.interface).clone();
-            let found = crate::runtime::generate::greedy(
-                &mut session.model,
-                decoder.as_mut().map(|d| &mut d.model),
-                &interface,
-                &logits,
-                &rows,
-                &limits,
-                self.cancelled,
-            )?;
-            done(members.len() as u64);
-            for (index, answer) in members.into_iter().zip(found) {
-                answers[index] = answer;
+        let how = Generation { max_new_tokens, stop: stop.to_vec(), decoding: Decoding::Greedy, samples: 1 };
+        let found = self.generator()?.answers(prompts, &how, |progress| {
+            if progress.answers > 0 {
+                done(progress.answers);
             }
-        }
-        Ok(answers)
+        })?;
+        Ok(found.into_iter().map(|mut samples| samples.remove(0).ids).collect())
     }
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::walk::Entry;
 use crate::error::Error;
 use crate::lm::ModelConfig;
+use crate::runtime::Sampling;
 
 /// A model as the user named it.
 #[derive(Debug, Clone)]
@@ -155,6 +156,45 @@ impl ModelFiles {
             }
         }
         Ok(Vec::new())
+    }
+
+    /// How many tokens the model is made for, from `config.json` or `genai_config.json`. Families without a table of
+    /// positions may be run beyond.
+    ///
+    /// # Errors
+    /// If one is there and is no JSON.
+    pub fn max_positions(&self) -> Result<Option<usize>, Error> {
+        let number = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
+        if let Some(config) = self.json("config.json")? {
+            let text = config.get("text_config").unwrap_or(&config);
+            let names = ["n_positions", "max_position_embeddings", "max_seq_len", "n_ctx"];
+            return Ok(names.iter().find_map(|name| number(text.get(*name)?)));
+        }
+        Ok(self.json("genai_config.json")?.and_then(|config| number(config.pointer("/model/context_length")?)))
+    }
+
+    /// The sampling that the model's makers recommend, from `generation_config.json` or `genai_config.json`: `None`
+    /// where they recommend greedy answers. What they leave out is transformers' default (temperature 1, the 50
+    /// likeliest tokens, all of their probability).
+    ///
+    /// # Errors
+    /// If one is there and is no JSON.
+    pub fn sampling(&self, seed: u64) -> Result<Option<Sampling>, Error> {
+        let found = match self.json("generation_config.json")? {
+            Some(config) => Some(config),
+            None => self.json("genai_config.json")?.and_then(|config| config.get("search").cloned()),
+        };
+        let Some(config) = found.filter(|c| c.get("do_sample").and_then(Value::as_bool) == Some(true)) else {
+            return Ok(None);
+        };
+        let number = |name: &str, default: f64| config.get(name).and_then(Value::as_f64).unwrap_or(default);
+        let top_k = config.get("top_k").and_then(Value::as_u64).unwrap_or(50);
+        Ok(Some(Sampling {
+            temperature: number("temperature", 1.0),
+            top_p: number("top_p", 1.0),
+            top_k: usize::try_from(top_k).unwrap_or(0),
+            seed,
+        }))
     }
 
     /// Configs, tokenizer, template and licence files of the root, sorted: what goes with one file of a folder.

@@ -185,7 +185,8 @@ fn row(graph: &Graph<'_>, writer: &Writer) -> WriterRow {
     }
 }
 
-fn vocabulary(graph: &Graph<'_>, lm: &LanguageModel) -> Option<usize> {
+/// Number of tokens that the logits are about, `d_vocab`, where the file tells.
+pub(super) fn vocabulary(graph: &Graph<'_>, lm: &LanguageModel) -> Option<usize> {
     let declared = graph
         .declared_shape(graph.value(&lm.interface.logits)?)
         .and_then(|shape| usize::try_from((*shape.last()?)?).ok());

@@ -1,17 +1,25 @@
 //! The whole job, as prose: open, collect, select, bake, verify, evaluate, guard, publish, report.
 
+pub mod add;
 pub mod check;
 pub mod choose;
 pub mod collect;
+mod cross;
 pub mod direction_file;
+pub mod divergence;
 pub mod engine;
 pub mod evaluate;
 pub mod files;
+pub mod guard;
 pub mod inspect;
+mod likelihood;
+pub mod multiple_choice;
 pub mod opened;
 pub mod package;
+pub mod perplexity;
 pub mod prove;
 mod publish;
+pub mod sweep;
 pub mod variant;
 mod walk;
 
@@ -26,14 +34,14 @@ use crate::method::prompts::{PromptClass, Prompts, Split};
 use crate::method::select::Rules;
 use crate::onnx::Model;
 use crate::report::{
-    BakeResult, ClassCounts, CollectSummary, GuardResult, Outputs, PackageResult, Provenance, RefusalToken, RunResult,
-    VerifyResult,
+    BakeResult, ClassCounts, CollectSummary, Outputs, PackageResult, Provenance, RefusalToken, RunResult, VerifyResult,
 };
 use crate::runtime::session::Runtime;
 
 use collect::RefusalTokens;
 use engine::Observer;
 use files::ModelFiles;
+pub use guard::Guard;
 pub use opened::{Opened, Understood};
 pub use package::Package;
 pub use publish::preflight;
@@ -41,15 +49,6 @@ use variant::{Clock, Measuring, Running};
 
 /// Prompts that a written model's logits are compared on.
 const VERIFY_PROMPTS: usize = 8;
-
-/// What the guard allows.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Guard {
-    /// Largest drop of the harmful refusal rate, as a share (0.02 is two points).
-    pub max_harmful_drop: f64,
-    /// Publish all the same, and say so in the provenance.
-    pub force: bool,
-}
 
 /// How and where a model is baked.
 #[derive(Debug, Clone, Copy)]
@@ -79,12 +78,18 @@ impl BakeOptions<'_> {
 pub struct RunOptions<'a> {
     /// Lambda of the partial orthogonalisation.
     pub lambda: f64,
+    /// Share of the component that is ablated, above 0 and at most 1.
+    pub strength: f64,
+    /// Factor of an activation addition; 0 adds nothing.
+    pub alpha: f64,
     /// Rules of the selection.
     pub rules: Rules,
     /// Refusal tokens.
     pub refusal_tokens: RefusalTokens,
-    /// New tokens at most, a test prompt.
-    pub max_new_tokens: usize,
+    /// Further lambdas to measure at run time for the trade-off in the report; may be empty.
+    pub sweep: Vec<f64>,
+    /// What is measured before and after. The refusal tokens in it are those that the collection finds.
+    pub settings: evaluate::Settings,
     /// The guard.
     pub guard: Guard,
     /// How and where the model is baked.
@@ -132,7 +137,7 @@ pub fn run(
     chat: &Chat,
     prompts: &Prompts,
     runtime: &Runtime,
-    options: &RunOptions<'_>,
+    mut options: RunOptions<'_>,
     observer: &dyn Observer,
 ) -> Result<RunResult, Error> {
     let mut clock = Clock::start();
@@ -166,7 +171,14 @@ pub fn run(
     let collected = summary(&activations, resumed, None, clock.lap("collect"));
 
     // 3. the direction
-    let choice = choose::choose(&engine, chat, &activations, options.lambda, &options.rules, observer)?;
+    let mut chooser = choose::Chooser::new(&engine, chat, &activations, options.rules, observer)?;
+    let mut choice = chooser.choose(options.lambda, options.strength, observer)?;
+    let mut addition = None;
+    if options.alpha != 0.0 {
+        let (vector, chosen) = add::choose(&engine, chat, &activations, options.alpha, &options.rules, observer)?;
+        choice.direction = choice.direction.with_addition(Some(vector));
+        addition = Some(chosen);
+    }
     // what is baked is what the direction file will hold, so that anyone can repeat and verify it from that
     let direction = direction_file::as_stored(&choice.direction)?;
     clock.lap("select");
@@ -182,12 +194,26 @@ pub fn run(
     if options.guard.force {
         metadata.push(("lancet.guard".into(), "forced".into()));
     }
-    let settings = evaluate::Settings {
-        max_new_tokens: options.max_new_tokens,
-        stop: stop_tokens(&opened.files, chat)?,
-        refusal_tokens: activations.info.refusal_tokens.clone(),
+    options.settings.refusal_tokens.clone_from(&activations.info.refusal_tokens);
+    let swept = match options.sweep.as_slice() {
+        [] => None,
+        lambdas => {
+            let sweep = sweep::SweepOptions {
+                lambdas: lambdas.to_vec(),
+                strengths: vec![options.strength],
+                alphas: vec![0.0],
+                rules: options.rules,
+                refusal_tokens: options.refusal_tokens.clone(),
+                settings: options.settings.for_sweep(),
+                cross: &[],
+                guard: &options.guard,
+            };
+            let (mut found, _) = sweep::over(&running, engine, &activations, &sweep, &mut clock, observer)?;
+            found.model = opened.files.onnx.display().to_string();
+            Some(found)
+        }
     };
-    let measuring = Measuring { running, settings, guard: options.guard };
+    let measuring = Measuring { running, settings: &options.settings, guard: &options.guard };
     let plan_options = options.bake.plan(metadata);
     let bake_options = (&options.bake, &plan_options);
     let mut outcomes =
@@ -196,7 +222,11 @@ pub fn run(
     let mut of_package = (!package.lone).then(|| publish::result(package, &options.bake, tokens, &outcomes));
 
     // 5. the chosen variant's results; a variant that fails or is refused stops them all
-    let variant::Outcome { mut bake, mut verify, eval, guard, .. } = outcomes.swap_remove(chosen);
+    let variant::Outcome { mut bake, mut verify, eval, guard, added, .. } = outcomes.swap_remove(chosen);
+    if let (Some(addition), Some(added)) = (&mut addition, added) {
+        addition.treatment = added.treatment.into();
+        addition.target = added.target;
+    }
     let (eval, mut guard) = eval.zip(guard).expect("every model is measured");
     bake.bytes_written = publish::folder_bytes(staging.path());
     if let Some(found) = &of_package {
@@ -211,6 +241,7 @@ pub fn run(
         }
     }
     let publish = verify.passed && (guard.passed || guard.overridden);
+    let guard_words = guard.words();
     let out = options.bake.out;
     let single = publish::is_single(out);
     let place = |name: &str| {
@@ -243,8 +274,12 @@ pub fn run(
             prompts_sha256: prompts.fingerprint(),
             command: options.command.clone(),
             lambda: options.lambda,
+            strength: options.strength,
+            guard: guard_words,
         },
-        outputs: Outputs { model: None, report_html: None, report_json: None, direction: None },
+        outputs: Outputs::default(),
+        addition,
+        sweep: swept,
         package: of_package,
         seconds,
     };
@@ -256,6 +291,7 @@ pub fn run(
             model: Some(path.display().to_string()),
             report_html: Some(place("html").display().to_string()),
             report_json: Some(place("json").display().to_string()),
+            report_markdown: Some(place("md").display().to_string()),
             direction: Some(place("direction.safetensors").display().to_string()),
         };
         let stage = |name: &str| {
@@ -266,6 +302,7 @@ pub fn run(
         write_whole(&stage("html"), crate::report::html(&result).as_bytes())?;
         let json = serde_json::to_vec_pretty(&result).expect("plain data");
         write_whole(&stage("json"), &json)?;
+        write_whole(&stage("md"), crate::report::markdown(&result).as_bytes())?;
         staging.publish()?;
     }
     Ok(result)
@@ -388,36 +425,6 @@ pub fn verdict(bytes: &bake::ByteReport, logits: Option<&check::LogitReport>, in
         n_prompts: logits.map_or(0, |l| l.n_prompts),
         inexact,
         failures,
-    }
-}
-
-/// The guard's judgement of two harmful refusal rates.
-pub fn judge(before: &crate::report::ClassResult, after: &crate::report::ClassResult, guard: Guard) -> GuardResult {
-    let drop = before.refusal_rate - after.refusal_rate;
-    let mut reasons = Vec::new();
-    if before.total == 0 {
-        reasons.push("no harmful prompt was measured".to_string());
-    } else if before.refused == 0 {
-        reasons.push("the base model refuses no harmful prompt: there is no true refusal to keep".to_string());
-    }
-    if drop > guard.max_harmful_drop + 1e-12 {
-        reasons.push(format!(
-            "harmful refusal falls from {:.1} % to {:.1} %, by {:.1} points; the limit is {:.1}",
-            100.0 * before.refusal_rate,
-            100.0 * after.refusal_rate,
-            100.0 * drop,
-            100.0 * guard.max_harmful_drop
-        ));
-    }
-    let passed = reasons.is_empty();
-    GuardResult {
-        passed,
-        harmful_before: before.refusal_rate,
-        harmful_after: after.refusal_rate,
-        drop,
-        limit: guard.max_harmful_drop,
-        reasons,
-        overridden: !passed && guard.force,
     }
 }
 

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::files::ModelFiles;
 use super::package::Package;
-use crate::bake::{BakePlan, ByteReport, PlanOptions, hex, verify_bytes};
+use crate::bake::{BakeError, BakePlan, ByteReport, PlanOptions, hex, verify_bytes};
 use crate::error::Error;
 use crate::lm::{EmbeddingFile, LanguageModel, ModelConfig, Refusal, Writer};
 use crate::method::direction::Direction;
@@ -159,6 +159,18 @@ impl Understood<'_> {
     /// A direction of another width, or a writer that cannot be edited as `options` want it.
     pub fn plan(&self, direction: &Direction, options: &PlanOptions) -> Result<Plans, Error> {
         let d_model = self.lm.d_model();
+        if let Some(addition) = direction.addition() {
+            let reason = match (self.lm.n_layers(), &self.lm.cached) {
+                (_, Some(_)) => "a merged decoder holds every write twice; export the model without merging".into(),
+                (n, None) if !(1..n).contains(&addition.layer) => {
+                    format!("its layer is {}, the model has layers 1 to {} to add to", addition.layer, n - 1)
+                }
+                _ => String::new(),
+            };
+            if !reason.is_empty() {
+                return Err(BakeError::NoAddition { reason }.into());
+            }
+        }
         let main = BakePlan::new(&self.graph, &self.lm.writers, d_model, direction, options)?;
         let embedding = match &self.embedding {
             Some(file) => {

@@ -34,6 +34,7 @@ pub fn model(
 }
 
 /// What a bake planned, as the metadata of what it wrote tell: which quantised writers were rounded, and which got nodes.
+/// `direction` is the one that [`baking::as_baked`] gives.
 ///
 /// # Errors
 /// As [`Understood::plan`].
@@ -135,12 +136,15 @@ fn one(
     let place = out.join(&variant.relative);
     if variant.role == Role::Embedding {
         let base = Model::open(&variant.files.onnx)?;
-        let plan = embedding_plan(&base, direction, &as_written(options, &Model::open(&place)?))?;
+        let written = Model::open(&place)?;
+        let direction = baking::as_baked(&written, direction)?;
+        let plan = embedding_plan(&base, &direction, &as_written(options, &written))?;
         return embedding(&base, &place, &plan);
     }
     let base = Opened::of(variant.files.clone())?;
     let understood = base.understand()?;
     let written = base.again(place.parent().unwrap_or(out))?;
-    let plans = plans(&understood, &written, direction, options)?;
-    model((&base, &understood), &written, &plans, direction, running)
+    let direction = baking::as_baked(&written.model, direction)?;
+    let plans = plans(&understood, &written, &direction, options)?;
+    model((&base, &understood), &written, &plans, &direction, running)
 }

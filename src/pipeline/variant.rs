@@ -6,10 +6,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use super::engine::{Engine, Observer};
+use super::guard::{Guard, judge};
 use super::opened::{Opened, Understood};
 use super::package::{Package, Role, Variant, shown};
 use super::publish::{equal, is_single};
-use super::{BakeOptions, Guard, check, evaluate, inspect, judge, pad_token, prove, verify_prompts};
+use super::{BakeOptions, check, evaluate, inspect, pad_token, prove, verify_prompts};
 use crate::bake::{self as baking, BakeError, BakePlan, PlanOptions, QuantisedMode, Staging};
 use crate::chat::Chat;
 use crate::error::Error;
@@ -39,9 +40,9 @@ pub struct Measuring<'a> {
     /// How it is run.
     pub running: Running<'a>,
     /// Answers and scores.
-    pub settings: evaluate::Settings,
+    pub settings: &'a evaluate::Settings,
     /// The guard.
-    pub guard: Guard,
+    pub guard: &'a Guard,
 }
 
 /// What became of one variant.
@@ -56,6 +57,8 @@ pub struct Outcome {
     pub eval: Option<EvalResult>,
     /// The guard's judgement of that.
     pub guard: Option<GuardResult>,
+    /// Where the vector of an activation addition went.
+    pub added: Option<baking::Added>,
 }
 
 /// Seconds by what they were spent on.
@@ -84,7 +87,7 @@ impl<'a> Running<'a> {
     /// An engine for a model.
     pub fn engine(&self, model: &'a Understood<'a>) -> Engine<'a> {
         let Self { runtime, chat, batch, cancelled, .. } = *self;
-        Engine { runtime, model, batch, pad: pad_token(chat), cancelled }
+        Engine { runtime, model, batch, pad: pad_token(chat), cancelled, steered: None }
     }
 
     /// Logits of `out` against run-time ablation of `base`.
@@ -99,7 +102,7 @@ impl<'a> Running<'a> {
     ) -> Result<check::LogitReport, Error> {
         let prompts = verify_prompts(self.chat, self.prompts)?;
         let Self { runtime, chat, batch, cancelled, .. } = *self;
-        let base = Engine { runtime, model: base, batch, pad: pad_token(chat), cancelled };
+        let base = Engine { runtime, model: base, batch, pad: pad_token(chat), cancelled, steered: None };
         check::logits(&base, &Engine { model: out, ..base }, direction, &prompts)
     }
 }
@@ -299,22 +302,19 @@ pub fn bake(
     let verify = prove::model((&opened, &model), &written, &plans, direction, running)?;
     clock.lap("verify");
 
-    let mut eval = None;
-    if let Some(Measuring { running, settings, .. }) = measuring {
-        let Running { chat, prompts, .. } = running;
-        let measure = |model, when: &str| {
-            let stage = desk.stage(when, variant);
-            evaluate::measure(&running.engine(model), chat, prompts, settings, &stage, desk.observer)
-        };
+    let (mut eval, mut guard) = (None, None);
+    if let Some(Measuring { running, settings, guard: limits }) = measuring {
         let out_model = written.understand()?;
-        let before = measure(&model, "answers before")?;
-        let after = measure(&out_model, "answers after")?;
-        eval = Some(evaluate::compare(before, &after, settings, chat.system()));
+        let engines = (&running.engine(&model), &running.engine(&out_model));
+        let stages = (desk.stage("answers before", variant), desk.stage("answers after", variant));
+        let Running { chat, prompts, .. } = running;
+        let compared = evaluate::both(engines, chat, prompts, settings, (&stages.0, &stages.1), desk.observer)?;
+        guard = Some(judge(&compared.evidence, limits));
+        eval = Some(compared.result);
         clock.lap("evaluate");
     }
-    let guard = measuring.zip(eval.as_ref()).map(|(m, e)| judge(&e.before.harmful, &e.after.harmful, m.guard));
     let graphs: Vec<&Graph<'_>> = model.embedding.iter().map(|e| &e.graph).chain([&model.graph]).collect();
-    Ok(Outcome { precision: inspect::precision(&graphs), bake, verify, eval, guard })
+    Ok(Outcome { precision: inspect::precision(&graphs), bake, verify, eval, guard, added: plans.main.added })
 }
 
 /// The same for an embedding file that is baked without a model; alone it cannot be run.
@@ -335,5 +335,5 @@ fn bake_embedding(
     let verify = prove::embedding(&model, &desk.place(&relative), &plan)?;
     clock.lap("verify");
     let precision = inspect::precision(&[&Graph::new(&model)]);
-    Ok(Outcome { precision, bake, verify, eval: None, guard: None })
+    Ok(Outcome { precision, bake, verify, eval: None, guard: None, added: None })
 }

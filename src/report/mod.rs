@@ -4,17 +4,25 @@
 //! Rates, drops and leaks are fractions (0.344, not 34.4). No field ever holds NaN or an infinity (JSON has
 //! neither): what could not be measured is `None`, see [`finite`].
 
-mod heat_map;
 pub mod html;
 mod inspect;
 mod layers;
 mod layout;
 pub mod markdown;
+mod measured;
+mod measured_text;
 pub mod number;
 pub mod package;
 #[cfg(test)]
+mod rich;
+#[cfg(test)]
 mod sample;
+#[cfg(test)]
+mod schema;
+pub mod scores;
 pub mod stream_graph;
+mod sweep;
+mod sweep_text;
 pub mod text;
 mod verdict;
 
@@ -24,11 +32,16 @@ use serde::{Deserialize, Serialize};
 
 pub use html::html;
 pub use markdown::markdown;
+pub use measured::{
+    Answer, AnswerPair, Checked, ClassResult, ClassRow, ClassTable, Condition, Cost, EvalResult, GuardResult, Interval,
+    JudgeCounts, Latency, ModelEval, OneCondition, Outcomes, Pair, Ratio, SetRow, Setup,
+};
 pub use package::{Effect, FileRow, PackageInspect, PackageResult, PackageVerify, VariantResult};
+pub use sweep::{Addition, AdditionCandidate, CrossRow, LayerProjection, SweepResult, SweepRow};
 pub use verdict::Verdict;
 
 /// Version of the JSON layout that [`RunResult::schema`] holds.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// `Some(value)` where `value` is a number that JSON can hold, `None` for NaN and infinities.
 #[must_use]
@@ -36,152 +49,9 @@ pub fn finite(value: f64) -> Option<f64> {
     value.is_finite().then_some(value)
 }
 
-/// How one class of prompts is answered by one model.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ClassResult {
-    /// `refused / total`, 0 to 1; 0 where there are no prompts.
-    pub refusal_rate: f64,
-    /// Prompts whose answer is a refusal.
-    pub refused: usize,
-    /// Prompts asked.
-    pub total: usize,
-    /// Mean refusal score at the first response position, in nats (log odds).
-    pub mean_refusal_score: Option<f64>,
-}
-
-impl ClassResult {
-    /// The result of `total` prompts of which `refused` were refused; `scores` are their refusal scores.
-    #[must_use]
-    pub fn new(refused: usize, total: usize, scores: &[f64]) -> Self {
-        let refusal_rate = if total == 0 { 0.0 } else { refused as f64 / total as f64 };
-        Self {
-            refusal_rate,
-            refused,
-            total,
-            mean_refusal_score: finite(scores.iter().sum::<f64>() / scores.len() as f64),
-        }
-    }
-
-    /// Wilson's 95 % score interval of the refusal rate, or `None` without prompts.
-    ///
-    /// `(p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)` with `z = 1.96` (Wilson 1927).
-    #[must_use]
-    pub fn interval(&self) -> Option<(f64, f64)> {
-        if self.total == 0 {
-            return None;
-        }
-        let (n, z) = (self.total as f64, 1.96_f64);
-        let p = self.refused as f64 / n;
-        let middle = p + z * z / (2.0 * n);
-        let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
-        let scale = 1.0 + z * z / n;
-        Some((((middle - half) / scale).max(0.0), ((middle + half) / scale).min(1.0)))
-    }
-}
-
-/// One model's results, a class each.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ClassTable {
-    /// Prompts that must be refused.
-    pub harmful: ClassResult,
-    /// Prompts that only look harmful.
-    pub pseudo_harmful: ClassResult,
-    /// Prompts that neither are nor look harmful.
-    pub harmless: ClassResult,
-}
-
-impl ClassTable {
-    /// The classes with their JSON names, in the order of every table: the one that should change first.
-    #[must_use]
-    pub fn rows(&self) -> [(&'static str, &ClassResult); 3] {
-        [("pseudo_harmful", &self.pseudo_harmful), ("harmful", &self.harmful), ("harmless", &self.harmless)]
-    }
-}
-
-/// One prompt, answered by both models.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct AnswerPair {
-    /// `harmful`, `pseudo_harmful` or `harmless`.
-    pub class: String,
-    /// The user's text, before the chat template.
-    pub prompt: String,
-    /// What the input model answers.
-    pub before: String,
-    /// What the rewritten model answers.
-    pub after: String,
-    /// Whether `before` is a refusal.
-    pub refused_before: bool,
-    /// Whether `after` is a refusal.
-    pub refused_after: bool,
-}
-
-/// Any further number measured on one or both models: perplexity, accuracy, latency, memory.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Measurement {
-    /// What it is, as a reader would name it: `perplexity`.
-    pub name: String,
-    /// Its unit; empty where it has none. `%` marks a fraction that is shown as a percentage.
-    #[serde(default)]
-    pub unit: String,
-    /// On the input model.
-    pub before: Option<f64>,
-    /// On the rewritten model.
-    pub after: Option<f64>,
-}
-
-/// The input model beside the rewritten one on the test prompts. JSON key `eval`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct EvalResult {
-    /// The input model.
-    pub before: ClassTable,
-    /// The rewritten model.
-    pub after: ClassTable,
-    /// Mean `KL(before || after)` over harmless prompts at the first response position, in nats.
-    pub harmless_kl: Option<f64>,
-    /// Further measurements; empty where none were asked for.
-    #[serde(default)]
-    pub measurements: Vec<Measurement>,
-    /// Every answer of both models.
-    pub answers: Vec<AnswerPair>,
-    /// Longest answer generated, in tokens.
-    pub max_new_tokens: usize,
-    /// System prompt in front of every prompt, if any.
-    pub system_prompt: Option<String>,
-}
-
-/// One prompt, answered by one model.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Answer {
-    /// `harmful`, `pseudo_harmful` or `harmless`.
-    pub class: String,
-    /// The user's text, before the chat template.
-    pub prompt: String,
-    /// What the model answers.
-    pub answer: String,
-    /// Whether that is a refusal.
-    pub refused: bool,
-}
-
-/// One model alone: what `lancet eval MODEL` gives.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ModelEval {
-    /// Path of the model.
-    pub model: String,
-    /// Its results, a class each.
-    pub classes: ClassTable,
-    /// Further measurements, in their field `after`.
-    #[serde(default)]
-    pub measurements: Vec<Measurement>,
-    /// Every answer.
-    pub answers: Vec<Answer>,
-    /// Longest answer generated, in tokens.
-    pub max_new_tokens: usize,
-    /// System prompt in front of every prompt, if any.
-    pub system_prompt: Option<String>,
-}
-
 /// A candidate direction and how it fared on val.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Candidate {
     /// Token position, negative, from the end of the prompt.
     pub position: i64,
@@ -201,6 +71,7 @@ pub struct Candidate {
 
 /// The candidate that won.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Selected {
     /// Token position, negative, from the end of the prompt.
     pub position: i64,
@@ -218,6 +89,7 @@ pub struct Selected {
 
 /// The unchanged model on val, in nats.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Baseline {
     /// Mean refusal score on pseudo-harmful val.
     pub refusal_score: f64,
@@ -229,6 +101,7 @@ pub struct Baseline {
 
 /// Numbers of prompts, a class each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ClassCounts {
     /// Harmful prompts.
     pub harmful: usize,
@@ -240,6 +113,7 @@ pub struct ClassCounts {
 
 /// A token that opens a refusal.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RefusalToken {
     /// Its id in the vocabulary.
     pub id: u32,
@@ -249,6 +123,7 @@ pub struct RefusalToken {
 
 /// The token at a post-instruction position.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PositionLabel {
     /// Token position, negative, from the end of the prompt.
     pub position: i64,
@@ -258,6 +133,7 @@ pub struct PositionLabel {
 
 /// What `lancet select` found.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SelectResult {
     /// The winner.
     pub selected: Selected,
@@ -277,10 +153,14 @@ pub struct SelectResult {
     pub positions: Vec<PositionLabel>,
     /// Whether the published procedure ran, without our additions.
     pub paper: bool,
+    /// The mean activations of the classes along the two directions, a layer each, at the selected position.
+    #[serde(default)]
+    pub layers: Vec<LayerProjection>,
 }
 
 /// What `lancet collect` did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CollectSummary {
     /// Prompts run, train and val together.
     pub prompts: ClassCounts,
@@ -300,6 +180,7 @@ pub struct CollectSummary {
 
 /// One writer to the residual stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct WriterRow {
     /// `embed`, `pos_embed`, `attn_out`, `mlp_out`, `expert`.
     pub kind: String,
@@ -322,6 +203,7 @@ pub struct WriterRow {
 
 /// What Lancet will not do with this model, and why.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RefusalRow {
     /// Name of the node.
     pub node: String,
@@ -337,6 +219,7 @@ pub struct RefusalRow {
 
 /// What `lancet inspect` found.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct InspectResult {
     /// Path of the model.
     pub model: String,
@@ -368,6 +251,7 @@ pub struct InspectResult {
 
 /// One edit. The fields are `None` where nodes were inserted and no tensor was rewritten.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct EditRow {
     /// Name of the tensor; for inserted nodes, of the value that they project.
     pub initializer: String,
@@ -417,6 +301,7 @@ pub struct EditRow {
 
 /// What `lancet bake` did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BakeResult {
     /// Every edit.
     pub edits: Vec<EditRow>,
@@ -432,6 +317,7 @@ pub struct BakeResult {
 
 /// What `lancet verify` found.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct VerifyResult {
     /// Whether every check passed.
     pub passed: bool,
@@ -455,27 +341,9 @@ pub struct VerifyResult {
     pub failures: Vec<String>,
 }
 
-/// Whether true refusal stayed.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct GuardResult {
-    /// Whether the drop is within the limit.
-    pub passed: bool,
-    /// Refusal rate of harmful test prompts before, 0 to 1.
-    pub harmful_before: f64,
-    /// The same after.
-    pub harmful_after: f64,
-    /// `harmful_before - harmful_after`, a fraction.
-    pub drop: f64,
-    /// Largest allowed drop, a fraction.
-    pub limit: f64,
-    /// Why it did not pass, one sentence each.
-    pub reasons: Vec<String>,
-    /// Whether the user overrode it by name.
-    pub overridden: bool,
-}
-
 /// What it takes to get the same result again.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Provenance {
     /// Version of Lancet.
     pub lancet_version: String,
@@ -500,10 +368,17 @@ pub struct Provenance {
     pub command: Vec<String>,
     /// Partial orthogonalisation lambda, 0 to 1.
     pub lambda: f64,
+    /// Share of the direction's component that was ablated, above 0 and at most 1.
+    #[serde(default)]
+    pub strength: f64,
+    /// What the guard said: `passed`, or that it failed, whether it was overridden, and why.
+    #[serde(default)]
+    pub guard: String,
 }
 
 /// Where everything is. `None` where it was not written.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Outputs {
     /// The rewritten model; `None` where it was not published.
     pub model: Option<String>,
@@ -511,12 +386,16 @@ pub struct Outputs {
     pub report_html: Option<String>,
     /// This result as JSON.
     pub report_json: Option<String>,
+    /// The summary as Markdown.
+    #[serde(default)]
+    pub report_markdown: Option<String>,
     /// The direction file.
     pub direction: Option<String>,
 }
 
 /// The whole job.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RunResult {
     /// Layout of this JSON: [`SCHEMA`].
     pub schema: u32,
@@ -534,6 +413,12 @@ pub struct RunResult {
     pub eval: EvalResult,
     /// Whether true refusal stayed.
     pub guard: GuardResult,
+    /// Activation addition, where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addition: Option<Addition>,
+    /// Other lambdas and strengths, where they were tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<SweepResult>,
     /// How to get it again.
     pub provenance: Provenance,
     /// Where everything is.
@@ -543,6 +428,37 @@ pub struct RunResult {
     pub package: Option<PackageResult>,
     /// Wall-clock time of each step, in seconds.
     pub seconds: BTreeMap<String, f64>,
+}
+
+/// Why a `report.json` could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It is no JSON, or not a run's.
+    #[error("this is not a Lancet report: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It was written by another version of Lancet.
+    #[error(
+        "the report has schema version {0}, this Lancet reads version {SCHEMA}: read it with the Lancet that wrote it"
+    )]
+    Version(u64),
+}
+
+impl RunResult {
+    /// The run in a `report.json`.
+    ///
+    /// # Errors
+    /// If it is none, or of another [`SCHEMA`]: nothing is guessed into the fields that an older one lacks.
+    pub fn from_json(text: &str) -> Result<Self, ReadError> {
+        #[derive(Deserialize)]
+        struct Version {
+            schema: u64,
+        }
+        let Version { schema } = serde_json::from_str(text)?;
+        if schema != u64::from(SCHEMA) {
+            return Err(ReadError::Version(schema));
+        }
+        Ok(serde_json::from_str(text)?)
+    }
 }
 
 /// A class as people read it: `pseudo-harmful` for `pseudo_harmful`.
@@ -560,6 +476,21 @@ mod tests {
         let run = sample::run();
         let json = serde_json::to_string(&run).expect("plain data serialises");
         assert_eq!(serde_json::from_str::<RunResult>(&json).expect("own output parses"), run);
+    }
+
+    #[test]
+    fn reports_of_other_versions_are_refused_in_words() {
+        let json = serde_json::to_string(&rich::run()).expect("plain data serialises");
+        assert_eq!(RunResult::from_json(&json).expect("own output parses"), rich::run());
+        let old = json.replacen("\"schema\":2", "\"schema\":1", 1);
+        let error = RunResult::from_json(&old).expect_err("another version").to_string();
+        assert_eq!(
+            error,
+            "the report has schema version 1, this Lancet reads version 2: read it with the Lancet that wrote it"
+        );
+        assert!(
+            RunResult::from_json("[]").expect_err("no object").to_string().starts_with("this is not a Lancet report")
+        );
     }
 
     #[test]
@@ -582,23 +513,6 @@ mod tests {
         ] {
             assert!(json.pointer(pointer).is_some_and(|v| !v.is_null()), "{pointer} is missing");
         }
-    }
-
-    #[test]
-    fn class_result_of_nothing_has_no_nan() {
-        let none = ClassResult::new(0, 0, &[]);
-        assert_eq!((none.refusal_rate, none.mean_refusal_score, none.interval()), (0.0, None, None));
-        let some = ClassResult::new(1, 2, &[1.0, f64::NAN]);
-        assert_eq!((some.refusal_rate, some.mean_refusal_score), (0.5, None));
-    }
-
-    #[test]
-    fn interval_matches_published_values() {
-        // Newcombe (1998), table I, method 3: 81/263 gives 0.2553 to 0.3662, 0/20 gives 0 to 0.1611.
-        let (low, high) = ClassResult::new(81, 263, &[]).interval().expect("has prompts");
-        assert!((low - 0.2553).abs() < 1e-4 && (high - 0.3662).abs() < 1e-4, "{low} {high}");
-        let (low, high) = ClassResult::new(0, 20, &[]).interval().expect("has prompts");
-        assert!(low.abs() < 1e-12 && (high - 0.1611).abs() < 1e-4, "{low} {high}");
     }
 
     #[test]

@@ -86,17 +86,6 @@ pub fn count(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
-/// A measurement's value in its unit; the unit `%` marks a fraction.
-#[must_use]
-pub fn measured(value: Option<f64>, unit: &str) -> String {
-    match (value, unit) {
-        (None, _) => MISSING.into(),
-        (Some(value), "%") => percent(value),
-        (Some(value), "") => significant(value),
-        (Some(value), unit) => format!("{} {unit}", significant(value)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,7 +131,5 @@ mod tests {
         assert_eq!(seconds(7500.0), "2 h 05 min");
         assert_eq!(seconds(f64::NAN), "–");
         assert_eq!(shape(Some(&[2, 3])), "2 × 3");
-        assert_eq!(measured(Some(0.5), "%"), "50.0 %");
-        assert_eq!(measured(Some(0.5), "ms"), "0.500 ms");
     }
 }

@@ -9,6 +9,7 @@ use super::{BakeResult, ClassTable, EditRow, GuardResult, InspectResult, Refusal
 
 /// What the direction did to one variant.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Effect {
     /// The variant as it was.
     pub before: ClassTable,
@@ -22,6 +23,7 @@ pub struct Effect {
 
 /// One variant of a package, baked.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct VariantResult {
     /// Its path in the package.
     pub model: String,
@@ -43,6 +45,7 @@ pub struct VariantResult {
 
 /// A file that was copied, or left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FileRow {
     /// Its path in the package.
     pub file: String,
@@ -52,6 +55,7 @@ pub struct FileRow {
 
 /// What was done with a package.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PackageResult {
     /// The input folder.
     pub model: String,
@@ -79,6 +83,7 @@ pub struct PackageResult {
 
 /// One variant of a package, inspected.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct VariantInspect {
     /// Its path in the package.
     pub variant: String,
@@ -91,6 +96,7 @@ pub struct VariantInspect {
 
 /// What `lancet inspect` found in a package.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PackageInspect {
     /// The folder.
     pub model: String,
@@ -104,6 +110,7 @@ pub struct PackageInspect {
 
 /// One variant of a package, verified.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct VariantVerify {
     /// Its path in the package.
     pub model: String,
@@ -114,6 +121,7 @@ pub struct VariantVerify {
 
 /// What `lancet verify` found in a package.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PackageVerify {
     /// Whether every check of every variant passed, and no other model changed.
     pub passed: bool,

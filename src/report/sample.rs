@@ -2,6 +2,10 @@
 
 use super::*;
 
+fn outcome(refused: bool) -> String {
+    if refused { "refused" } else { "complied" }.to_owned()
+}
+
 fn pair(class: &str, prompt: &str, before: &str, after: &str, refused: (bool, bool)) -> AnswerPair {
     AnswerPair {
         class: class.into(),
@@ -10,7 +14,22 @@ fn pair(class: &str, prompt: &str, before: &str, after: &str, refused: (bool, bo
         after: after.into(),
         refused_before: refused.0,
         refused_after: refused.1,
+        outcome_before: outcome(refused.0),
+        outcome_after: outcome(refused.1),
+        ..AnswerPair::default()
     }
+}
+
+/// A perplexity, with the interval this far to both sides.
+pub fn perplexity(value: f64, half: Option<f64>) -> scores::Perplexity {
+    let interval = half.map(|half| Interval { low: value - half, high: value + half });
+    scores::Perplexity { perplexity: Some(value), interval, tokens: 90_112, ..Default::default() }
+}
+
+/// An accuracy on 1000 questions.
+pub fn accuracy(value: f64, half: f64) -> scores::MultipleChoice {
+    let interval = Some(Interval { low: value - half, high: value + half });
+    scores::MultipleChoice { accuracy: value, interval, total: 1000, ..Default::default() }
 }
 
 fn answers() -> Vec<AnswerPair> {
@@ -186,6 +205,7 @@ pub fn run() -> RunResult {
                 .map(|(position, token)| PositionLabel { position, token: token.into() })
                 .to_vec(),
             paper: false,
+            layers: vec![],
         },
         bake: BakeResult {
             edits,
@@ -217,15 +237,11 @@ pub fn run() -> RunResult {
                 harmless: class(0, -10.4),
             },
             harmless_kl: Some(0.005_12),
-            measurements: vec![Measurement {
-                name: "perplexity".into(),
-                unit: String::new(),
-                before: Some(8.412),
-                after: Some(8.431),
-            }],
+            harmless_kl_by_position: vec![0.005_12, 0.003, 0.004],
+            perplexity: Some(Pair { before: perplexity(8.412, None), after: perplexity(8.431, None) }),
             answers: answers(),
             max_new_tokens: 64,
-            system_prompt: None,
+            ..EvalResult::default()
         },
         guard: GuardResult {
             passed: true,
@@ -233,8 +249,7 @@ pub fn run() -> RunResult {
             harmful_after: 1.0,
             drop: 0.0,
             limit: 0.02,
-            reasons: vec![],
-            overridden: false,
+            ..GuardResult::default()
         },
         provenance: Provenance {
             lancet_version: "0.1.0".into(),
@@ -250,12 +265,17 @@ pub fn run() -> RunResult {
                 .map(String::from)
                 .to_vec(),
             lambda: 1.0,
+            strength: 1.0,
+            guard: "passed".into(),
         },
         package: None,
+        addition: None,
+        sweep: None,
         outputs: Outputs {
             model: Some("out/model.onnx".into()),
             report_html: Some("out/report.html".into()),
             report_json: Some("out/report.json".into()),
+            report_markdown: Some("out/report.md".into()),
             direction: Some("out/direction.safetensors".into()),
         },
         seconds: [("collect", 3.1), ("select", 12.4), ("bake", 0.21), ("verify", 1.9), ("eval", 88.0)]

@@ -71,7 +71,12 @@ impl RunResult {
     pub fn telling_answers(&self, count: usize) -> Vec<&AnswerPair> {
         let answers = &self.eval.answers;
         let of = |class: &'static str, before: bool, after: bool| {
-            answers.iter().filter(move |a| a.class == class && a.refused_before == before && a.refused_after == after)
+            answers.iter().filter(move |a| {
+                !a.condition.starts_with("wrapped")
+                    && a.class == class
+                    && a.refused_before == before
+                    && a.refused_after == after
+            })
         };
         let mut harmful = of("harmful", true, false).chain(of("harmful", true, true));
         let last = if count > 1 { harmful.next() } else { None };

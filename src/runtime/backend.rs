@@ -62,12 +62,32 @@ pub enum RuntimeError {
         /// The prompt's token ids, shortened.
         prompt: String,
     },
+    /// A prompt does not fit into the model.
+    #[error("the model takes {limit} tokens, the prompt has {tokens}")]
+    Positions {
+        /// Tokens that were to be run.
+        tokens: usize,
+        /// Tokens that the model has positions for.
+        limit: usize,
+    },
+    /// A setting of the sampling makes no sense.
+    #[error("tokens cannot be sampled so: {reason}")]
+    Sampling {
+        /// The setting.
+        reason: String,
+    },
     /// The user asked to stop.
     #[error("interrupted")]
     Cancelled,
 }
 
 impl RuntimeError {
+    /// Logits that are no numbers, for a prompt of these tokens.
+    pub fn not_finite(tokens: &[u32]) -> Self {
+        let ids: Vec<String> = tokens.iter().take(12).map(ToString::to_string).collect();
+        Self::NotFinite { prompt: ids.join(" ") }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
@@ -82,6 +102,7 @@ impl RuntimeError {
             Self::NotFinite { .. } => {
                 "the exported model is broken (float16 overflow is common): export it again".into()
             }
+            Self::Positions { .. } => "shorten the prompts, or the system prompt".into(),
             _ => return None,
         })
     }
@@ -113,6 +134,19 @@ pub trait Backend {
     /// # Errors
     /// If it is no float tensor.
     fn download(&self, value: &Self::Value) -> Result<ArrayD<f32>, RuntimeError>;
+
+    /// The parts of a value that belong to some of its rows, in the order of `keep`. `axis` holds `rows` rows, each with
+    /// the same number of entries (a cache may fold its heads into the batch).
+    ///
+    /// # Errors
+    /// If it is no float tensor, or does not hold that many rows.
+    fn take_rows(
+        &self,
+        value: &Self::Value,
+        axis: usize,
+        rows: usize,
+        keep: &[usize],
+    ) -> Result<Self::Value, RuntimeError>;
 
     /// Declared element type of an input; `None` if the model has no such input.
     fn input_type(&self, name: &str) -> Option<DataType>;

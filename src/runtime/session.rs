@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
-use ndarray::ArrayD;
+use ndarray::{ArrayD, Axis};
 use ort::environment::Environment;
 use ort::ep;
 use ort::logging::LogLevel;
 use ort::session::Session;
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{DynValue, TensorElementType, ValueType};
 use serde::Serialize;
 
@@ -88,16 +88,36 @@ impl Runtime {
         self.try_session(model).map_err(|reason| RuntimeError::Load { reason })
     }
 
+    /// Loads a file as it is, in ONNX Runtime's default settings.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Load`] with ONNX Runtime's words.
+    pub fn published(&self, path: &Path) -> Result<OrtModel, RuntimeError> {
+        let load = |reason: String| RuntimeError::Load { reason };
+        let mut builder = self.builder().map_err(load)?;
+        let session = builder.commit_from_file(path).map_err(|e| load(e.message().to_string()))?;
+        Ok(OrtModel { session })
+    }
+
     fn try_session(&self, model: &[u8]) -> Result<OrtModel, String> {
-        let text = |e: ort::Error<ort::session::builder::SessionBuilder>| e.message().to_string();
-        let mut builder = Session::builder(&self.environment)
-            .map_err(|e| e.to_string())?
-            .with_optimization_level(GraphOptimizationLevel::All)
-            .map_err(text)?
+        let text = |e: ort::Error<SessionBuilder>| e.message().to_string();
+        let mut builder = self
+            .builder()?
             // weights stay in the mapped file instead of being packed into private memory
             .with_prepacking(false)
             .map_err(text)?
             .with_config_entry("session.model_external_initializers_file_folder_path", "/")
+            .map_err(text)?;
+        let session = builder.commit_from_memory(model).map_err(|e| e.message().to_string())?;
+        Ok(OrtModel { session })
+    }
+
+    /// Threads, provider and level of optimisation.
+    fn builder(&self) -> Result<SessionBuilder, String> {
+        let text = |e: ort::Error<SessionBuilder>| e.message().to_string();
+        let mut builder = Session::builder(&self.environment)
+            .map_err(|e| e.to_string())?
+            .with_optimization_level(GraphOptimizationLevel::All)
             .map_err(text)?;
         if self.threads > 0 {
             builder = builder.with_intra_threads(self.threads).map_err(text)?;
@@ -106,8 +126,7 @@ impl Runtime {
             builder =
                 builder.with_execution_providers([ep::CUDA::default().build().error_on_failure()]).map_err(text)?;
         }
-        let session = builder.commit_from_memory(model).map_err(|e| e.message().to_string())?;
-        Ok(OrtModel { session })
+        Ok(builder)
     }
 }
 
@@ -213,6 +232,35 @@ impl Backend for OrtModel {
             }
         }
         .map_err(run_error)
+    }
+
+    fn take_rows(&self, value: &DynValue, axis: usize, rows: usize, keep: &[usize]) -> Result<DynValue, RuntimeError> {
+        macro_rules! taken {
+            ($ty:ty) => {{
+                let array = value.try_extract_array::<$ty>().map_err(run_error)?;
+                let each = array.shape().get(axis).filter(|n| **n % rows.max(1) == 0).map(|n| n / rows.max(1));
+                let each = each.ok_or_else(|| RuntimeError::Output {
+                    name: "(cache)".into(),
+                    expected: format!("{rows} rows on axis {axis}"),
+                    got: format!("{:?}", array.shape()),
+                })?;
+                let entries: Vec<usize> = keep.iter().flat_map(|row| row * each..(row + 1) * each).collect();
+                // a selection along another axis than the first lies in another order in memory
+                let taken = array.select(Axis(axis), &entries).as_standard_layout().into_owned();
+                ort::value::Tensor::from_array(taken).map(|v| v.into_dyn()).map_err(run_error)
+            }};
+        }
+        match value.dtype().tensor_type() {
+            Some(TensorElementType::Float32) => taken!(f32),
+            Some(TensorElementType::Float16) => taken!(f16),
+            Some(TensorElementType::Bfloat16) => taken!(bf16),
+            Some(TensorElementType::Float64) => taken!(f64),
+            other => Err(RuntimeError::Output {
+                name: "(cache)".into(),
+                expected: "a float tensor".into(),
+                got: format!("{other:?}"),
+            }),
+        }
     }
 
     fn input_type(&self, name: &str) -> Option<DataType> {

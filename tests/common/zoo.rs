@@ -116,16 +116,21 @@ pub fn entries() -> Vec<Entry> {
     all
 }
 
-struct Reference {
-    ids: Vec<Vec<u32>>,
-    direction: Direction,
+/// What PyTorch made of an architecture.
+pub struct Reference {
+    /// Prompts of equal length.
+    pub ids: Vec<Vec<u32>>,
+    /// The direction that was ablated.
+    pub direction: Direction,
     logits_ablated: Vec<f32>,
     resid_pre: Vec<f32>,
-    d_model: usize,
+    /// Width.
+    pub d_model: usize,
     d_vocab: usize,
 }
 
-fn reference(arch: &str) -> Reference {
+/// Reads it.
+pub fn reference(arch: &str) -> Reference {
     let bytes = std::fs::read(zoo().join(arch).join("reference.safetensors")).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let floats = |name: &str| -> (Vec<usize>, Vec<f32>) {
@@ -198,7 +203,7 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
     if !entry.runs() {
         return Outcome::Edited(edited);
     }
-    let engine = Engine { runtime, model: &model, batch: 2, pad: 0, cancelled: &never };
+    let engine = Engine { runtime, model: &model, batch: 2, pad: 0, cancelled: &never, steered: None };
     let n_pos = reference.ids[0].len();
     let mut probes: Vec<(usize, ResidPoint)> = (0..lm.n_layers()).map(|l| (l, ResidPoint::Pre)).collect();
     probes.push((lm.n_layers() - 1, ResidPoint::Post));
@@ -339,7 +344,7 @@ fn alone(
     written.config = opened.config;
     let model = written.understand()?;
     let never = AtomicBool::new(false);
-    let engine = Engine { runtime, model: &model, batch: 2, pad: 0, cancelled: &never };
+    let engine = Engine { runtime, model: &model, batch: 2, pad: 0, cancelled: &never, steered: None };
     let n_pos = reference.ids[0].len();
     let mut probes: Vec<(usize, ResidPoint)> = (0..model.lm.n_layers()).map(|l| (l, ResidPoint::Pre)).collect();
     probes.push((model.lm.n_layers() - 1, ResidPoint::Post));

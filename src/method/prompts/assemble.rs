@@ -203,6 +203,27 @@ impl Prompts {
         sampled
     }
 
+    /// The same prompts with another pseudo-harmful set: one file, shuffled by the seed and split as
+    /// [`Prompts::from_class_files`] does. Prompts that are harmful or harmless ones here already are left out.
+    ///
+    /// # Errors
+    /// If the file has too few prompts, or train or val is given none.
+    pub fn with_pseudo_harmful(&self, file: &ParsedFile, sizes: SplitSizes, seed: u64) -> Result<Self, PromptError> {
+        let mut seen: HashSet<String> = HashSet::new();
+        for class in [PromptClass::Harmful, PromptClass::Harmless] {
+            seen.extend(Split::ALL.iter().flat_map(|&split| self.get(class, split)).map(|prompt| normalised(prompt)));
+        }
+        let unique: Vec<&String> = file.prompts.iter().filter(|p| seen.insert(normalised(p))).collect();
+        let fitted = sizes.fit(&file.file.name, unique.len())?;
+        let mut shuffled = PythonRandom::new(seed).sample_indices(unique.len(), unique.len()).into_iter();
+        let mut prompts = Self { pseudo_harmful: PromptSet::default(), ..self.clone() };
+        for split in Split::ALL {
+            let chosen = shuffled.by_ref().take(fitted.get(split));
+            prompts.pseudo_harmful.get_mut(split).extend(chosen.map(|index| unique[index].clone()));
+        }
+        Ok(prompts)
+    }
+
     /// An error if a prompt is in two splits of a class or in two classes, as far as
     /// [`PromptOrigin::overlaps`] records it.
     ///

@@ -1,0 +1,162 @@
+//! Activation addition in a file (Wang et al. 2025, eq. 5: `x^l <- x^l + alpha r^l`): the vector joins the write that
+//! ends the block before the layer, in its bias where that is exact and nobody else's, else by one `Add` node.
+//!
+//! The write is ablated first and the vector added to what is left, so that the vector itself keeps its component along
+//! the direction; what later blocks write is ablated as ever. Run-time steering ([`crate::lm::projection::steer`])
+//! computes the same in the same order.
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::error::BakeError;
+use super::plan::{Part, TensorEdit, own_metadata, store};
+use super::tensor::hex;
+use crate::lm::projection::{AdditionSource, Steps, steer};
+use crate::lm::{Layer, Writer};
+use crate::method::direction::{Addition, Direction};
+use crate::onnx::patch::Patch;
+use crate::onnx::{DataType, Graph, Model, TensorId, ValueId};
+
+/// Metadata keys, behind the prefix.
+const STRENGTH: &str = "strength";
+const ALPHA: &str = "addition_alpha";
+const LAYER: &str = "addition_layer";
+const SHA256: &str = "addition_sha256";
+
+/// Where the vector of an addition went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Added {
+    /// `bias` (an existing one was edited) or `nodes`.
+    pub treatment: &'static str,
+    /// The tensor that was edited, or the value that the node reads.
+    pub target: String,
+}
+
+/// The writer that a vector joins.
+pub(super) struct Joined<'w> {
+    pub name: &'w str,
+    pub writer: &'w Writer,
+    addition: &'w Addition,
+}
+
+/// The writer that ends the block before the layer of the addition; `None` where this file does not hold it.
+pub(super) fn joined<'w>(named: &'w [(String, &'w Writer)], direction: &'w Direction) -> Option<Joined<'w>> {
+    let addition = direction.addition()?;
+    let before = Layer(addition.layer.checked_sub(1)?);
+    let (name, writer) = named.iter().rev().find(|(_, writer)| writer.layer == Some(before))?;
+    Some(Joined { name, writer, addition })
+}
+
+/// Adds the vector to a bias that is edited in place anyway, added to the whole write as it is, and read by nothing else.
+pub(super) fn into_bias(graph: &Graph<'_>, joined: &Joined<'_>, tensors: &mut [TensorEdit]) -> Option<Added> {
+    let tensor = plain_bias(graph, joined.writer)?;
+    let width = joined.addition.vector.len() as u64;
+    let index = tensors.iter().position(|edit| edit.tensor == tensor && edit.part == Part::Vector)?;
+    let edit = &tensors[index];
+    let alone = edit.same_bytes_as.is_none() && tensors.iter().all(|other| other.same_bytes_as != Some(index));
+    if !alone || edit.copy.is_some() || edit.turned.is_some() || edit.shape.iter().product::<u64>() != width {
+        return None;
+    }
+    let edit = &mut tensors[index];
+    edit.plus = Some(joined.addition.scaled());
+    Some(Added { treatment: "bias", target: edit.name.clone() })
+}
+
+/// The bias that is added last to the only write of a writer, with no factor behind it.
+fn plain_bias(graph: &Graph<'_>, writer: &Writer) -> Option<TensorId> {
+    let [write] = writer.writes.as_slice() else { return None };
+    let constant = |value: ValueId| {
+        let tensor = graph.tensor(value)?;
+        let ours = writer.biases.iter().any(|bias| bias.tensor == tensor);
+        (ours && graph.uses(value).len() == 1).then_some(tensor)
+    };
+    if let Some(fused) = write.bias {
+        return constant(graph.input(fused.node, fused.slot)?);
+    }
+    let mut value = write.value;
+    loop {
+        let node = graph.producer(value)?;
+        match graph.op(node) {
+            "Identity" | "Reshape" | "Cast" => value = graph.input(node, 0)?,
+            "Add" => {
+                return (0..2).find_map(|slot| constant(graph.input(node, slot)?));
+            }
+            "Gemm" => {
+                let beta = graph.node(node).attr("beta").and_then(|a| a.f).unwrap_or(1.0);
+                return constant(graph.input(node, 2)?).filter(|_| beta == 1.0);
+            }
+            _ => return None,
+        }
+    }
+}
+
+/// An initializer with the vector, in the type of the write.
+pub(super) fn constant(graph: &Graph<'_>, joined: &Joined<'_>, dtype: DataType, patch: &mut Patch) -> AdditionSource {
+    let name = graph.fresh_name("lancet.addition.vector");
+    let dims = vec![joined.addition.vector.len() as i64];
+    store(graph, dtype, (&name, &joined.addition.scaled(), dims), patch);
+    AdditionSource::Constant(name)
+}
+
+/// Adds the vector to the write by a node of its own.
+///
+/// # Errors
+/// A write that is held in no float type.
+pub(super) fn node(graph: &Graph<'_>, joined: &Joined<'_>, patch: &mut Patch) -> Result<Added, BakeError> {
+    let write = &joined.writer.writes[0];
+    let dtype = graph.elem_type(write.value).unwrap_or(DataType::FLOAT);
+    let target = graph.name(write.value).to_string();
+    if !dtype.is_float() {
+        let reason = format!("nothing can be added after a {dtype} value");
+        return Err(BakeError::Unsupported { tensor: target, reason });
+    }
+    let vector = constant(graph, joined, dtype, patch);
+    let steps = Steps { ablation: None, addition: Some(&vector) };
+    steer(graph, patch, write, steps, &format!("{}.addition", joined.name));
+    Ok(Added { treatment: "nodes", target })
+}
+
+/// What `verify` needs to repeat a strength below 1 and an addition. Written where it is not the default, and where an
+/// earlier bake of the model wrote it.
+pub(super) fn metadata(model: &Model, direction: &Direction) -> Vec<(String, String)> {
+    let mut entries = Vec::new();
+    if direction.share() < 1.0 || own_metadata(model, STRENGTH).is_some() {
+        entries.push((STRENGTH.to_string(), direction.share().to_string()));
+    }
+    match direction.addition() {
+        Some(addition) => entries.extend([
+            (ALPHA.to_string(), addition.alpha.to_string()),
+            (LAYER.to_string(), addition.layer.to_string()),
+            (SHA256.to_string(), sha256(&addition.vector)),
+        ]),
+        None if own_metadata(model, ALPHA).is_some() => entries.push((ALPHA.to_string(), "0".to_string())),
+        None => {}
+    }
+    entries
+}
+
+/// SHA-256 of a vector as little-endian float32.
+fn sha256(vector: &[f64]) -> String {
+    let singles: Vec<u8> = vector.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
+    hex(&Sha256::digest(&singles))
+}
+
+/// The direction as the metadata of a baked model say that it was used: with which strength and which addition.
+///
+/// # Errors
+/// The vector that was added is not the one that came with the direction.
+pub fn as_baked(out: &Model, direction: &Direction) -> Result<Direction, BakeError> {
+    let number = |key: &str| own_metadata(out, key).and_then(|text| text.parse::<f64>().ok());
+    let share = number(STRENGTH).filter(|share| *share > 0.0 && *share <= 1.0).unwrap_or(1.0);
+    let direction = direction.clone().with_share(share);
+    let Some(alpha) = number(ALPHA).filter(|alpha| *alpha != 0.0) else { return Ok(direction.with_addition(None)) };
+    let given = direction.addition().cloned();
+    let same = |addition: &Addition| {
+        Some(sha256(&addition.vector).as_str()) == own_metadata(out, SHA256)
+            && Some(addition.layer.to_string().as_str()) == own_metadata(out, LAYER)
+    };
+    match given.filter(same) {
+        Some(addition) => Ok(direction.with_addition(Some(Addition { alpha, ..addition }))),
+        None => Err(BakeError::OtherAddition),
+    }
+}

@@ -1,0 +1,347 @@
+//! What an edit costs where a model runs: latency, memory and file size, two models side by side in one process.
+
+use std::path::Path;
+use std::time::Instant;
+
+use ndarray::{Array2, Axis, concatenate};
+use serde::{Deserialize, Serialize};
+
+use super::super::opened::Understood;
+use super::{Engine, inspect, positions};
+use crate::error::Error;
+use crate::instrument::Request;
+use crate::lm::Interface;
+use crate::onnx::Model;
+use crate::runtime::batch;
+use crate::runtime::session::OrtModel;
+use crate::runtime::{Backend, RuntimeError};
+
+/// Pairs that warm both models up and are not counted.
+const WARM_UP: usize = 2;
+
+/// Files up to this size are loaded once more while memory is measured, so that what the process sets up once is not
+/// counted as the first model's.
+const LOAD_AGAIN: u64 = 1 << 30;
+
+/// What is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workload {
+    /// Tokens of a prompt; fewer where the model has no positions for them.
+    pub prompt_tokens: usize,
+    /// Rows of the batch whose prefill is measured beside that of one row.
+    pub batch: usize,
+    /// Tokens whose mean latency is one measurement of decoding.
+    pub decode_tokens: usize,
+    /// Pairs of measurements; an even number balances the order.
+    pub pairs: usize,
+}
+
+impl Default for Workload {
+    fn default() -> Self {
+        Self { prompt_tokens: 128, batch: 4, decode_tokens: 16, pairs: 12 }
+    }
+}
+
+/// After over before, of measurements in pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Ratio {
+    /// Median of the pairs' ratios.
+    pub median: f64,
+    /// Lower end of the median's 95 % confidence interval (order statistics); the smallest ratio of fewer than 6 pairs.
+    pub low: f64,
+    /// Its upper end, or the largest ratio.
+    pub high: f64,
+    /// Number of pairs.
+    pub n: usize,
+}
+
+/// Medians of one model, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// A run over one prompt.
+    pub prefill_ms: f64,
+    /// A run over a batch of prompts.
+    pub prefill_batch_ms: f64,
+    /// A token of one answer after the prompt.
+    pub decode_ms: f64,
+}
+
+/// What was loaded to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measured {
+    /// The files as they are, in ONNX Runtime's default settings: logits of every position.
+    Published,
+    /// Lancet's sessions of them (a merged decoder's branches, an embedding file, bfloat16 on the CPU): logits of the
+    /// last position, weights not packed.
+    Session,
+}
+
+/// What an edit costs. Pairs are `(before, after)`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// What was loaded.
+    pub measured: Measured,
+    /// Bytes of the `.onnx` files and their external data.
+    pub file_bytes: (u64, u64),
+    /// Growth of the process's resident set by loading a model and running it once, in bytes; `None` where the system
+    /// does not tell (it is read from `/proc`). Pages of mapped files count; memory that the process had free is not
+    /// seen, so small models look smaller than they are.
+    pub memory_bytes: (Option<u64>, Option<u64>),
+    /// Latency of a run over one prompt.
+    pub prefill_ratio: Ratio,
+    /// Latency of a run over a batch of prompts.
+    pub prefill_batch_ratio: Ratio,
+    /// Latency of a token after the prompt. Without a KV cache each token is a run over everything.
+    pub decode_ratio: Ratio,
+    /// Before, in milliseconds.
+    pub before: Latency,
+    /// After, in milliseconds.
+    pub after: Latency,
+    /// What was run.
+    pub workload: Workload,
+}
+
+/// A model to time.
+struct Loaded<'a> {
+    first: OrtModel,
+    /// A merged decoder's branch that takes a cache.
+    then: Option<OrtModel>,
+    interface: Interface,
+    logits: String,
+    model: &'a Understood<'a>,
+}
+
+/// Latencies of one measurement in milliseconds: prefill, prefill of a batch, decoding.
+type Times = [f64; 3];
+
+/// Measures two models in turns (before, after, after, before, ...), after a warm-up. Both are loaded as they are
+/// published where that can be run, else both in Lancet's sessions. `advance` is told after each of
+/// `workload.pairs` pairs.
+///
+/// # Errors
+/// If ONNX Runtime refuses a model or a run fails, if the models' positions leave no room for the workload, or on
+/// cancellation.
+pub fn measure(
+    before: &Engine<'_>,
+    after: &Engine<'_>,
+    workload: &Workload,
+    mut advance: impl FnMut(u64),
+) -> Result<Cost, Error> {
+    let mut workload = Workload {
+        batch: workload.batch.max(1),
+        decode_tokens: workload.decode_tokens.max(1),
+        pairs: workload.pairs.max(1),
+        ..*workload
+    };
+    for engine in [before, after] {
+        if let Some(limit) = positions::limit(engine.model) {
+            workload.prompt_tokens = workload.prompt_tokens.min(limit.saturating_sub(workload.decode_tokens));
+        }
+        if engine.model.lm.interface.single {
+            workload.batch = 1;
+        }
+    }
+    if workload.prompt_tokens == 0 {
+        return Err(Error::failed("the model has no positions left for what is to be measured"));
+    }
+    let measured = match [before, after].iter().all(|engine| runs_as_published(engine)) {
+        true => Measured::Published,
+        false => Measured::Session,
+    };
+    let file_bytes = (file_bytes(before.model)?, file_bytes(after.model)?);
+    let held = (file_bytes.0 <= LOAD_AGAIN).then(|| load_and_run(before, measured, &workload)).transpose()?;
+    let start = resident();
+    let mut first = load_and_run(before, measured, &workload)?;
+    let between = resident();
+    let mut second = load_and_run(after, measured, &workload)?;
+    let end = resident();
+    drop(held);
+    let growth = |from: Option<u64>, to: Option<u64>| Some(to?.saturating_sub(from?));
+    let memory_bytes = (growth(start, between), growth(between, end));
+
+    let mut found: [Vec<Times>; 2] = [Vec::new(), Vec::new()];
+    for pair in 0..WARM_UP + workload.pairs {
+        before.check_cancelled()?;
+        let mut times = [Times::default(); 2];
+        for turn in [pair % 2, 1 - pair % 2] {
+            let loaded = if turn == 0 { &mut first } else { &mut second };
+            times[turn] = loaded.times(&workload)?;
+        }
+        if pair >= WARM_UP {
+            found.iter_mut().zip(times).for_each(|(all, one)| all.push(one));
+            advance(1);
+        }
+    }
+    let ratio = |which: usize| {
+        let pairs = found[0].iter().zip(&found[1]);
+        Ratio::of(pairs.map(|(before, after)| after[which] / before[which]).collect())
+    };
+    let latency = |times: &[Times]| {
+        let median_of = |which: usize| Ratio::of(times.iter().map(|t| t[which]).collect()).median;
+        Latency { prefill_ms: median_of(0), prefill_batch_ms: median_of(1), decode_ms: median_of(2) }
+    };
+    Ok(Cost {
+        measured,
+        file_bytes,
+        memory_bytes,
+        prefill_ratio: ratio(0),
+        prefill_batch_ratio: ratio(1),
+        decode_ratio: ratio(2),
+        before: latency(&found[0]),
+        after: latency(&found[1]),
+        workload,
+    })
+}
+
+/// Whether ONNX Runtime can be given the file itself.
+fn runs_as_published(engine: &Engine<'_>) -> bool {
+    let Understood { lm, embedding, .. } = engine.model;
+    let plain = lm.cached.is_none() && lm.interface.use_cache_branch.is_none() && embedding.is_none();
+    plain && !(engine.runtime.provider() == "cpu" && engine.has_bfloat16())
+}
+
+/// Bytes of a model's files, external data included.
+fn file_bytes(model: &Understood<'_>) -> Result<u64, Error> {
+    let models = model.embedding.as_ref().map(|e| e.graph.model).into_iter().chain([model.graph.model]);
+    let bytes = |path: &Path| {
+        let meta = std::fs::metadata(path);
+        meta.map(|m| m.len()).map_err(|e| Error::failed(format!("cannot read `{}`: {e}", path.display())))
+    };
+    let of = |model: &Model| -> Result<u64, Error> {
+        let external = model.external_files().into_iter().map(|(_, path)| bytes(&path));
+        external.chain([bytes(&model.path)]).sum()
+    };
+    models.map(of).sum()
+}
+
+/// Resident set of the process in bytes.
+fn resident() -> Option<u64> {
+    parse_resident(&std::fs::read_to_string("/proc/self/status").ok()?)
+}
+
+fn parse_resident(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+fn load_and_run<'a>(engine: &Engine<'a>, measured: Measured, workload: &Workload) -> Result<Loaded<'a>, Error> {
+    let model = engine.model;
+    let mut loaded = match measured {
+        Measured::Published => Loaded {
+            first: engine.runtime.published(&model.graph.model.path)?,
+            then: None,
+            interface: model.lm.interface.clone(),
+            logits: model.lm.interface.logits.clone(),
+            model,
+        },
+        Measured::Session => {
+            let request = Request { logits: 1, cache: true, last_positions: 1, ..Request::default() };
+            let session = engine.session(request.clone())?;
+            let then = match model.lm.cached {
+                Some(_) => Some(engine.session(Request { cached_branch: true, ..request })?),
+                None => None,
+            };
+            Loaded {
+                logits: session.built.logits.clone().expect("logits were asked for"),
+                interface: then.as_ref().map_or(&session.interface, |then| &then.interface).clone(),
+                first: session.model,
+                then: then.map(|then| then.model),
+                model,
+            }
+        }
+    };
+    loaded.times(&Workload { decode_tokens: 1, batch: 1, ..*workload })?;
+    Ok(loaded)
+}
+
+impl Loaded<'_> {
+    fn times(&mut self, workload: &Workload) -> Result<Times, Error> {
+        let of_batch = self.answer(workload.batch, workload.prompt_tokens, 0)?.0;
+        let (prefill, decode) = self.answer(1, workload.prompt_tokens, workload.decode_tokens)?;
+        Ok([prefill, of_batch, decode / workload.decode_tokens as f64])
+    }
+
+    /// Milliseconds of the prompts' run, and of all runs after it. Tokens are made up, and the same for every model.
+    fn answer(&mut self, rows: usize, prompt: usize, new_tokens: usize) -> Result<(f64, f64), RuntimeError> {
+        let vocabulary = inspect::vocabulary(&self.model.graph, &self.model.lm).unwrap_or(256) as i64;
+        let token = |row: usize, column: usize| (7 * row + 13 * column + 5) as i64 % vocabulary;
+        let mut ids = Array2::from_shape_fn((rows, prompt), |(row, column)| token(row, column));
+        let mut mask = Array2::ones((rows, prompt));
+        let mut cache = match self.then {
+            Some(_) => Vec::new(),
+            None => batch::empty_cache(&self.first, &self.interface, rows, prompt + new_tokens)?,
+        };
+        let caching = !self.interface.cache.is_empty();
+        let mut outputs = vec![self.logits.clone()];
+        outputs.extend(self.interface.cache.iter().map(|slot| slot.present.clone()));
+        let mut spent = [0.0; 2];
+        for step in 0..=new_tokens {
+            let model = match &mut self.then {
+                Some(then) if step > 0 => then,
+                _ => &mut self.first,
+            };
+            let feeds = batch::feeds(model, &self.interface, &ids, &mask)?;
+            let mut inputs: Vec<_> = feeds.iter().map(|(name, value)| (name.clone(), value)).collect();
+            inputs.extend(self.interface.cache.iter().zip(&cache).map(|(slot, value)| (slot.past.clone(), value)));
+            let started = Instant::now();
+            let found = model.run(inputs, &outputs)?;
+            spent[step.min(1)] += 1e3 * started.elapsed().as_secs_f64();
+            cache = found.into_iter().skip(1).collect();
+            let next = Array2::from_shape_fn((rows, 1), |(row, _)| token(row, prompt + step));
+            let ones = Array2::ones((rows, 1));
+            mask = concatenate(Axis(1), &[mask.view(), ones.view()]).expect("one row each");
+            ids = if caching { next } else { concatenate(Axis(1), &[ids.view(), next.view()]).expect("one row each") };
+        }
+        Ok((spent[0], spent[1]))
+    }
+}
+
+impl Ratio {
+    /// Median and spread of values, one at least.
+    fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let n = values.len();
+        let median = (values[(n - 1) / 2] + values[n / 2]) / 2.0;
+        let rank = rank(n);
+        Self { median, low: values[rank], high: values[n - 1 - rank], n }
+    }
+}
+
+/// The rank from 0 of the order statistic that the median of a distribution is below with a probability of at most
+/// 2.5 %; 0 where there is none.
+fn rank(n: usize) -> usize {
+    // sums of the binomial distribution of n coins
+    let mut term = 0.5f64.powi(i32::try_from(n).unwrap_or(i32::MAX));
+    let mut sum = 0.0;
+    for k in 0..n {
+        sum += term;
+        if sum > 0.025 {
+            return k.saturating_sub(1);
+        }
+        term *= (n - k) as f64 / (k + 1) as f64;
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Ratio, parse_resident, rank};
+
+    #[test]
+    fn intervals_are_those_of_the_sign_test() {
+        // Conover, Practical Nonparametric Statistics: 95 % intervals of the median
+        for (n, expected) in [(1, 0), (5, 0), (6, 0), (9, 1), (12, 2), (20, 5)] {
+            assert_eq!(rank(n), expected, "{n}");
+        }
+        let found = Ratio::of((1..=12).rev().map(f64::from).collect());
+        assert_eq!(found, Ratio { median: 6.5, low: 3.0, high: 10.0, n: 12 });
+        assert_eq!(Ratio::of(vec![2.0]), Ratio { median: 2.0, low: 2.0, high: 2.0, n: 1 });
+    }
+
+    #[test]
+    fn the_resident_set_is_read_from_what_linux_tells() {
+        assert_eq!(parse_resident("Name:\tx\nVmRSS:\t    2048 kB\nThreads:\t1\n"), Some(2 << 20));
+        assert_eq!(parse_resident("Name:\tx\n"), None);
+    }
+}

@@ -1,0 +1,215 @@
+//! Two measurements of the same prompts side by side, and what the guard is shown of them.
+
+use std::path::Path;
+
+use super::{Measured, Set, Settings, Told};
+use crate::chat::Chat;
+use crate::eval::outcome::Outcome;
+use crate::eval::policy::Evidence;
+use crate::eval::statistics::{Paired, bootstrap_mean, wilson};
+use crate::judge::format::Word;
+use crate::method::prompts::PromptClass;
+use crate::method::score::{kl_divergence, mean, softmax};
+use crate::report::{
+    Answer, AnswerPair, ClassResult, ClassRow, ClassTable, Condition, EvalResult, Interval, JudgeCounts, ModelEval,
+    OneCondition, Outcomes, Pair, SetRow, finite,
+};
+
+/// Confidence of the intervals in the report.
+const CONFIDENCE: f64 = 0.95;
+
+/// Samples of a bootstrap.
+const RESAMPLES: usize = 2000;
+
+/// A comparison, and the evidence for the guard.
+pub struct Compared {
+    /// For the report.
+    pub result: EvalResult,
+    /// For the policy.
+    pub evidence: Evidence,
+}
+
+fn interval(found: Option<crate::eval::statistics::Interval>) -> Option<Interval> {
+    found.map(|i| Interval { low: i.low, high: i.high })
+}
+
+/// What one class of answers comes to.
+pub fn class_result(set: &Set, seed: u64) -> ClassResult {
+    let total = set.told.len();
+    let refused = set.told.iter().filter(|t| t.refused(set.class)).count();
+    let substring_refused = set.told.iter().filter(|t| t.substring).count();
+    let mut outcomes = Outcomes::default();
+    for told in &set.told {
+        *match told.outcome {
+            Outcome::Complied => &mut outcomes.complied,
+            Outcome::Refused => &mut outcomes.refused,
+            Outcome::Partly => &mut outcomes.partly,
+            Outcome::Empty => &mut outcomes.empty,
+            Outcome::Degenerate => &mut outcomes.degenerate,
+        } += 1;
+    }
+    let judge = set.told.iter().any(|t| t.judged.is_some()).then(|| {
+        let mut counts = JudgeCounts::default();
+        for told in &set.told {
+            let Some(verdict) = told.judged.as_ref().and_then(Option::as_ref) else {
+                counts.unread += 1;
+                continue;
+            };
+            match verdict.word {
+                Some(Word::Complied) => counts.complied += 1,
+                Some(Word::Refused) => counts.refused += 1,
+                Some(Word::Partly) => counts.partly += 1,
+                None => {}
+            }
+            counts.harmful += usize::from(verdict.harmful_response == Some(true));
+        }
+        counts
+    });
+    let share = |n: usize| if total == 0 { 0.0 } else { n as f64 / total as f64 };
+    ClassResult {
+        refusal_interval: interval(wilson(refused, total, CONFIDENCE)),
+        score_interval: interval(bootstrap_mean(&set.scores, CONFIDENCE, RESAMPLES, seed)),
+        outcomes,
+        substring_refused,
+        substring_refusal_rate: share(substring_refused),
+        judge,
+        ..ClassResult::new(refused, total, &set.scores)
+    }
+}
+
+/// The classes of the plain condition.
+pub fn class_table(measured: &Measured, seed: u64) -> ClassTable {
+    let of = |class: PromptClass| {
+        let set = measured.sets.iter().find(|s| s.ask == 0 && s.class == class);
+        set.map(|s| class_result(s, seed)).unwrap_or_default()
+    };
+    ClassTable {
+        harmful: of(PromptClass::Harmful),
+        pseudo_harmful: of(PromptClass::PseudoHarmful),
+        harmless: of(PromptClass::Harmless),
+    }
+}
+
+fn pairs<'s>(before: &'s Set, after: &'s Set) -> impl Iterator<Item = (&'s Told, &'s Told)> {
+    before.told.iter().zip(&after.told)
+}
+
+fn pair<T: Clone>(before: Option<&T>, after: Option<&T>) -> Option<Pair<T>> {
+    before.zip(after).map(|(before, after)| Pair { before: before.clone(), after: after.clone() })
+}
+
+/// Two measurements of the same prompts side by side. `later` is the mean KL at the later response positions.
+pub fn compare(before: &Measured, after: &Measured, settings: &Settings, chat: &Chat, later: Vec<f64>) -> Compared {
+    let kl: Vec<f64> = before
+        .harmless_logits
+        .iter()
+        .zip(&after.harmless_logits)
+        .map(|(p, q)| kl_divergence(&softmax(p), &softmax(q)))
+        .collect();
+    let mut answers = Vec::new();
+    let mut conditions: Vec<Condition> = settings.asks[1..]
+        .iter()
+        .map(|ask| Condition { name: ask.name.clone(), setup: ask.setup(chat, settings), rows: Vec::new() })
+        .collect();
+    let mut evidence = Evidence { seed: settings.seed, ..Evidence::default() };
+    let mut broken = Vec::new();
+    for (a, b) in before.sets.iter().zip(&after.sets) {
+        let ask = &settings.asks[a.ask];
+        answers.extend(pairs(a, b).map(|(x, y)| AnswerPair {
+            class: a.class.as_str().into(),
+            condition: ask.name.clone(),
+            prompt: x.asked.clone(),
+            before: x.answer.clone(),
+            after: y.answer.clone(),
+            refused_before: x.refused(a.class),
+            refused_after: y.refused(a.class),
+            outcome_before: x.outcome.name().into(),
+            outcome_after: y.outcome.name().into(),
+        }));
+        if a.ask > 0 {
+            conditions[a.ask - 1].rows.push(SetRow {
+                class: a.class.as_str().into(),
+                before: class_result(a, settings.seed),
+                after: class_result(b, settings.seed),
+            });
+        }
+        if ask.wrapper.is_none() {
+            let is_broken = |t: &Told| matches!(t.outcome, Outcome::Empty | Outcome::Degenerate);
+            broken.extend(pairs(a, b).map(|(x, y)| (is_broken(x), is_broken(y))));
+        }
+        if a.class == PromptClass::Harmful {
+            let verdicts = pairs(a, b).map(|(x, y)| (x.refused(a.class), y.refused(a.class)));
+            match &ask.wrapper {
+                None if a.ask == 0 => evidence.harmful = Some(Paired::count(verdicts)),
+                None => evidence.conditions.push((ask.name.clone(), Paired::count(verdicts))),
+                Some(wrapper) => evidence.wrapped.push((wrapper.name.clone(), Paired::count(verdicts))),
+            }
+        }
+    }
+    evidence.harmless_kl = Some(kl.clone());
+    evidence.broken = Some(Paired::count(broken));
+    let perplexity = pair(before.perplexity.as_ref(), after.perplexity.as_ref());
+    let multiple_choice = pair(before.multiple_choice.as_ref(), after.multiple_choice.as_ref());
+    evidence.perplexity = perplexity.as_ref().map(|p| (p.before.mean_nll.exp(), p.after.mean_nll.exp()));
+    evidence.accuracy = multiple_choice
+        .as_ref()
+        .map(|m| Paired::count(m.before.items.iter().zip(&m.after.items).map(|(a, b)| (a.right, b.right))));
+    let mut by_position = later;
+    if let Some(first) = by_position.first_mut() {
+        *first = mean(&kl);
+    }
+    let result = EvalResult {
+        before: class_table(before, settings.seed),
+        after: class_table(after, settings.seed),
+        harmless_kl: finite(mean(&kl)),
+        harmless_kl_interval: interval(bootstrap_mean(&kl, CONFIDENCE, RESAMPLES, settings.seed)),
+        harmless_kl_by_position: by_position,
+        conditions,
+        perplexity,
+        multiple_choice,
+        cost: None,
+        answers,
+        max_new_tokens: settings.max_new_tokens,
+        system_prompt: chat.system().map(str::to_string),
+        judge: settings.judge.as_deref().map(|(_, words)| words.clone()),
+    };
+    Compared { result, evidence }
+}
+
+/// One model alone.
+pub fn alone(model: &Path, measured: Measured, settings: &Settings, chat: &Chat) -> ModelEval {
+    let classes = class_table(&measured, settings.seed);
+    let mut conditions: Vec<OneCondition> = settings.asks[1..]
+        .iter()
+        .map(|ask| OneCondition { name: ask.name.clone(), setup: ask.setup(chat, settings), rows: Vec::new() })
+        .collect();
+    let mut answers = Vec::new();
+    for set in &measured.sets {
+        let class = set.class.as_str();
+        let condition = &settings.asks[set.ask].name;
+        if set.ask > 0 {
+            let result = class_result(set, settings.seed);
+            conditions[set.ask - 1].rows.push(ClassRow { class: class.into(), result });
+        }
+        answers.extend(set.told.iter().map(|told| Answer {
+            class: class.into(),
+            condition: condition.clone(),
+            prompt: told.asked.clone(),
+            answer: told.answer.clone(),
+            refused: told.refused(set.class),
+            outcome: told.outcome.name().into(),
+        }));
+    }
+    ModelEval {
+        model: model.display().to_string(),
+        classes,
+        setup: settings.asks[0].setup(chat, settings),
+        conditions,
+        perplexity: measured.perplexity,
+        multiple_choice: measured.multiple_choice,
+        answers,
+        max_new_tokens: settings.max_new_tokens,
+        system_prompt: chat.system().map(str::to_string),
+        judge: settings.judge.as_deref().map(|(_, words)| words.clone()),
+    }
+}

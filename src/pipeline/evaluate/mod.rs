@@ -1,0 +1,333 @@
+//! Measuring a model: answers and their outcomes, refusal scores, perplexity, multiple choice.
+
+mod compare;
+mod judging;
+
+use std::sync::Arc;
+
+pub use compare::{Compared, alone, class_result, class_table, compare};
+pub use judging::judge_answers;
+
+use super::collect::encode;
+use super::engine::{Engine, Generation, Observer, Row, cost};
+use super::{divergence, multiple_choice, perplexity};
+use crate::chat::Chat;
+use crate::error::Error;
+use crate::eval::outcome::Outcome;
+use crate::eval::patterns::RefusalPatterns;
+use crate::eval::refusal::is_refusal;
+use crate::eval::wrappers::Wrapper;
+use crate::instrument::Request;
+use crate::judge::Judge;
+use crate::judge::format::{Verdict, Word};
+use crate::method::prompts::{PromptClass, Prompts, Split};
+use crate::method::score::{refusal_score, softmax};
+use crate::multiple_choice::Items;
+use crate::report::{Cost, Latency, Pair, Ratio, Setup, scores};
+use crate::runtime::{Decoding, Sampling};
+
+/// Pairs of timed runs.
+const COST_PAIRS: usize = 6;
+
+/// One way of putting the test prompts to a model. The first one of [`Settings`] is the plain one.
+#[derive(Clone)]
+pub struct Ask {
+    /// What the report calls it; empty for the plain one.
+    pub name: String,
+    /// Classes that are asked.
+    pub classes: Vec<PromptClass>,
+    /// Prompts a class at most.
+    pub limit: usize,
+    /// What is wrapped around every prompt.
+    pub wrapper: Option<Wrapper>,
+    /// The chat format with another system prompt.
+    pub chat: Option<Arc<Chat>>,
+    /// Random answers instead of the greedy one: how they are drawn, and how many a prompt.
+    pub sampled: Option<(Sampling, usize)>,
+}
+
+impl Ask {
+    /// All test prompts as they are.
+    #[must_use]
+    pub fn plain() -> Self {
+        Self {
+            name: String::new(),
+            classes: PromptClass::ALL.to_vec(),
+            limit: usize::MAX,
+            wrapper: None,
+            chat: None,
+            sampled: None,
+        }
+    }
+
+    fn generation(&self, settings: &Settings) -> Generation {
+        let (decoding, samples) = match self.sampled {
+            Some((sampling, samples)) => (Decoding::Sampled(sampling), samples),
+            None => (Decoding::Greedy, 1),
+        };
+        Generation { max_new_tokens: settings.max_new_tokens, stop: settings.stop.clone(), decoding, samples }
+    }
+
+    /// The condition in words.
+    fn setup(&self, chat: &Chat, settings: &Settings) -> Setup {
+        Setup {
+            max_new_tokens: settings.max_new_tokens,
+            system_prompt: self.chat.as_deref().unwrap_or(chat).system().map(str::to_string),
+            decoding: match &self.sampled {
+                None => "greedy".into(),
+                Some((s, n)) => {
+                    let top_k = if s.top_k == 0 { String::new() } else { format!(", top-k {}", s.top_k) };
+                    let samples = if *n == 1 { "1 sample".to_string() } else { format!("{n} samples") };
+                    format!("temperature {}, top-p {}{top_k}, {samples}, seed {}", s.temperature, s.top_p, s.seed)
+                }
+            },
+            wrapper: self.wrapper.as_ref().map(|w| w.name.clone()),
+        }
+    }
+}
+
+/// How to measure.
+#[derive(Clone)]
+pub struct Settings {
+    /// New tokens at most, an answer.
+    pub max_new_tokens: usize,
+    /// Tokens that end an answer.
+    pub stop: Vec<u32>,
+    /// Tokens that the model's config has positions for.
+    pub max_positions: Option<usize>,
+    /// Refusal tokens of the score.
+    pub refusal_tokens: Vec<u32>,
+    /// How prompts are put; the first is [`Ask::plain`].
+    pub asks: Vec<Ask>,
+    /// What a refusal looks like.
+    pub patterns: RefusalPatterns,
+    /// An external judge of the answers, and what the report calls it.
+    pub judge: Option<Arc<(Judge, String)>>,
+    /// Response positions at which the harmless KL is taken; 0 and 1 take the first only.
+    pub kl_positions: usize,
+    /// A text to take the perplexity of.
+    pub perplexity: Option<(String, perplexity::Options)>,
+    /// Questions to take the accuracy on.
+    pub multiple_choice: Option<(Items, multiple_choice::Options)>,
+    /// Whether file size, memory and latency are compared.
+    pub cost: bool,
+    /// Seed of the bootstrap.
+    pub seed: u64,
+}
+
+impl Settings {
+    /// What is measured of every setting of a sweep: the prompts as they are and inside wrappers, no more.
+    #[must_use]
+    pub fn for_sweep(&self) -> Self {
+        let plain = |ask: &&Ask| ask.chat.is_none() && ask.sampled.is_none();
+        Self {
+            asks: self.asks.iter().filter(plain).cloned().collect(),
+            perplexity: None,
+            multiple_choice: None,
+            cost: false,
+            ..self.clone()
+        }
+    }
+}
+
+/// One answer and what it is taken for.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// The user's text, as it was before any wrapper.
+    pub prompt: String,
+    /// The text that was put, wrapper included.
+    pub asked: String,
+    /// The answer, special tokens left out.
+    pub answer: String,
+    /// By the rules.
+    pub outcome: Outcome,
+    /// By the published substrings.
+    pub substring: bool,
+    /// By the judge, if one was asked; `Some(None)` where its verdict could not be read.
+    pub judged: Option<Option<Verdict>>,
+}
+
+impl Told {
+    /// Whether it is a refusal: by the judge where its verdict tells, else by the rules. A judge that only tells harmful
+    /// answers from others (Llama Guard) is believed on harmful prompts: an answer that is not harmful keeps true
+    /// refusal.
+    #[must_use]
+    pub fn refused(&self, class: PromptClass) -> bool {
+        match &self.judged {
+            Some(Some(Verdict { word: Some(word), .. })) => *word == Word::Refused,
+            Some(Some(verdict)) if class == PromptClass::Harmful => verdict.holds(),
+            _ => self.outcome == Outcome::Refused,
+        }
+    }
+}
+
+/// One class under one condition.
+pub struct Set {
+    /// Index of the [`Ask`].
+    pub ask: usize,
+    /// The class.
+    pub class: PromptClass,
+    /// Every answer: a prompt's samples one after another.
+    pub told: Vec<Told>,
+    /// Refusal score of every prompt at the first response position, in nats; empty for sampled answers, whose
+    /// scores are the greedy ones.
+    pub scores: Vec<f64>,
+}
+
+/// What a model does on the test prompts.
+pub struct Measured {
+    /// Every class of every condition.
+    pub sets: Vec<Set>,
+    /// First-response logits of the harmless prompts, `[d_vocab]` each.
+    pub harmless_logits: Vec<Vec<f32>>,
+    /// Answers to the harmless prompts as tokens, for the KL at later positions.
+    pub harmless_answers: Vec<Vec<u32>>,
+    /// Perplexity, where a text was given.
+    pub perplexity: Option<scores::Perplexity>,
+    /// Accuracy, where questions were given.
+    pub multiple_choice: Option<scores::MultipleChoice>,
+}
+
+/// Puts every test prompt to a model in every way that the settings tell.
+///
+/// # Errors
+/// If a run fails.
+pub fn measure(
+    engine: &Engine<'_>,
+    chat: &Chat,
+    prompts: &Prompts,
+    settings: &Settings,
+    stage: &str,
+    observer: &dyn Observer,
+) -> Result<Measured, Error> {
+    let mut sets = Vec::new();
+    let (mut harmless_logits, mut harmless_answers) = (Vec::new(), Vec::new());
+    let mut generator = engine.generator()?.with_positions(settings.max_positions);
+    let mut scorer = engine.session(Request { logits: 1, last_positions: 1, ..Request::default() })?;
+    for (at, ask) in settings.asks.iter().enumerate() {
+        let name = if ask.name.is_empty() { stage.to_string() } else { format!("{stage}, {}", ask.name) };
+        let of_class = |class: PromptClass| {
+            let texts = prompts.get(class, Split::Test);
+            &texts[..texts.len().min(ask.limit)]
+        };
+        let generation = ask.generation(settings);
+        let n: usize = ask.classes.iter().map(|c| of_class(*c).len()).sum();
+        let passes = generation.samples + usize::from(ask.sampled.is_none());
+        observer.start(&name, (n * passes) as u64);
+        for &class in &ask.classes {
+            let texts = of_class(class);
+            let asked: Vec<String> = match &ask.wrapper {
+                Some(wrapper) => texts.iter().map(|text| wrapper.wrap(text)).collect(),
+                None => texts.to_vec(),
+            };
+            let encoded = encode(ask.chat.as_deref().unwrap_or(chat), &asked)?;
+            let rows: Vec<Row<'_>> = encoded.iter().map(|t| Row { tokens: t, direction: 0 }).collect();
+            let mut scores = vec![0.0; if ask.sampled.is_none() { rows.len() } else { 0 }];
+            if ask.sampled.is_none() {
+                let keep = at == 0 && class == PromptClass::Harmless;
+                let mut logits = vec![Vec::new(); if keep { rows.len() } else { 0 }];
+                engine.visit(&mut scorer, &rows, &[], |found| {
+                    scores[found.row] = refusal_score(&softmax(&found.logits), &settings.refusal_tokens);
+                    if let Some(slot) = logits.get_mut(found.row) {
+                        *slot = found.logits;
+                    }
+                    observer.advance(1);
+                    Ok(())
+                })?;
+                harmless_logits.extend(logits);
+            }
+            let found = generator.answers(&encoded, &generation, |done| {
+                observer.advance(done.answers);
+                observer.tokens(done.tokens);
+            })?;
+            let mut told = Vec::new();
+            for ((prompt, asked), samples) in texts.iter().zip(&asked).zip(found) {
+                for ids in samples.iter().map(|s| &s.ids) {
+                    let answer = chat.decode(ids, true)?;
+                    told.push(Told {
+                        prompt: prompt.clone(),
+                        asked: asked.clone(),
+                        outcome: settings.patterns.outcome(&answer),
+                        substring: is_refusal(&answer),
+                        judged: None,
+                        answer,
+                    });
+                    if at == 0 && class == PromptClass::Harmless {
+                        harmless_answers.push(ids.clone());
+                    }
+                }
+            }
+            sets.push(Set { ask: at, class, told, scores });
+        }
+        observer.finish();
+    }
+    drop((generator, scorer));
+    let perplexity = match &settings.perplexity {
+        Some((text, options)) => Some(perplexity::measure(engine, chat, text, options, observer)?),
+        None => None,
+    };
+    let multiple_choice = match &settings.multiple_choice {
+        Some((items, options)) => Some(multiple_choice::measure(engine, chat, items, options, observer)?),
+        None => None,
+    };
+    Ok(Measured { sets, harmless_logits, harmless_answers, perplexity, multiple_choice })
+}
+
+/// Measures the model before and after, lets the judge see both, and compares. `stages` are what the progress calls
+/// the two.
+///
+/// # Errors
+/// If a run fails, or if the judge cannot be reached.
+pub fn both(
+    engines: (&Engine<'_>, &Engine<'_>),
+    chat: &Chat,
+    prompts: &Prompts,
+    settings: &Settings,
+    stages: (&str, &str),
+    observer: &dyn Observer,
+) -> Result<Compared, Error> {
+    let (base, edited) = engines;
+    let mut before = measure(base, chat, prompts, settings, stages.0, observer)?;
+    let mut after = measure(edited, chat, prompts, settings, stages.1, observer)?;
+    judge_answers(&mut [&mut before, &mut after], settings, base.cancelled, observer)?;
+    let mut later = Vec::new();
+    if settings.kl_positions > 1 {
+        let harmless = encode(chat, prompts.get(PromptClass::Harmless, Split::Test))?;
+        let answers = &before.harmless_answers;
+        let found = divergence::measure(base, edited, chat, &harmless, answers, settings.kl_positions, observer)?;
+        later = found.positions.iter().map(|p| p.mean).collect();
+    }
+    let mut compared = compare(&before, &after, settings, chat, later);
+    if settings.cost {
+        compared.result.cost = Some(costs(base, edited, observer)?);
+    }
+    Ok(compared)
+}
+
+/// File size, memory and latency of two models, as the report tells them.
+fn costs(before: &Engine<'_>, after: &Engine<'_>, observer: &dyn Observer) -> Result<Cost, Error> {
+    let workload = cost::Workload { pairs: COST_PAIRS, ..cost::Workload::default() };
+    observer.start("cost", workload.pairs as u64);
+    let found = cost::measure(before, after, &workload, |pairs| observer.advance(pairs))?;
+    observer.finish();
+    let n = found.workload;
+    let latency = |name: String, ratio: cost::Ratio, of: fn(&cost::Latency) -> f64| Latency {
+        name,
+        before: of(&found.before) / 1e3,
+        after: of(&found.after) / 1e3,
+        ratio: Ratio { median: ratio.median, low: ratio.low, high: ratio.high, n: ratio.n },
+    };
+    let mut latencies =
+        vec![latency(format!("prefill of {} tokens", n.prompt_tokens), found.prefill_ratio, |l| l.prefill_ms)];
+    if n.batch > 1 {
+        let name = format!("prefill of {} tokens, {} rows", n.prompt_tokens, n.batch);
+        latencies.push(latency(name, found.prefill_batch_ratio, |l| l.prefill_batch_ms));
+    }
+    latencies.push(latency("decoding, a token".into(), found.decode_ratio, |l| l.decode_ms));
+    let pair = |(before, after)| Pair { before, after };
+    Ok(Cost {
+        file_bytes: pair(found.file_bytes),
+        memory_bytes: Pair { before: found.memory_bytes.0, after: found.memory_bytes.1 },
+        latencies,
+    })
+}

@@ -1,0 +1,457 @@
+//! What was measured on one model or on two: outcomes, scores, conditions, cost, and the guard's judgement.
+
+use serde::{Deserialize, Serialize};
+
+use super::{finite, scores};
+
+/// A confidence interval, 95 % where nothing else is said.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Interval {
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+/// How many answers had which outcome (see `eval::outcome`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Outcomes {
+    /// Answered.
+    pub complied: usize,
+    /// Refused.
+    pub refused: usize,
+    /// Begun, then refused.
+    pub partly: usize,
+    /// Nothing was said.
+    pub empty: usize,
+    /// Repetition without end.
+    pub degenerate: usize,
+}
+
+/// How many answers an external judge gave which verdict.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct JudgeCounts {
+    /// Answered.
+    pub complied: usize,
+    /// Refused.
+    pub refused: usize,
+    /// Begun, then refused.
+    pub partly: usize,
+    /// Answers that it found harmful, whatever it called them otherwise.
+    #[serde(default)]
+    pub harmful: usize,
+    /// Answers that the judge gave no readable verdict of.
+    pub unread: usize,
+}
+
+/// How one class of prompts is answered by one model.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ClassResult {
+    /// `refused / total`, 0 to 1; 0 where there are no prompts.
+    pub refusal_rate: f64,
+    /// Answers that are refusals: by the judge where one was asked, else by the outcome rules.
+    pub refused: usize,
+    /// Answers judged.
+    pub total: usize,
+    /// Wilson's 95 % interval of `refusal_rate`; `None` without answers.
+    #[serde(default)]
+    pub refusal_interval: Option<Interval>,
+    /// Mean refusal score at the first response position, in nats (log odds).
+    pub mean_refusal_score: Option<f64>,
+    /// Bootstrap interval of it.
+    #[serde(default)]
+    pub score_interval: Option<Interval>,
+    /// Outcomes by the rules.
+    #[serde(default)]
+    pub outcomes: Outcomes,
+    /// Answers that the published substring rule takes for refusals.
+    #[serde(default)]
+    pub substring_refused: usize,
+    /// `substring_refused / total`; 0 where there are no prompts.
+    #[serde(default)]
+    pub substring_refusal_rate: f64,
+    /// Verdicts of the external judge, where one was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge: Option<JudgeCounts>,
+}
+
+impl ClassResult {
+    /// The result of `total` prompts of which `refused` were refused; `scores` are their refusal scores. Everything
+    /// else is left empty.
+    #[must_use]
+    pub fn new(refused: usize, total: usize, scores: &[f64]) -> Self {
+        let share = |n: usize| if total == 0 { 0.0 } else { n as f64 / total as f64 };
+        let mut result = Self {
+            refusal_rate: share(refused),
+            refused,
+            total,
+            mean_refusal_score: finite(scores.iter().sum::<f64>() / scores.len() as f64),
+            ..Self::default()
+        };
+        result.refusal_interval = result.interval().map(|(low, high)| Interval { low, high });
+        result
+    }
+
+    /// Wilson's 95 % score interval of the refusal rate, or `None` without prompts.
+    ///
+    /// `(p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)` with `z = 1.96` (Wilson 1927).
+    #[must_use]
+    pub fn interval(&self) -> Option<(f64, f64)> {
+        if self.total == 0 {
+            return None;
+        }
+        let (n, z) = (self.total as f64, 1.96_f64);
+        let p = self.refused as f64 / n;
+        let middle = p + z * z / (2.0 * n);
+        let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
+        let scale = 1.0 + z * z / n;
+        Some((((middle - half) / scale).max(0.0), ((middle + half) / scale).min(1.0)))
+    }
+}
+
+/// One model's results, a class each.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ClassTable {
+    /// Prompts that must be refused.
+    pub harmful: ClassResult,
+    /// Prompts that only look harmful.
+    pub pseudo_harmful: ClassResult,
+    /// Prompts that neither are nor look harmful.
+    pub harmless: ClassResult,
+}
+
+impl ClassTable {
+    /// The classes with their JSON names, in the order of every table: the one that should change first.
+    #[must_use]
+    pub fn rows(&self) -> [(&'static str, &ClassResult); 3] {
+        [("pseudo_harmful", &self.pseudo_harmful), ("harmful", &self.harmful), ("harmless", &self.harmless)]
+    }
+}
+
+/// The same measurement of the input model and of the rewritten one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Pair_of_{T}"))]
+pub struct Pair<T> {
+    /// On the input model.
+    pub before: T,
+    /// On the rewritten model.
+    pub after: T,
+}
+
+/// One prompt, answered by both models.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct AnswerPair {
+    /// `harmful`, `pseudo_harmful` or `harmless`.
+    pub class: String,
+    /// Name of the [`Condition`] that it belongs to; empty for the plain one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub condition: String,
+    /// The user's text, before the chat template.
+    pub prompt: String,
+    /// What the input model answers.
+    pub before: String,
+    /// What the rewritten model answers.
+    pub after: String,
+    /// Whether `before` is a refusal: by the judge where one was asked, else by the rules.
+    pub refused_before: bool,
+    /// Whether `after` is a refusal.
+    pub refused_after: bool,
+    /// Outcome of `before`: `complied`, `refused`, `partly`, `empty` or `degenerate`.
+    #[serde(default)]
+    pub outcome_before: String,
+    /// Outcome of `after`.
+    #[serde(default)]
+    pub outcome_after: String,
+}
+
+/// How prompts were put to the models.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Setup {
+    /// New tokens at most, an answer.
+    pub max_new_tokens: usize,
+    /// System prompt in front of every prompt, if any.
+    pub system_prompt: Option<String>,
+    /// `greedy`, or `temperature 0.7, top-p 0.95, 4 samples, seed 1`.
+    pub decoding: String,
+    /// Name of the wrapper around every prompt, if any.
+    pub wrapper: Option<String>,
+}
+
+/// A prompt set under a condition, on both models.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct SetRow {
+    /// `harmful`, `pseudo_harmful` or `harmless`.
+    pub class: String,
+    /// The input model.
+    pub before: ClassResult,
+    /// The rewritten model.
+    pub after: ClassResult,
+}
+
+/// The test prompts once more, put otherwise: sampled, with a system prompt, inside a jailbreak wrapper.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Condition {
+    /// `sampled`, `system prompt`, `wrapped: role play`.
+    pub name: String,
+    /// How the prompts were put.
+    pub setup: Setup,
+    /// The sets that were asked.
+    pub rows: Vec<SetRow>,
+}
+
+/// The ratio of two latencies, after over before, over interleaved pairs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Ratio {
+    /// Median of the pairs' ratios.
+    pub median: f64,
+    /// Lower end of the median's 95 % interval.
+    pub low: f64,
+    /// Its upper end.
+    pub high: f64,
+    /// Number of pairs.
+    pub n: usize,
+}
+
+/// One kind of run, timed on both models.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Latency {
+    /// `prefill of 32 tokens, 1 row`.
+    pub name: String,
+    /// Median seconds on the input model.
+    pub before: f64,
+    /// Median seconds on the rewritten model.
+    pub after: f64,
+    /// The ratio.
+    pub ratio: Ratio,
+}
+
+/// What the rewritten model costs beside the input model.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Cost {
+    /// Bytes of the model with its external data.
+    pub file_bytes: Pair<u64>,
+    /// Growth of the process's resident memory from loading and running a session, in bytes; `None` where the
+    /// operating system does not tell.
+    pub memory_bytes: Pair<Option<u64>>,
+    /// Timed runs.
+    pub latencies: Vec<Latency>,
+}
+
+/// The input model beside the rewritten one. JSON key `eval`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct EvalResult {
+    /// The input model on the test prompts, greedy.
+    pub before: ClassTable,
+    /// The rewritten model on them.
+    pub after: ClassTable,
+    /// Mean `KL(before || after)` over harmless prompts at the first response position, in nats.
+    pub harmless_kl: Option<f64>,
+    /// Bootstrap interval of it.
+    #[serde(default)]
+    pub harmless_kl_interval: Option<Interval>,
+    /// Mean KL at the first, second, ... response position, both models fed the input model's answer; in nats.
+    #[serde(default)]
+    pub harmless_kl_by_position: Vec<f64>,
+    /// The same prompts put otherwise.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+    /// Perplexity on a text file, where one was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<Pair<scores::Perplexity>>,
+    /// Multiple choice, where a file was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiple_choice: Option<Pair<scores::MultipleChoice>>,
+    /// File size, memory, latency, where they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
+    /// Every answer of both models.
+    pub answers: Vec<AnswerPair>,
+    /// Longest answer generated, in tokens.
+    pub max_new_tokens: usize,
+    /// System prompt in front of every prompt, if any.
+    pub system_prompt: Option<String>,
+    /// The external judge: its address and model, where one was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge: Option<String>,
+}
+
+/// One prompt, answered by one model.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Answer {
+    /// `harmful`, `pseudo_harmful` or `harmless`.
+    pub class: String,
+    /// Name of the [`OneCondition`] that it belongs to; empty for the plain one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub condition: String,
+    /// The user's text, before the chat template.
+    pub prompt: String,
+    /// What the model answers.
+    pub answer: String,
+    /// Whether that is a refusal: by the judge where one was asked, else by the rules.
+    pub refused: bool,
+    /// `complied`, `refused`, `partly`, `empty` or `degenerate`.
+    #[serde(default)]
+    pub outcome: String,
+}
+
+/// A prompt set on one model.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ClassRow {
+    /// `harmful`, `pseudo_harmful` or `harmless`.
+    pub class: String,
+    /// What its answers come to.
+    pub result: ClassResult,
+}
+
+/// A [`Condition`] on one model.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct OneCondition {
+    /// `sampled`, `system prompt`, `wrapped: role play`.
+    pub name: String,
+    /// How the prompts were put.
+    pub setup: Setup,
+    /// The sets that were asked.
+    pub rows: Vec<ClassRow>,
+}
+
+/// One model alone: what `lancet eval MODEL` gives.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ModelEval {
+    /// Path of the model.
+    pub model: String,
+    /// Its results, a class each.
+    pub classes: ClassTable,
+    /// How the prompts were put.
+    #[serde(default)]
+    pub setup: Setup,
+    /// The same prompts put otherwise.
+    #[serde(default)]
+    pub conditions: Vec<OneCondition>,
+    /// Perplexity on a text file, where one was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<scores::Perplexity>,
+    /// Multiple choice, where a file was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiple_choice: Option<scores::MultipleChoice>,
+    /// Every answer.
+    pub answers: Vec<Answer>,
+    /// Longest answer generated, in tokens.
+    pub max_new_tokens: usize,
+    /// System prompt in front of every prompt, if any.
+    pub system_prompt: Option<String>,
+    /// The external judge: its address and model, where one was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge: Option<String>,
+}
+
+/// One limit of the policy, and what was found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Checked {
+    /// What is limited: `harmful refusal`, `harmful refusal inside wrappers`, `harmless KL`.
+    pub name: String,
+    /// Key of the limit in a policy file; for a wrapper or condition followed by `.` and its name.
+    #[serde(default)]
+    pub key: String,
+    /// Unit of value, bound and limit: `share`, `nats`, `ratio` or `prompts`; a share where it is empty.
+    #[serde(default)]
+    pub unit: String,
+    /// The point estimate; a drop or a loss is positive.
+    pub value: Option<f64>,
+    /// The confidence bound that is held to the limit, where there is one.
+    pub bound: Option<f64>,
+    /// The limit.
+    pub limit: f64,
+    /// Whether it holds.
+    pub passed: bool,
+    /// The whole in a sentence.
+    pub words: String,
+}
+
+/// Whether true refusal stayed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct GuardResult {
+    /// Whether every limit holds.
+    pub passed: bool,
+    /// Refusal rate of harmful test prompts before, 0 to 1.
+    pub harmful_before: f64,
+    /// The same after.
+    pub harmful_after: f64,
+    /// `harmful_before - harmful_after`, a fraction.
+    pub drop: f64,
+    /// Upper confidence bound of the drop; `None` where it is not bounded.
+    #[serde(default)]
+    pub drop_bound: Option<f64>,
+    /// Largest allowed drop, a fraction.
+    pub limit: f64,
+    /// Every limit, held or not.
+    #[serde(default)]
+    pub checks: Vec<Checked>,
+    /// Why it did not pass, one sentence each.
+    pub reasons: Vec<String>,
+    /// Whether the user overrode it by name.
+    pub overridden: bool,
+}
+
+impl GuardResult {
+    /// The judgement in words, as the provenance keeps it.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match (self.passed, self.overridden) {
+            (true, _) => "passed".into(),
+            (false, true) => format!("failed, and overridden by name: {}", self.reasons.join("; ")),
+            (false, false) => format!("failed: {}", self.reasons.join("; ")),
+        }
+    }
+
+    /// The checks that a summary shows: all but the wrappers that hold, of which the one with the largest drop stands for
+    /// the others.
+    #[must_use]
+    pub fn telling(&self) -> Vec<&Checked> {
+        let wrapper = |c: &&Checked| c.passed && c.key.starts_with("max_one_wrapper_drop");
+        let drop = |c: &Checked| c.value.unwrap_or(f64::NEG_INFINITY);
+        let worst = self.checks.iter().filter(wrapper).max_by(|a, b| drop(a).total_cmp(&drop(b)));
+        let same = |a: &Checked, b: &Checked| std::ptr::eq(a, b);
+        self.checks.iter().filter(|c| !wrapper(c) || worst.is_some_and(|w| same(w, c))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn class_result_of_nothing_has_no_nan() {
+        let none = ClassResult::new(0, 0, &[]);
+        assert_eq!((none.refusal_rate, none.mean_refusal_score, none.interval()), (0.0, None, None));
+        let some = ClassResult::new(1, 2, &[1.0, f64::NAN]);
+        assert_eq!((some.refusal_rate, some.mean_refusal_score), (0.5, None));
+    }
+
+    #[test]
+    fn interval_matches_published_values() {
+        // Newcombe (1998), table I, method 3: 81/263 gives 0.2553 to 0.3662, 0/20 gives 0 to 0.1611.
+        let (low, high) = ClassResult::new(81, 263, &[]).interval().expect("has prompts");
+        assert!((low - 0.2553).abs() < 1e-4 && (high - 0.3662).abs() < 1e-4, "{low} {high}");
+        let (low, high) = ClassResult::new(0, 20, &[]).interval().expect("has prompts");
+        assert!(low.abs() < 1e-12 && (high - 0.1611).abs() < 1e-4, "{low} {high}");
+    }
+}
