@@ -336,6 +336,32 @@ fn the_print_holds_what_is_folded() {
 }
 
 #[test]
+fn the_report_of_the_demo_opens_and_filters() {
+    let Some(mut browser) = Browser::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let mut demo = std::process::Command::new(env!("CARGO_BIN_EXE_lancet"));
+    // short answers in few wrappers: the page is what is tested, so the guard does not matter
+    demo.args(["demo", "--quiet", "--force", "--max-new-tokens", "12", "--wrapped-prompts", "2", "-o"]).arg(&out);
+    let output = demo.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let run = RunResult::from_json(&std::fs::read_to_string(out.join("lancet.json")).unwrap()).unwrap();
+    let page = std::fs::read_to_string(out.join("lancet.html")).unwrap();
+    for (width, theme) in [(1200, "light"), (360, "dark")] {
+        browser.show(width, theme);
+        browser.open(&page);
+        browser.picture(&format!("demo-{width}-{theme}"));
+        assert_eq!(browser.shown(), run.eval.answers.len());
+        browser.click("#class-pseudo_harmful");
+        assert_eq!(browser.shown(), having(&run, |a| a.class == "pseudo_harmful"));
+        browser.click("#after-complied");
+        assert_eq!(browser.shown(), having(&run, |a| a.class == "pseudo_harmful" && a.outcome_after == "complied"));
+        assert!(browser.number("document.documentElement.scrollWidth") <= f64::from(width));
+    }
+    assert_eq!(browser.complaints(), Vec::<String>::new());
+}
+
+#[test]
 fn base_64_is_read() {
     assert_eq!(base64("TGFuY2V0"), b"Lancet");
     assert_eq!(base64("TGFuYw=="), b"Lanc");

@@ -3,7 +3,9 @@
 use super::html::measured;
 use super::layout::{Cell, Style, Tone, columns, fact, plain, shorten, single_line, table};
 use super::number::{MISSING, bytes, count, percent, significant};
-use super::{ClassResult, ClassTable, Condition, Cost, EvalResult, GuardResult, Interval, Outcomes, SetRow};
+use super::{
+    ClassResult, ClassTable, Condition, Cost, EvalResult, GuardResult, Interval, OneCondition, Outcomes, SetRow,
+};
 
 /// `92.2 → 28.1 %`.
 fn change(before: f64, after: f64) -> String {
@@ -126,6 +128,26 @@ pub(super) fn conditions(out: &mut String, style: Style, width: usize, all: &[Co
     } else {
         rows.extend(wrapped.iter().map(|c| line(&c.name, c)));
     }
+    out.push('\n');
+    let header = ["refused", "pseudo-harmful", "harmful", "harmless"];
+    fitted(out, style, width, &header, &[false, true, true, true], &rows);
+}
+
+/// The further conditions of one model alone, a line each.
+pub(super) fn one_model(out: &mut String, style: Style, width: usize, all: &[OneCondition]) {
+    if all.is_empty() {
+        return;
+    }
+    let cell = |condition: &OneCondition, class: &str| {
+        let row = condition.rows.iter().find(|r| r.class == class);
+        plain(row.map_or_else(|| MISSING.to_owned(), |r| percent(r.result.refusal_rate)))
+    };
+    let line = |c: &OneCondition| {
+        let classes = ["pseudo_harmful", "harmful", "harmless"];
+        let name = plain(shorten(&single_line(&c.name), 32));
+        std::iter::once(name).chain(classes.map(|class| cell(c, class))).collect::<Vec<Cell>>()
+    };
+    let rows: Vec<Vec<Cell>> = all.iter().map(line).collect();
     out.push('\n');
     let header = ["refused", "pseudo-harmful", "harmful", "harmless"];
     fitted(out, style, width, &header, &[false, true, true, true], &rows);

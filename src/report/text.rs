@@ -84,6 +84,7 @@ pub fn model_eval_summary(eval: &ModelEval, width: usize, style: Style) -> Strin
     let mut out = String::new();
     class_table(&mut out, style, width, &eval.classes, None);
     measured_text::outcomes(&mut out, style, width, &eval.classes, None);
+    measured_text::one_model(&mut out, style, width, &eval.conditions);
     if eval.perplexity.is_some() || eval.multiple_choice.is_some() {
         out.push('\n');
     }
