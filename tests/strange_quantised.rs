@@ -5,7 +5,7 @@ mod common;
 use std::collections::HashSet;
 
 use common::{Sandbox, fixture};
-use lancet::onnx::proto::{AttributeProto, GraphProto, ModelProto, NodeProto};
+use lancet::onnx::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorShapeProto, type_proto};
 use prost::Message;
 use serde_json::Value;
 
@@ -62,6 +62,112 @@ fn scales_that_two_writers_share_stay() {
     for edit in bake(&sandbox, "m.onnx", "out.onnx") {
         assert!(edit["grown_scales"].as_u64().is_none_or(|grown| grown == 0), "{edit}");
     }
+}
+
+/// Puts all nodes into both branches of an `If` on `use_cache_branch`, as merged decoders have them.
+fn merge(graph: &mut GraphProto, change: impl FnOnce(&mut GraphProto)) {
+    let nodes = std::mem::take(&mut graph.node);
+    let whole = GraphProto { node: nodes, output: graph.output.clone(), ..GraphProto::default() };
+    let mut other = whole.clone();
+    // what a branch computes has names of its own, but for what the `If` returns
+    let returned: HashSet<String> = graph.output.iter().map(|o| o.name.clone().unwrap()).collect();
+    let own: HashSet<String> = whole.node.iter().flat_map(|n| n.output.clone()).filter(|o| !o.is_empty()).collect();
+    for node in &mut other.node {
+        for name in node.input.iter_mut().chain(&mut node.output) {
+            if own.contains(name) && !returned.contains(name) {
+                name.push_str(".else");
+            }
+        }
+    }
+    let mut branches = [whole, other];
+    change(&mut branches[0]);
+    graph.initializer.extend(branches.iter_mut().flat_map(|branch| std::mem::take(&mut branch.initializer)));
+    let mut condition = graph.input[0].clone();
+    condition.name = Some("use_cache_branch".into());
+    let boolean = type_proto::Tensor { elem_type: Some(9), shape: Some(TensorShapeProto::default()) };
+    condition.r#type.as_mut().unwrap().value = Some(type_proto::Value::TensorType(boolean));
+    graph.input.push(condition);
+    let attribute = |(name, branch): (&str, GraphProto)| AttributeProto {
+        name: Some(name.into()),
+        r#type: Some(5),
+        g: Some(branch),
+        ..AttributeProto::default()
+    };
+    graph.node.push(NodeProto {
+        op_type: Some("If".into()),
+        input: vec!["use_cache_branch".into()],
+        output: graph.output.iter().map(|o| o.name.clone().unwrap()).collect(),
+        attribute: ["then_branch", "else_branch"].into_iter().zip(branches).map(attribute).collect(),
+        ..NodeProto::default()
+    });
+}
+
+/// The bytes of every tensor of a written model.
+fn tensors(sandbox: &Sandbox, name: &str) -> Vec<(String, Vec<u8>)> {
+    let model = ModelProto::decode(std::fs::read(sandbox.path(name)).unwrap().as_slice()).unwrap();
+    let tensors = model.graph.unwrap().initializer.into_iter();
+    tensors.map(|t| (t.name.clone().unwrap(), t.encode_to_vec())).collect()
+}
+
+/// Names of the scales that a bake changed.
+fn changed_scales(sandbox: &Sandbox) -> Vec<String> {
+    let after = tensors(sandbox, "out.onnx");
+    let pairs = tensors(sandbox, "m.onnx").into_iter().zip(after);
+    pairs.filter(|(a, b)| a.0 == b.0 && a.1 != b.1 && a.0.contains("scale")).map(|(a, _)| a.0).collect()
+}
+
+#[test]
+fn scales_grow_in_a_merged_decoder_whose_branches_read_them_for_the_same_writes() {
+    for name in ["dynamic-uint8-channel-7bit.onnx", "nbits8-b16-asym.onnx"] {
+        let sandbox = strange(name, |graph| merge(graph, |_| {}));
+        let edits = bake(&sandbox, "m.onnx", "out.onnx");
+        for writer in ["layer.0.attn_out", "layer.0.mlp_out"] {
+            treated(&edits, writer, "rounded");
+        }
+        assert!(!changed_scales(&sandbox).is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn scales_of_one_branch_that_something_else_reads_stay() {
+    let sandbox = strange("nbits8-b16-asym.onnx", |graph| {
+        let initializers = graph.initializer.clone();
+        merge(graph, |branch| {
+            // one branch has a copy of the weight, whose scales, as many as it has itself, a query projection reads too
+            for slot in [1, 2] {
+                let name = writer(branch, "o_proj").input[slot].clone();
+                let mut copy = initializers.iter().find(|t| t.name.as_ref() == Some(&name)).unwrap().clone();
+                copy.name = Some(format!("{name}.copy"));
+                branch.initializer.push(copy);
+                writer(branch, "o_proj").input[slot] = format!("{name}.copy");
+            }
+            let scales = writer(branch, "o_proj").input[2].clone();
+            writer(branch, "q_proj").input[2] = scales;
+        });
+    });
+    bake(&sandbox, "m.onnx", "out.onnx");
+    let changed = changed_scales(&sandbox);
+    assert!(changed.iter().all(|name| !name.ends_with(".copy")), "{changed:?}");
+}
+
+#[test]
+fn scales_whose_product_with_the_activation_scale_has_another_reader_stay() {
+    let factor = |graph: &GraphProto, projection: &str| {
+        let node =
+            graph.node.iter().find(|n| n.label().contains(projection) && n.label().ends_with("scales_mul")).unwrap();
+        (node.input[1].clone(), node.output[0].clone())
+    };
+    let mut scales = String::new();
+    let sandbox = strange("dynamic-int8.onnx", |graph| {
+        let (_, other) = factor(graph, "gate_proj");
+        let product;
+        (scales, product) = factor(graph, "o_proj");
+        let input = graph.node.iter_mut().flat_map(|n| &mut n.input).find(|input| **input == other).unwrap();
+        *input = product;
+    });
+    bake(&sandbox, "m.onnx", "out.onnx");
+    let changed = changed_scales(&sandbox);
+    assert!(!changed.contains(&scales), "{changed:?} with {scales}");
 }
 
 #[test]

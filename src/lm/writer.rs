@@ -139,6 +139,9 @@ pub fn writers(graph: &Graph<'_>, streams: &[&ResidualStream]) -> Vec<Writer> {
             break wanted;
         }
     };
+    for path in traced.iter_mut().flatten().filter_map(|t| t.path.as_mut()) {
+        path.weights = sharing.own_scales(path, &wanted);
+    }
     let mut embeddings = 0;
     let mut found = Vec::new();
     for (index, contribution) in streams[0].contributions.iter().enumerate() {
@@ -147,7 +150,7 @@ pub fn writers(graph: &Graph<'_>, streams: &[&ResidualStream]) -> Vec<Writer> {
             kind: kind(contribution, &mut embeddings),
             layer: contribution.layer,
             writes: streams.iter().map(|stream| stream.contributions[index].clone()).collect(),
-            weights: one.path.as_ref().map(|p| sharing.own_scales(p, &wanted)).unwrap_or_default(),
+            weights: one.path.as_ref().map(|p| p.weights.clone()).unwrap_or_default(),
             biases: one.path.as_ref().map(|p| p.biases.clone()).unwrap_or_default(),
             treatment: match &one.reason {
                 None => by_weights(one.path.as_ref()),
@@ -324,19 +327,41 @@ impl<'g, 'm> Sharing<'g, 'm> {
     /// The weights of a path, told which of the quantised ones have their scales for themselves.
     pub(super) fn own_scales(&self, path: &WeightPath, wanted: &HashSet<Use>) -> Vec<EditTarget> {
         let nodes: HashSet<NodeId> = wanted.iter().map(|one| one.node).collect();
-        let alone = |scales: TensorId| {
-            let bytes = self.aliases.get(&scales).and_then(Option::as_ref).is_some_and(|all| all.len() == 1);
-            let codes = self.scaled.get(&scales).is_some_and(|codes| codes.len() == 1);
-            let entries = self.entries_of(scales).unwrap_or_default();
+        let alone = |q: Quantised| {
+            let bytes = self.aliases.get(&q.scales).and_then(Option::as_ref).is_some_and(|all| all.len() == 1);
+            let codes = self.scaled.get(&q.scales).is_some_and(|codes| codes.len() == 1);
+            let entries = self.entries_of(q.scales).unwrap_or_default();
             let slots: HashSet<usize> = entries.iter().map(|one| one.slot).collect();
-            let of_writers = slots.len() == 1 && entries.iter().all(|one| nodes.contains(&one.node));
-            bytes && codes && (entries.len() == 1 || of_writers)
+            let readers = match q.operator {
+                "MatMulInteger" => !entries.is_empty() && entries.iter().all(|one| self.scales_only(one.node, &nodes)),
+                _ => entries.len() == 1 || entries.iter().all(|one| nodes.contains(&one.node)),
+            };
+            bytes && codes && slots.len() == 1 && readers
         };
         let told = |target: &EditTarget| EditTarget {
-            quantised: target.quantised.map(|q| Quantised { own_scales: q.own_scales && alone(q.scales), ..q }),
+            quantised: target.quantised.map(|q| Quantised { own_scales: q.own_scales && alone(q), ..q }),
             ..*target
         };
         path.weights.iter().map(told).collect()
+    }
+
+    /// Whether a node is the product of the two scales of integer products of `nodes`, and of nothing else: what it
+    /// returns may have readers that are no writers.
+    fn scales_only(&self, factor: NodeId, nodes: &HashSet<NodeId>) -> bool {
+        let graph = self.graph;
+        let scaled = |one: &Use| {
+            let product = graph.op(one.node) == "Mul" && one.slot < 2;
+            let value = graph.input(one.node, 1 - one.slot.min(1)).filter(|_| product);
+            let cast = |node: &NodeId| graph.op(*node) == "Cast";
+            let producer = value.and_then(|v| graph.producer(v));
+            let producer = match producer.filter(cast) {
+                Some(node) => graph.input(node, 0).and_then(|v| graph.producer(v)),
+                None => producer,
+            };
+            producer.is_some_and(|node| nodes.contains(&node))
+        };
+        graph.op(factor) == "Mul"
+            && graph.outputs(factor).all(|value| !graph.is_output(value) && graph.uses(value).iter().all(scaled))
     }
 
     /// Every place where a tensor's value enters the computation, through `Cast`, `Transpose` and the like.
