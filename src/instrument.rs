@@ -19,9 +19,6 @@ use crate::onnx::{DataType, Graph, Model, OnnxError, Storage, Use};
 /// Name of the graph input that holds a direction a batch row, float32 `[batch, 1, d_model]`.
 pub const DIRECTION_INPUT: &str = "lancet.direction";
 
-/// Names of the graph inputs that hold the first position whose logits are returned and the one after the last, int64
-/// `[1]` each, counted from the padded start ([`Request::window`]).
-pub const WINDOW_INPUTS: [&str; 2] = ["lancet.logits_from", "lancet.logits_to"];
 /// Name of the graph input that holds a vector to add a batch row, float32 `[batch, 1, d_model]`.
 pub const ADDITION_INPUT: &str = "lancet.addition";
 
@@ -37,8 +34,6 @@ pub struct Request {
     pub last_positions: usize,
     /// Return logits of this many positions, counted from the end; 0 returns none.
     pub logits: usize,
-    /// Return logits of the positions that the graph inputs [`WINDOW_INPUTS`] tell, instead of `logits` from the end.
-    pub window: bool,
     /// Return the KV cache.
     pub cache: bool,
     /// Ablate the direction given as graph input [`DIRECTION_INPUT`] from every write.
@@ -104,7 +99,7 @@ pub fn instrument(
         if !has_positions(graph, value) {
             source = with_positions(&mut patch, lm, place, &source, &name, &mut int64s);
         }
-        let sliced = last_positions(&mut patch, place, &source, &name, Span::Last(request.last_positions), &mut int64s);
+        let sliced = last_positions(&mut patch, place, &source, &name, request.last_positions, &mut int64s);
         patch.nodes.push((
             place,
             node("Cast", &name, &[&sliced], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),
@@ -112,11 +107,7 @@ pub fn instrument(
         patch.outputs.push(value_info(&name, DataType::FLOAT, &[]));
         probes.push(name);
     }
-    if request.window {
-        patch.inputs.extend(WINDOW_INPUTS.map(|name| value_info(name, DataType::INT64, &["1"])));
-    }
-    let wanted = request.logits > 0 || request.window;
-    let found = wanted.then(|| last_logits(graph, lm, request, &mut patch, &mut int64s));
+    let found = (request.logits > 0).then(|| last_logits(graph, lm, request, &mut patch, &mut int64s));
     let (logits, whole_logits) = found.map_or((None, false), |(name, whole)| (Some(name), whole));
     int64s.dedup_by(|a, b| a.name == b.name);
     patch.initializers.extend(int64s);
@@ -250,42 +241,24 @@ fn with_positions(
     output
 }
 
-/// Which positions a slice along axis 1 takes.
-#[derive(Clone, Copy)]
-enum Span {
-    /// So many from the end.
-    Last(usize),
-    /// Those between the values of [`WINDOW_INPUTS`].
-    Window,
-}
-
-/// Adds a slice along axis 1.
+/// Adds the slice `[-count:]` along axis 1.
 fn last_positions(
     patch: &mut Patch,
     place: Place,
     source: &str,
     name: &str,
-    span: Span,
+    count: usize,
     int64s: &mut Vec<TensorProto>,
 ) -> String {
-    let mut constants = vec![("lancet.positions_axis".to_string(), 1)];
-    let [starts, ends] = match span {
-        Span::Window => WINDOW_INPUTS.map(String::from),
-        Span::Last(count) => {
-            let count = i64::try_from(count).expect("positions fit in i64");
-            let names = [format!("lancet.from.{count}"), "lancet.to_end".into()];
-            constants.extend(names.iter().cloned().zip([-count, i64::MAX]));
-            names
-        }
-    };
-    for (name, value) in constants {
-        let name = name.as_str();
+    let count = i64::try_from(count).expect("positions fit in i64");
+    let starts = format!("lancet.from.{count}");
+    for (name, value) in [(starts.as_str(), -count), ("lancet.to_end", i64::MAX), ("lancet.positions_axis", 1)] {
         if !int64s.iter().any(|t| t.name.as_deref() == Some(name)) {
             int64s.push(projection::int64s(name, &[value]));
         }
     }
     let output = format!("{name}.last");
-    let inputs = [source, &starts, &ends, "lancet.positions_axis"];
+    let inputs = [source, &starts, "lancet.to_end", "lancet.positions_axis"];
     patch.nodes.push((place, node("Slice", &output, &inputs, &[&output], vec![])));
     output
 }
@@ -299,7 +272,6 @@ fn last_logits(
     patch: &mut Patch,
     int64s: &mut Vec<TensorProto>,
 ) -> (String, bool) {
-    let span = if request.window { Span::Window } else { Span::Last(request.logits) };
     let at = lm.stream(request.cached_branch).unembedding;
     let activation = graph.input(at.node, at.slot).expect("found as an input");
     let logits = graph.value(&lm.interface.logits).expect("the interface names a value of the graph");
@@ -321,14 +293,14 @@ fn last_logits(
     if plain {
         let source = graph.name(activation).to_string();
         let place = Place::Before(at.node);
-        let sliced = last_positions(patch, place, &source, "lancet.final", span, int64s);
+        let sliced = last_positions(patch, place, &source, "lancet.final", request.logits, int64s);
         patch.rewires.push((Use { node: at.node, slot: at.slot }, sliced));
         patch.nodes.push((
             after,
             node("Cast", &name, &[graph.name(logits)], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),
         ));
     } else {
-        let sliced = last_positions(patch, after, graph.name(logits), "lancet.logits", span, int64s);
+        let sliced = last_positions(patch, after, graph.name(logits), "lancet.logits", request.logits, int64s);
         patch.nodes.push((
             after,
             node("Cast", &name, &[&sliced], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),

@@ -22,7 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("bake", &["onnx", "lm", "linalg", "method::direction"]),
     ("eval", &[]),
     ("judge", &[]),
-    ("report", &[]),
+    ("report", &["eval::outcome::OutcomeCounts", "eval::statistics"]),
     ("error", &["bake", "chat", "eval", "judge", "lm", "method", "onnx", "runtime"]),
     (
         "pipeline",

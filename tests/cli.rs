@@ -125,19 +125,15 @@ Measuring:
           [default: 0]
 
       --temperature <TEMPERATURE>
-          Temperature of random answers
-
-          [default: 0.7]
+          Temperature of random answers [default: what the model's config recommends, else 0.7]
 
       --top-p <TOP_P>
-          Random answers keep the likeliest tokens that reach this probability together
-
-          [default: 0.95]
+          Random answers keep the likeliest tokens that reach this probability together [default: as
+          recommended, else 0.95]
 
       --top-k <TOP_K>
-          Random answers keep so many likeliest tokens; 0 keeps all
-
-          [default: 0]
+          Random answers keep so many likeliest tokens; 0 keeps all [default: as recommended, else
+          0]
 
       --also-system <TEXT>
           Ask the test prompts once more under this system prompt

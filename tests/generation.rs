@@ -10,10 +10,12 @@ use common::fixture;
 use lancet::Error;
 use lancet::chat::ChatOptions;
 use lancet::instrument::Request;
-use lancet::pipeline::engine::cost::{self, Measured, Workload};
+use lancet::pipeline::engine::cost::{self, Workload};
 use lancet::pipeline::engine::{Engine, Generation, Progress, Row};
 use lancet::pipeline::files::ModelFiles;
+use lancet::pipeline::likelihood::{Query, log_likelihoods};
 use lancet::pipeline::{self, Opened, collect};
+use lancet::report::{Cost, Measured};
 use lancet::runtime::generate::Generated;
 use lancet::runtime::session::{Device, Runtime};
 use lancet::runtime::{Decoding, RuntimeError, Sampling};
@@ -135,13 +137,14 @@ fn check(export: &Export, reference: &Reference, runtime: &Runtime) -> Result<Ve
         // likelihoods, from different starts
         let rows: Vec<Vec<u32>> = reference.rows.iter().map(|r| [r.prompt.as_slice(), &r.answer].concat()).collect();
         let from: Vec<usize> = vec![1, prompts[1].len(), 3];
-        let mut scorer = engine.scorer()?;
-        let found = engine.log_likelihoods(&mut scorer, &rows, &from)?;
-        // a kilobyte holds the logits of two positions: one row at a time, in windows
-        let windows = engine.log_likelihoods_within(&mut scorer, &rows, &from, 1024)?;
-        let apart = found.concat().iter().zip(windows.concat()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let queries: Vec<Query<'_>> =
+            rows.iter().zip(&from).map(|(tokens, from)| Query { tokens, scored: tokens.len() - from }).collect();
+        let found = log_likelihoods(&engine, &queries, usize::MAX, engine.room(), |_| ())?;
+        // room for the logits of two positions: one row at a time, cut into pieces
+        let pieces = log_likelihoods(&engine, &queries, 2, 2, |_| ())?;
+        let apart = found.concat().iter().zip(pieces.concat()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         if apart > if export.dtype == "float16" { 2e-2 } else { 1e-4 } {
-            wrong.push(format!("batch {batch}: log-likelihoods in windows are {apart:.1e} off"));
+            wrong.push(format!("batch {batch}: log-likelihoods in pieces are {apart:.1e} off"));
         }
         let tolerance = if export.dtype == "float16" { 2e-2 } else { 1e-4 } + export.base_error.unwrap_or(0.0);
         for ((row, found), from) in reference.rows.iter().zip(&found).zip(from) {
@@ -332,15 +335,19 @@ fn cost_of_a_model_beside_itself() {
         let workload = Workload { prompt_tokens: 20, batch: 3, decode_tokens: 4, pairs: 4 };
         let mut pairs = 0;
         let cost = with_chat(name, 4, 1, |engine| cost::measure(engine, engine, &workload, |n| pairs += n).unwrap());
-        assert_eq!((cost.measured, cost.workload, pairs), (measured, workload, 4), "{name}");
-        assert!(cost.file_bytes.0 > 50_000 && cost.file_bytes.0 == cost.file_bytes.1, "{cost:?}");
-        assert_eq!(cost.memory_bytes.0.is_some(), cfg!(target_os = "linux"), "{cost:?}");
-        for ratio in [cost.prefill_ratio, cost.prefill_batch_ratio, cost.decode_ratio] {
+        assert_eq!((cost.measured, pairs), (measured, 4), "{name}");
+        let names: Vec<&str> = cost.latencies.iter().map(|l| l.name.as_str()).collect();
+        assert_eq!(names, ["prefill of 20 tokens", "prefill of 20 tokens, 3 rows", "decoding, a token"], "{name}");
+        assert!(cost.file_bytes.before > 50_000 && cost.file_bytes.before == cost.file_bytes.after, "{cost:?}");
+        assert_eq!(cost.memory_bytes.before.is_some(), cfg!(target_os = "linux"), "{cost:?}");
+        for latency in &cost.latencies {
+            let ratio = latency.ratio;
             assert_eq!(ratio.n, 4);
             assert!(ratio.low > 0.0 && ratio.low <= ratio.median && ratio.median <= ratio.high, "{cost:?}");
+            assert!(latency.before > 0.0 && latency.after > 0.0, "{cost:?}");
         }
         let text = serde_json::to_string(&cost).unwrap();
-        assert_eq!(serde_json::from_str::<cost::Cost>(&text).unwrap(), cost);
+        assert_eq!(serde_json::from_str::<Cost>(&text).unwrap(), cost);
     }
 }
 

@@ -220,7 +220,7 @@ fn kl_along_answers_equals_the_independent_computation() {
     for batch in [1, 5] {
         let (base, other) = (engine(&runtime, &base, batch), engine(&runtime, &other, batch));
         let steps = Steps::default();
-        let found = divergence::measure(&base, &other, &chat, &prompts, &answers, positions, &steps).unwrap();
+        let found = divergence::measure(&base, &other, &prompts, &answers, positions, &steps).unwrap();
         steps.check();
         let mut off: f64 = 0.0;
         for (found, want) in found.prompts.iter().zip(want["values"].as_array().unwrap()) {
@@ -233,8 +233,8 @@ fn kl_along_answers_equals_the_independent_computation() {
         let counts: Vec<usize> = found.positions.iter().map(|p| p.prompts).collect();
         assert_eq!(serde_json::to_value(counts).unwrap(), want["counts"]);
         assert!((found.mean.unwrap() - number(&want["mean"])).abs() < KL);
-        let same = divergence::measure(&base, &base, &chat, &prompts, &answers, positions, &Silent).unwrap();
+        let same = divergence::measure(&base, &base, &prompts, &answers, positions, &Silent).unwrap();
         assert!(same.prompts.iter().flatten().all(|kl| *kl == 0.0));
-        assert!(divergence::measure(&base, &other, &chat, &prompts, &answers[1..], positions, &Silent).is_err());
+        assert!(divergence::measure(&base, &other, &prompts, &answers[1..], positions, &Silent).is_err());
     }
 }

@@ -16,10 +16,11 @@ use lancet::pipeline::collect::{self, Activations, RefusalTokens};
 use lancet::pipeline::engine::Engine;
 use lancet::pipeline::variant::{Measuring, Running};
 use lancet::pipeline::{
-    self, BakeOptions, Opened, Package, RunOptions, choose, direction_file, evaluate, inspect, prove,
+    self, BakeOptions, Opened, Package, RunOptions, Understood, choose, direction_file, evaluate, inspect, prove,
 };
 use lancet::prompt_files::{self, PromptLocation};
 use lancet::report::{PackageResult, RunResult, text};
+use lancet::runtime::session::Runtime;
 
 use super::args::{
     BakeArgs, ChatArgs, CollectArgs, EvalArgs, InspectArgs, MeasureArgs, MethodArgs, PromptArgs, Quantised, RunArgs,
@@ -137,6 +138,17 @@ pub fn open(path: &Path, variant: &VariantArgs) -> Result<Opened, Error> {
     Opened::of(package.pick(variant.variant.as_deref())?.files.clone())
 }
 
+/// A model as it is, ready to run.
+fn engine<'a>(
+    context: &'a Context,
+    runtime: &'a Runtime,
+    model: &'a Understood<'a>,
+    chat: &Chat,
+    batch: usize,
+) -> Engine<'a> {
+    Engine { runtime, model, batch, pad: pipeline::pad_token(chat), cancelled: &context.cancelled, steered: None }
+}
+
 /// `lancet run`.
 pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Outcome> {
     let package = Package::find(&args.model, &[])?.only(&args.only.only)?;
@@ -252,14 +264,7 @@ pub fn collect(context: &Context, args: &CollectArgs) -> anyhow::Result<Outcome>
     let tokens = refusal_tokens(&args.tokens, &chat)?;
     let model = opened.understand().map_err(Error::from)?;
     let runtime = load_runtime(context, &args.runtime)?;
-    let engine = Engine {
-        runtime: &runtime,
-        model: &model,
-        batch: args.runtime.batch_size,
-        pad: pipeline::pad_token(&chat),
-        cancelled: &context.cancelled,
-        steered: None,
-    };
+    let engine = engine(context, &runtime, &model, &chat, args.runtime.batch_size);
     let sha256 = opened.sha256()?;
     let mut partial = args.output.clone().into_os_string();
     partial.push(".partial");
@@ -316,14 +321,7 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Outcome> {
         context.ui.say("note: the activations were collected from other weights of the same shape");
     }
     let runtime = load_runtime(context, &args.runtime)?;
-    let engine = Engine {
-        runtime: &runtime,
-        model: &model,
-        batch: args.runtime.batch_size,
-        pad: pipeline::pad_token(&chat),
-        cancelled: &context.cancelled,
-        steered: None,
-    };
+    let engine = engine(context, &runtime, &model, &chat, args.runtime.batch_size);
     let rules = rules(&args.method, args.max_harmful_drop);
     let mut chooser = choose::Chooser::new(&engine, &chat, &activations, rules, &context.ui)?;
     let mut choice = chooser.choose(args.method.lambda, args.method.strength, &context.ui)?;
@@ -524,14 +522,7 @@ pub fn eval(context: &Context, args: &EvalArgs) -> anyhow::Result<Outcome> {
     let tokens = refusal_tokens(&args.tokens, &chat)?;
     let model = opened.understand().map_err(Error::from)?;
     let runtime = load_runtime(context, &args.runtime)?;
-    let engine = Engine {
-        runtime: &runtime,
-        model: &model,
-        batch: args.runtime.batch_size,
-        pad: pipeline::pad_token(&chat),
-        cancelled: &context.cancelled,
-        steered: None,
-    };
+    let engine = engine(context, &runtime, &model, &chat, args.runtime.batch_size);
     let refusal_tokens = match tokens {
         RefusalTokens::Given(ids) => ids,
         RefusalTokens::Automatic => collect::choose_tokens(&engine, &chat, &prompts, &context.ui)?,

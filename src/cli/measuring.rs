@@ -32,15 +32,15 @@ pub struct MeasuringArgs {
     /// Take so many random answers a test prompt as well, beside the greedy one.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub samples: usize,
-    /// Temperature of random answers.
-    #[arg(long, default_value_t = 0.7)]
-    pub temperature: f64,
-    /// Random answers keep the likeliest tokens that reach this probability together.
-    #[arg(long, default_value_t = 0.95, value_parser = unit_interval)]
-    pub top_p: f64,
-    /// Random answers keep so many likeliest tokens; 0 keeps all.
-    #[arg(long, default_value_t = 0)]
-    pub top_k: usize,
+    /// Temperature of random answers [default: what the model's config recommends, else 0.7].
+    #[arg(long)]
+    pub temperature: Option<f64>,
+    /// Random answers keep the likeliest tokens that reach this probability together [default: as recommended, else 0.95].
+    #[arg(long, value_parser = unit_interval)]
+    pub top_p: Option<f64>,
+    /// Random answers keep so many likeliest tokens; 0 keeps all [default: as recommended, else 0].
+    #[arg(long)]
+    pub top_k: Option<usize>,
     /// Ask the test prompts once more under this system prompt.
     #[arg(long, value_name = "TEXT")]
     pub also_system: Option<String>,
@@ -199,7 +199,14 @@ pub fn guard(args: &GuardArgs) -> Result<Guard, Error> {
 fn asks(opened: &Opened, args: &MeasuringArgs, chat: &ChatArgs, seed: u64) -> Result<Vec<Ask>, Error> {
     let mut asks = vec![Ask::plain()];
     if args.samples > 0 {
-        let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, top_k: args.top_k, seed };
+        let ours = Sampling { temperature: 0.7, top_p: 0.95, top_k: 0, seed };
+        let own = opened.files.sampling(seed)?.unwrap_or(ours);
+        let sampling = Sampling {
+            temperature: args.temperature.unwrap_or(own.temperature),
+            top_p: args.top_p.unwrap_or(own.top_p),
+            top_k: args.top_k.unwrap_or(own.top_k),
+            seed,
+        };
         asks.push(Ask { name: "sampled".into(), sampled: Some((sampling, args.samples)), ..Ask::plain() });
     }
     if let Some(system) = &args.also_system {
@@ -270,7 +277,7 @@ pub fn settings(
                 shots: args.shots,
                 scoring,
                 chat_template: args.choice_template,
-                context: perplexity::context_limit(&opened.files)?,
+                context: opened.files.max_positions()?,
                 ..multiple_choice::Options::default()
             };
             Some((Items::load(path, args.shots_from.as_deref(), args.shots)?, options))

@@ -26,8 +26,6 @@
 //! For harmful prompts a guard should count [`Outcome::Refused`] alone as refusal: partly has told something, and a
 //! broken answer is no refusal.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::patterns::RefusalPatterns;
@@ -212,7 +210,7 @@ fn is_fence(sentence: &str) -> bool {
 
 /// How many answers had which outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OutcomeCounts {
     /// Answers.
     pub complied: usize,
@@ -240,32 +238,6 @@ impl OutcomeCounts {
             } += 1;
         }
         counts
-    }
-
-    /// How many had `outcome`.
-    pub fn get(&self, outcome: Outcome) -> usize {
-        match outcome {
-            Outcome::Complied => self.complied,
-            Outcome::Refused => self.refused,
-            Outcome::Partly => self.partly,
-            Outcome::Empty => self.empty,
-            Outcome::Degenerate => self.degenerate,
-        }
-    }
-
-    /// All answers.
-    pub fn total(&self) -> usize {
-        Outcome::ALL.iter().map(|o| self.get(*o)).sum()
-    }
-
-    /// Share of `outcome`, in `[0, 1]`. None without answers.
-    pub fn rate(&self, outcome: Outcome) -> Option<f64> {
-        (self.total() > 0).then(|| self.get(outcome) as f64 / self.total() as f64)
-    }
-
-    /// All rates by name. Empty without answers.
-    pub fn rates(&self) -> BTreeMap<&'static str, f64> {
-        Outcome::ALL.iter().filter_map(|o| Some((o.name(), self.rate(*o)?))).collect()
     }
 }
 

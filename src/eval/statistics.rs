@@ -17,8 +17,12 @@
 use rand_mt::Mt64;
 use serde::{Deserialize, Serialize};
 
+/// Confidence of every interval that a report holds.
+pub const CONFIDENCE: f64 = 0.95;
+
 /// An interval, both ends included.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Interval {
     /// Lower end.
     pub low: f64,
@@ -269,22 +273,6 @@ pub fn bootstrap_mean(values: &[f64], confidence: f64, resamples: usize, seed: u
     Some(Interval { low: quantile(&means, tail), high: quantile(&means, 1.0 - tail) })
 }
 
-/// Percentile bootstrap interval of the mean of `after[i] - before[i]`: prompts are drawn, not values, so what the
-/// two runs have in common cancels. None as for [`bootstrap_mean`], or where the lengths differ.
-pub fn bootstrap_paired(
-    before: &[f64],
-    after: &[f64],
-    confidence: f64,
-    resamples: usize,
-    seed: u64,
-) -> Option<Interval> {
-    if before.len() != after.len() {
-        return None;
-    }
-    let changes: Vec<f64> = before.iter().zip(after).map(|(before, after)| after - before).collect();
-    bootstrap_mean(&changes, confidence, resamples, seed)
-}
-
 /// A number from 0 to `n - 1` (`n` is at least 1), by the high half of a product. Its bias is `n / 2^64`.
 fn below(random: &mut Mt64, n: usize) -> usize {
     let product = u128::from(random.next_u64()) * n as u128;
@@ -407,7 +395,8 @@ mod tests {
         let found = bootstrap_mean(&BEFORE, 0.95, 50_000, 7).unwrap();
         near(found.low, 0.275, 3e-3);
         near(found.high, 0.5875, 3e-3);
-        let change = bootstrap_paired(&BEFORE, &AFTER, 0.95, 50_000, 7).unwrap();
+        let changes: Vec<f64> = BEFORE.iter().zip(AFTER).map(|(before, after)| after - before).collect();
+        let change = bootstrap_mean(&changes, 0.95, 50_000, 7).unwrap();
         near(change.low, -0.1333, 3e-3);
         near(change.high, -0.0083, 3e-3);
         assert_eq!(bootstrap_mean(&BEFORE, 0.95, 100, 7), bootstrap_mean(&BEFORE, 0.95, 100, 7));
@@ -420,7 +409,6 @@ mod tests {
             bootstrap_mean(&[], 0.95, 10, 0),
             bootstrap_mean(&[1.0, f64::NAN], 0.95, 10, 0),
             bootstrap_mean(&[1.0], 0.95, 0, 0),
-            bootstrap_paired(&[1.0], &[], 0.95, 10, 0),
         ] {
             assert_eq!(nothing, None);
         }

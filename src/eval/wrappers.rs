@@ -64,14 +64,6 @@ pub enum WrapperError {
         /// What is wrong with its template.
         problem: String,
     },
-    /// A name that is asked for and not known.
-    #[error("there is no wrapper `{name}`, only {known}")]
-    Unknown {
-        /// What was asked for.
-        name: String,
-        /// All names.
-        known: String,
-    },
 }
 
 impl WrapperError {
@@ -93,7 +85,6 @@ impl WrapperError {
                 let names: Vec<&str> = FIELDS.iter().map(|(name, _)| *name).collect();
                 format!("a template holds one of {}", names.join(", "))
             }
-            Self::Unknown { .. } => "choose of these, or define it in a file of wrappers".to_owned(),
         })
     }
 }
@@ -154,21 +145,6 @@ impl Wrapper {
         all.extend(own.wrapper);
         check(&all)?;
         Ok(all)
-    }
-
-    /// Those of `all` that are named, in the order of `names`.
-    ///
-    /// # Errors
-    /// If a name is not known.
-    pub fn named<S: AsRef<str>>(all: &[Self], names: &[S]) -> Result<Vec<Self>, WrapperError> {
-        let find = |name: &S| {
-            let name = name.as_ref();
-            all.iter().find(|w| w.name == name).cloned().ok_or_else(|| WrapperError::Unknown {
-                name: name.to_owned(),
-                known: all.iter().map(|w| format!("`{}`", w.name)).collect::<Vec<_>>().join(", "),
-            })
-        };
-        names.iter().map(find).collect()
     }
 
     /// The prompt, wrapped. Braces within the prompt are text.
@@ -353,9 +329,6 @@ mod tests {
         let only = Wrapper::from_toml(&format!("version = 1\nmode = \"replace\"\n{own}")).unwrap();
         assert_eq!(only.len(), 1);
         assert_eq!(only[0].wrap("x"), "say x");
-        assert_eq!(Wrapper::named(&only, &["mine"]).unwrap(), only);
-        let error = Wrapper::named(&only, &["other"]).unwrap_err();
-        assert_eq!(error.to_string(), "there is no wrapper `other`, only `mine`");
     }
 
     #[test]

@@ -16,6 +16,14 @@ pub fn softmax(logits: &[f32]) -> Vec<f64> {
     out
 }
 
+/// Natural logarithm of the softmax of `logits` `[d_vocab]` at `token`, in float64; `None` outside the vocabulary.
+pub fn log_softmax(logits: &[f32], token: u32) -> Option<f64> {
+    let own = f64::from(*logits.get(token as usize)?);
+    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = logits.iter().map(|&x| (f64::from(x) - max).exp()).sum();
+    Some(own - max - sum.ln())
+}
+
 /// Refusal score (eq. 3): `ln(P_R + 1e-8) - ln(1 - P_R + 1e-8)`, `P_R` the probability of the refusal
 /// tokens. `probabilities` is `[d_vocab]`.
 pub fn refusal_score(probabilities: &[f64], refusal_tokens: &[u32]) -> f64 {
@@ -86,6 +94,15 @@ pub fn automatic_refusal_tokens(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn log_softmax_is_exact_and_survives_large_logits() {
+        let logits = [1000.0, 1001.0, -1000.0];
+        let want = -(1.0 + 1f64.exp()).ln();
+        assert!((log_softmax(&logits, 0).unwrap() - want).abs() < 1e-12);
+        assert!((log_softmax(&logits, 2).unwrap() - (want - 2000.0)).abs() < 1e-9);
+        assert_eq!(log_softmax(&logits, 3), None);
+    }
 
     #[test]
     fn refusal_score_is_the_log_odds() {

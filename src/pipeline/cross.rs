@@ -15,7 +15,7 @@ use crate::method::direction::Direction;
 use crate::method::prompts::{PromptClass, Prompts, Split};
 use crate::method::score::{refusal_score, softmax};
 use crate::method::select::Rules;
-use crate::report::{ClassResult, CrossRow, Interval, finite};
+use crate::report::{ClassResult, CrossRow, finite};
 
 /// What the sweep has already, and every set shares.
 pub(super) struct Own<'a> {
@@ -69,7 +69,7 @@ pub(super) fn table(
                 before: before.refusal_rate,
                 after: after.refusal_rate,
                 total: after.total,
-                interval: after.interval().map(|(low, high)| Interval { low, high }),
+                interval: after.interval(),
                 harmful_after: harmful_after.refusal_rate,
                 cosine: other.as_ref().and_then(|other| finite(cosine(direction.unit(), other.unit()))),
             });

@@ -1,8 +1,7 @@
 //! KL divergence of a model from its base at the first response positions, along the base's own answers.
 
 use super::engine::{Engine, Observer, Row};
-use super::likelihood::{self, Vocabulary};
-use crate::chat::Chat;
+use super::likelihood::Vocabulary;
 use crate::error::Error;
 use crate::instrument::Request;
 use crate::method::score::{kl_divergence, mean, softmax};
@@ -49,7 +48,6 @@ fn spans(prompts: &[Vec<u32>], answers: &[Vec<u32>], positions: usize, chunk: us
 pub fn measure(
     base: &Engine<'_>,
     other: &Engine<'_>,
-    chat: &Chat,
     prompts: &[Vec<u32>],
     answers: &[Vec<u32>],
     positions: usize,
@@ -63,7 +61,7 @@ pub fn measure(
         )));
     }
     // both models' logits of a batch are there at once
-    let room = (likelihood::room(base, chat).min(likelihood::room(other, chat)) / 2).max(1);
+    let room = (base.room().min(other.room()) / 2).max(1);
     let spans = spans(prompts, answers, positions, positions.min(room));
     let mut found: Vec<Vec<f64>> =
         answers.iter().map(|answer| vec![f64::NAN; positions.min(answer.len() + 1)]).collect();

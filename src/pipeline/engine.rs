@@ -17,7 +17,6 @@ use crate::runtime::{Backend, Decoding, RuntimeError, Tensor};
 
 pub mod cost;
 mod generator;
-mod likelihood;
 mod positions;
 
 pub use generator::{Generation, Generator, Progress};
@@ -115,7 +114,7 @@ pub struct Session {
     model: OrtModel,
     built: SessionModel,
     interface: Interface,
-    /// Positions that logits are returned of; 0 for none or for a window.
+    /// Positions that logits are returned of; 0 for none.
     logits: usize,
 }
 
@@ -189,13 +188,14 @@ impl Engine<'_> {
 
     /// Rows whose logits at `positions` positions fit into the budget; one at least.
     fn rows_at_once(&self, positions: usize) -> usize {
-        (LOGITS_BUDGET / (positions.max(1) * self.bytes_a_position())).max(1)
+        (self.room() / positions.max(1)).max(1)
     }
 
-    /// Bytes of the logits of one position.
-    fn bytes_a_position(&self) -> usize {
+    /// Positions of `d_vocab` float32 logits that a run may return, all rows together: 256 MB of them, one at least.
+    pub fn room(&self) -> usize {
         // a file that does not tell its vocabulary is taken to have a large one
-        4 * inspect::vocabulary(&self.model.graph, &self.model.lm).unwrap_or(1 << 18)
+        let vocabulary = inspect::vocabulary(&self.model.graph, &self.model.lm).unwrap_or(1 << 18);
+        (LOGITS_BUDGET / (size_of::<f32>() * vocabulary.max(1))).max(1)
     }
 
     /// Stops here if the user asked for it.

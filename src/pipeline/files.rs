@@ -164,11 +164,15 @@ impl ModelFiles {
     /// # Errors
     /// If one is there and is no JSON.
     pub fn max_positions(&self) -> Result<Option<usize>, Error> {
-        let number = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
+        const NAMES: [&str; 5] =
+            ["n_positions", "max_position_embeddings", "max_seq_len", "n_ctx", "max_sequence_length"];
+        let number = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
         if let Some(config) = self.json("config.json")? {
             let text = config.get("text_config").unwrap_or(&config);
-            let names = ["n_positions", "max_position_embeddings", "max_seq_len", "n_ctx"];
-            return Ok(names.iter().find_map(|name| number(text.get(*name)?)));
+            let told = NAMES.iter().find_map(|name| number(text.get(*name)?));
+            if told.is_some() {
+                return Ok(told);
+            }
         }
         Ok(self.json("genai_config.json")?.and_then(|config| number(config.pointer("/model/context_length")?)))
     }

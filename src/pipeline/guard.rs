@@ -43,6 +43,7 @@ pub fn judge(evidence: &Evidence, guard: &Guard) -> GuardResult {
         drop_bound: harmful.drop_upper(guard.policy.confidence()),
         limit: guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0),
         reasons: checks.iter().filter(|c| !c.passed).map(|c| c.words.clone()).collect(),
+        not_measured: judgement.not_measured.iter().map(|key| name(key)).collect(),
         checks,
         overridden: !judgement.passed && guard.force,
     }

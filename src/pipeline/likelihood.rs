@@ -4,16 +4,13 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::engine::{Engine, Row};
-use crate::chat::Chat;
 use crate::error::Error;
 use crate::instrument::Request;
-
-/// Room for the logits that a run returns, in bytes of float32.
-pub(super) const LOGIT_BYTES: usize = 256 << 20;
+use crate::method::score::log_softmax;
 
 /// Tokens whose end is scored, given all that is before it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Query<'t> {
+pub struct Query<'t> {
     /// Token ids, the scored ones last.
     pub tokens: &'t [u32],
     /// How many of the last tokens are scored: at least 1, fewer than there are tokens.
@@ -27,23 +24,6 @@ struct Span<'t> {
     positions: usize,
     /// Query and the range of its tokens that the last positions predict.
     wanted: Vec<(usize, Range<usize>)>,
-}
-
-/// How many positions of `d_vocab` logits fit [`LOGIT_BYTES`]; at least one. `d_vocab` is what the graph declares, or
-/// else what the tokenizer knows.
-pub(super) fn room(engine: &Engine<'_>, chat: &Chat) -> usize {
-    let (graph, lm) = (&engine.model.graph, &engine.model.lm);
-    let declared = graph.value(&lm.interface.logits).and_then(|logits| graph.declared_shape(logits));
-    let declared = declared.and_then(|shape| usize::try_from((*shape.last()?)?).ok()).unwrap_or(0);
-    (LOGIT_BYTES / size_of::<f32>() / declared.max(chat.vocab_size()).max(1)).max(1)
-}
-
-/// Natural logarithm of the softmax of `logits` `[d_vocab]` at `token`, in float64; `None` outside the vocabulary.
-pub(super) fn log_softmax(logits: &[f32], token: u32) -> Option<f64> {
-    let own = f64::from(*logits.get(token as usize)?);
-    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let sum: f64 = logits.iter().map(|&x| (f64::from(x) - max).exp()).sum();
-    Some(own - max - sum.ln())
 }
 
 /// Cuts queries into spans of at most `chunk` positions. What a span is given is all of the query before its end, so
@@ -71,12 +51,12 @@ fn spans<'t>(queries: &[Query<'t>], chunk: usize) -> Vec<Span<'t>> {
 
 /// Log-likelihood of each scored token of each query, in nats: `[query][scored token]`.
 ///
-/// `chunk` bounds the positions that a row returns logits of; `room` (see [`room`]) bounds rows times positions.
-/// `advance` is told of every span that is done; [`steps`] counts them.
+/// `chunk` bounds the positions that a row returns logits of; `room` (see [`Engine::room`]) bounds rows times
+/// positions: cutting runs a query more than once and changes no number. `advance` is told of every span that is done.
 ///
 /// # Errors
 /// If a run fails, on cancellation, or if a token is outside the model's vocabulary.
-pub(super) fn log_likelihoods(
+pub fn log_likelihoods(
     engine: &Engine<'_>,
     queries: &[Query<'_>],
     chunk: usize,
@@ -153,15 +133,6 @@ fn outside(token: u32, width: usize) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn log_softmax_is_exact_and_survives_large_logits() {
-        let logits = [1000.0, 1001.0, -1000.0];
-        let want = -(1.0 + 1f64.exp()).ln();
-        assert!((log_softmax(&logits, 0).unwrap() - want).abs() < 1e-12);
-        assert!((log_softmax(&logits, 2).unwrap() - (want - 2000.0)).abs() < 1e-9);
-        assert_eq!(log_softmax(&logits, 3), None);
-    }
 
     #[test]
     fn a_long_query_is_cut_and_equal_inputs_are_run_once() {

@@ -12,7 +12,7 @@ pub mod evaluate;
 pub mod files;
 pub mod guard;
 pub mod inspect;
-mod likelihood;
+pub mod likelihood;
 pub mod multiple_choice;
 pub mod opened;
 pub mod package;
@@ -69,7 +69,7 @@ pub struct BakeOptions<'a> {
 impl BakeOptions<'_> {
     /// How each file's bake is planned.
     fn plan(&self, mut metadata: Vec<(String, String)>) -> PlanOptions {
-        metadata.extend(self.max_rounding_error.map(|ratio| ("max_rounding_error".into(), ratio.to_string())));
+        metadata.extend(self.max_rounding_error.map(|ratio| ("lancet.max_rounding_error".into(), ratio.to_string())));
         PlanOptions { weights_only: self.weights_only, quantised: self.quantised, metadata, ..PlanOptions::default() }
     }
 }
@@ -208,7 +208,8 @@ pub fn run(
                 cross: &[],
                 guard: &options.guard,
             };
-            let (mut found, _) = sweep::over(&running, engine, &activations, &sweep, &mut clock, observer)?;
+            let (mut found, _) =
+                sweep::over(&running, engine, (&activations, &mut chooser), &sweep, &mut clock, observer)?;
             found.model = opened.files.onnx.display().to_string();
             Some(found)
         }

@@ -4,9 +4,8 @@ use super::engine::{Engine, Observer};
 use super::likelihood::{self, Query};
 use crate::chat::Chat;
 use crate::error::{Error, Kind};
-use crate::eval::statistics::wilson;
+use crate::eval::statistics::{CONFIDENCE, wilson};
 use crate::multiple_choice::{Item, ItemError, Items};
-use crate::report::Interval;
 use crate::report::scores::{ItemScore, MultipleChoice, Scoring, SubjectAccuracy};
 
 /// How to ask.
@@ -160,7 +159,7 @@ pub fn measure(
         truncated += usize::from(cut);
     }
     let queries: Vec<Query<'_>> = encoded.iter().map(|(tokens, scored)| Query { tokens, scored: *scored }).collect();
-    let room = likelihood::room(engine, chat);
+    let room = engine.room();
     observer.start("multiple choice", likelihood::steps(&queries, room, room));
     let found = likelihood::log_likelihoods(engine, &queries, room, room, |n| observer.advance(n))?;
     observer.finish();
@@ -204,7 +203,7 @@ fn summary(items: &Items, scores: Vec<ItemScore>, options: &Options, truncated: 
         total,
         right,
         accuracy: share(right),
-        interval: wilson(right, total, 0.95).map(|i| Interval { low: i.low, high: i.high }),
+        interval: wilson(right, total, CONFIDENCE),
         right_normalised,
         accuracy_normalised: right_normalised.map(share),
         shots: options.shots,

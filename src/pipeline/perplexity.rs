@@ -8,7 +8,7 @@ use super::files::ModelFiles;
 use super::likelihood::{self, Query};
 use crate::chat::Chat;
 use crate::error::{Error, Kind};
-use crate::eval::statistics::bootstrap_mean;
+use crate::eval::statistics::{CONFIDENCE, bootstrap_mean};
 use crate::report::scores::{Perplexity, WindowNll};
 use crate::report::{Interval, finite};
 
@@ -41,7 +41,7 @@ impl Options {
     /// # Errors
     /// If its configuration cannot be read.
     pub fn of_model(files: &ModelFiles) -> Result<Self, Error> {
-        let limit = context_limit(files)?;
+        let limit = files.max_positions()?;
         Ok(Self { context: limit.map_or(DEFAULT_CONTEXT, |n| n.clamp(2, DEFAULT_CONTEXT)), ..Self::default() })
     }
 }
@@ -144,36 +144,6 @@ pub fn read_text(path: &Path) -> Result<String, TextError> {
     if text.trim().is_empty() { Err(TextError::Empty { path: name }) } else { Ok(text) }
 }
 
-/// The most tokens a model takes, as `config.json` or `genai_config.json` says.
-///
-/// # Errors
-/// If one of them is there and is no JSON.
-pub fn context_limit(files: &ModelFiles) -> Result<Option<usize>, Error> {
-    const NAMES: [&str; 4] = ["max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"];
-    for name in ["config.json", "genai_config.json"] {
-        let path = files.root.join(name);
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => {
-                return Err(Error::usage(
-                    format!("cannot read `{}`: {error}", path.display()),
-                    "check the file's permissions",
-                ));
-            }
-        };
-        let config: serde_json::Value = serde_json::from_slice(&bytes).map_err(|error| {
-            Error::usage(format!("`{}` is not valid JSON: {error}", path.display()), "correct or remove the file")
-        })?;
-        let text = config.get("text_config").unwrap_or(&config);
-        let named = NAMES.iter().find_map(|key| text.get(*key)).or_else(|| config.pointer("/model/context_length"));
-        if let Some(limit) = named.and_then(serde_json::Value::as_u64).filter(|n| *n > 0) {
-            return Ok(usize::try_from(limit).ok());
-        }
-    }
-    Ok(None)
-}
-
 /// Windows over `tokens` tokens, each with the number of its last tokens that it scores.
 ///
 /// As in "Perplexity of fixed-length models" (documentation of Hugging Face transformers): a window begins every
@@ -225,7 +195,7 @@ pub fn measure(
     let windows = windows(tokens.len(), context, stride);
     let queries: Vec<Query<'_>> =
         windows.iter().map(|(range, scored)| Query { tokens: &tokens[range.clone()], scored: *scored }).collect();
-    let room = likelihood::room(engine, chat);
+    let room = engine.room();
     observer.start("perplexity", likelihood::steps(&queries, stride, room));
     let found = likelihood::log_likelihoods(engine, &queries, stride, room, |n| observer.advance(n))?;
     observer.finish();
@@ -256,7 +226,7 @@ fn interval(windows: &[WindowNll], mean: f64) -> Option<Interval> {
     }
     let tokens = windows.iter().map(|w| w.tokens as f64).sum::<f64>() / windows.len() as f64;
     let values: Vec<f64> = windows.iter().map(|w| mean + (w.nll - mean * w.tokens as f64) / tokens).collect();
-    let found = bootstrap_mean(&values, 0.95, 2000, 1)?;
+    let found = bootstrap_mean(&values, CONFIDENCE, 2000, 1)?;
     Some(Interval { low: finite(found.low.exp())?, high: finite(found.high.exp())? })
 }
 

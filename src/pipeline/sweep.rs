@@ -79,7 +79,8 @@ pub fn sweep(
     let (activations, _) = collect::collect(&engine, &inputs, observer)?;
     clock.lap("collect");
     options.settings.refusal_tokens.clone_from(&activations.info.refusal_tokens);
-    let (mut result, settings) = over(running, engine, &activations, options, &mut clock, observer)?;
+    let mut chooser = Chooser::new(&engine, chat, &activations, options.rules, observer)?;
+    let (mut result, settings) = over(running, engine, (&activations, &mut chooser), options, &mut clock, observer)?;
     result.model = opened.files.onnx.display().to_string();
     result.seconds = clock.seconds;
     Ok(Swept { result, settings, model_sha256 })
@@ -92,13 +93,12 @@ pub fn sweep(
 pub(super) fn over(
     running: &Running<'_>,
     engine: Engine<'_>,
-    activations: &Activations,
+    (activations, chooser): (&Activations, &mut Chooser<'_>),
     options: &SweepOptions<'_>,
     clock: &mut Clock,
     observer: &dyn Observer,
 ) -> Result<(SweepResult, Vec<Setting>), Error> {
     let Running { chat, prompts, .. } = *running;
-    let mut chooser = Chooser::new(&engine, chat, activations, options.rules, observer)?;
     let addition = match options.alphas.iter().any(|alpha| *alpha != 0.0) {
         true => Some(add::choose(&engine, chat, activations, 1.0, &options.rules, observer)?.0),
         false => None,

@@ -39,8 +39,7 @@ fn span(interval: Option<Interval>) -> Option<String> {
 
 /// `28.1 % (36/128; 21.1 to 36.5 %)`.
 fn rate(r: &ClassResult) -> String {
-    let interval = r.refusal_interval.or_else(|| r.interval().map(|(low, high)| Interval { low, high }));
-    let interval = span(interval).map(|text| format!("; {text}")).unwrap_or_default();
+    let interval = span(r.interval()).map(|text| format!("; {text}")).unwrap_or_default();
     format!("{} ({}/{}{interval})", percent(r.refusal_rate), r.refused, r.total)
 }
 

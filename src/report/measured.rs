@@ -2,33 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{finite, scores};
-
-/// A confidence interval, 95 % where nothing else is said.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Interval {
-    /// Lower end.
-    pub low: f64,
-    /// Upper end.
-    pub high: f64,
-}
-
-/// How many answers had which outcome (see `eval::outcome`).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Outcomes {
-    /// Answered.
-    pub complied: usize,
-    /// Refused.
-    pub refused: usize,
-    /// Begun, then refused.
-    pub partly: usize,
-    /// Nothing was said.
-    pub empty: usize,
-    /// Repetition without end.
-    pub degenerate: usize,
-}
+use super::{Interval, Outcomes, finite, scores};
+use crate::eval::statistics::{CONFIDENCE, wilson};
 
 /// How many answers an external judge gave which verdict.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,24 +67,14 @@ impl ClassResult {
             mean_refusal_score: finite(scores.iter().sum::<f64>() / scores.len() as f64),
             ..Self::default()
         };
-        result.refusal_interval = result.interval().map(|(low, high)| Interval { low, high });
+        result.refusal_interval = result.interval();
         result
     }
 
     /// Wilson's 95 % score interval of the refusal rate, or `None` without prompts.
-    ///
-    /// `(p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)` with `z = 1.96` (Wilson 1927).
     #[must_use]
-    pub fn interval(&self) -> Option<(f64, f64)> {
-        if self.total == 0 {
-            return None;
-        }
-        let (n, z) = (self.total as f64, 1.96_f64);
-        let p = self.refused as f64 / n;
-        let middle = p + z * z / (2.0 * n);
-        let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
-        let scale = 1.0 + z * z / n;
-        Some((((middle - half) / scale).max(0.0), ((middle + half) / scale).min(1.0)))
+    pub fn interval(&self) -> Option<Interval> {
+        wilson(self.refused, self.total, CONFIDENCE)
     }
 }
 
@@ -226,7 +191,8 @@ pub struct Ratio {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Latency {
-    /// `prefill of 32 tokens, 1 row`.
+    /// `prefill of 128 tokens`, `prefill of 128 tokens, 4 rows`, `decoding, a token`. Without a KV cache each token is a
+    /// run over everything.
     pub name: String,
     /// Median seconds on the input model.
     pub before: f64,
@@ -236,14 +202,31 @@ pub struct Latency {
     pub ratio: Ratio,
 }
 
+/// What was loaded to measure the cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Measured {
+    /// The files as they are, in ONNX Runtime's default settings: logits of every position.
+    #[default]
+    Published,
+    /// Lancet's sessions of them (a merged decoder's branches, an embedding file, bfloat16 on the CPU): logits of the
+    /// last position, weights not packed.
+    Session,
+}
+
 /// What the rewritten model costs beside the input model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Cost {
+    /// What was loaded.
+    #[serde(default)]
+    pub measured: Measured,
     /// Bytes of the model with its external data.
     pub file_bytes: Pair<u64>,
-    /// Growth of the process's resident memory from loading and running a session, in bytes; `None` where the
-    /// operating system does not tell.
+    /// Growth of the process's resident memory from loading and running a model, in bytes; `None` where the operating
+    /// system does not tell. Pages of mapped files count; memory that the process had free is not seen, so small models
+    /// look smaller than they are.
     pub memory_bytes: Pair<Option<u64>>,
     /// Timed runs.
     pub latencies: Vec<Latency>,
@@ -405,6 +388,9 @@ pub struct GuardResult {
     /// Every limit, held or not.
     #[serde(default)]
     pub checks: Vec<Checked>,
+    /// Limits that hold only where their evidence is there, and it is not.
+    #[serde(default)]
+    pub not_measured: Vec<String>,
     /// Why it did not pass, one sentence each.
     pub reasons: Vec<String>,
     /// Whether the user overrode it by name.
@@ -449,9 +435,9 @@ mod tests {
     #[test]
     fn interval_matches_published_values() {
         // Newcombe (1998), table I, method 3: 81/263 gives 0.2553 to 0.3662, 0/20 gives 0 to 0.1611.
-        let (low, high) = ClassResult::new(81, 263, &[]).interval().expect("has prompts");
+        let Interval { low, high } = ClassResult::new(81, 263, &[]).interval().expect("has prompts");
         assert!((low - 0.2553).abs() < 1e-4 && (high - 0.3662).abs() < 1e-4, "{low} {high}");
-        let (low, high) = ClassResult::new(0, 20, &[]).interval().expect("has prompts");
+        let Interval { low, high } = ClassResult::new(0, 20, &[]).interval().expect("has prompts");
         assert!(low.abs() < 1e-12 && (high - 0.1611).abs() < 1e-4, "{low} {high}");
     }
 }

@@ -30,11 +30,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::eval::outcome::OutcomeCounts as Outcomes;
+pub use crate::eval::statistics::Interval;
 pub use html::html;
 pub use markdown::markdown;
 pub use measured::{
-    Answer, AnswerPair, Checked, ClassResult, ClassRow, ClassTable, Condition, Cost, EvalResult, GuardResult, Interval,
-    JudgeCounts, Latency, ModelEval, OneCondition, Outcomes, Pair, Ratio, SetRow, Setup,
+    Answer, AnswerPair, Checked, ClassResult, ClassRow, ClassTable, Condition, Cost, EvalResult, GuardResult,
+    JudgeCounts, Latency, Measured, ModelEval, OneCondition, Pair, Ratio, SetRow, Setup,
 };
 pub use package::{Effect, FileRow, PackageInspect, PackageResult, PackageVerify, VariantResult};
 pub use sweep::{Addition, AdditionCandidate, CrossRow, LayerProjection, SweepResult, SweepRow};

@@ -236,7 +236,7 @@ fn sweep() -> SweepResult {
     let base = (class(118, 3, 128, 3.1, false), class(128, 0, 128, 5.6, false), class(0, 0, 128, -9.9, false));
     let wilson = |rate: f64, total: usize| {
         let result = ClassResult::new((rate * total as f64).round() as usize, total, &[]);
-        result.interval().map(|(low, high)| Interval { low, high })
+        result.interval()
     };
     let table = |harmful, pseudo_harmful, harmless| ClassTable { harmful, pseudo_harmful, harmless };
     let mut rows = vec![SweepRow {
@@ -425,6 +425,7 @@ pub fn run() -> RunResult {
         }),
         multiple_choice: Some(Pair { before: sample::accuracy(0.553, 0.031), after: sample::accuracy(0.550, 0.031) }),
         cost: Some(Cost {
+            measured: Measured::Published,
             file_bytes: Pair { before: 811_000_000, after: 812_000_000 },
             memory_bytes: Pair { before: Some(1_020_000_000), after: Some(1_024_000_000) },
             latencies: [

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::Instant;
 
 use ndarray::{Array2, Axis, concatenate};
-use serde::{Deserialize, Serialize};
 
 use super::super::opened::Understood;
 use super::{Engine, inspect, positions};
@@ -12,6 +11,7 @@ use crate::error::Error;
 use crate::instrument::Request;
 use crate::lm::Interface;
 use crate::onnx::Model;
+use crate::report::{Cost, Latency, Measured, Pair, Ratio};
 use crate::runtime::batch;
 use crate::runtime::session::OrtModel;
 use crate::runtime::{Backend, RuntimeError};
@@ -24,7 +24,7 @@ const WARM_UP: usize = 2;
 const LOAD_AGAIN: u64 = 1 << 30;
 
 /// What is run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Workload {
     /// Tokens of a prompt; fewer where the model has no positions for them.
     pub prompt_tokens: usize,
@@ -42,66 +42,6 @@ impl Default for Workload {
     }
 }
 
-/// After over before, of measurements in pairs.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Ratio {
-    /// Median of the pairs' ratios.
-    pub median: f64,
-    /// Lower end of the median's 95 % confidence interval (order statistics); the smallest ratio of fewer than 6 pairs.
-    pub low: f64,
-    /// Its upper end, or the largest ratio.
-    pub high: f64,
-    /// Number of pairs.
-    pub n: usize,
-}
-
-/// Medians of one model, in milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Latency {
-    /// A run over one prompt.
-    pub prefill_ms: f64,
-    /// A run over a batch of prompts.
-    pub prefill_batch_ms: f64,
-    /// A token of one answer after the prompt.
-    pub decode_ms: f64,
-}
-
-/// What was loaded to measure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Measured {
-    /// The files as they are, in ONNX Runtime's default settings: logits of every position.
-    Published,
-    /// Lancet's sessions of them (a merged decoder's branches, an embedding file, bfloat16 on the CPU): logits of the
-    /// last position, weights not packed.
-    Session,
-}
-
-/// What an edit costs. Pairs are `(before, after)`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Cost {
-    /// What was loaded.
-    pub measured: Measured,
-    /// Bytes of the `.onnx` files and their external data.
-    pub file_bytes: (u64, u64),
-    /// Growth of the process's resident set by loading a model and running it once, in bytes; `None` where the system
-    /// does not tell (it is read from `/proc`). Pages of mapped files count; memory that the process had free is not
-    /// seen, so small models look smaller than they are.
-    pub memory_bytes: (Option<u64>, Option<u64>),
-    /// Latency of a run over one prompt.
-    pub prefill_ratio: Ratio,
-    /// Latency of a run over a batch of prompts.
-    pub prefill_batch_ratio: Ratio,
-    /// Latency of a token after the prompt. Without a KV cache each token is a run over everything.
-    pub decode_ratio: Ratio,
-    /// Before, in milliseconds.
-    pub before: Latency,
-    /// After, in milliseconds.
-    pub after: Latency,
-    /// What was run.
-    pub workload: Workload,
-}
-
 /// A model to time.
 struct Loaded<'a> {
     first: OrtModel,
@@ -112,7 +52,7 @@ struct Loaded<'a> {
     model: &'a Understood<'a>,
 }
 
-/// Latencies of one measurement in milliseconds: prefill, prefill of a batch, decoding.
+/// Latencies of one measurement in seconds: prefill, prefill of a batch, decoding a token.
 type Times = [f64; 3];
 
 /// Measures two models in turns (before, after, after, before, ...), after a warm-up. Both are loaded as they are
@@ -149,8 +89,8 @@ pub fn measure(
         true => Measured::Published,
         false => Measured::Session,
     };
-    let file_bytes = (file_bytes(before.model)?, file_bytes(after.model)?);
-    let held = (file_bytes.0 <= LOAD_AGAIN).then(|| load_and_run(before, measured, &workload)).transpose()?;
+    let file_bytes = Pair { before: file_bytes(before.model)?, after: file_bytes(after.model)? };
+    let held = (file_bytes.before <= LOAD_AGAIN).then(|| load_and_run(before, measured, &workload)).transpose()?;
     let start = resident();
     let mut first = load_and_run(before, measured, &workload)?;
     let between = resident();
@@ -158,7 +98,7 @@ pub fn measure(
     let end = resident();
     drop(held);
     let growth = |from: Option<u64>, to: Option<u64>| Some(to?.saturating_sub(from?));
-    let memory_bytes = (growth(start, between), growth(between, end));
+    let memory_bytes = Pair { before: growth(start, between), after: growth(between, end) };
 
     let mut found: [Vec<Times>; 2] = [Vec::new(), Vec::new()];
     for pair in 0..WARM_UP + workload.pairs {
@@ -173,25 +113,19 @@ pub fn measure(
             advance(1);
         }
     }
-    let ratio = |which: usize| {
+    let latency = |name: String, which: usize| {
+        let median = |times: &[Times]| spread(times.iter().map(|t| t[which]).collect()).median;
         let pairs = found[0].iter().zip(&found[1]);
-        Ratio::of(pairs.map(|(before, after)| after[which] / before[which]).collect())
+        let ratio = spread(pairs.map(|(before, after)| after[which] / before[which]).collect());
+        Latency { name, before: median(&found[0]), after: median(&found[1]), ratio }
     };
-    let latency = |times: &[Times]| {
-        let median_of = |which: usize| Ratio::of(times.iter().map(|t| t[which]).collect()).median;
-        Latency { prefill_ms: median_of(0), prefill_batch_ms: median_of(1), decode_ms: median_of(2) }
-    };
-    Ok(Cost {
-        measured,
-        file_bytes,
-        memory_bytes,
-        prefill_ratio: ratio(0),
-        prefill_batch_ratio: ratio(1),
-        decode_ratio: ratio(2),
-        before: latency(&found[0]),
-        after: latency(&found[1]),
-        workload,
-    })
+    let Workload { prompt_tokens, batch, .. } = workload;
+    let mut latencies = vec![latency(format!("prefill of {prompt_tokens} tokens"), 0)];
+    if batch > 1 {
+        latencies.push(latency(format!("prefill of {prompt_tokens} tokens, {batch} rows"), 1));
+    }
+    latencies.push(latency("decoding, a token".into(), 2));
+    Ok(Cost { measured, file_bytes, memory_bytes, latencies })
 }
 
 /// Whether ONNX Runtime can be given the file itself.
@@ -262,7 +196,7 @@ impl Loaded<'_> {
         Ok([prefill, of_batch, decode / workload.decode_tokens as f64])
     }
 
-    /// Milliseconds of the prompts' run, and of all runs after it. Tokens are made up, and the same for every model.
+    /// Seconds of the prompts' run, and of all runs after it. Tokens are made up, and the same for every model.
     fn answer(&mut self, rows: usize, prompt: usize, new_tokens: usize) -> Result<(f64, f64), RuntimeError> {
         let vocabulary = inspect::vocabulary(&self.model.graph, &self.model.lm).unwrap_or(256) as i64;
         let token = |row: usize, column: usize| (7 * row + 13 * column + 5) as i64 % vocabulary;
@@ -286,7 +220,7 @@ impl Loaded<'_> {
             inputs.extend(self.interface.cache.iter().zip(&cache).map(|(slot, value)| (slot.past.clone(), value)));
             let started = Instant::now();
             let found = model.run(inputs, &outputs)?;
-            spent[step.min(1)] += 1e3 * started.elapsed().as_secs_f64();
+            spent[step.min(1)] += started.elapsed().as_secs_f64();
             cache = found.into_iter().skip(1).collect();
             let next = Array2::from_shape_fn((rows, 1), |(row, _)| token(row, prompt + step));
             let ones = Array2::ones((rows, 1));
@@ -297,15 +231,13 @@ impl Loaded<'_> {
     }
 }
 
-impl Ratio {
-    /// Median and spread of values, one at least.
-    fn of(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        let n = values.len();
-        let median = (values[(n - 1) / 2] + values[n / 2]) / 2.0;
-        let rank = rank(n);
-        Self { median, low: values[rank], high: values[n - 1 - rank], n }
-    }
+/// Median of values, one at least, and its 95 % interval (order statistics): the extremes of fewer than 6 values.
+fn spread(mut values: Vec<f64>) -> Ratio {
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    let median = (values[(n - 1) / 2] + values[n / 2]) / 2.0;
+    let rank = rank(n);
+    Ratio { median, low: values[rank], high: values[n - 1 - rank], n }
 }
 
 /// The rank from 0 of the order statistic that the median of a distribution is below with a probability of at most
@@ -326,7 +258,7 @@ fn rank(n: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{Ratio, parse_resident, rank};
+    use super::{Ratio, parse_resident, rank, spread};
 
     #[test]
     fn intervals_are_those_of_the_sign_test() {
@@ -334,9 +266,9 @@ mod tests {
         for (n, expected) in [(1, 0), (5, 0), (6, 0), (9, 1), (12, 2), (20, 5)] {
             assert_eq!(rank(n), expected, "{n}");
         }
-        let found = Ratio::of((1..=12).rev().map(f64::from).collect());
+        let found = spread((1..=12).rev().map(f64::from).collect());
         assert_eq!(found, Ratio { median: 6.5, low: 3.0, high: 10.0, n: 12 });
-        assert_eq!(Ratio::of(vec![2.0]), Ratio { median: 2.0, low: 2.0, high: 2.0, n: 1 });
+        assert_eq!(spread(vec![2.0]), Ratio { median: 2.0, low: 2.0, high: 2.0, n: 1 });
     }
 
     #[test]

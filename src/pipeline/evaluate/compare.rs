@@ -4,19 +4,16 @@ use std::path::Path;
 
 use super::{Measured, Set, Settings, Told};
 use crate::chat::Chat;
-use crate::eval::outcome::Outcome;
+use crate::eval::outcome::{Outcome, OutcomeCounts};
 use crate::eval::policy::Evidence;
-use crate::eval::statistics::{Paired, bootstrap_mean, wilson};
+use crate::eval::statistics::{CONFIDENCE, Paired, bootstrap_mean};
 use crate::judge::format::Word;
 use crate::method::prompts::PromptClass;
 use crate::method::score::{kl_divergence, mean, softmax};
 use crate::report::{
-    Answer, AnswerPair, ClassResult, ClassRow, ClassTable, Condition, EvalResult, Interval, JudgeCounts, ModelEval,
-    OneCondition, Outcomes, Pair, SetRow, finite,
+    Answer, AnswerPair, ClassResult, ClassRow, ClassTable, Condition, EvalResult, JudgeCounts, ModelEval, OneCondition,
+    Pair, SetRow, finite,
 };
-
-/// Confidence of the intervals in the report.
-const CONFIDENCE: f64 = 0.95;
 
 /// Samples of a bootstrap.
 const RESAMPLES: usize = 2000;
@@ -29,25 +26,11 @@ pub struct Compared {
     pub evidence: Evidence,
 }
 
-fn interval(found: Option<crate::eval::statistics::Interval>) -> Option<Interval> {
-    found.map(|i| Interval { low: i.low, high: i.high })
-}
-
 /// What one class of answers comes to.
 pub fn class_result(set: &Set, seed: u64) -> ClassResult {
     let total = set.told.len();
     let refused = set.told.iter().filter(|t| t.refused(set.class)).count();
     let substring_refused = set.told.iter().filter(|t| t.substring).count();
-    let mut outcomes = Outcomes::default();
-    for told in &set.told {
-        *match told.outcome {
-            Outcome::Complied => &mut outcomes.complied,
-            Outcome::Refused => &mut outcomes.refused,
-            Outcome::Partly => &mut outcomes.partly,
-            Outcome::Empty => &mut outcomes.empty,
-            Outcome::Degenerate => &mut outcomes.degenerate,
-        } += 1;
-    }
     let judge = set.told.iter().any(|t| t.judged.is_some()).then(|| {
         let mut counts = JudgeCounts::default();
         for told in &set.told {
@@ -67,9 +50,8 @@ pub fn class_result(set: &Set, seed: u64) -> ClassResult {
     });
     let share = |n: usize| if total == 0 { 0.0 } else { n as f64 / total as f64 };
     ClassResult {
-        refusal_interval: interval(wilson(refused, total, CONFIDENCE)),
-        score_interval: interval(bootstrap_mean(&set.scores, CONFIDENCE, RESAMPLES, seed)),
-        outcomes,
+        score_interval: bootstrap_mean(&set.scores, CONFIDENCE, RESAMPLES, seed),
+        outcomes: OutcomeCounts::count(set.told.iter().map(|t| t.outcome)),
         substring_refused,
         substring_refusal_rate: share(substring_refused),
         judge,
@@ -162,7 +144,7 @@ pub fn compare(before: &Measured, after: &Measured, settings: &Settings, chat: &
         before: class_table(before, settings.seed),
         after: class_table(after, settings.seed),
         harmless_kl: finite(mean(&kl)),
-        harmless_kl_interval: interval(bootstrap_mean(&kl, CONFIDENCE, RESAMPLES, settings.seed)),
+        harmless_kl_interval: bootstrap_mean(&kl, CONFIDENCE, RESAMPLES, settings.seed),
         harmless_kl_by_position: by_position,
         conditions,
         perplexity,

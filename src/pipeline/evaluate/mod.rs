@@ -23,7 +23,7 @@ use crate::judge::format::{Verdict, Word};
 use crate::method::prompts::{PromptClass, Prompts, Split};
 use crate::method::score::{refusal_score, softmax};
 use crate::multiple_choice::Items;
-use crate::report::{Cost, Latency, Pair, Ratio, Setup, scores};
+use crate::report::{Setup, scores};
 use crate::runtime::{Decoding, Sampling};
 
 /// Pairs of timed runs.
@@ -294,40 +294,15 @@ pub fn both(
     if settings.kl_positions > 1 {
         let harmless = encode(chat, prompts.get(PromptClass::Harmless, Split::Test))?;
         let answers = &before.harmless_answers;
-        let found = divergence::measure(base, edited, chat, &harmless, answers, settings.kl_positions, observer)?;
+        let found = divergence::measure(base, edited, &harmless, answers, settings.kl_positions, observer)?;
         later = found.positions.iter().map(|p| p.mean).collect();
     }
     let mut compared = compare(&before, &after, settings, chat, later);
     if settings.cost {
-        compared.result.cost = Some(costs(base, edited, observer)?);
+        let workload = cost::Workload { pairs: COST_PAIRS, ..cost::Workload::default() };
+        observer.start("cost", workload.pairs as u64);
+        compared.result.cost = Some(cost::measure(base, edited, &workload, |pairs| observer.advance(pairs))?);
+        observer.finish();
     }
     Ok(compared)
-}
-
-/// File size, memory and latency of two models, as the report tells them.
-fn costs(before: &Engine<'_>, after: &Engine<'_>, observer: &dyn Observer) -> Result<Cost, Error> {
-    let workload = cost::Workload { pairs: COST_PAIRS, ..cost::Workload::default() };
-    observer.start("cost", workload.pairs as u64);
-    let found = cost::measure(before, after, &workload, |pairs| observer.advance(pairs))?;
-    observer.finish();
-    let n = found.workload;
-    let latency = |name: String, ratio: cost::Ratio, of: fn(&cost::Latency) -> f64| Latency {
-        name,
-        before: of(&found.before) / 1e3,
-        after: of(&found.after) / 1e3,
-        ratio: Ratio { median: ratio.median, low: ratio.low, high: ratio.high, n: ratio.n },
-    };
-    let mut latencies =
-        vec![latency(format!("prefill of {} tokens", n.prompt_tokens), found.prefill_ratio, |l| l.prefill_ms)];
-    if n.batch > 1 {
-        let name = format!("prefill of {} tokens, {} rows", n.prompt_tokens, n.batch);
-        latencies.push(latency(name, found.prefill_batch_ratio, |l| l.prefill_batch_ms));
-    }
-    latencies.push(latency("decoding, a token".into(), found.decode_ratio, |l| l.decode_ms));
-    let pair = |(before, after)| Pair { before, after };
-    Ok(Cost {
-        file_bytes: pair(found.file_bytes),
-        memory_bytes: Pair { before: found.memory_bytes.0, after: found.memory_bytes.1 },
-        latencies,
-    })
 }

@@ -61,32 +61,39 @@ pub(super) fn direction(select: &SelectResult) -> String {
     section("direction", "The direction", &out)
 }
 
+/// Refusal score and KL of candidates as two heat maps, side by side where they are narrow enough. `table` tells where
+/// the numbers stand.
+fn maps(select: &SelectResult, titles: [&str; 2], table: &str, cells: [Vec<Cell>; 2]) -> String {
+    let token = |position| position_token(select, position);
+    let deep = cells[0].iter().any(|c| c.layer >= 32);
+    let mut out = if deep { "<div class=\"maps deep\">\n".to_owned() } else { "<div class=\"maps\">\n".to_owned() };
+    for ((title, mut cells), logarithmic) in titles.into_iter().zip(cells).zip([false, true]) {
+        cells.iter_mut().for_each(|c| c.value = c.value.filter(|v| v.is_finite()));
+        out.push_str(&HeatMap { title, logarithmic, cells, token: &token, table }.draw());
+    }
+    out.push_str("</div>\n");
+    out
+}
+
 fn candidates(select: &SelectResult) -> String {
     let s = &select.selected;
-    let cells = |value: fn(&super::super::Candidate) -> Option<f64>| -> Vec<Cell> {
-        select
-            .candidates
-            .iter()
-            .map(|c| Cell {
-                layer: c.layer,
-                position: c.position,
-                value: value(c).filter(|v| v.is_finite()),
-                tip: format!("refusal score {}, harmless KL {}", score(c.refusal_score), significant(c.kl)),
-                discarded: c.discarded.clone(),
-                selected: (c.layer, c.position) == (s.layer, s.position),
-            })
-            .collect()
+    let cell = |c: &super::super::Candidate, value| Cell {
+        layer: c.layer,
+        position: c.position,
+        value,
+        tip: format!("refusal score {}, harmless KL {}", score(c.refusal_score), significant(c.kl)),
+        discarded: c.discarded.clone(),
+        selected: (c.layer, c.position) == (s.layer, s.position),
     };
-    let token = |position| position_token(select, position);
-    let map = |title, logarithmic, value| {
-        HeatMap { title, logarithmic, cells: cells(value), token: &token, table: "the table of candidates" }.draw()
-    };
-    // Maps of a deep model are too wide to stand side by side.
-    let deep = select.candidates.iter().any(|c| c.layer >= 32);
-    let mut out = if deep { "<div class=\"maps deep\">\n".to_owned() } else { "<div class=\"maps\">\n".to_owned() };
-    out.push_str(&map("Refusal score of each candidate", false, |c| c.refusal_score));
-    out.push_str(&map("Harmless KL of each candidate", true, |c| c.kl));
-    out.push_str("</div>\n");
+    let mut out = maps(
+        select,
+        ["Refusal score of each candidate", "Harmless KL of each candidate"],
+        "the table of candidates",
+        [
+            select.candidates.iter().map(|c| cell(c, c.refusal_score)).collect(),
+            select.candidates.iter().map(|c| cell(c, c.kl)).collect(),
+        ],
+    );
     out.push_str(&note(
         "A cell is one candidate, ablated on validation prompts: lower (paler) is better in both. The outlined one was selected; a \
          struck-out one was discarded; an empty one was not run.",
@@ -243,29 +250,23 @@ pub(super) fn addition(addition: &Addition, select: &SelectResult) -> String {
         ),
     ]);
     if !addition.candidates.is_empty() {
-        let cells = |value: fn(&super::super::AdditionCandidate) -> Option<f64>| -> Vec<Cell> {
-            addition
-                .candidates
-                .iter()
-                .map(|c| Cell {
-                    layer: c.layer,
-                    position: c.position,
-                    value: value(c).filter(|v| v.is_finite()),
-                    tip: format!("refusal score {}, harmless KL {}", score(c.refusal_score), significant(c.kl)),
-                    discarded: c.discarded.clone(),
-                    selected: (c.layer, c.position) == (addition.layer, addition.position),
-                })
-                .collect()
+        let cell = |c: &super::super::AdditionCandidate, value| Cell {
+            layer: c.layer,
+            position: c.position,
+            value,
+            tip: format!("refusal score {}, harmless KL {}", score(c.refusal_score), significant(c.kl)),
+            discarded: c.discarded.clone(),
+            selected: (c.layer, c.position) == (addition.layer, addition.position),
         };
-        let token = |position| position_token(select, position);
-        let map = |title, logarithmic, value| {
-            HeatMap { title, logarithmic, cells: cells(value), token: &token, table: "the table below" }.draw()
-        };
-        let deep = addition.candidates.iter().any(|c| c.layer >= 32);
-        out.push_str(if deep { "<div class=\"maps deep\">\n" } else { "<div class=\"maps\">\n" });
-        out.push_str(&map("Refusal score with the vector added", false, |c| c.refusal_score));
-        out.push_str(&map("Harmless KL with the vector added", true, |c| c.kl));
-        out.push_str("</div>\n");
+        out.push_str(&maps(
+            select,
+            ["Refusal score with the vector added", "Harmless KL with the vector added"],
+            "the table below",
+            [
+                addition.candidates.iter().map(|c| cell(c, c.refusal_score)).collect(),
+                addition.candidates.iter().map(|c| cell(c, c.kl)).collect(),
+            ],
+        ));
         out.push_str(&note(
             "Measured on harmless validation prompts: a high refusal score tells that the vector carries refusal.",
         ));

@@ -1,7 +1,7 @@
 //! The bricks of the page: sections, tables, facts, folds, and small drawings that stand in table cells.
 
 use super::super::number::{MISSING, percent};
-use super::super::{ClassResult, Interval, Outcomes};
+use super::super::{Interval, Outcomes};
 
 /// A section with its heading.
 pub(super) fn section(id: &str, title: &str, content: &str) -> String {
@@ -102,11 +102,6 @@ pub(super) fn numbers(interval: Option<Interval>, write: impl Fn(f64) -> String)
         Some(Interval { low, high }) => format!("<span class=\"whole\">{} to {}</span>", write(low), write(high)),
         None => MISSING.into(),
     }
-}
-
-/// The interval of a class, calculated where the file does not hold it.
-pub(super) fn interval(result: &ClassResult) -> Option<Interval> {
-    result.refusal_interval.or_else(|| result.interval().map(|(low, high)| Interval { low, high }))
 }
 
 /// Before and after on one scale of 0 to 100 %: a hollow and a full mark, each with its interval.

@@ -74,8 +74,8 @@ pub(super) fn limits(run: &RunResult) -> String {
             .to_owned(),
     });
     let n = eval.after.harmful.total;
-    let upper = eval.after.harmful.interval().map_or_else(String::new, |(low, _)| {
-        format!(" With {n} harmful prompts, the true rate of refusal may be as low as {}.", percent(low))
+    let upper = eval.after.harmful.interval().map_or_else(String::new, |interval| {
+        format!(" With {n} harmful prompts, the true rate of refusal may be as low as {}.", percent(interval.low))
     });
     all.push(format!("The rates hold for prompts like these.{upper}"));
     let under = |keep: fn(&super::super::Setup) -> bool| eval.conditions.iter().filter(|c| keep(&c.setup)).count();

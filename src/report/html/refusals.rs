@@ -4,7 +4,7 @@ use super::super::number::{MISSING, count, percent, score};
 use super::super::{ClassResult, RunResult, class_label};
 use super::answers::answer;
 use super::escape;
-use super::parts::{dots, grouped, interval, items, note, numbers, outcomes, percents, rate, section, stacked};
+use super::parts::{dots, grouped, items, note, numbers, outcomes, percents, rate, section, stacked};
 
 /// What ought to happen to a class.
 fn meant(class: &str) -> &'static str {
@@ -36,7 +36,7 @@ pub(super) fn classes(run: &RunResult) -> String {
                 percent(r.refusal_rate),
                 r.refused,
                 r.total,
-                percents(interval(r)).map(|text| format!("<small class=\"whole\">{text}</small>")).unwrap_or_default()
+                percents(r.interval()).map(|text| format!("<small class=\"whole\">{text}</small>")).unwrap_or_default()
             ),
         ];
         if ruled {
@@ -117,10 +117,10 @@ pub(super) fn conditions(run: &RunResult) -> String {
         let points = if change.is_finite() { format!("{:+.1}", change * 100.0 + 0.0) } else { MISSING.into() };
         vec![
             name.to_owned(),
-            rate(before.refusal_rate, interval(before)),
-            rate(after.refusal_rate, interval(after)),
+            rate(before.refusal_rate, before.interval()),
+            rate(after.refusal_rate, after.interval()),
             points.replace("-0.0", "0.0").replace("+0.0", "0.0"),
-            dots((before.refusal_rate, interval(before)), (after.refusal_rate, interval(after))),
+            dots((before.refusal_rate, before.interval()), (after.refusal_rate, after.interval())),
         ]
     };
     let groups: Vec<(String, Vec<Vec<String>>)> = eval

@@ -4,7 +4,7 @@ use super::super::number::{MISSING, percent, score, setting, significant};
 use super::super::{ClassResult, CrossRow, Interval, SweepResult, SweepRow};
 use super::chart::{Axis, Chart, Point, Scale, Series};
 use super::escape;
-use super::parts::{fold, interval, items, note, passed, rate, section, table};
+use super::parts::{fold, items, note, passed, rate, section, table};
 
 /// The setting of a row: `unchanged`, `λ 0.8`, `λ 1, strength 0.5, addition 0.2`.
 pub(in super::super) fn name(row: &SweepRow) -> String {
@@ -51,7 +51,7 @@ fn charts(sweep: &SweepResult) -> String {
             percent(value)
         )
     };
-    let across = |r: &ClassResult| ends(interval(r));
+    let across = |r: &ClassResult| ends(r.interval());
     let plain = measured
         .iter()
         .map(|(i, row)| {
@@ -134,7 +134,7 @@ fn row(sweep: &SweepResult, i: usize, row: &SweepRow) -> Vec<String> {
     }
     let class = |r: &ClassResult| match r.total {
         0 => MISSING.to_owned(),
-        _ => rate(r.refusal_rate, interval(r)),
+        _ => rate(r.refusal_rate, r.interval()),
     };
     let policy = row.guard.as_ref().map_or_else(
         || MISSING.to_owned(),

@@ -3,7 +3,7 @@
 use super::super::number::{MISSING, percent, significant};
 use super::super::{Checked, ClassResult, GuardResult, RunResult, Verdict};
 use super::escape;
-use super::parts::{dots, facts, fold, interval, items, passed, percents, section, table};
+use super::parts::{dots, facts, fold, items, note, passed, percents, section, table};
 
 /// The verdict in a sentence.
 pub(super) fn lead(run: &RunResult) -> &'static str {
@@ -26,7 +26,7 @@ pub(super) fn cards(run: &RunResult) -> String {
                 percent(r.refusal_rate).replace(' ', "\u{a0}"),
                 r.refused,
                 r.total,
-                percents(interval(r))
+                percents(r.interval())
                     .map(|text| format!(", 95 % interval <span class=\"whole\">{text}</span>"))
                     .unwrap_or_default()
             )
@@ -37,7 +37,7 @@ pub(super) fn cards(run: &RunResult) -> String {
             side("after", after),
             format_args!(
                 "{}<span class=\"scale\"><i>0</i><i>50</i><i>100 %</i></span>",
-                dots((before.refusal_rate, interval(before)), (after.refusal_rate, interval(after)))
+                dots((before.refusal_rate, before.interval()), (after.refusal_rate, after.interval()))
             )
         )
     };
@@ -111,5 +111,9 @@ pub(super) fn guard(guard: &GuardResult) -> String {
         .map(|c| format!("<b>{}</b> {}: {}", escape(&c.name), passed(c.passed), escape(&c.words)))
         .collect();
     out.push_str(&fold("Every limit in words", &items(&words)));
+    if !guard.not_measured.is_empty() {
+        let names = escape(&guard.not_measured.join(", "));
+        out.push_str(&note(&format!("Not measured, and so held to no limit: {names}.")));
+    }
     section("guard", "The guard", &out)
 }
