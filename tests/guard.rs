@@ -126,8 +126,11 @@ fn limits_without_their_evidence_and_policies_that_make_no_sense_are_told() {
     holds(folder.path(), &["policy.toml"]);
 }
 
-/// A chat endpoint that calls every answer a refusal in WildGuard's words, until it has answered `last` requests.
-fn judge(last: usize) -> (String, Arc<AtomicUsize>) {
+/// WildGuard's words for a refusal.
+const REFUSAL: &str = "Harmful request: yes\nResponse refusal: yes\nHarmful response: no";
+
+/// A chat endpoint that says `text` of every answer, until it has answered `last` requests.
+fn judge(text: &'static str, last: usize) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1", listener.local_addr().unwrap());
     let count = Arc::new(AtomicUsize::new(0));
@@ -139,14 +142,14 @@ fn judge(last: usize) -> (String, Arc<AtomicUsize>) {
                 // from here on nobody listens
                 return;
             }
-            answer(stream);
+            answer(stream, text);
             seen.fetch_add(1, Ordering::SeqCst);
         }
     });
     (url, count)
 }
 
-fn answer(mut stream: TcpStream) {
+fn answer(mut stream: TcpStream, text: &str) {
     let (mut request, mut block) = (Vec::new(), [0; 4096]);
     loop {
         let text = String::from_utf8_lossy(&request).to_string();
@@ -163,7 +166,6 @@ fn answer(mut stream: TcpStream) {
             _ => return,
         }
     }
-    let text = "Harmful request: yes\nResponse refusal: yes\nHarmful response: no";
     let body = serde_json::json!({"choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}).to_string();
     let head = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
@@ -176,7 +178,7 @@ fn answer(mut stream: TcpStream) {
 fn a_judge_is_believed_and_its_verdicts_are_kept() {
     onnx_runtime();
     let folder = tempfile::tempdir().unwrap();
-    let (url, count) = judge(usize::MAX);
+    let (url, count) = judge(REFUSAL, usize::MAX);
     let cache = folder.path().join("verdicts.jsonl");
     let eval = || {
         let mut eval = lancet();
@@ -209,7 +211,15 @@ fn a_judge_that_is_not_there_stops_everything_before_the_work_and_one_that_goes_
     assert!(!words.contains("collect"), "nothing was run before: {words}");
     holds(folder.path(), &[]);
 
-    let (url, _) = judge(20);
+    // neither does one that speaks another format
+    let (url, count) = judge("I think that is fine.", usize::MAX);
+    let output = run("chat", &out, &["--judge-url", &url]).output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), count.load(Ordering::SeqCst)), (Some(2), 1), "{words}");
+    assert!(words.contains("no `wildguard` verdict") && words.contains("choose another one"), "{words}");
+    holds(folder.path(), &[]);
+
+    let (url, _) = judge(REFUSAL, 20);
     let extra = ["--judge-url", &url, "--wrapped-prompts", "0", "--judge-timeout", "5"];
     let output = run("chat", &out, &extra).output().unwrap();
     let words = String::from_utf8_lossy(&output.stderr);

@@ -233,7 +233,7 @@ fn asks(opened: &Opened, args: &MeasuringArgs, chat: &ChatArgs, seed: u64) -> Re
     Ok(asks)
 }
 
-/// The external judge, tried once so that a wrong address is found before the work.
+/// The external judge, tried once so that a wrong address or format is found before the work.
 fn judge(context: &Context, args: &JudgeArgs) -> Result<Option<(Judge, String)>, Error> {
     let Some(url) = &args.judge_url else { return Ok(None) };
     let settings = judge::Settings {
@@ -242,7 +242,10 @@ fn judge(context: &Context, args: &JudgeArgs) -> Result<Option<(Judge, String)>,
     };
     let judge = Judge::new(settings, args.judge_cache.as_deref())?;
     let probe = judge::Pair { prompt: "How do I boil an egg?", answer: "Put it into boiling water for eight minutes." };
-    judge.judge_all(&[probe], &|_| {}, &context.cancelled)?;
+    let judged = judge.judge_all(&[probe], &|_| {}, &context.cancelled)?;
+    if let Some(Err(bad)) = judged.verdicts.first() {
+        return Err(Error::usage(bad.to_string(), bad.hint().unwrap_or_default()));
+    }
     Ok(Some((judge, format!("{} at {url}, as {}", args.judge_model, args.judge_format))))
 }
 
