@@ -426,6 +426,9 @@ pub fn verdict(bytes: &bake::ByteReport, logits: Option<&check::LogitReport>, in
         n_prompts: logits.map_or(0, |l| l.n_prompts),
         inexact,
         failures,
+        unexplained: Vec::new(),
+        stream: None,
+        unchecked: Vec::new(),
     }
 }
 

@@ -341,6 +341,76 @@ pub struct VerifyResult {
     pub inexact: Vec<String>,
     /// What failed, one sentence each.
     pub failures: Vec<String>,
+    /// Every difference between base and output that the edit does not explain.
+    #[serde(default)]
+    pub unexplained: Vec<Unexplained>,
+    /// What the published files keep of the direction when they are run whole; `None` where they were not run.
+    #[serde(default)]
+    pub stream: Option<StreamProof>,
+    /// What was not checked, and why, one sentence each.
+    #[serde(default)]
+    pub unchecked: Vec<String>,
+}
+
+/// What kind of thing differs between a base and what was baked from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum UnexplainedKind {
+    /// A tensor of a model.
+    Tensor,
+    /// A node, an attribute of one, or the order of nodes.
+    Node,
+    /// A graph input, output or declared value.
+    Value,
+    /// A local function.
+    Function,
+    /// IR version, opset, producer or another field of the model.
+    Model,
+    /// A metadata entry.
+    Metadata,
+    /// An external data file, or a byte of one.
+    ExternalData,
+    /// A file of the output that the base lacks.
+    AddedFile,
+    /// A file of the base that the output lacks.
+    MissingFile,
+    /// A file whose bytes differ.
+    ChangedFile,
+    /// A symbolic link, or a special file.
+    Link,
+    /// A file whose permissions differ.
+    Mode,
+}
+
+/// One difference that the edit does not explain.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Unexplained {
+    /// What differs.
+    pub kind: UnexplainedKind,
+    /// The file of the output, relative to it.
+    pub file: String,
+    /// The tensor, node or entry; empty where the file itself differs.
+    pub name: String,
+    /// How it differs, in one sentence.
+    pub detail: String,
+}
+
+/// What the published files keep of the direction, measured by running them whole.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct StreamProof {
+    /// Values that were probed: what normalisations and the unembedding read.
+    pub probes: usize,
+    /// Positions of all prompts that were looked at.
+    pub positions: usize,
+    /// Largest `|r . x| / |x|` over all probes of the base, 0 to 1.
+    pub share_before: f64,
+    /// The same of the output.
+    pub share_after: f64,
+    /// Name of the value that keeps most, in the output.
+    pub largest: String,
 }
 
 /// What it takes to get the same result again.

@@ -133,6 +133,9 @@ pub struct PackageVerify {
     pub left_out: Vec<FileRow>,
     /// What failed beyond the variants, one sentence each.
     pub failures: Vec<String>,
+    /// Every difference between the two folders that the edit does not explain, beyond those of the variants.
+    #[serde(default)]
+    pub unexplained: Vec<super::Unexplained>,
 }
 
 impl PackageResult {

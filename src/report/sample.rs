@@ -224,6 +224,9 @@ pub fn run() -> RunResult {
             n_prompts: 32,
             inexact: vec![],
             failures: vec![],
+            unexplained: vec![],
+            stream: None,
+            unchecked: vec![],
         },
         eval: EvalResult {
             before: ClassTable {
