@@ -1,6 +1,10 @@
 //! Patches that expose the residual stream and put a steerable ablation into it, and the in-memory
 //! model that a session runs: weights stay in the original files, nodes that nothing needs are gone.
 
+mod whole;
+
+pub use whole::{Wanted, Whole, WholeModel, whole};
+
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 

@@ -493,6 +493,7 @@ fn stopped_at_any_point_nothing_is_left() {
             weights_only: false,
             quantised: Default::default(),
             max_rounding_error: None,
+            runtime: None,
             cancelled: &cancelled,
         };
         let stopper = Stopper { stage, cancelled: &cancelled };

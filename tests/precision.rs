@@ -53,6 +53,7 @@ fn baked(name: &str) -> check::LogitReport {
         weights_only: true,
         quantised: Default::default(),
         max_rounding_error: None,
+        runtime: None,
         cancelled: &cancelled,
     };
     let (_, bytes) = pipeline::bake_only(&opened, &direction(), &options, &Silent).unwrap();

@@ -309,6 +309,7 @@ fn additions_and_strengths_bake_as_they_run() {
             weights_only: false,
             quantised: QuantisedMode::Auto,
             max_rounding_error: None,
+            runtime: None,
             cancelled: &never,
         };
         match bake_only(&opened, &direction, &options, &Silent) {

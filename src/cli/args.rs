@@ -373,6 +373,10 @@ pub struct BakeArgs {
     pub only: OnlyArgs,
     #[command(flatten)]
     pub treatment: TreatmentArgs,
+    /// Prove the bytes only: do not run what was written. Without it the written files are run where ONNX Runtime is
+    /// installed.
+    #[arg(long, conflicts_with = "measure")]
+    pub bytes_only: bool,
     /// Measure each model before and after with ONNX Runtime, and publish nothing where one loses true refusal. The
     /// options below are of use with it only.
     #[arg(long)]

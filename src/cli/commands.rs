@@ -27,7 +27,7 @@ use super::args::{
     SelectArgs, TokenArgs, TreatmentArgs, VariantArgs, VerifyArgs,
 };
 use super::measuring;
-use super::runtime::load_runtime;
+use super::runtime::{at_hand, load_runtime};
 use super::ui::{self, Ui};
 
 /// What every command is given.
@@ -353,7 +353,7 @@ fn bake_options<'a>(context: &'a Context, treatment: TreatmentArgs, out: &'a Pat
         )
         .into());
     }
-    Ok(BakeOptions { out, weights_only, quantised, max_rounding_error, cancelled: &context.cancelled })
+    Ok(BakeOptions { out, weights_only, quantised, max_rounding_error, runtime: None, cancelled: &context.cancelled })
 }
 
 /// The direction with the strength and the addition of its file, or with those that the flags give instead.
@@ -381,6 +381,8 @@ pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Outcome> {
         let result = bake_measured(context, &args.measuring, &package, &direction, &options)?;
         return finish_package(context, &result);
     }
+    let runtime = if args.bytes_only { None } else { at_hand(&args.measuring.runtime)? };
+    let options = BakeOptions { runtime: runtime.as_ref(), ..options };
     let result = pipeline::bake(&package, &direction, &options, None, &context.ui)?;
     if result.variants.iter().any(|v| !v.verify.inexact.is_empty()) {
         context.ui.say(

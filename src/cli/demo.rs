@@ -85,6 +85,7 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Outcome> {
             weights_only: false,
             quantised: Default::default(),
             max_rounding_error: None,
+            runtime: None,
             cancelled: &context.cancelled,
         },
         batch: args.runtime.batch_size,

@@ -35,6 +35,16 @@ pub fn load_runtime(context: &Context, options: &RuntimeOptions) -> Result<Runti
     Ok(runtime)
 }
 
+/// ONNX Runtime where one is installed; nothing is installed for it. One that does not load is no reason to stop.
+pub fn at_hand(options: &RuntimeOptions) -> Result<Option<Runtime>, Error> {
+    let environment = Environment::process();
+    let search = Options { explicit: options.ort_lib.as_deref(), flavour: Flavour::Cpu, environment: &environment };
+    match locate::locate(&search)? {
+        Some(found) => Ok(Runtime::load(&found.path, Device::Cpu, options.threads).ok()),
+        None => Ok(None),
+    }
+}
+
 fn install(ui: &Ui, flavour: Flavour) -> Result<Located, Error> {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{spinner} {bytes} {bytes_per_sec} {msg}").expect("a valid template"));

@@ -199,6 +199,11 @@ impl<'m> Graph<'m> {
         if self.known[id.0] { self.node(id).op() } else { "" }
     }
 
+    /// Number of values; their ids are below it.
+    pub fn value_count(&self) -> usize {
+        self.names.len()
+    }
+
     /// A value's id, if the graph has the name.
     pub fn value(&self, name: &str) -> Option<ValueId> {
         self.ids.get(name).copied()

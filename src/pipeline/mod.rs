@@ -4,6 +4,7 @@ pub mod add;
 pub mod check;
 pub mod choose;
 pub mod collect;
+pub mod consumer;
 mod cross;
 pub mod direction_file;
 pub mod divergence;
@@ -51,7 +52,7 @@ use variant::{Clock, Measuring, Running};
 const VERIFY_PROMPTS: usize = 8;
 
 /// How and where a model is baked.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct BakeOptions<'a> {
     /// Where the model goes: a folder, or an `.onnx` file.
     pub out: &'a Path,
@@ -62,8 +63,17 @@ pub struct BakeOptions<'a> {
     /// With [`QuantisedMode::Auto`]: the error that rounding may cost, as a multiple of nearest rounding's, in place of
     /// the limits of [`bake::limits`].
     pub max_rounding_error: Option<f64>,
+    /// What the written files are run with before they are published, where nothing is measured; `None` proves the bytes
+    /// only.
+    pub runtime: Option<&'a Runtime>,
     /// Set by Ctrl-C.
     pub cancelled: &'a AtomicBool,
+}
+
+impl std::fmt::Debug for BakeOptions<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BakeOptions").field("out", &self.out).finish_non_exhaustive()
+    }
 }
 
 impl BakeOptions<'_> {

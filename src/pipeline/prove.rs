@@ -6,7 +6,8 @@ use super::opened::{Opened, Plans, Understood};
 use super::package::{Package, Role, Variant, shown};
 use super::publish::{equal, of_variant};
 use super::variant::Running;
-use super::verdict;
+use super::{verdict, verify_prompts};
+use super::consumer::{self, Consumer};
 use crate::bake::{self as baking, BakePlan, PlanOptions, verify_bytes};
 use crate::error::Error;
 use crate::lm::EmbeddingFile;
@@ -30,7 +31,14 @@ pub fn model(
         Some(running) => Some(running.check(base.1, &out.understand()?, direction)?),
         None => None,
     };
-    Ok(verdict(&plans.verify(base.0, out)?, logits.as_ref(), plans.inexact()))
+    let mut result = verdict(&plans.verify(base.0, out)?, logits.as_ref(), plans.inexact());
+    if let Some(running) = running {
+        let prompts = verify_prompts(running.chat, running.prompts)?;
+        let Running { runtime, cancelled, .. } = *running;
+        let found = consumer::prove(&Consumer { runtime, prompts: &prompts, cancelled }, base, out, direction)?;
+        result.take(found);
+    }
+    Ok(result)
 }
 
 /// What a bake planned, as the metadata of what it wrote tell: which quantised writers were rounded, and which got nodes.

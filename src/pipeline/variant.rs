@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use super::consumer::{self, Consumer, Found};
 use super::engine::{Engine, Observer};
 use super::guard::{Guard, judge};
 use super::opened::{Opened, Understood};
@@ -299,7 +300,10 @@ pub fn bake(
     let place = desk.place(&relative);
     let written = opened.again(place.parent().expect("it is in the staging folder"))?;
     let running = measuring.map(|m| &m.running);
-    let verify = prove::model((&opened, &model), &written, &plans, direction, running)?;
+    let mut verify = prove::model((&opened, &model), &written, &plans, direction, running)?;
+    if running.is_none() {
+        verify.take(unmeasured((&opened, &model), &written, direction, desk.options)?);
+    }
     clock.lap("verify");
 
     let (mut eval, mut guard) = (None, None);
@@ -315,6 +319,21 @@ pub fn bake(
     }
     let graphs: Vec<&Graph<'_>> = model.embedding.iter().map(|e| &e.graph).chain([&model.graph]).collect();
     Ok(Outcome { precision: inspect::precision(&graphs), bake, verify, eval, guard, added: plans.main.added })
+}
+
+/// Runs what was written where nothing is measured, if there is a runtime.
+fn unmeasured(
+    base: (&Opened, &Understood<'_>),
+    written: &Opened,
+    direction: &Direction,
+    options: &BakeOptions<'_>,
+) -> Result<Found, Error> {
+    let Some(runtime) = options.runtime else {
+        let unchecked = vec!["the written files were not run: no ONNX Runtime is at hand; `lancet verify` runs them".into()];
+        return Ok(Found { unchecked, ..Found::default() });
+    };
+    let consumer = Consumer { runtime, prompts: &[], cancelled: options.cancelled };
+    consumer::prove(&consumer, base, written, direction)
 }
 
 /// The same for an embedding file that is baked without a model; alone it cannot be run.

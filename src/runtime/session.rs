@@ -107,6 +107,9 @@ impl Runtime {
             .with_prepacking(false)
             .map_err(text)?
             .with_config_entry("session.model_external_initializers_file_folder_path", "/")
+            .map_err(text)?
+            // products of signed 8-bit weights overflow on x86 processors without VNNI; this takes the exact kernels
+            .with_config_entry("session.x64quantprecision", "1")
             .map_err(text)?;
         let session = builder.commit_from_memory(model).map_err(|e| e.message().to_string())?;
         Ok(OrtModel { session })
@@ -159,6 +162,25 @@ fn environment(path: &Path) -> Result<Environment, RuntimeError> {
 /// A model in ONNX Runtime.
 pub struct OrtModel {
     session: Session,
+}
+
+impl OrtModel {
+    /// Names of the outputs, in the file's order.
+    pub fn outputs(&self) -> Vec<String> {
+        self.session.outputs().iter().map(|output| output.name().to_string()).collect()
+    }
+
+    /// Declared sizes of an input, `None` for those that are open; `None` if the model has no such tensor.
+    pub fn input_shape(&self, name: &str) -> Option<Vec<Option<usize>>> {
+        let input = self.session.inputs().iter().find(|i| i.name() == name)?;
+        let ValueType::Tensor { shape, .. } = input.dtype() else { return None };
+        Some(shape.iter().map(|size| usize::try_from(*size).ok()).collect())
+    }
+
+    /// Element type of a value; 0 for what is no tensor, and for types that no model here returns.
+    pub fn element_type(value: &DynValue) -> DataType {
+        value.dtype().tensor_type().map_or(DataType(0), data_type)
+    }
 }
 
 fn run_error(error: ort::Error) -> RuntimeError {

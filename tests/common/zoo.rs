@@ -194,6 +194,7 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
         weights_only: false,
         quantised: QuantisedMode::Nodes,
         max_rounding_error: None,
+        runtime: None,
         cancelled: &never,
     };
     match bake_only(&opened, &reference.direction, &options, &Silent) {
@@ -281,6 +282,7 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
             weights_only: true,
             quantised: Default::default(),
             max_rounding_error: None,
+            runtime: None,
             cancelled: &never,
         };
         edited.alone = Some(match bake_only(&opened, &reference.direction, &options, &Silent) {

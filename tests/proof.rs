@@ -1,0 +1,129 @@
+//! The proof itself is proved: edits that are sabotaged on purpose fail, honest ones pass.
+
+#[path = "common/mod.rs"]
+mod common;
+#[path = "common/zoo.rs"]
+#[allow(dead_code, reason = "only entries and references are used")]
+mod zoo;
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+
+use lancet::bake::limits::past_limits;
+use lancet::bake::{ApplyOptions, PlanOptions, apply};
+use lancet::lm::Treatment;
+use lancet::method::direction::Direction;
+use lancet::pipeline::Opened;
+use lancet::pipeline::consumer::{Consumer, Found, prove};
+use lancet::pipeline::opened::Understood;
+use lancet::runtime::session::{Device, Runtime};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| Runtime::load(&common::onnxruntime_library(), Device::Cpu, 1).unwrap())
+}
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    for entry in zoo::entries().into_iter().filter(|entry| entry.model.is_some() && entry.runs()) {
+        trials.push(Trial::test(format!("{}::{}", entry.arch, entry.exporter), move || {
+            let reference = zoo::reference(&entry.arch);
+            let path = zoo::zoo().join(entry.model.as_ref().unwrap());
+            every_writer(&path, &reference.direction, &reference.ids)
+        }));
+    }
+    let folder = common::fixture("quant");
+    let index: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("index.json")).unwrap()).unwrap();
+    for entry in index.as_array().unwrap() {
+        let Some(file) = entry["file"].as_str().filter(|_| entry["run"] == true) else { continue };
+        if entry["format"].as_str().unwrap().starts_with("QLinear") {
+            continue;
+        }
+        let path = folder.join(file);
+        trials.push(Trial::test(format!("quant::{}", entry["name"].as_str().unwrap()), move || {
+            let (ids, direction) = quantised();
+            every_writer(&path, &direction, &ids)
+        }));
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// Prompts and direction of `fixtures/quant`.
+fn quantised() -> (Vec<Vec<u32>>, Direction) {
+    let stored = |file: &str, tensor: &str| {
+        let bytes = std::fs::read(common::fixture("quant").join(file)).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let view = tensors.tensor(tensor).unwrap();
+        (view.shape().to_vec(), view.data().to_vec())
+    };
+    let (shape, bytes) = stored("input_ids.safetensors", "input_ids");
+    let ids: Vec<u32> =
+        bytes.chunks_exact(8).map(|b| u32::try_from(i64::from_le_bytes(b.try_into().unwrap())).unwrap()).collect();
+    let (_, bytes) = stored("direction.safetensors", "direction");
+    let values = bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())));
+    (ids.chunks_exact(shape[1]).map(<[u32]>::to_vec).collect(), Direction::new(values.collect()).unwrap())
+}
+
+/// Bakes what `sabotage` leaves of an understood model, and looks at what was written.
+fn baked(
+    opened: &Opened,
+    out: &Path,
+    direction: &Direction,
+    ids: &[Vec<u32>],
+    sabotage: &dyn Fn(&mut Understood<'_>),
+) -> Result<Found, Failed> {
+    let honest = opened.understand()?;
+    let mut understood = opened.understand()?;
+    sabotage(&mut understood);
+    let mut plans = understood.plan(direction, &PlanOptions::default())?;
+    let never = AtomicBool::new(false);
+    std::fs::create_dir_all(out)?;
+    let options = ApplyOptions::new(&never);
+    let edits = apply(&opened.model, &plans.main, out, &options, &|_, _| ())?;
+    let past = past_limits(&edits, direction.width(), None);
+    if !past.is_empty() {
+        // as the pipeline does it: what rounding costs too much gets nodes
+        std::fs::remove_dir_all(out)?;
+        std::fs::create_dir_all(out)?;
+        plans = understood.plan(direction, &PlanOptions { by_nodes: past, ..PlanOptions::default() })?;
+        apply(&opened.model, &plans.main, out, &options, &|_, _| ())?;
+    }
+    if let (Some(model), Some(plan)) = (&opened.embedding, &plans.embedding) {
+        apply(model, plan, out, &options, &|_, _| ())?;
+    }
+    let written = opened.again(out)?;
+    let consumer = Consumer { runtime: runtime(), prompts: ids, cancelled: &never };
+    Ok(prove(&consumer, (opened, &honest), &written, direction)?)
+}
+
+/// The honest edit passes; the one that leaves out a single writer fails, whichever it is.
+fn every_writer(path: &PathBuf, direction: &Direction, ids: &[Vec<u32>]) -> Result<(), Failed> {
+    let opened = Opened::new(path)?;
+    let folder = tempfile::tempdir()?;
+    let found = baked(&opened, &folder.path().join("honest"), direction, ids, &|_| ())?;
+    if std::env::var_os("LANCET_SHOW").is_some() {
+        println!("{} {found:?}", path.display());
+    }
+    if !found.failures.is_empty() {
+        return Err(found.failures.join("; ").into());
+    }
+    let writers = opened.understand()?.lm.writers;
+    let mut missed = Vec::new();
+    for (index, _) in writers.iter().enumerate().filter(|(_, writer)| writer.treatment != Treatment::Elsewhere) {
+        let out = folder.path().join(index.to_string());
+        let found = baked(&opened, &out, direction, ids, &|understood| {
+            understood.lm.writers.remove(index);
+        })?;
+        if std::env::var_os("LANCET_SHOW").is_some() {
+            println!("{} without {index}: {:?} {:?}", path.display(), found.failures, found.stream);
+        }
+        if found.failures.is_empty() {
+            missed.push(format!("writer {index} left out: {:?}", found.stream));
+        }
+    }
+    if missed.is_empty() { Ok(()) } else { Err(missed.join("; ").into()) }
+}
