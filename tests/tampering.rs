@@ -23,11 +23,15 @@ const MODELS: &[&str] = &[
     "chat-bf16/model.onnx",
     "chat-genai-int4/model.onnx",
     "chat-guard/model.onnx",
-    "zoo/gpt2",
+    "chat-package/onnx/model_q4.onnx",
+    "chat-package/onnx/model_q4f16.onnx",
+    "chat-package/onnx/model_int8.onnx",
+    "chat-package/onnx/model_bnb4.onnx",
+    "quant/genai-qmoe",
+    "quant/static-qdq.onnx",
     "zoo/gemma2",
+    "zoo/gpt2",
     "zoo/phi",
-    "zoo/mistral",
-    "zoo/olmo2",
 ];
 
 /// What was done to a model: `base` is the model before the bake, `edited` names the tensors that the bake changed.
@@ -36,20 +40,22 @@ type Tampering = fn(&mut ModelProto, &ModelProto, &[String]) -> Option<()>;
 
 const TAMPERINGS: &[(&str, Tampering)] = &[
     ("one edited tensor as in the base", |m, base, edited| {
-        let name = edited.last()?;
+        let name = edited.iter().rev().find(|name| tensor(m, name).is_some_and(|t| raw(t).is_some()))?;
         *tensor(m, name)? = tensor(&mut base.clone(), name)?.clone();
         Some(())
     }),
     ("all edited tensors but one as in the base", |m, base, edited| {
-        (edited.len() > 1).then_some(())?;
-        for name in &edited[1..] {
-            *tensor(m, name)? = tensor(&mut base.clone(), name)?.clone();
-        }
-        Some(())
+        let mut others = edited.iter().skip(1).filter(|name| {
+            let (Some(now), Some(was)) = (tensor(m, name), tensor(&mut base.clone(), name).cloned()) else { return false };
+            raw(now).is_some() && std::mem::replace(now, was.clone()) != was
+        });
+        let any = others.next().is_some();
+        others.for_each(drop);
+        any.then_some(())
     }),
     ("two edited tensors swapped", |m, _, edited| {
         let (a, b) = edited.iter().enumerate().find_map(|(at, a)| {
-            let dims = tensor(m, a)?.dims.clone();
+            let dims = tensor(m, a).filter(|t| t.raw_data.is_some())?.dims.clone();
             let b = edited[at + 1..].iter().find(|b| tensor(m, b).is_some_and(|t| t.dims == dims))?;
             Some((a.clone(), b.clone()))
         })?;
