@@ -33,7 +33,10 @@ def by_onnx(path):
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except Exception:  # operators that are not of the standard, or a model above 2 GiB
         strict = False
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        try:
+            model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        except Exception:  # an operator set that is not imported
+            return {}, False
     found = {}
     for info in model.graph.value_info:
         tensor = info.type.tensor_type

@@ -207,3 +207,111 @@ fn all_calls(nodes: &[NodeProto], functions: &flat::Functions) -> Vec<usize> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::Graph;
+    use crate::onnx::proto::{FunctionProto, ModelProto, OperatorSetIdProto, node};
+    use crate::onnx::testing::{attribute, floats, input, model, open};
+
+    fn refusal(model: &ModelProto) -> String {
+        open(model).map(|_| ()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn malformed_graphs_are_refused_by_name() {
+        let neg = |name: &str, from: &str, to: &str| node("Neg", name, &[from], &[to], vec![]);
+        let branch = |nodes| attribute("then_branch", |a| a.g = model(17, nodes, &[], &["inner"]).graph);
+        for (nodes, outputs, words) in [
+            (vec![neg("a", "x", "y")], &["z"][..], "nothing makes the output `z`"),
+            (vec![neg("a", "x", "y")], &[""], "nothing makes the output ``"),
+            (vec![neg("a", "w", "y")], &["y"], "the node `a` reads `w`, which nothing makes"),
+            (vec![neg("a", "x", "y"), neg("b", "x", "y")], &["y"], "`y` is defined twice"),
+            (vec![neg("a", "x", "x")], &["x"], "`x` is defined twice"),
+            (vec![neg("a", "y", "y")], &["y"], "the node `a` depends on what it computes"),
+            (vec![neg("a", "v", "y"), neg("b", "y", "v")], &["y"], "depends on what it computes"),
+            (vec![neg("a", "x", "y"), node("", "b", &[], &["v"], vec![])], &["y"], "the node `b` has no operator"),
+            (
+                vec![node("If", "if", &["x"], &["y"], vec![branch(vec![neg("a", "y", "inner")])])],
+                &["y"],
+                "the node `if` depends on what it computes",
+            ),
+            (
+                vec![node("If", "if", &["x"], &["y"], vec![branch(vec![neg("a", "inner", "inner")])])],
+                &["y"],
+                "the node `a` depends on what it computes",
+            ),
+        ] {
+            let refusal = refusal(&model(17, nodes, &["x"], outputs));
+            assert!(refusal.contains(words), "{refusal}");
+        }
+        let mut twice = model(17, vec![neg("a", "x", "y")], &["x"], &["y"]);
+        twice.graph.as_mut().unwrap().initializer = vec![floats("w", &[1]), floats("w", &[1])];
+        assert!(refusal(&twice).contains("`w` is defined twice"));
+        let mut unnamed = model(17, vec![neg("a", "x", "y")], &["x"], &["y"]);
+        unnamed.graph.as_mut().unwrap().input.push(input("", &[]));
+        assert!(refusal(&unnamed).contains("an input of the graph has no name"));
+        // nodes in any order are fine
+        assert!(open(&model(17, vec![neg("b", "v", "y"), neg("a", "x", "v")], &["x"], &["y"])).is_ok());
+    }
+
+    /// A model whose function `f0` is `levels` functions deep, each calling the next `calls` times.
+    fn chain(levels: usize, calls: usize) -> ModelProto {
+        let mut proto = model(17, vec![], &["x"], &["y"]);
+        let call = |to: usize, at: usize| {
+            let from = if at == 0 { "a".to_string() } else { format!("v{at}") };
+            let mut call = node(&format!("f{to}"), "call", &[&from], &[&format!("v{}", at + 1)], vec![]);
+            call.domain = Some("com.example".into());
+            call
+        };
+        for level in 0..levels {
+            let mut nodes: Vec<NodeProto> = (0..calls).map(|at| call(level + 1, at)).collect();
+            if level + 1 == levels {
+                nodes = vec![node("Neg", "neg", &["a"], &[&format!("v{calls}")], vec![])];
+            }
+            let imports = ["", "com.example"];
+            proto.functions.push(FunctionProto {
+                name: Some(format!("f{level}")),
+                domain: Some("com.example".into()),
+                input: vec!["a".into()],
+                output: vec![format!("v{calls}")],
+                node: nodes,
+                opset_import: imports
+                    .map(|domain| OperatorSetIdProto {
+                        domain: Some(domain.into()),
+                        version: Some(if domain.is_empty() { 17 } else { 1 }),
+                    })
+                    .to_vec(),
+                ..Default::default()
+            });
+        }
+        let mut first = node("f0", "call", &["x"], &["y"], vec![]);
+        first.domain = Some("com.example".into());
+        proto.graph.as_mut().unwrap().node.push(first);
+        proto
+    }
+
+    #[test]
+    fn calls_that_multiply_are_refused() {
+        for (levels, calls) in [(21, 2), (60, 2), (12, 10)] {
+            let refusal = refusal(&chain(levels, calls));
+            assert!(refusal.contains("stand for more than 500000 nodes"), "{refusal}");
+        }
+        let opened = open(&chain(8, 2)).unwrap();
+        assert_eq!(Graph::new(&opened).nodes().filter(|_| true).count(), 128);
+    }
+
+    #[test]
+    fn a_long_chain_of_functions_is_read_in_time_and_a_circle_is_refused() {
+        let started = std::time::Instant::now();
+        let opened = open(&chain(5000, 1)).unwrap();
+        let graph = Graph::new(&opened);
+        assert_eq!(graph.nodes().count(), 1, "a call deeper than the limit stays one");
+        assert_eq!(graph.flat().opaque_calls.len(), 5000 - 32);
+        assert!(started.elapsed().as_secs() < 10);
+        let mut circle = chain(3, 1);
+        circle.functions[2].node = vec![circle.functions[0].node[0].clone()];
+        assert!(refusal(&circle).contains("calls itself"));
+    }
+}

@@ -220,3 +220,118 @@ fn tensor(graph: &Graph<'_>, value: ValueId) -> Result<Option<Vec<f64>>, OnnxErr
     }
     Ok(decoded(&bytes, tensor.dtype).filter(|values| values.len() as u64 == tensor.elements()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::proto::{AttributeProto, attr_int, node};
+    use crate::onnx::testing::{attribute, floats, int64s, model, open, open_in};
+
+    fn empty(code: i32, dims: &[i64]) -> TensorProto {
+        TensorProto { data_type: Some(code), dims: dims.to_vec(), ..Default::default() }
+    }
+
+    /// Two elements of each type, in each field that may hold them.
+    #[test]
+    fn numbers_are_read_from_every_field() {
+        for (code, int32, raw, wanted) in [
+            (10, vec![0x3c00, 0x0000], vec![0x00, 0x3c, 0, 0], [1.0, 0.0]),
+            (16, vec![0x3f80, 0x4000], vec![0x80, 0x3f, 0, 0x40], [1.0, 2.0]),
+            (9, vec![1, 0], vec![1, 0], [1.0, 0.0]),
+            (3, vec![-1, 2], vec![255, 2], [-1.0, 2.0]),
+            (2, vec![255, 2], vec![255, 2], [255.0, 2.0]),
+            (5, vec![-1, 2], vec![255, 255, 2, 0], [-1.0, 2.0]),
+            (6, vec![-1, 2], vec![255, 255, 255, 255, 2, 0, 0, 0], [-1.0, 2.0]),
+        ] {
+            let listed = TensorProto { int32_data: int32, ..empty(code, &[2]) };
+            let packed = TensorProto { raw_data: Some(raw), ..empty(code, &[2]) };
+            assert_eq!(numbers(&listed).unwrap(), wanted, "type {code}");
+            assert_eq!(numbers(&packed).unwrap(), wanted, "type {code}");
+        }
+        for tensor in [
+            TensorProto { float_data: vec![1.0, 2.0], ..empty(1, &[2]) },
+            TensorProto { double_data: vec![1.0, 2.0], ..empty(11, &[2]) },
+            TensorProto { int64_data: vec![1, 2], ..empty(7, &[2]) },
+            TensorProto { uint64_data: vec![1, 2], ..empty(13, &[2]) },
+            TensorProto { uint64_data: vec![1, 2], ..empty(12, &[2]) },
+        ] {
+            assert_eq!(numbers(&tensor).unwrap(), [1.0, 2.0], "{tensor:?}");
+        }
+        for tensor in [
+            TensorProto { float_data: vec![1.0], ..empty(1, &[2]) },
+            TensorProto { raw_data: Some(vec![0; 7]), ..empty(1, &[2]) },
+            TensorProto { data_location: Some(1), ..empty(1, &[0]) },
+            empty(8, &[0]),
+        ] {
+            assert_eq!(numbers(&tensor), None, "{tensor:?}");
+        }
+    }
+
+    /// What `y`, made by the nodes, is everywhere.
+    fn fill(nodes: Vec<crate::onnx::proto::NodeProto>) -> Option<f64> {
+        let mut model = model(17, nodes, &["x"], &["y"]);
+        let graph = model.graph.as_mut().unwrap();
+        graph.initializer = vec![int64s("shape", &[2, 3]), floats("ones", &[4]), int64s("mixed", &[0, 1])];
+        let opened = open(&model).unwrap();
+        let graph = Graph::new(&opened);
+        uniform(&graph, graph.value("y").unwrap())
+    }
+
+    #[test]
+    fn what_a_value_is_filled_with() {
+        let filled = |tensor: Option<TensorProto>| {
+            let value = tensor.map(|t| attribute("value", |a: &mut AttributeProto| a.t = Some(t)));
+            node("ConstantOfShape", "c", &["shape"], &["y"], value.into_iter().collect())
+        };
+        let moved = |op: &str, input: &str| vec![node(op, "m", &[input, "shape"], &["y"], vec![])];
+        let mut custom = node("Constant", "c", &[], &["y"], vec![attribute("value_float", |a| a.f = Some(0.0))]);
+        assert_eq!(fill(vec![custom.clone()]), Some(0.0));
+        custom.domain = Some("com.example".into());
+        assert_eq!(fill(vec![custom]), None, "a namesake of another domain");
+        assert_eq!(fill(vec![filled(None)]), Some(0.0));
+        for tensor in [
+            TensorProto { float_data: vec![1.0], ..empty(1, &[1]) },
+            TensorProto { double_data: vec![1.0], ..empty(11, &[1]) },
+            TensorProto { int64_data: vec![1], ..empty(7, &[1]) },
+            TensorProto { uint64_data: vec![1], ..empty(13, &[1]) },
+            TensorProto { int32_data: vec![0x3c00], ..empty(10, &[1]) },
+            TensorProto { raw_data: Some(1f64.to_le_bytes().to_vec()), ..empty(11, &[1]) },
+        ] {
+            assert_eq!(fill(vec![filled(Some(tensor.clone()))]), Some(1.0), "{tensor:?}");
+        }
+        assert_eq!(fill(moved("Expand", "ones")), Some(1.0));
+        assert_eq!(fill(moved("Reshape", "mixed")), None);
+        assert_eq!(fill(moved("Reshape", "x")), None);
+        assert_eq!(fill(vec![node("Neg", "n", &["ones"], &["y"], vec![])]), None);
+        let cast = |input: &str| vec![node("Cast", "c", &[input], &["y"], vec![attr_int("to", 10)])];
+        assert_eq!(fill(cast("ones")), Some(1.0));
+    }
+
+    #[test]
+    fn sums_that_double_end_early() {
+        let mut nodes = Vec::new();
+        for step in 0..40 {
+            let from = if step == 0 { "ones".to_string() } else { format!("s{}", step - 1) };
+            nodes.push(node("Add", &format!("n{step}"), &[&from, &from], &[&format!("s{step}")], vec![]));
+        }
+        nodes.push(node("Neg", "n", &["s39"], &["y"], vec![]));
+        let mut proto = model(17, nodes, &[], &["y"]);
+        proto.graph.as_mut().unwrap().initializer = vec![floats("ones", &[4])];
+        let folder = tempfile::tempdir().unwrap();
+        let opened = open_in(folder.path(), &proto).unwrap();
+        let graph = Graph::new(&opened);
+        assert_eq!(vector(&graph, graph.value("s2").unwrap()), Some(vec![8.0; 4]));
+        assert_eq!(vector(&graph, graph.value("s39").unwrap()), None);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_an_error() {
+        let mut proto = model(17, vec![node("Neg", "n", &["ones"], &["y"], vec![])], &[], &["y"]);
+        proto.graph.as_mut().unwrap().initializer = vec![floats("ones", &[4])];
+        let opened = open(&proto).unwrap(); // its folder is gone now
+        let graph = Graph::new(&opened);
+        let found = read_vector(&graph, graph.value("ones").unwrap());
+        assert!(matches!(found, Err(OnnxError::Io { .. })), "{found:?}");
+        assert_eq!(vector(&graph, graph.value("ones").unwrap()), None);
+    }
+}

@@ -163,7 +163,8 @@ fn agreed(mut types: impl Iterator<Item = DataType>) -> Option<DataType> {
 
 /// Type and shape of a `Constant`, from whichever of its attributes is set.
 pub(super) fn constant_fact(node: &NodeProto) -> Fact {
-    let vector = |dtype, len: usize| Fact { dtype: Some(dtype), shape: Shape { rank: Some(1), last: Some(len as u64) } };
+    let vector =
+        |dtype, len: usize| Fact { dtype: Some(dtype), shape: Shape { rank: Some(1), last: Some(len as u64) } };
     let scalar = |dtype| Fact { dtype: Some(dtype), shape: Shape { rank: Some(0), last: None } };
     let [attribute] = node.attribute.as_slice() else { return Fact::default() };
     match attribute.name.as_deref().unwrap_or("") {
@@ -276,7 +277,9 @@ impl Scope for Inner<'_> {
             return constant::ints(tensor);
         }
         match self.producers.get(name) {
-            Some(node) => self.operator(node).filter(|op| op.shape == Rule::Constant).and_then(|_| constant::node_ints(node)),
+            Some(node) => {
+                self.operator(node).filter(|op| op.shape == Rule::Constant).and_then(|_| constant::node_ints(node))
+            }
             None if self.facts.contains_key(name) => None,
             None => self.outer.ints(name),
         }
@@ -300,5 +303,96 @@ impl Scope for Inner<'_> {
 
     fn operator(&self, node: &NodeProto) -> Option<&'static Operator> {
         self.outer.operator(node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::proto::{AttributeProto, attr_int, node};
+    use crate::onnx::testing::{attribute, floats, int64s, model, open, typed};
+
+    /// Type and rank of `y`, which the last of `nodes` makes. `f` is a float16 `[2, 3]` input, `i` int32 `[4]`, `c` a bool.
+    fn fact(nodes: Vec<NodeProto>, declared: Option<ValueInfoProto>) -> (Option<i32>, Option<usize>) {
+        let mut model = model(17, nodes, &[], &["y"]);
+        let graph = model.graph.as_mut().unwrap();
+        graph.input = vec![typed("f", 10, &[Some(2), Some(3)]), typed("i", 6, &[Some(4)]), typed("c", 9, &[])];
+        graph.value_info.extend(declared);
+        graph.initializer.push(int64s("zero", &[0]));
+        graph.initializer.push(floats("one", &[1]));
+        let opened = open(&model).unwrap();
+        let graph = Graph::new(&opened);
+        let value = graph.value("y").unwrap();
+        (graph.elem_type(value).map(|dtype| dtype.0), graph.rank_of(value))
+    }
+
+    fn one(op: &str, inputs: &[&str], attributes: Vec<AttributeProto>) -> Vec<NodeProto> {
+        vec![node(op, "n", inputs, &["y"], attributes)]
+    }
+
+    #[test]
+    fn types_come_from_the_input_that_the_rule_names() {
+        let value = |code: i32| {
+            let mut tensor = floats("", &[]);
+            (tensor.data_type, tensor.dims, tensor.float_data) = (Some(code), vec![1], vec![]);
+            tensor.int32_data = vec![1];
+            vec![attribute("value", |a| a.t = Some(tensor))]
+        };
+        let mut custom = one("Relu", &["f"], vec![]);
+        custom[0].domain = Some("com.example".into());
+        for (nodes, wanted) in [
+            (one("CastLike", &["i", "f"], vec![]), Some(10)),
+            (one("OneHot", &["i", "zero", "one"], vec![]), Some(1)),
+            (one("Where", &["c", "f", "f"], vec![]), Some(10)),
+            (one("Cast", &["f"], vec![attr_int("to", 16)]), Some(16)),
+            (one("Gather", &["f", "i"], vec![]), Some(10)),
+            (one("Equal", &["f", "f"], vec![]), Some(9)),
+            (one("QuantizeLinear", &["f", "one"], vec![]), Some(2)),
+            (one("ConstantOfShape", &["zero"], vec![]), Some(1)),
+            (one("ConstantOfShape", &["zero"], value(6)), Some(6)),
+            (one("RandomNormalLike", &["f"], vec![]), Some(10)),
+            (one("RandomNormal", &[], vec![attribute("shape", |a| a.ints = vec![2])]), Some(1)),
+            (one("Add", &["f", "i"], vec![]), None),
+            (one("Mystery", &["f"], vec![]), None),
+            (one("SequenceAt", &["f", "zero"], vec![]), None),
+            (one("Constant", &[], vec![attribute("value_ints", |a| a.ints = vec![1, 2])]), Some(7)),
+            (custom, None),
+        ] {
+            let label = nodes[0].clone();
+            assert_eq!(fact(nodes, None).0, wanted, "{label:?}");
+        }
+    }
+
+    #[test]
+    fn a_declaration_counts_only_where_the_rule_is_silent() {
+        let declared = || Some(typed("y", 11, &[None]));
+        assert_eq!(fact(one("Mystery", &["f"], vec![]), declared()), (Some(11), Some(1)));
+        assert_eq!(fact(one("Relu", &["f"], vec![]), declared()), (Some(10), Some(2)));
+    }
+
+    #[test]
+    fn branches_count_where_they_agree() {
+        let branch = |name: &str, nodes: Vec<NodeProto>| {
+            let result = nodes.last().unwrap().output[0].clone();
+            let graph = model(17, nodes, &[], &[&result]).graph.unwrap();
+            attribute(name, |a| a.g = Some(graph))
+        };
+        let chosen = |a: Vec<NodeProto>, b: Vec<NodeProto>| {
+            // on a computed condition: an `If` on a bool input of the graph is inlined
+            let condition = node("Not", "not", &["c"], &["d"], vec![]);
+            vec![condition, node("If", "n", &["d"], &["y"], vec![branch("then_branch", a), branch("else_branch", b)])]
+        };
+        let squeezed = || vec![node("Squeeze", "s", &["f", "zero"], &["s"], vec![])];
+        let whole = || vec![node("Identity", "w", &["f"], &["w"], vec![])];
+        let other = || vec![node("Identity", "o", &["i"], &["o"], vec![])];
+        // the inner name hides the outer one
+        let hidden = || {
+            let cast = node("Cast", "h", &["i"], &["f"], vec![attr_int("to", 10)]);
+            vec![cast, node("Neg", "n2", &["f"], &["k"], vec![])]
+        };
+        assert_eq!(fact(chosen(whole(), whole()), None), (Some(10), Some(2)));
+        assert_eq!(fact(chosen(squeezed(), whole()), None), (Some(10), None));
+        assert_eq!(fact(chosen(other(), whole()), None), (None, None));
+        assert_eq!(fact(chosen(hidden(), hidden()), None), (Some(10), Some(1)));
     }
 }

@@ -572,3 +572,149 @@ fn rename(graph: &mut GraphProto, scope: &Scope<'_>) {
         output.name = output.name.as_deref().map(|name| inner.flat(name));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::Graph;
+    use crate::onnx::proto::{FunctionProto, ModelProto};
+    use crate::onnx::testing::{attribute, model, open, typed};
+
+    fn function(name: &str, attributes: &[&str], nodes: Vec<NodeProto>) -> FunctionProto {
+        let import = |domain: &str, version| OperatorSetIdProto { domain: Some(domain.into()), version: Some(version) };
+        FunctionProto {
+            name: Some(name.into()),
+            domain: Some("com.example".into()),
+            input: vec!["a".into()],
+            output: vec!["b".into()],
+            attribute: attributes.iter().map(ToString::to_string).collect(),
+            node: nodes,
+            opset_import: vec![import("", 17), import("com.example", 1)],
+            ..Default::default()
+        }
+    }
+
+    fn call(name: &str, to: &str, attributes: Vec<AttributeProto>) -> NodeProto {
+        let mut call = node("f", name, &["x"], &[to], attributes);
+        call.domain = Some("com.example".into());
+        call
+    }
+
+    fn reference(name: &str) -> AttributeProto {
+        attribute(name, |a| a.ref_attr_name = Some("body".into()))
+    }
+
+    fn branch(name: &str, nodes: Vec<NodeProto>) -> AttributeProto {
+        let result = nodes.last().map(|n| n.output[0].clone()).unwrap_or_default();
+        attribute(name, |a| a.g = model(17, nodes, &[], &[&result]).graph)
+    }
+
+    fn flat(model: &ModelProto) -> Vec<NodeProto> {
+        let opened = open(model).unwrap();
+        Graph::new(&opened).proto().node.clone()
+    }
+
+    #[test]
+    fn ten_thousand_calls_of_one_name_are_read_in_time() {
+        let started = std::time::Instant::now();
+        let calls = (0..10_000).map(|n| call("same", &format!("y{n}"), vec![])).collect();
+        let mut proto = model(17, calls, &["x"], &["y0"]);
+        let body = vec![node("Neg", "n", &["a"], &["v"], vec![]), node("Neg", "n", &["v"], &["b"], vec![])];
+        proto.functions = vec![function("f", &[], body)];
+        let nodes = flat(&proto);
+        assert_eq!(nodes.len(), 20_000);
+        let names: HashSet<&str> = nodes.iter().flat_map(|n| n.name.as_deref()).collect();
+        assert_eq!(names.len(), 20_000);
+        assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
+    }
+
+    #[test]
+    fn an_attribute_that_refers_to_itself_ends() {
+        // f(body) has an If whose branch is `body`, and the call's `body` holds a reference to `body`
+        let inner = node("If", "inner", &["x"], &["w"], vec![reference("then_branch"), reference("else_branch")]);
+        let given = branch("body", vec![inner]);
+        let mut proto = model(17, vec![call("call", "y", vec![given])], &["x"], &["y"]);
+        let outer = node("If", "outer", &["a"], &["b"], vec![reference("then_branch"), reference("else_branch")]);
+        proto.functions = vec![function("f", &["body"], vec![outer])];
+        assert_eq!(flat(&proto).len(), 1);
+    }
+
+    #[test]
+    fn an_attribute_of_a_call_keeps_the_names_of_its_caller() {
+        // the function has a value `v` of its own; the caller's subgraph reads the main graph's `v`
+        let given = branch("body", vec![node("Neg", "in", &["v"], &["w"], vec![])]);
+        let main = vec![node("Abs", "abs", &["x"], &["v"], vec![]), call("call", "y", vec![given])];
+        let mut proto = model(17, main, &["x"], &["y"]);
+        let body = vec![
+            node("Exp", "exp", &["a"], &["v"], vec![]),
+            node("If", "if", &["v"], &["b"], vec![reference("then_branch"), reference("else_branch")]),
+        ];
+        proto.functions = vec![function("f", &["body"], body)];
+        let nodes = flat(&proto);
+        assert_eq!(nodes[2].input, ["call/v"]);
+        let inner = nodes[2].attr("then_branch").unwrap().g.as_ref().unwrap();
+        assert_eq!(inner.node[0].input, ["v"]);
+    }
+
+    #[test]
+    fn attributes_that_multiply_are_not_inlined() {
+        // each function hands its attribute on in a graph that holds it twice
+        let mut proto = model(17, vec![], &["x"], &["y"]);
+        let levels = 24;
+        for level in 0..levels {
+            let doubled = vec![
+                node("If", "p", &["x"], &["w1"], vec![reference("then_branch"), reference("else_branch")]),
+                node("If", "q", &["x"], &["w"], vec![reference("then_branch"), reference("else_branch")]),
+            ];
+            let mut next = node(&format!("f{}", level + 1), "c", &["a"], &["b"], vec![branch("body", doubled)]);
+            next.domain = Some("com.example".into());
+            let last = node("If", "o", &["a"], &["b"], vec![reference("then_branch"), reference("else_branch")]);
+            let nodes = if level + 1 == levels { vec![last] } else { vec![next] };
+            let mut made = function(&format!("f{level}"), &["body"], nodes);
+            made.input.push("x".into());
+            proto.functions.push(made);
+        }
+        let given = branch("body", vec![node("Neg", "in", &["x"], &["w"], vec![])]);
+        let mut first = call("call", "y", vec![given]);
+        first.op_type = Some("f0".into());
+        proto.graph.as_mut().unwrap().node.push(first);
+        let started = std::time::Instant::now();
+        let nodes = flat(&proto);
+        assert_eq!((nodes.len(), nodes[0].op()), (1, "f0"));
+        assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+    }
+
+    #[test]
+    fn branches_in_branches_see_the_names_around_them() {
+        let inner = vec![node("Neg", "n", &["v"], &["r"], vec![])];
+        let nested = || {
+            vec![
+                node("Abs", "a", &["x"], &["v"], vec![]),
+                node(
+                    "If",
+                    "in",
+                    &["c"],
+                    &["s"],
+                    vec![branch("then_branch", inner.clone()), branch("else_branch", inner.clone())],
+                ),
+            ]
+        };
+        let outer =
+            node("If", "out", &["c"], &["y"], vec![branch("then_branch", nested()), branch("else_branch", nested())]);
+        let mut proto = model(17, vec![outer], &["x"], &["y"]);
+        proto.graph.as_mut().unwrap().input.push(typed("c", 9, &[]));
+        let opened = open(&proto).unwrap();
+        let graph = Graph::new(&opened);
+        let negs: Vec<NodeId> = graph.nodes().filter(|&n| graph.op(n) == "Neg").collect();
+        assert_eq!(negs.len(), 4);
+        for neg in negs {
+            let read = &graph.node(neg).input[0];
+            let producer = graph.producer(graph.value(read).unwrap()).unwrap();
+            assert_eq!(graph.op(producer), "Abs", "{read}");
+            let instance = graph.flat().origins[neg.0].unwrap().instance;
+            assert_eq!(graph.flat().local(instance, read), "v");
+        }
+    }
+
+    use crate::onnx::NodeId;
+}

@@ -11,9 +11,7 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 
 use super::error::OnnxError;
 use super::external;
-use super::proto::{
-    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto,
-};
+use super::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto};
 use super::tensor::{DataType, Storage, TensorId, TensorRef};
 use super::wire::{Field, Reader, Value, put_bytes};
 
@@ -109,8 +107,7 @@ impl Model {
         }
         let (base, factor, most) = STRUCTURE;
         let budget = len.saturating_mul(factor).saturating_add(base).min(most);
-        let mut scan =
-            Scan { frames: Vec::new(), tensors: Vec::new(), files: HashMap::new(), nodes: 0, budget };
+        let mut scan = Scan { frames: Vec::new(), tensors: Vec::new(), files: HashMap::new(), nodes: 0, budget };
         let root = scan.frame(None, 0, 0..len);
         let mut graph_index = None;
         let mut functions = Vec::new();
@@ -274,17 +271,18 @@ impl Scan {
             25 => match scan.child(root, field) {
                 Some(frame) => {
                     let mut nodes = Vec::new();
-                    let bytes = scan.walk(reader, frame, 1, fields::FUNCTION, |scan, reader, field| match field.number {
-                        7 => match scan.child(frame, field) {
-                            Some(node) => {
-                                let (index, bytes) = scan.node(reader, node, 2)?;
-                                nodes.push(index);
-                                Ok(Keep::Content(bytes))
-                            }
-                            None => Ok(Keep::Field),
-                        },
-                        _ => Ok(Keep::Field),
-                    })?;
+                    let bytes =
+                        scan.walk(reader, frame, 1, fields::FUNCTION, |scan, reader, field| match field.number {
+                            7 => match scan.child(frame, field) {
+                                Some(node) => {
+                                    let (index, bytes) = scan.node(reader, node, 2)?;
+                                    nodes.push(index);
+                                    Ok(Keep::Content(bytes))
+                                }
+                                None => Ok(Keep::Field),
+                            },
+                            _ => Ok(Keep::Field),
+                        })?;
                     scan.spend(reader, 2 * size_of::<FunctionProto>())?;
                     functions.push(GraphIndex { frame, nodes });
                     Ok(Keep::Content(bytes))
@@ -487,4 +485,76 @@ fn external_storage(
         return Err(OnnxError::ShortExternal { tensor: name.into(), path, end, len });
     }
     Ok(Storage::External { location: location.into(), path, offset, length })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::proto::{StringStringEntryProto, node};
+    use crate::onnx::testing::{floats, model, open, open_in};
+
+    fn open_bytes(bytes: &[u8]) -> Result<Model, OnnxError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.onnx");
+        std::fs::write(&path, bytes).unwrap();
+        Model::open(&path)
+    }
+
+    /// A model file with this graph field.
+    fn with_graph(graph: &[u8]) -> Vec<u8> {
+        let mut bytes = model(17, vec![], &[], &[]).encode_to_vec();
+        let empty = bytes.windows(2).position(|pair| pair == [0x3a, 0]).unwrap();
+        bytes.splice(empty..empty + 2, []);
+        put_bytes(&mut bytes, 7, graph);
+        bytes
+    }
+
+    #[test]
+    fn marks_of_our_own_in_a_file_are_ignored() {
+        let mut proto = model(17, vec![node("Add", "n", &["a", "b"], &["y"], vec![])], &[], &["y"]);
+        let (mut a, mut b) = (floats("a", &[2]), floats("b", &[3]));
+        // the key of earlier versions, and the field of this one
+        a.external_data = vec![StringStringEntryProto { key: Some("lancet.tensor".into()), value: Some("1".into()) }];
+        b.index = Some(0);
+        proto.graph.as_mut().unwrap().initializer = vec![a, b];
+        let opened = open(&proto).unwrap();
+        let stored = &opened.skeleton.graph.as_ref().unwrap().initializer;
+        let found: Vec<&str> =
+            stored.iter().map(|t| opened.tensor(Model::tensor_of(t).unwrap()).name.as_str()).collect();
+        assert_eq!(found, ["a", "b"]);
+        // in external data too
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("w.bin"), [0; 12]).unwrap();
+        let entry =
+            |key: &str, value: &str| StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
+        let b = &mut proto.graph.as_mut().unwrap().initializer[1];
+        b.float_data.clear();
+        b.data_location = Some(1);
+        b.external_data = vec![entry("lancet.tensor", "0"), entry("location", "w.bin")];
+        let opened = open_in(folder.path(), &proto).unwrap();
+        let stored = &opened.skeleton.graph.as_ref().unwrap().initializer[1];
+        assert_eq!(opened.tensor(Model::tensor_of(stored).unwrap()).name, "b");
+        assert_eq!(stored.external_data.len(), 2, "what the file has stays");
+        let mut unmarked = stored.clone();
+        Model::unmark(&mut unmarked);
+        assert_eq!(Model::tensor_of(&unmarked), None);
+    }
+
+    #[test]
+    fn masses_of_empty_messages_are_refused() {
+        let nodes: Vec<u8> = [0x0a, 0].repeat(1_200_000);
+        let refusal = open_bytes(&with_graph(&nodes)).unwrap_err().to_string();
+        assert!(refusal.contains("more than 1000000 nodes"), "{refusal}");
+        // empty attributes of one node, empty dimensions of one declaration
+        let mut one = Vec::new();
+        put_bytes(&mut one, 1, &[0x2a, 0].repeat(1_200_000));
+        let refusal = open_bytes(&with_graph(&one)).unwrap_err().to_string();
+        assert!(refusal.contains("more parts than any model of its size"), "{refusal}");
+    }
+
+    #[test]
+    fn an_operator_without_a_name_is_refused() {
+        let refusal = open_bytes(&with_graph(&[0x0a, 0])).unwrap_err().to_string();
+        assert!(refusal.contains("has no operator"), "{refusal}");
+    }
 }

@@ -98,9 +98,7 @@ impl Node<'_> {
             _ if slot > 0 => Shape::default(),
             Rule::Keep | Rule::DynamicQuantize => first,
             Rule::Second => self.input(1),
-            Rule::Broadcast => {
-                (1..self.node.input.len()).fold(first, |shape, slot| broadcast(shape, self.input(slot)))
-            }
+            Rule::Broadcast => (1..self.node.input.len()).fold(first, |shape, slot| broadcast(shape, self.input(slot))),
             Rule::Product => self.product(),
             Rule::PackedProduct => {
                 let n = u64::try_from(self.node.attr_i("N", 0)).ok().filter(|n| *n > 0);
@@ -185,14 +183,24 @@ impl Node<'_> {
 
     fn gather(&self) -> Shape {
         let (data, indices) = (self.input(0), self.input(1));
-        let axis = self.node.attr_i("axis", 0);
+        // `GatherBlockQuantized` calls it `gather_axis`
+        let axis = self.node.attr_i("axis", self.node.attr_i("gather_axis", 0));
         let rank = data.rank.zip(indices.rank).and_then(|(d, i)| d.checked_add(i)?.checked_sub(1));
-        Shape { rank, last: data.last.filter(|_| is_last(axis, data.rank) == Some(false)) }
+        let last = match is_last(axis, data.rank) {
+            Some(false) => data.last,
+            Some(true) if indices.rank.is_some_and(|rank| rank > 0) => indices.last,
+            _ => None,
+        };
+        Shape { rank, last }
     }
 
     /// ONNX Runtime's lookup in a quantised table; bytes hold several codes each.
     fn gather_block_quantized(&self) -> Shape {
         let gathered = self.gather();
+        let data = self.input(0);
+        if is_last(self.node.attr_i("gather_axis", 0), data.rank) != Some(false) {
+            return Shape { last: None, ..gathered };
+        }
         let bytes = self.name(0).and_then(|name| self.scope.fact(name).dtype) == Some(DataType::UINT8);
         let bits = u64::try_from(self.node.attr_i("bits", 4)).unwrap_or(8).clamp(1, 8);
         let last = gathered.last.and_then(|last| if bytes { Some(last.checked_mul(8)? / bits) } else { Some(last) });
@@ -302,7 +310,18 @@ impl Node<'_> {
 
     fn squeeze(&self) -> Shape {
         let first = self.input(0);
-        let Axes::These(axes) = self.axes(1) else { return Shape::default() };
+        let axes = match self.axes(1) {
+            Axes::These(axes) => axes,
+            Axes::Unknown => return Shape::default(),
+            // every axis of one element
+            Axes::Absent => {
+                return match (first.rank, first.last) {
+                    (Some(0), _) | (Some(1), Some(1)) => Shape::of_rank(0),
+                    (Some(1), Some(_)) => first,
+                    _ => Shape::default(),
+                };
+            }
+        };
         let rank = first.rank.and_then(|rank| rank.checked_sub(axes.len()));
         Shape { rank, last: first.last.filter(|_| meets_last(&axes, first.rank) == Some(false)) }
     }
@@ -464,4 +483,129 @@ fn broadcast(a: Shape, b: Shape) -> Shape {
         _ => None,
     };
     Shape { rank, last }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::Graph;
+    use crate::onnx::proto::{AttributeProto, attr_int, node};
+    use crate::onnx::testing::{attribute, floats, input, int64s, model, open};
+
+    fn ints(name: &str, values: &[i64]) -> AttributeProto {
+        attribute(name, |a| a.ints = values.to_vec())
+    }
+
+    /// Rank and last dimension of the output of one node on `x` `[2, ?, 6]`, float32; other names are int64 vectors, or
+    /// float32 tensors where they begin with `f` and their dimensions.
+    fn shape_of(
+        opset: i64,
+        op: &str,
+        inputs: &[&str],
+        attributes: Vec<AttributeProto>,
+    ) -> (Option<usize>, Option<u64>) {
+        let domain = op.split_once('.').map(|(domain, _)| domain.replace("ms", "com.microsoft"));
+        let mut one = node(op.rsplit('.').next().unwrap(), "n", &[], &["y"], attributes);
+        one.domain = domain;
+        let mut model = model(opset, Vec::new(), &[], &["y"]);
+        let graph = model.graph.as_mut().unwrap();
+        graph.input = vec![input("x", &[Some(2), None, Some(6)])];
+        for (index, text) in inputs.iter().enumerate() {
+            let numbers = |text: &str| text.split_whitespace().map(|n| n.parse().unwrap()).collect::<Vec<i64>>();
+            one.input.push(match text.strip_prefix('f') {
+                _ if *text == "x" || text.is_empty() => (*text).to_string(),
+                Some(dims) => {
+                    graph.initializer.push(floats(&format!("i{index}"), &numbers(dims)));
+                    format!("i{index}")
+                }
+                None => {
+                    graph.initializer.push(int64s(&format!("i{index}"), &numbers(text)));
+                    format!("i{index}")
+                }
+            });
+        }
+        graph.node.push(one);
+        let opened = open(&model).unwrap();
+        let graph = Graph::new(&opened);
+        let value = graph.value("y").unwrap();
+        (graph.rank_of(value), graph.last_dimension(value))
+    }
+
+    #[test]
+    fn shapes_follow_the_operators() {
+        let axis = |value| vec![attr_int("axis", value)];
+        let keep = |value| vec![attr_int("keepdims", value)];
+        for (opset, op, inputs, attributes, wanted) in [
+            (17, "Relu", &["x"][..], vec![], (Some(3), Some(6))),
+            (17, "Mystery", &["x"], vec![], (None, None)),
+            (17, "ms.Relu", &["x"], vec![], (None, None)),
+            (17, "Add", &["x", "f 6"], vec![], (Some(3), Some(6))),
+            (17, "Mul", &["x", "f 4 1 1 1"], vec![], (Some(4), Some(6))),
+            (17, "MatMul", &["x", "f 6 5"], vec![], (Some(3), Some(5))),
+            (17, "Gemm", &["x", "f 5 6"], vec![attr_int("transB", 1)], (Some(2), Some(5))),
+            (17, "ms.MatMulNBits", &["x"], vec![attr_int("N", 9)], (Some(3), Some(9))),
+            // no axes are all axes (ONNX specification, ReduceSum)
+            (13, "ReduceSum", &["x"], vec![], (Some(3), Some(1))),
+            (13, "ReduceSum", &["x", ""], keep(0), (Some(0), None)),
+            (13, "ReduceSum", &["x", " "], vec![], (Some(3), Some(1))),
+            (13, "ReduceSum", &["x", " "], keep(0), (Some(0), None)),
+            (13, "ReduceSum", &["x", " "], vec![attr_int("noop_with_empty_axes", 1)], (Some(3), Some(6))),
+            (18, "ReduceMean", &["x", "-1"], vec![], (Some(3), Some(1))),
+            (18, "ReduceMean", &["x", "-2"], vec![], (Some(3), Some(6))),
+            (17, "ReduceMean", &["x"], vec![ints("axes", &[1]), attr_int("keepdims", 0)], (Some(2), Some(6))),
+            (17, "ReduceMean", &["x"], vec![ints("axes", &[0, 1, 2, 2]), attr_int("keepdims", 0)], (None, None)),
+            (17, "Squeeze", &["x", "0"], vec![], (Some(2), Some(6))),
+            (17, "Squeeze", &["x", "-1"], vec![], (Some(2), None)),
+            (17, "Squeeze", &["x", "0 0 0 0"], vec![], (None, Some(6))),
+            (17, "Squeeze", &["x"], vec![], (None, None)),
+            (17, "Squeeze", &["f 1"], vec![], (Some(0), None)),
+            (17, "Unsqueeze", &["x", "-1"], vec![], (Some(4), Some(1))),
+            (17, "Unsqueeze", &["x", "-2"], vec![], (Some(4), Some(6))),
+            (17, "Transpose", &["x"], vec![ints("perm", &[1, 0, 2])], (Some(3), Some(6))),
+            (17, "Transpose", &["x"], vec![ints("perm", &[0, 1, -7])], (Some(3), None)),
+            (17, "Transpose", &["f 4 5"], vec![], (Some(2), Some(4))),
+            (17, "Gather", &["x", "0 1"], axis(1), (Some(3), Some(6))),
+            (17, "Gather", &["x", "0 1"], axis(-1), (Some(3), Some(2))),
+            (17, "Gather", &["x", "0 1"], axis(-2), (Some(3), Some(6))),
+            (17, "GatherND", &["x", "0 1 0 0 0"], vec![], (None, None)),
+            (17, "GatherND", &["x", "0"], vec![], (Some(2), Some(6))),
+            (17, "GatherND", &["x", "0"], vec![attr_int("batch_dims", i64::MAX)], (None, None)),
+            (17, "Concat", &["x", "x"], axis(-1), (Some(3), None)),
+            (17, "Concat", &["x", "x"], axis(-3), (Some(3), Some(6))),
+            (17, "Slice", &["x", "0", "1", "1"], vec![], (Some(3), Some(6))),
+            (17, "Slice", &["x", "0", "1"], vec![], (Some(3), None)),
+            (17, "TopK", &["x", "4"], vec![], (Some(3), Some(4))),
+            (17, "Reshape", &["x", "0 0 -1"], vec![], (Some(3), Some(6))),
+            (17, "Reshape", &["x", "0 0 0"], vec![attr_int("allowzero", 1)], (Some(3), None)),
+            (17, "Reshape", &["x", "-1 12"], vec![], (Some(2), Some(12))),
+            (17, "Expand", &["f 1", "3 7"], vec![], (Some(2), Some(7))),
+            (17, "ConstantOfShape", &["3 7"], vec![], (Some(2), Some(7))),
+            (17, "OneHot", &["x", "9", "f 2"], vec![], (Some(4), Some(9))),
+            (17, "ArgMax", &["x"], keep(0), (Some(2), Some(6))),
+            (17, "Shape", &["x"], vec![], (Some(1), Some(3))),
+            (17, "Tile", &["x", "1 2 1"], vec![], (Some(3), Some(6))),
+            (17, "Tile", &["x", "1 2 2"], vec![], (Some(3), None)),
+            (17, "Range", &["f", "f", "f"], vec![], (Some(1), None)),
+            (17, "Loop", &["x"], vec![], (None, None)),
+        ] {
+            let found = shape_of(opset, op, inputs, attributes.clone());
+            assert_eq!(found, wanted, "{op} {inputs:?} {attributes:?}");
+        }
+    }
+
+    #[test]
+    fn broadcasting() {
+        let shape = |rank, last| Shape { rank: Some(rank), last };
+        for (a, b, wanted) in [
+            (shape(3, Some(6)), shape(1, Some(1)), Some(6)),
+            (shape(3, Some(6)), shape(3, None), Some(6)),
+            (shape(3, Some(1)), shape(3, None), None),
+            (shape(3, Some(1)), shape(0, None), Some(1)),
+            (shape(1, Some(0)), shape(1, Some(1)), Some(0)),
+            (shape(1, Some(2)), shape(1, Some(3)), None),
+        ] {
+            assert_eq!(broadcast(a, b).last, wanted, "{a:?} {b:?}");
+            assert_eq!(broadcast(b, a).last, wanted, "{b:?} {a:?}");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! Small models for the tests of the file layer.
 
+use std::path::Path;
+
 use prost::Message;
 
 use super::error::OnnxError;
@@ -9,10 +11,14 @@ use super::proto::{
     TypeProto, ValueInfoProto, dimension, type_proto,
 };
 
-/// Writes a model to a file and opens it.
+/// Writes a model to a file that is gone afterwards, and opens it.
 pub fn open(model: &ModelProto) -> Result<Model, OnnxError> {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("m.onnx");
+    open_in(tempfile::tempdir().unwrap().path(), model)
+}
+
+/// Writes a model to a file in a folder and opens it.
+pub fn open_in(folder: &Path, model: &ModelProto) -> Result<Model, OnnxError> {
+    let path = folder.join("m.onnx");
     std::fs::write(&path, model.encode_to_vec()).unwrap();
     Model::open(&path)
 }
