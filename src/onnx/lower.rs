@@ -12,6 +12,7 @@ use super::error::OnnxError;
 use super::flat::{Body, Origin};
 use super::graph::{Graph, NodeId};
 use super::index::{FrameId, Model};
+use super::ops::Domain;
 use super::patch::{Patch, Place, Splice};
 use super::proto::{AttributeProto, NodeProto, TensorProto, attribute_type, node};
 use super::wire::{Reader, Value, put_bytes};
@@ -90,13 +91,13 @@ fn by_instance(patch: &Patch, graph: &Graph<'_>) -> Result<BTreeMap<usize, Chang
         };
         let mut node = node.clone();
         for name in node.input.iter_mut().chain(&mut node.output) {
-            *name = flat.instances[at.instance].local(name).to_string();
+            *name = flat.local(at.instance, name).to_string();
         }
         found.entry(at.instance).or_default().nodes.push((position, node));
     }
     for (at, name) in &patch.rewires {
         let origin = origin(at.node)?;
-        let name = flat.instances[origin.instance].local(name).to_string();
+        let name = flat.local(origin.instance, name).to_string();
         found.entry(origin.instance).or_default().rewires.push((origin.node, at.slot, name));
     }
     for (id, slot, name) in &patch.renames {
@@ -107,11 +108,11 @@ fn by_instance(patch: &Patch, graph: &Graph<'_>) -> Result<BTreeMap<usize, Chang
                 continue;
             }
             let origin = origin(NodeId(twin.node))?;
-            let name = flat.instances[origin.instance].local(old).to_string();
+            let name = flat.local(origin.instance, old).to_string();
             found.entry(origin.instance).or_default().rewires.push((origin.node, twin.slot, name));
         }
         let origin = origin(*id)?;
-        let name = flat.instances[origin.instance].local(name).to_string();
+        let name = flat.local(origin.instance, name).to_string();
         found.entry(origin.instance).or_default().renames.push((origin.node, *slot, name));
     }
     Ok(found)
@@ -170,7 +171,7 @@ impl Changes {
     /// A function sees no initializers: those of the patch become `Constant` nodes of its body.
     fn own_constants(&mut self, patch: &Patch, model: &Model, number: usize) -> Result<(), OnnxError> {
         let function = &model.skeleton.functions[number];
-        if !function.opset_import.iter().any(|i| matches!(i.domain.as_deref().unwrap_or(""), "" | "ai.onnx")) {
+        if !function.opset_import.iter().any(|i| Domain::of(i.domain.as_deref()) == Some(Domain::Standard)) {
             let name = function.name.as_deref().unwrap_or("");
             let what = format!("adding nodes to the local function `{name}`, which imports no standard operators");
             return Err(OnnxError::Unsupported { what });
