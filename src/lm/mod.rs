@@ -3,6 +3,7 @@
 pub mod alone;
 pub mod embedding;
 pub mod interface;
+pub mod layout;
 pub mod path;
 pub mod projection;
 mod quantised;
@@ -16,6 +17,7 @@ use serde::Serialize;
 
 pub use embedding::EmbeddingFile;
 pub use interface::{CacheSlot, Interface, ModelConfig, Padding};
+pub use layout::StreamLayout;
 pub use path::EditTarget;
 pub use residual::{Contribution, ResidualStream, StreamValue};
 pub use role::Role;

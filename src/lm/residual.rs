@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashSet};
 use super::role::{is_attention, role};
 use super::rows::hands_on;
 use super::weight::trace_weight;
-use super::{Interface, Layer, Refusal, Role};
+use super::{Interface, Layer, Refusal, Role, StreamLayout};
 use crate::onnx::{Graph, NodeId, Use, ValueId};
 
 /// A value of the residual stream.
@@ -70,6 +70,8 @@ pub struct ResidualStream {
     pub contributions: Vec<Contribution>,
     /// Where the stream is read for the last time.
     pub unembedding: Unembedding,
+    /// Which of its axes is what.
+    pub layout: StreamLayout,
 }
 
 /// A term of a sum: the value, and the input that holds it.
@@ -198,7 +200,7 @@ impl ResidualStream {
         }
         let d_model = width(graph, &contributions, origin)
             .ok_or_else(|| refuse(graph, unembedding.node, Some(activation), "the width of the stream is unknown"))?;
-        Ok(Self { d_model, origin, blocks, contributions, unembedding })
+        Ok(Self { d_model, origin, blocks, contributions, unembedding, layout: StreamLayout::PLAIN })
     }
 }
 
