@@ -85,6 +85,8 @@ pub struct Flat {
     pub imports: Vec<OperatorSetIdProto>,
     /// Inputs that read another value in the file, which is computed in the same way (`onnx::twins`).
     pub redirected: Vec<Redirected>,
+    /// Sums that are part of a `Gemm` in the file, each with the product that is its other part (`onnx::unfuse`).
+    pub unfused: HashMap<usize, usize>,
 }
 
 impl Flat {
@@ -108,6 +110,7 @@ impl Flat {
                 opaque_calls: HashSet::new(),
                 imports: Vec::new(),
                 redirected: Vec::new(),
+                unfused: HashMap::new(),
             },
         };
         builder.nodes(
@@ -115,6 +118,11 @@ impl Flat {
             &Scope { instance: 0, label: String::new(), names: HashMap::new(), attributes: None, depth: 0 },
         );
         let mut flat = builder.flat;
+        let opset = model.opset("").or_else(|| model.opset("ai.onnx")).unwrap_or(0);
+        let called = |node: &NodeProto| {
+            model.skeleton.functions.iter().any(|f| f.name == node.op_type && f.domain.as_deref().unwrap_or("").is_empty())
+        };
+        flat.unfused = super::unfuse::split(&mut flat, opset, |node| !called(node));
         flat.redirected = super::twins::merge(&mut flat);
         flat
     }
@@ -364,7 +372,7 @@ impl<'m> Builder<'m> {
 }
 
 /// `stem`, with a number where it is taken.
-fn unique(taken: &mut HashSet<String>, stem: &str) -> String {
+pub(super) fn unique(taken: &mut HashSet<String>, stem: &str) -> String {
     let mut name = stem.to_string();
     let mut n = 1;
     while !taken.insert(name.clone()) {

@@ -3,7 +3,7 @@
 //! What the patch does to an inlined node is done in the body that the node comes from. The body of a local
 //! function may serve several calls; then the patch must do the same for each of them, and it is written once.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 
 use prost::Message;
@@ -14,6 +14,7 @@ use super::graph::{Graph, NodeId};
 use super::index::{FrameId, Model};
 use super::patch::{Patch, Place, Splice};
 use super::proto::{AttributeProto, NodeProto, TensorProto, attribute_type, node};
+use super::unfuse;
 use super::wire::{Reader, Value, put_bytes};
 
 /// `NodeProto.input`.
@@ -64,10 +65,17 @@ pub fn splices(patch: &Patch, graph: &Graph<'_>) -> Result<Vec<Splice>, OnnxErro
     Ok(splices)
 }
 
+/// Places in a body for each of its nodes: before it, between it and the sum that is a part of it, the sum, after it.
+const PLACES: usize = 4;
+const BEFORE: usize = 0;
+const WITHIN: usize = 1;
+const SUM: usize = 2;
+const AFTER: usize = 3;
+
 /// What a patch does to one use of a body, in the body's own names.
 #[derive(Debug, Default)]
 struct Changes {
-    /// Position (twice the node's index, plus one for after it) and node.
+    /// Position ([`PLACES`] for each node of the body) and node.
     nodes: Vec<(usize, NodeProto)>,
     /// Node, slot, new name.
     rewires: Vec<(usize, usize, String)>,
@@ -85,8 +93,14 @@ fn by_instance(patch: &Patch, graph: &Graph<'_>) -> Result<BTreeMap<usize, Chang
     for (place, node) in &patch.nodes {
         let (at, position) = match place {
             Place::First => (Origin { instance: 0, node: 0 }, 0),
-            Place::Before(id) => origin(*id).map(|o| (o, 2 * o.node))?,
-            Place::After(id) => origin(*id).map(|o| (o, 2 * o.node + 1))?,
+            Place::Before(id) => {
+                let part = if flat.unfused.contains_key(&id.0) { WITHIN } else { BEFORE };
+                origin(*id).map(|o| (o, PLACES * o.node + part))?
+            }
+            Place::After(id) => {
+                let part = if flat.unfused.contains_key(&(id.0 + 1)) { WITHIN } else { AFTER };
+                origin(*id).map(|o| (o, PLACES * o.node + part))?
+            }
         };
         let mut node = node.clone();
         for name in node.input.iter_mut().chain(&mut node.output) {
@@ -94,7 +108,24 @@ fn by_instance(patch: &Patch, graph: &Graph<'_>) -> Result<BTreeMap<usize, Chang
         }
         found.entry(at.instance).or_default().nodes.push((position, node));
     }
-    for (at, name) in &patch.rewires {
+    let parted = parted(patch, graph);
+    for &sum in &parted {
+        let origin = origin(NodeId(sum))?;
+        let changes = found.entry(origin.instance).or_default();
+        let mut made = sum_node(patch, graph, sum);
+        for name in made.input.iter_mut().chain(&mut made.output) {
+            *name = flat.instances[origin.instance].local(name).to_string();
+        }
+        changes.nodes.push((PLACES * origin.node + SUM, made));
+        changes.rewires.push((origin.node, unfuse::C, String::new()));
+        let product = flat.unfused[&sum];
+        if !patch.renames.iter().any(|(node, slot, _)| (node.0, *slot) == (product, 0)) {
+            let name = graph.node(NodeId(product)).output[0].clone();
+            changes.renames.push((origin.node, 0, name));
+        }
+    }
+    let is_sum = |node: NodeId| flat.unfused.contains_key(&node.0);
+    for (at, name) in patch.rewires.iter().filter(|(at, _)| !is_sum(at.node)) {
         let origin = origin(at.node)?;
         let name = flat.instances[origin.instance].local(name).to_string();
         found.entry(origin.instance).or_default().rewires.push((origin.node, at.slot, name));
@@ -102,7 +133,8 @@ fn by_instance(patch: &Patch, graph: &Graph<'_>) -> Result<BTreeMap<usize, Chang
     for (id, slot, name) in &patch.renames {
         // who reads a twin of the renamed value in the file is to read what takes its name, like everybody else
         let old = &graph.node(*id).output[*slot];
-        for twin in flat.redirected.iter().filter(|t| graph.node(NodeId(t.node)).input[t.slot] == *old) {
+        let twins = flat.redirected.iter().filter(|t| !is_sum(NodeId(t.node)));
+        for twin in twins.filter(|t| graph.node(NodeId(t.node)).input[t.slot] == *old) {
             if patch.rewires.iter().any(|(at, _)| (at.node.0, at.slot) == (twin.node, twin.slot)) {
                 continue;
             }
@@ -110,11 +142,43 @@ fn by_instance(patch: &Patch, graph: &Graph<'_>) -> Result<BTreeMap<usize, Chang
             let name = flat.instances[origin.instance].local(old).to_string();
             found.entry(origin.instance).or_default().rewires.push((origin.node, twin.slot, name));
         }
+        if is_sum(*id) {
+            continue;
+        }
         let origin = origin(*id)?;
         let name = flat.instances[origin.instance].local(name).to_string();
         found.entry(origin.instance).or_default().renames.push((origin.node, *slot, name));
     }
     Ok(found)
+}
+
+/// The sums that are a part of a `Gemm` in the file and have to become nodes of their own: those that the patch changes,
+/// or whose product it reads.
+fn parted(patch: &Patch, graph: &Graph<'_>) -> BTreeSet<usize> {
+    let unfused = &graph.flat().unfused;
+    let read: HashSet<&str> = patch.nodes.iter().flat_map(|(_, n)| n.input.iter().map(String::as_str)).collect();
+    let rewired: HashSet<&str> = patch.rewires.iter().map(|(_, name)| name.as_str()).collect();
+    let changed = |node: usize| {
+        patch.rewires.iter().any(|(at, _)| at.node.0 == node) || patch.renames.iter().any(|(id, ..)| id.0 == node)
+    };
+    let parted = unfused.iter().filter(|(sum, product)| {
+        let name = graph.node(NodeId(**product)).output[0].as_str();
+        let renamed = patch.renames.iter().any(|(id, slot, _)| (id.0, *slot) == (**product, 0));
+        changed(**sum) || renamed || read.contains(name) || rewired.contains(name)
+    });
+    parted.map(|(sum, _)| *sum).collect()
+}
+
+/// A sum as the patch leaves it, in the names of the flat graph.
+fn sum_node(patch: &Patch, graph: &Graph<'_>, sum: usize) -> NodeProto {
+    let mut made = graph.node(NodeId(sum)).clone();
+    for (at, name) in patch.rewires.iter().filter(|(at, _)| at.node.0 == sum) {
+        made.input[at.slot].clone_from(name);
+    }
+    for (_, slot, name) in patch.renames.iter().filter(|(id, ..)| id.0 == sum) {
+        made.output[*slot].clone_from(name);
+    }
+    made
 }
 
 /// Whether every call of a function is patched alike.
@@ -160,7 +224,7 @@ impl Changes {
             })
             .collect();
         let named = |what: &str, (node, slot, name): &(usize, usize, String)| {
-            (2 * node, what.to_string(), vec![slot.to_string()], vec![plain(name)])
+            (PLACES * node, what.to_string(), vec![slot.to_string()], vec![plain(name)])
         };
         all.extend(self.rewires.iter().map(|r| named("rewire", r)));
         all.extend(self.renames.iter().map(|r| named("rename", r)));
@@ -214,9 +278,9 @@ impl Changes {
         }
         for (position, node) in self.nodes {
             // an insertion lies between two fields of the body: at the end of the node before it
-            let at = match (position / 2, position % 2) {
-                (0, 0) => model.frame(places.frame).body.start,
-                (index, 0) => model.frame(places.nodes[index - 1].frame).body.end,
+            let at = match (position / PLACES, position % PLACES) {
+                (0, BEFORE) => model.frame(places.frame).body.start,
+                (index, BEFORE) => model.frame(places.nodes[index - 1].frame).body.end,
                 (index, _) => model.frame(places.nodes[index].frame).body.end,
             };
             let mut bytes = Vec::new();

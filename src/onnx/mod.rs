@@ -13,6 +13,7 @@ pub mod quant;
 pub mod shape;
 pub mod tensor;
 mod twins;
+mod unfuse;
 pub mod wire;
 
 pub use error::OnnxError;
