@@ -1,6 +1,6 @@
 //! Def-use view of one graph: who produces a value, who reads it, what is constant.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::flat::Flat;
 use super::index::{FrameId, Model};
@@ -8,6 +8,9 @@ use super::proto::{Dimension, GraphProto, NodeProto, ValueInfoProto, dimension};
 use super::shape::{self, Shape};
 use super::tensor::{DataType, TensorId, TensorRef};
 use super::wire::unpack_varints;
+
+/// The IR version since which an initializer that is a graph input too is a default.
+const DEFAULTS_SINCE: i64 = 4;
 
 /// A value (edge) of the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,6 +45,8 @@ pub struct Graph<'m> {
     initializer: Vec<Option<TensorId>>,
     /// Places of the initializers in the flat graph.
     stored: HashMap<TensorId, usize>,
+    /// Initializers that a caller may replace, as they are graph inputs too.
+    defaults: HashSet<ValueId>,
     dynamic: Vec<bool>,
     order: Vec<usize>,
     known: Vec<bool>,
@@ -60,6 +65,7 @@ impl<'m> Graph<'m> {
             uses: Vec::new(),
             initializer: Vec::new(),
             stored: HashMap::new(),
+            defaults: HashSet::new(),
             dynamic: Vec::new(),
             order: Vec::new(),
             known: Vec::new(),
@@ -90,6 +96,7 @@ impl<'m> Graph<'m> {
         }
         graph.known = proto.node.iter().map(|node| is_known(model, node)).collect();
         graph.flat.graph = proto;
+        graph.mark_defaults();
         graph.sort();
         graph.mark_dynamic();
         graph.shapes = shape::infer(&graph);
@@ -147,7 +154,30 @@ impl<'m> Graph<'m> {
         }
     }
 
-    /// A value is dynamic if it depends on a graph input that is no initializer's default.
+    /// Finds the graph inputs that have an initializer. From IR version 4 on that initializer is a default; before,
+    /// every initializer had to be listed among the inputs (ONNX IR specification, "Graphs"). Unless all weights are
+    /// such defaults, they are inputs like others from here on.
+    fn mark_defaults(&mut self) {
+        if self.model.skeleton.ir_version.is_some_and(|version| version < DEFAULTS_SINCE) {
+            return;
+        }
+        let inputs = self.flat.graph.input.iter().filter_map(|input| self.value(input.name.as_deref()?));
+        self.defaults = inputs.filter(|id| self.initializer[id.0].is_some()).collect();
+        if !self.lists_weights() {
+            self.defaults.iter().for_each(|id| self.initializer[id.0] = None);
+        }
+    }
+
+    /// Whether the defaults are the model's own weights: an exporter that went on to list every initializer among the
+    /// inputs (`keep_initializers_as_inputs`). Measured by elements, since adapters are many small tensors.
+    fn lists_weights(&self) -> bool {
+        let size = |id: usize| self.initializer[id].map_or(0, |tensor| self.model.tensor(tensor).elements());
+        let all: u64 = (0..self.names.len()).map(size).fold(0, u64::saturating_add);
+        let listed: u64 = self.defaults.iter().map(|id| size(id.0)).fold(0, u64::saturating_add);
+        listed >= all - all / 10
+    }
+
+    /// A value is dynamic if it depends on a graph input that is not taken for a weight.
     fn mark_dynamic(&mut self) {
         self.dynamic = vec![false; self.names.len()];
         for input in &self.flat.graph.input {
@@ -243,7 +273,15 @@ impl<'m> Graph<'m> {
         all
     }
 
-    /// Whether the value depends on what the caller feeds.
+    /// Whether the value is an initializer that is also a graph input (IR version 4 and later): whoever runs the model
+    /// may replace it, so that its elements and its sizes are a default and no constant. Such a value is dynamic and has
+    /// no [`Self::tensor`], as any other input, except in files that list nearly all of their weights (by elements)
+    /// among the inputs: there they are read as weights, and only this function tells.
+    pub fn is_default(&self, id: ValueId) -> bool {
+        self.defaults.contains(&id)
+    }
+
+    /// Whether the value depends on what the caller feeds; see [`Self::is_default`] for inputs with defaults.
     pub fn is_dynamic(&self, id: ValueId) -> bool {
         self.dynamic[id.0]
     }
@@ -277,6 +315,9 @@ impl<'m> Graph<'m> {
 
     /// Values of a small integer constant (at most 128 elements): shapes, axes, permutations.
     pub fn const_ints(&self, id: ValueId) -> Option<Vec<i64>> {
+        if self.is_default(id) {
+            return None;
+        }
         if let Some(node) = self.producer(id).map(|n| self.node(n))
             && node.op() == "Constant"
         {
@@ -493,4 +534,81 @@ pub fn captured(node: &NodeProto) -> Vec<String> {
 /// 16-bit float bits of a varint payload (`int32_data`).
 pub fn varint_halves(bytes: &[u8]) -> Option<Vec<u16>> {
     unpack_varints(bytes)?.into_iter().map(|v| u16::try_from(v & 0xffff_ffff).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::proto::{ModelProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto, node, type_proto};
+    use prost::Message;
+
+    fn open(model: &ModelProto) -> Model {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.onnx");
+        std::fs::write(&path, model.encode_to_vec()).unwrap();
+        Model::open(&path).unwrap()
+    }
+
+    fn floats(name: &str, dims: &[i64]) -> TensorProto {
+        let count = usize::try_from(dims.iter().product::<i64>()).unwrap();
+        TensorProto {
+            name: Some(name.into()),
+            dims: dims.to_vec(),
+            data_type: Some(1),
+            float_data: vec![1.0; count],
+            ..Default::default()
+        }
+    }
+
+    fn input(name: &str, dims: &[Option<i64>]) -> ValueInfoProto {
+        let dim = dims.iter().map(|d| Dimension { value: d.map(dimension::Value::DimValue) }).collect();
+        let tensor = type_proto::Tensor { elem_type: Some(1), shape: Some(TensorShapeProto { dim }) };
+        let r#type = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), denotation: None };
+        ValueInfoProto { name: Some(name.into()), r#type: Some(r#type) }
+    }
+
+    /// `y = x w + x a b`, where `listed` are inputs with an initializer.
+    fn adapter(ir_version: i64, listed: &[&str]) -> ModelProto {
+        let nodes = vec![
+            node("MatMul", "base", &["x", "w"], &["base"], vec![]),
+            node("MatMul", "down", &["x", "a"], &["down"], vec![]),
+            node("MatMul", "up", &["down", "b"], &["up"], vec![]),
+            node("Add", "sum", &["base", "up"], &["y"], vec![]),
+        ];
+        let mut inputs = vec![input("x", &[None, Some(32)])];
+        inputs.extend(listed.iter().map(|name| input(name, &[None, None])));
+        let graph = GraphProto {
+            node: nodes,
+            input: inputs,
+            output: vec![input("y", &[])],
+            initializer: vec![floats("w", &[32, 32]), floats("a", &[32, 2]), floats("b", &[2, 32])],
+            ..Default::default()
+        };
+        ModelProto {
+            ir_version: Some(ir_version),
+            opset_import: vec![OperatorSetIdProto { domain: None, version: Some(17) }],
+            graph: Some(graph),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn an_initializer_that_is_an_input_is_a_default_since_ir_4() {
+        // IR version, listed inputs; which of `w` and `b` are defaults, and which are dynamic
+        for (ir, listed, defaults, dynamic) in [
+            (8, &["a", "b"][..], [false, true], [false, true]),
+            (4, &["b"], [false, true], [false, true]),
+            (3, &["w", "a", "b"], [false, false], [false, false]),
+            (8, &[], [false, false], [false, false]),
+            // all weights listed: read as weights, and still known as defaults
+            (8, &["w", "a", "b"], [true, true], [false, false]),
+        ] {
+            let model = open(&adapter(ir, listed));
+            let graph = Graph::new(&model);
+            let of = |f: &dyn Fn(ValueId) -> bool| ["w", "b"].map(|name| f(graph.value(name).unwrap()));
+            assert_eq!(of(&|v| graph.is_default(v)), defaults, "{ir} {listed:?}");
+            assert_eq!(of(&|v| graph.is_dynamic(v)), dynamic, "{ir} {listed:?}");
+            assert_eq!(of(&|v| graph.tensor(v).is_none()), dynamic, "{ir} {listed:?}");
+        }
+    }
 }
