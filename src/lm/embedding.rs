@@ -34,7 +34,7 @@ impl<'m> EmbeddingFile<'m> {
             hint: "the file should turn input_ids into inputs_embeds; export the model with its embedding in one graph"
                 .into(),
         };
-        let fed = |name: &str| graph.value(name).filter(|v| graph.tensor(*v).is_none());
+        let fed = |name: &str| graph.value(name).filter(|v| graph.tensor(*v).is_none() && !graph.is_default(*v));
         let inputs: Vec<&str> =
             graph.proto().input.iter().filter_map(|i| i.name.as_deref()).filter(|name| fed(name).is_some()).collect();
         let outputs: Vec<&str> = graph.proto().output.iter().filter_map(|o| o.name.as_deref()).collect();

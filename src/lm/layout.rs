@@ -54,7 +54,12 @@ impl StreamLayout {
         let at = |axis: Axis| axes.iter().position(|&a| a == axis);
         let width = at(Axis::Width)?;
         let rows = at(Axis::Rows);
-        Some(Self { batch: at(Axis::Batch).or(rows), position: at(Axis::Position).or(rows), width, rank: Some(axes.len()) })
+        Some(Self {
+            batch: at(Axis::Batch).or(rows),
+            position: at(Axis::Position).or(rows),
+            width,
+            rank: Some(axes.len()),
+        })
     }
 }
 
@@ -121,8 +126,14 @@ impl Walk<'_, '_> {
                 axes.push(Axis::Other);
                 (graph.node(node).attr_i("axis", -1) == -1).then_some(axes)
             }
-            "MatMul" | "FusedMatMul" | "Gemm" | "MatMulNBits" | "MatMulBnb4" | "MatMulInteger"
-            | "DynamicQuantizeMatMul" | "MatMulIntegerToFloat" => {
+            "MatMul"
+            | "FusedMatMul"
+            | "Gemm"
+            | "MatMulNBits"
+            | "MatMulBnb4"
+            | "MatMulInteger"
+            | "DynamicQuantizeMatMul"
+            | "MatMulIntegerToFloat" => {
                 let mut axes = input(0)?;
                 *axes.last_mut()? = Axis::Width;
                 Some(axes)
@@ -160,8 +171,28 @@ impl Walk<'_, '_> {
 
 /// Operators on single elements.
 const ELEMENTWISE: [&str; 22] = [
-    "Add", "Sub", "Sum", "Mul", "Div", "Cast", "CastLike", "Identity", "Dropout", "Clip", "Min", "Max", "Equal", "Not", "And",
-    "Mod", "QuantizeLinear", "DequantizeLinear", "Neg", "Abs", "Pow", "Sqrt",
+    "Add",
+    "Sub",
+    "Sum",
+    "Mul",
+    "Div",
+    "Cast",
+    "CastLike",
+    "Identity",
+    "Dropout",
+    "Clip",
+    "Min",
+    "Max",
+    "Equal",
+    "Not",
+    "And",
+    "Mod",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Neg",
+    "Abs",
+    "Pow",
+    "Sqrt",
 ];
 
 /// The axes of what a node makes that moves them, adds some of length 1 or takes such away.
@@ -286,7 +317,9 @@ pub(super) fn normalised_axis(graph: &Graph<'_>, values: &[ValueId]) -> Option<u
                     _ => false,
                 };
             } else if matches!(op, "Cast" | "Pow" | "Mul" | "Identity") {
-                let own = (0..2).filter_map(|slot| graph.input(one.node, slot)).all(|v| seen.contains(&v) || !graph.is_dynamic(v));
+                let own = (0..2)
+                    .filter_map(|slot| graph.input(one.node, slot))
+                    .all(|v| seen.contains(&v) || !graph.is_dynamic(v));
                 open.extend(graph.outputs(one.node).filter(|_| own));
             }
         }

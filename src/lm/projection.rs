@@ -61,7 +61,9 @@ pub(super) const CAST_LIKE: i64 = 15;
 pub fn write_type(graph: &Graph<'_>, contribution: &Contribution) -> Option<DataType> {
     let sum = contribution.site.map(|site| site.node);
     let terms = sum.into_iter().flat_map(|node| (0..2).filter_map(move |slot| graph.input(node, slot)));
-    let results = sum.into_iter().flat_map(|node| [0, SKIP_SUM_OUTPUT].into_iter().filter_map(move |slot| graph.output(node, slot)));
+    let results = sum
+        .into_iter()
+        .flat_map(|node| [0, SKIP_SUM_OUTPUT].into_iter().filter_map(move |slot| graph.output(node, slot)));
     std::iter::once(contribution.value).chain(results).chain(terms).find_map(|value| graph.elem_type(value))
 }
 

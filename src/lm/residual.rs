@@ -130,8 +130,7 @@ impl ResidualStream {
             return self.contributions.clone();
         }
         let layout = self.layout_of(StreamValue::Value(self.origin));
-        let start =
-            Contribution { value: self.origin, site: None, bias: None, role: Role::Embed, layer: None, layout };
+        let start = Contribution { value: self.origin, site: None, bias: None, role: Role::Embed, layer: None, layout };
         let rest = self.contributions.iter().filter(|c| c.role != Role::Embed).cloned();
         std::iter::once(start).chain(rest).collect()
     }
@@ -223,76 +222,95 @@ fn sums(graph: &Graph<'_>, interface: &Interface, last: StreamValue) -> Result<S
 }
 
 /// Which axis is what in every value of a stream.
-struct Axes {
+struct Axes<'g, 'm> {
+    graph: &'g Graph<'m>,
+    origin: ValueId,
     layouts: HashMap<StreamValue, StreamLayout>,
-    /// The axis of `d_model`, counted from the end.
-    width: usize,
+    /// The axes of values that others hand on; `None` where the way from the tokens does not tell.
+    known: HashMap<ValueId, Option<Vec<Axis>>>,
 }
 
-impl Axes {
-    fn new(graph: &Graph<'_>, interface: &Interface, origin: ValueId, groups: &[Group]) -> Result<Self, Refusal> {
-        let node = graph.producer(origin).or_else(|| graph.uses(origin).first().map(|one| one.node));
-        let unknown = |reason: &str| {
-            let hint = "Lancet edits streams whose batch, positions and channels it can tell apart; report the node".into();
-            Refusal {
-                node: node.map_or_else(|| "(graph)".into(), |n| graph.node(n).label().to_string()),
-                op: node.map_or_else(String::new, |n| graph.op_name(n)),
-                tensor: graph.name(origin).into(),
-                reason: reason.into(),
-                hint,
-            }
-        };
+impl<'g, 'm> Axes<'g, 'm> {
+    fn new(graph: &'g Graph<'m>, interface: &Interface, origin: ValueId, groups: &[Group]) -> Result<Self, Refusal> {
         let told = layout::of_origin(graph, interface, origin);
+        let mut axes = Self { graph, origin, layouts: HashMap::new(), known: HashMap::from([(origin, told)]) };
+        // where the way from the tokens does not tell, the norms do
         let mut values = vec![origin];
         values.extend(groups.iter().flat_map(|g| [Some(g.before), g.after.value()]).flatten());
-        let normed = layout::normalised_axis(graph, &values);
-        let width = match (told.as_deref().and_then(StreamLayout::of), normed) {
-            (Some(told), Some(normed)) if told.from_end() != normed => {
-                return Err(unknown("norms are taken along another axis than that of the embedding's channels"));
-            }
-            (Some(told), _) => told.from_end(),
-            (None, Some(normed)) => normed,
-            (None, None) => return Err(unknown("which axis of the stream holds the channels is unknown")),
-        };
-        let mut axes = Self { layouts: HashMap::new(), width };
-        let mut at: HashMap<ValueId, Option<Vec<Axis>>> = HashMap::from([(origin, told)]);
-        axes.insert(graph, StreamValue::Value(origin), at[&origin].as_deref());
+        let anywhere = layout::normalised_axis(graph, &values);
+        axes.insert(StreamValue::Value(origin), anywhere)?;
         for group in groups {
-            let held = follow(graph, &at, group.before);
-            axes.insert(graph, StreamValue::Value(group.before), held.as_deref());
-            axes.insert(graph, group.after, held.as_deref());
-            if let Some(value) = group.after.value() {
-                at.insert(root(graph, value), held.clone());
-                let handed = follow(graph, &at, value);
-                axes.insert(graph, group.after, handed.as_deref());
+            axes.insert(StreamValue::Value(group.before), anywhere)?;
+            match group.after.value() {
+                Some(value) => {
+                    let same = follow(graph, &axes.known, group.before);
+                    axes.known.entry(root(graph, value)).or_insert(same);
+                    axes.insert(group.after, anywhere)?;
+                }
+                None => {
+                    let same = axes.layouts[&StreamValue::Value(group.before)];
+                    axes.layouts.insert(group.after, same);
+                }
             }
         }
-        let lost = axes.width > 0 && axes.layouts.values().any(|layout| layout.rank.is_none());
-        match lost {
-            true => Err(unknown("the number of axes of the stream is unknown, and its channels are not the last one")),
-            false => Ok(axes),
-        }
+        Ok(axes)
     }
 
-    fn insert(&mut self, graph: &Graph<'_>, value: StreamValue, axes: Option<&[Axis]>) {
-        let layout = axes.and_then(StreamLayout::of).unwrap_or_else(|| {
-            let rank = match value {
-                StreamValue::Value(value) => graph.rank_of(value),
-                StreamValue::Sum(node) => graph.input(node, 0).and_then(|v| graph.rank_of(v)),
-            };
-            StreamLayout::by_rank(rank, self.width)
-        });
+    /// Finds the layout of one value.
+    fn insert(&mut self, value: StreamValue, anywhere: Option<usize>) -> Result<(), Refusal> {
+        let Some(id) = value.value() else { return Ok(()) };
+        let normed = layout::normalised_axis(self.graph, &[id]);
+        let told = follow(self.graph, &self.known, id);
+        let layout = match (told.as_deref().and_then(StreamLayout::of), normed) {
+            (Some(told), Some(normed)) if told.from_end() != normed => {
+                return Err(
+                    self.unknown(id, "norms are taken along another axis than that of the embedding's channels")
+                );
+            }
+            (Some(told), _) => told,
+            (None, _) => {
+                let Some(from_end) = normed.or(anywhere) else {
+                    return Err(self.unknown(id, "which axis of the stream holds the channels is unknown"));
+                };
+                let likely = StreamLayout::by_rank(self.graph.rank_of(id), from_end);
+                if self.positions_first() { StreamLayout { batch: None, position: None, ..likely } } else { likely }
+            }
+        };
+        if layout.rank.is_none() && layout.from_end() > 0 {
+            let reason = "the number of axes of the stream is unknown, and its channels are not the last one";
+            return Err(self.unknown(id, reason));
+        }
         self.layouts.insert(value, layout);
+        Ok(())
+    }
+
+    /// Whether the stream starts with its positions in front of its batch.
+    fn positions_first(&self) -> bool {
+        let origin = self.known.get(&self.origin).and_then(Option::as_deref).unwrap_or_default();
+        let at = |axis: Axis| origin.iter().position(|&a| a == axis);
+        at(Axis::Position).zip(at(Axis::Batch)).is_some_and(|(position, batch)| position < batch)
+    }
+
+    fn unknown(&self, value: ValueId, reason: &str) -> Refusal {
+        let graph = self.graph;
+        let node = graph.producer(value).or_else(|| graph.uses(value).first().map(|one| one.node));
+        Refusal {
+            node: node.map_or_else(|| "(graph)".into(), |n| graph.node(n).label().to_string()),
+            op: node.map_or_else(String::new, |n| graph.op_name(n)),
+            tensor: graph.name(value).into(),
+            reason: reason.into(),
+            hint: "Lancet edits streams whose batch, positions and channels it can tell apart; report the node".into(),
+        }
     }
 
     /// That of a contribution to a value of the stream.
-    fn of(&self, graph: &Graph<'_>, value: ValueId, joined: StreamValue) -> StreamLayout {
-        let stream = self.layouts.get(&joined).copied().unwrap_or(StreamLayout::by_rank(None, self.width));
-        match (graph.rank_of(value), stream.rank) {
+    fn of(&self, value: ValueId, joined: StreamValue) -> StreamLayout {
+        let stream = self.layouts.get(&joined).copied().unwrap_or(StreamLayout::PLAIN);
+        match (self.graph.rank_of(value), stream.rank) {
             (Some(own), Some(rank)) if own != rank => StreamLayout {
                 batch: None,
                 position: None,
-                width: own.saturating_sub(1 + self.width),
+                width: own.saturating_sub(1 + stream.from_end()),
                 rank: Some(own),
             },
             _ => stream,
@@ -429,7 +447,7 @@ fn origin_contributions(
     graph: &Graph<'_>,
     origin: ValueId,
     start: Vec<Term>,
-    axes: &Axes,
+    axes: &Axes<'_, '_>,
 ) -> Result<Vec<Contribution>, Refusal> {
     let at = StreamValue::Value(origin);
     let one = |value, site| Contribution {
@@ -438,7 +456,7 @@ fn origin_contributions(
         bias: None,
         role: Role::Embed,
         layer: None,
-        layout: axes.of(graph, value, at),
+        layout: axes.of(value, at),
     };
     if start.is_empty() {
         return Ok(vec![one(origin, None)]);
@@ -461,7 +479,7 @@ fn blocks(
     interface: &Interface,
     groups: &[Group],
     origin: ValueId,
-    axes: &Axes,
+    axes: &Axes<'_, '_>,
     contributions: &mut Vec<Contribution>,
 ) -> Result<Vec<Block>, Refusal> {
     struct Open {
@@ -500,11 +518,13 @@ fn blocks(
                 bias,
                 role,
                 layer: Some(layer),
-                layout: axes.of(graph, term.value, StreamValue::Value(group.before)),
+                layout: axes.of(term.value, StreamValue::Value(group.before)),
             });
         }
     }
-    for (what, has) in [("attention", &(|b: &Open| b.has_attn) as &dyn Fn(&Open) -> bool), ("feed-forward", &|b| b.has_mlp)] {
+    for (what, has) in
+        [("attention", &(|b: &Open| b.has_attn) as &dyn Fn(&Open) -> bool), ("feed-forward", &|b| b.has_mlp)]
+    {
         let without: Vec<usize> = (0..blocks.len()).filter(|&n| !has(&blocks[n])).collect();
         if let ([one], true) = (without.as_slice(), blocks.len() > 1) {
             let value = blocks[*one].block.post;
@@ -535,10 +555,9 @@ fn width(graph: &Graph<'_>, contributions: &[Contribution], origin: ValueId) -> 
         .find_map(|c| trace_weight(graph, c.value, None, c.layout.from_end()).ok().and_then(|path| path.width(graph)));
     embedding
         .or_else(|| {
-            contributions
-                .iter()
-                .filter(|c| c.role != Role::Embed)
-                .find_map(|c| trace_weight(graph, c.value, None, c.layout.from_end()).ok().and_then(|path| path.width(graph)))
+            contributions.iter().filter(|c| c.role != Role::Embed).find_map(|c| {
+                trace_weight(graph, c.value, None, c.layout.from_end()).ok().and_then(|path| path.width(graph))
+            })
         })
         .or_else(|| declared(origin))
         .or_else(|| contributions.iter().find_map(|c| declared(c.value)))

@@ -8,7 +8,7 @@ use crate::onnx::{Graph, NodeId, Use, ValueId};
 
 /// Operators that hand a tensor on unchanged, as far as its place in the stream goes.
 pub(super) fn is_transparent(op: &str) -> bool {
-    matches!(op, "Cast" | "Identity" | "Dropout")
+    matches!(op, "Cast" | "CastLike" | "Identity" | "Dropout")
 }
 
 /// The value that a node hands on with every row whole and in order: its first input, or what both branches of an `If`

@@ -59,7 +59,9 @@ pub(super) fn terms_of_node(graph: &Graph<'_>, node: NodeId) -> Result<Vec<Term>
     let terms = dynamic_terms(graph, node);
     let mut constants = slots(graph, node).filter_map(|slot| graph.input(node, slot));
     match constants.find(|&v| !graph.is_dynamic(v) && !is_zero(graph, v)).filter(|_| terms.len() >= 2) {
-        Some(constant) => Err(refuse(graph, node, Some(constant), "a constant is added to the stream with activations")),
+        Some(constant) => {
+            Err(refuse(graph, node, Some(constant), "a constant is added to the stream with activations"))
+        }
         None => Ok(terms),
     }
 }

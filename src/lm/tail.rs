@@ -11,21 +11,63 @@ use crate::onnx::{Graph, NodeId, ValueId};
 
 /// Operators that move rows of their first input.
 const MOVES: [&str; 11] = [
-    "Slice", "Gather", "GatherND", "GatherElements", "Reshape", "Expand", "Squeeze", "Unsqueeze", "Flatten", "Transpose",
+    "Slice",
+    "Gather",
+    "GatherND",
+    "GatherElements",
+    "Reshape",
+    "Expand",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "Transpose",
     "Split",
 ];
 
 /// Norms, whose first input is what they normalise.
 const NORMS: [&str; 5] = [
-    "LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization", "LpNormalization",
+    "LayerNormalization",
+    "SimplifiedLayerNormalization",
+    "RMSNormalization",
+    "LpNormalization",
     "MeanVarianceNormalization",
 ];
 
 /// Operators of norms that are spelled out, and of activations that are rounded to 8 bits.
 const PARTS: [&str; 33] = [
-    "Cast", "CastLike", "Identity", "Dropout", "Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Neg", "Abs", "Clip",
-    "Max", "Min", "ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "ReduceMax", "ReduceMin", "Concat",
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Round", "Where", "IsNaN", "IsInf", "Not", "Tanh", "Sum",
+    "Cast",
+    "CastLike",
+    "Identity",
+    "Dropout",
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "Sqrt",
+    "Reciprocal",
+    "Neg",
+    "Abs",
+    "Clip",
+    "Max",
+    "Min",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceL2",
+    "ReduceSumSquare",
+    "ReduceMax",
+    "ReduceMin",
+    "Concat",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "Round",
+    "Where",
+    "IsNaN",
+    "IsInf",
+    "Not",
+    "Tanh",
+    "Sum",
 ];
 
 /// The stream value that the final norm reads: the one sum of two activations behind the unembedding.
@@ -75,9 +117,7 @@ pub(super) fn final_stream(
         }
     }
     match (found.as_slice(), strange) {
-        ([], None) => {
-            Err(refuse(graph, unembedding, Some(activation), "no residual stream leads to the unembedding"))
-        }
+        ([], None) => Err(refuse(graph, unembedding, Some(activation), "no residual stream leads to the unembedding")),
         ([one], None) => Ok(*one),
         (_, Some(strange)) => Err(strange),
         (several, None) => Err(refuse(

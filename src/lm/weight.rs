@@ -14,8 +14,8 @@ use super::alone::Turn;
 use super::path::{EditTarget, Part, WeightPath};
 use super::quantised::{self, Found};
 use super::rows::{
-    adds_or_sets, carried, einsum_weight, handed_on, is_row_factor, is_same_along_rows, is_scalar, is_transparent, is_zero,
-    keeps_rows, picks_weight, reads_elements,
+    adds_or_sets, carried, einsum_weight, handed_on, is_row_factor, is_same_along_rows, is_scalar, is_transparent,
+    is_zero, keeps_rows, picks_weight, reads_elements,
 };
 use crate::onnx::{DataType, Graph, NodeId, Storage, TensorId, Use, ValueId};
 
@@ -242,7 +242,8 @@ impl<'g, 'm> Walk<'g, 'm> {
             }
             "Conv" => self.pointwise(node, value)?,
             _ if self.axis != 0 => {
-                let reason = format!("the write passes `{}`, and its channels are not the last axis", graph.op_name(node));
+                let reason =
+                    format!("the write passes `{}`, and its channels are not the last axis", graph.op_name(node));
                 return Err(self.stop(Some(node), value, reason));
             }
             "Where" => {

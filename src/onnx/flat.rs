@@ -120,7 +120,11 @@ impl Flat {
         let mut flat = builder.flat;
         let opset = model.opset("").or_else(|| model.opset("ai.onnx")).unwrap_or(0);
         let called = |node: &NodeProto| {
-            model.skeleton.functions.iter().any(|f| f.name == node.op_type && f.domain.as_deref().unwrap_or("").is_empty())
+            model
+                .skeleton
+                .functions
+                .iter()
+                .any(|f| f.name == node.op_type && f.domain.as_deref().unwrap_or("").is_empty())
         };
         flat.unfused = super::unfuse::split(&mut flat, opset, |node| !called(node));
         flat.redirected = super::twins::merge(&mut flat);

@@ -539,7 +539,9 @@ pub fn varint_halves(bytes: &[u8]) -> Option<Vec<u16>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::onnx::proto::{ModelProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto, node, type_proto};
+    use crate::onnx::proto::{
+        ModelProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto, node, type_proto,
+    };
     use prost::Message;
 
     fn open(model: &ModelProto) -> Model {

@@ -24,7 +24,8 @@ pub(super) fn split(flat: &mut Flat, opset: i64, is_operator: impl Fn(&NodeProto
     if fused.is_empty() {
         return sums;
     }
-    let mut names: HashSet<String> = flat.graph.node.iter().flat_map(|n| n.output.iter().chain(&n.input)).cloned().collect();
+    let mut names: HashSet<String> =
+        flat.graph.node.iter().flat_map(|n| n.output.iter().chain(&n.input)).cloned().collect();
     names.extend(flat.graph.initializer.iter().filter_map(|t| t.name.clone()));
     names.extend(flat.graph.input.iter().filter_map(|i| i.name.clone()));
     names.extend(flat.instances.iter().flat_map(|instance| instance.locals().map(str::to_string)));
