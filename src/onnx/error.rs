@@ -65,6 +65,20 @@ pub enum OnnxError {
         /// The path as written.
         location: String,
     },
+    /// A graph that the ONNX specification rules out, and that no runtime loads.
+    #[error("the graph is malformed: {reason}")]
+    BadGraph {
+        /// What is wrong, with the node's or value's name.
+        reason: String,
+    },
+    /// More structure than any model needs.
+    #[error("`{}` is refused: {reason}", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// What there is too much of.
+        reason: String,
+    },
     /// A construct that the ONNX specification allows and Lancet does not handle.
     #[error("{what} is not supported")]
     Unsupported {
@@ -88,6 +102,8 @@ impl OnnxError {
                 "external data must lie in the folder of the `.onnx` file; move it there and correct `location`".into()
             }
             Self::BadTensor { .. } => "re-export the model, or check it with `onnx.checker`".into(),
+            Self::BadGraph { .. } => "check the model with `onnx.checker`, and export it again".into(),
+            Self::TooLarge { .. } => "the file asks for far more work than a model of its size; export it again".into(),
             Self::Unsupported { .. } => "re-export the model without this construct".into(),
         })
     }

@@ -8,11 +8,19 @@
 use std::collections::{HashMap, HashSet};
 
 use super::index::{GraphIndex, Model};
+use super::ops::Domain;
 use super::proto::{AttributeProto, FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto, node};
 use super::twins::Redirected;
 
 /// Calls may nest this deep; deeper ones stay calls, which nothing takes for a known operator.
 const MAX_DEPTH: usize = 32;
+
+/// So many nodes may come from inlined calls and branches, with the nodes of their subgraphs. `onnx::check` refuses a file
+/// that would exceed it; what only the attributes of calls multiply is met here, and then nothing is inlined.
+pub(super) const MAX_INLINED: usize = 500_000;
+
+/// So many bytes of names may be given to inlined values and nodes.
+const MAX_NAME_BYTES: usize = 1 << 28;
 
 /// A list of nodes in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,19 +51,16 @@ impl Body {
 pub struct Instance {
     /// What is used.
     pub body: Body,
-    /// Names in the body by names in the flat graph, for names that differ.
+    /// Names in the body by names in the flat graph, for names of its own that differ.
     local: HashMap<String, String>,
+    /// The body around a branch, whose names it sees.
+    outer: Option<usize>,
 }
 
 impl Instance {
     /// Names that only this body knows.
     pub fn locals(&self) -> impl Iterator<Item = &str> {
         self.local.values().map(String::as_str)
-    }
-
-    /// The name that a value of the flat graph has in this body.
-    pub fn local<'a>(&'a self, flat: &'a str) -> &'a str {
-        self.local.get(flat).map_or(flat, String::as_str)
     }
 }
 
@@ -92,20 +97,44 @@ pub struct Flat {
 impl Flat {
     /// Flattens `model`.
     pub fn new(model: &Model) -> Self {
+        Self::build(model, Inline::Yes).unwrap_or_else(|| Self::build(model, Inline::No).expect("nothing is inlined"))
+    }
+
+    /// `None` where the flat graph would grow beyond all measure.
+    fn build(model: &Model, inline: Inline) -> Option<Self> {
         let main = model.skeleton.graph.as_ref().expect("`Model::open` refuses a file without a graph");
         let mut taken: HashSet<String> = HashSet::new();
         taken.extend(main.input.iter().filter_map(|i| i.name.clone()));
         taken.extend(main.initializer.iter().filter_map(|t| t.name.clone()));
+        taken.extend(main.sparse_initializer.iter().filter_map(|s| s.values.as_ref()?.name.clone()));
         taken.extend(main.node.iter().flat_map(|n| n.output.iter().cloned()));
         let mut builder = Builder {
             model,
-            taken,
-            node_names: main.node.iter().filter_map(|n| n.name.clone()).collect(),
+            inline,
+            functions: functions(model),
+            callable: HashMap::new(),
+            taken: Names { taken, next: HashMap::new() },
+            node_names: Names {
+                taken: main.node.iter().filter_map(|n| n.name.clone()).collect(),
+                next: HashMap::new(),
+            },
+            nodes_left: MAX_INLINED,
+            bytes_left: MAX_NAME_BYTES,
+            exhausted: false,
             flags: bool_inputs(main),
             flat: Self {
-                graph: GraphProto { node: Vec::new(), ..main.clone() },
+                graph: GraphProto {
+                    node: Vec::new(),
+                    name: main.name.clone(),
+                    initializer: main.initializer.clone(),
+                    input: main.input.clone(),
+                    output: main.output.clone(),
+                    value_info: main.value_info.clone(),
+                    quantization_annotation: main.quantization_annotation.clone(),
+                    sparse_initializer: main.sparse_initializer.clone(),
+                },
                 origins: Vec::new(),
-                instances: vec![Instance { body: Body::Main, local: HashMap::new() }],
+                instances: vec![Instance { body: Body::Main, local: HashMap::new(), outer: None }],
                 alternate: HashMap::new(),
                 opaque_calls: HashSet::new(),
                 imports: Vec::new(),
@@ -113,22 +142,77 @@ impl Flat {
                 unfused: HashMap::new(),
             },
         };
-        builder.nodes(
-            &main.node,
-            &Scope { instance: 0, label: String::new(), names: HashMap::new(), attributes: None, depth: 0 },
-        );
+        builder.nodes(&main.node, &Scope::main());
+        if builder.exhausted {
+            return None;
+        }
         let mut flat = builder.flat;
         let opset = model.opset("").or_else(|| model.opset("ai.onnx")).unwrap_or(0);
-        let called = |node: &NodeProto| {
-            model
-                .skeleton
-                .functions
-                .iter()
-                .any(|f| f.name == node.op_type && f.domain.as_deref().unwrap_or("").is_empty())
-        };
-        flat.unfused = super::unfuse::split(&mut flat, opset, |node| !called(node));
+        let functions = functions(model);
+        flat.unfused = super::unfuse::split(&mut flat, opset, |node| called(&functions, node).is_none());
         flat.redirected = super::twins::merge(&mut flat);
-        flat
+        Some(flat)
+    }
+
+    /// The name that a value of the flat graph has in an instance.
+    pub fn local<'a>(&'a self, instance: usize, flat: &'a str) -> &'a str {
+        let around = std::iter::successors(Some(instance), |&at| self.instances[at].outer);
+        around.filter_map(|at| self.instances[at].local.get(flat)).next().map_or(flat, String::as_str)
+    }
+}
+
+/// Whether calls and branches are inlined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Inline {
+    Yes,
+    No,
+}
+
+/// The local functions by domain, name and overload.
+pub(super) type Functions = HashMap<(String, String, String), usize>;
+
+fn text(name: &Option<String>) -> String {
+    name.clone().unwrap_or_default()
+}
+
+/// The local functions of a model.
+pub(super) fn functions(model: &Model) -> Functions {
+    let mut found = Functions::new();
+    for (number, f) in model.skeleton.functions.iter().enumerate() {
+        found.entry((text(&f.domain), text(&f.name), text(&f.overload))).or_insert(number);
+    }
+    found
+}
+
+/// The function that a node calls.
+pub(super) fn called(functions: &Functions, node: &NodeProto) -> Option<usize> {
+    if functions.is_empty() {
+        return None;
+    }
+    functions.get(&(text(&node.domain), text(&node.op_type), text(&node.overload))).copied()
+}
+
+/// Names that are given already.
+struct Names {
+    taken: HashSet<String>,
+    /// The number that a stem gets next.
+    next: HashMap<String, usize>,
+}
+
+impl Names {
+    /// `stem`, with a number where it is taken.
+    fn unique(&mut self, stem: &str) -> String {
+        if self.taken.insert(stem.to_string()) {
+            return stem.to_string();
+        }
+        let next = self.next.entry(stem.to_string()).or_insert(1);
+        loop {
+            *next += 1;
+            let name = format!("{stem}.{next}");
+            if self.taken.insert(name.clone()) {
+                return name;
+            }
+        }
     }
 }
 
@@ -142,30 +226,64 @@ fn bool_inputs(main: &GraphProto) -> HashSet<String> {
         .collect()
 }
 
+/// Attributes of a function's call, by name.
+type Attributes<'a> = HashMap<&'a str, &'a AttributeProto>;
+
 /// Names and attributes that hold in a body.
 struct Scope<'a> {
     instance: usize,
     /// What stands in front of the names of its nodes.
     label: String,
-    /// Flat names by local ones; a name that is not here is the same in the flat graph.
+    /// Flat names by local ones, for the names that the body defines.
     names: HashMap<String, String>,
+    /// The scope around, whose names it sees. A name that no scope has is the same in the flat graph.
+    outer: Option<&'a Scope<'a>>,
     /// In a function: what its attributes are in this call.
-    attributes: Option<HashMap<&'a str, &'a AttributeProto>>,
+    attributes: Option<&'a Attributes<'a>>,
     depth: usize,
 }
 
 impl Scope<'_> {
+    fn main() -> Self {
+        Self { instance: 0, label: String::new(), names: HashMap::new(), outer: None, attributes: None, depth: 0 }
+    }
+
+    fn find(&self, local: &str) -> Option<&str> {
+        let mut scope = self;
+        loop {
+            if let Some(name) = scope.names.get(local) {
+                return Some(name);
+            }
+            scope = scope.outer?;
+        }
+    }
+
     fn flat(&self, local: &str) -> String {
-        self.names.get(local).map_or_else(|| local.to_string(), Clone::clone)
+        if local.is_empty() {
+            return String::new();
+        }
+        self.find(local).unwrap_or(local).to_string()
+    }
+
+    /// Whether every name is the same in the flat graph.
+    fn is_plain(&self) -> bool {
+        self.attributes.is_none() && self.names.is_empty() && self.outer.is_none_or(Scope::is_plain)
     }
 }
 
 struct Builder<'m> {
     model: &'m Model,
+    inline: Inline,
+    functions: Functions,
+    /// Whether a function may be inlined, once that is known.
+    callable: HashMap<usize, bool>,
     /// Every name of a value of the flat graph so far.
-    taken: HashSet<String>,
+    taken: Names,
     /// The same for nodes.
-    node_names: HashSet<String>,
+    node_names: Names,
+    nodes_left: usize,
+    bytes_left: usize,
+    exhausted: bool,
     /// Values that are a bool graph input.
     flags: HashSet<String>,
     flat: Flat,
@@ -174,13 +292,13 @@ struct Builder<'m> {
 impl<'m> Builder<'m> {
     fn nodes(&mut self, nodes: &'m [NodeProto], scope: &Scope<'_>) {
         for (index, original) in nodes.iter().enumerate() {
-            let mut node = original.clone();
-            for name in node.input.iter_mut().chain(&mut node.output).filter(|name| !name.is_empty()) {
-                *name = scope.flat(name);
+            if self.exhausted {
+                return;
             }
-            node.attribute = original.attribute.iter().filter_map(|a| resolve(a, scope)).collect();
-            let function = self.function(&node);
+            let node = self.copy(original, scope);
+            let function = called(&self.functions, &node);
             if let Some(number) = function
+                && self.inline == Inline::Yes
                 && scope.depth < MAX_DEPTH
                 && self.same_opsets(number)
             {
@@ -191,18 +309,52 @@ impl<'m> Builder<'m> {
                 self.branches(index, &node, original, scope);
                 continue;
             }
-            if matches!(node.op(), "Identity" | "Cast" | "Squeeze" | "Reshape")
-                && node.input.first().is_some_and(|input| self.flags.contains(input))
-            {
-                self.flags.extend(node.output.first().cloned());
-            }
-            self.note_opaque_calls(original);
-            if scope.depth > 0 {
-                // the same node of two calls needs two names
-                let stem = format!("{}/{}", scope.label, original.label());
-                node.name = Some(unique(&mut self.node_names, &stem));
-            }
-            self.push(node, Some(Origin { instance: scope.instance, node: index }));
+            self.inlined(node, original, Origin { instance: scope.instance, node: index }, scope);
+        }
+    }
+
+    /// Adds a node that is no call.
+    fn inlined(&mut self, mut node: NodeProto, original: &'m NodeProto, origin: Origin, scope: &Scope<'_>) {
+        if matches!(node.op(), "Identity" | "Cast" | "Squeeze" | "Reshape")
+            && node.input.first().is_some_and(|input| self.flags.contains(input))
+        {
+            self.flags.extend(node.output.first().cloned());
+        }
+        self.note_opaque_calls(original);
+        if scope.depth > 0 {
+            // the same node of two calls needs two names
+            let stem = format!("{}/{}", scope.label, original.label());
+            self.spend(0, stem.len());
+            node.name = Some(self.node_names.unique(&stem));
+        }
+        self.push(node, Some(origin));
+    }
+
+    /// A node with flat names and with the attributes of its call.
+    fn copy(&mut self, original: &NodeProto, scope: &Scope<'_>) -> NodeProto {
+        let names = |names: &[String]| names.iter().map(|name| scope.flat(name)).collect();
+        let attribute: Vec<AttributeProto> = original.attribute.iter().filter_map(|a| resolve(a, scope)).collect();
+        let node = NodeProto {
+            input: names(&original.input),
+            output: names(&original.output),
+            name: original.name.clone(),
+            op_type: original.op_type.clone(),
+            attribute,
+            domain: original.domain.clone(),
+            overload: original.overload.clone(),
+        };
+        if scope.depth > 0 {
+            let bytes = node.input.iter().chain(&node.output).map(String::len).sum();
+            self.spend(1 + nodes_within(&node.attribute), bytes);
+        }
+        node
+    }
+
+    /// Takes what an inlined node needs from the budget.
+    fn spend(&mut self, nodes: usize, bytes: usize) {
+        match (self.nodes_left.checked_sub(nodes), self.bytes_left.checked_sub(bytes)) {
+            (Some(nodes), Some(bytes)) => (self.nodes_left, self.bytes_left) = (nodes, bytes),
+            _ => self.exhausted = true,
         }
     }
 
@@ -211,16 +363,17 @@ impl<'m> Builder<'m> {
         self.flat.origins.push(origin);
     }
 
-    /// The function that a node calls.
-    fn function(&self, node: &NodeProto) -> Option<usize> {
-        let text = |name: &Option<String>| name.clone().unwrap_or_default();
-        self.model.skeleton.functions.iter().position(|f| {
-            f.name == node.op_type && text(&f.domain) == text(&node.domain) && text(&f.overload) == text(&node.overload)
-        })
-    }
-
     /// Whether a function means the same operators as the model. A domain that the model lacks is imported.
     fn same_opsets(&mut self, function: usize) -> bool {
+        if let Some(&known) = self.callable.get(&function) {
+            return known;
+        }
+        let found = self.imports_fit(function);
+        self.callable.insert(function, found);
+        found
+    }
+
+    fn imports_fit(&mut self, function: usize) -> bool {
         let wanted = &self.model.skeleton.functions[function].opset_import;
         let known = |import: &OperatorSetIdProto, all: &[OperatorSetIdProto]| {
             let domain = import.domain.as_deref().unwrap_or("");
@@ -239,7 +392,8 @@ impl<'m> Builder<'m> {
     }
 
     fn fresh(&mut self, stem: &str) -> String {
-        unique(&mut self.taken, stem)
+        self.spend(0, stem.len());
+        self.taken.unique(stem)
     }
 
     /// Gives every value that `nodes` define a name of its own, unless it has one.
@@ -252,9 +406,9 @@ impl<'m> Builder<'m> {
         }
     }
 
-    fn instance(&mut self, body: Body, names: &HashMap<String, String>) -> usize {
+    fn instance(&mut self, body: Body, names: &HashMap<String, String>, outer: Option<usize>) -> usize {
         let local = names.iter().map(|(local, flat)| (flat.clone(), local.clone())).collect();
-        self.flat.instances.push(Instance { body, local });
+        self.flat.instances.push(Instance { body, local, outer });
         self.flat.instances.len() - 1
     }
 
@@ -276,13 +430,14 @@ impl<'m> Builder<'m> {
             }
         }
         self.name_outputs(&function.node, &call_label(call), &mut names);
-        let instance = self.instance(Body::Function(number), &names);
+        let instance = self.instance(Body::Function(number), &names, None);
         let mut attributes: HashMap<&str, &AttributeProto> = HashMap::new();
         for attribute in function.attribute_proto.iter().chain(&call.attribute) {
             attributes.insert(attribute.name.as_deref().unwrap_or(""), attribute);
         }
         let label = call_label(call);
-        let inner = Scope { instance, label, names, attributes: Some(attributes), depth: scope.depth + 1 };
+        let attributes = Some(&attributes);
+        let inner = Scope { instance, label, names, outer: None, attributes, depth: scope.depth + 1 };
         self.nodes(&function.node, &inner);
         for (from, to) in joined {
             self.push(node("Identity", &to, &[&from], &[&to], vec![]), None);
@@ -291,7 +446,7 @@ impl<'m> Builder<'m> {
 
     /// Whether a node is an `If` on a bool graph input.
     fn is_branching(&self, node: &NodeProto) -> bool {
-        let plain = matches!(node.domain.as_deref().unwrap_or(""), "" | "ai.onnx");
+        let plain = self.inline == Inline::Yes && Domain::is_standard(node);
         let graphs = node.attribute.iter().filter(|a| a.g.is_some()).count();
         let asks = node.input.first().is_some_and(|condition| self.flags.contains(condition));
         plain && node.op() == "If" && graphs == 2 && asks
@@ -308,25 +463,26 @@ impl<'m> Builder<'m> {
         for (which, (attribute, graph)) in graphs.enumerate() {
             let cached = attribute == "then_branch";
             let prefix = format!("{}/{}", call_label(call), if cached { "then" } else { "else" });
-            let mut names = scope.names.clone();
             // a branch may define a name that the scopes around it have too
-            for local in graph
-                .node
-                .iter()
-                .flat_map(|n| &n.output)
-                .chain(graph.initializer.iter().filter_map(|t| t.name.as_ref()))
-            {
-                names.remove(local);
-            }
+            let mut names = HashMap::new();
             for tensor in &graph.initializer {
                 let name = tensor.name.clone().unwrap_or_default();
                 let flat = self.fresh(&format!("{prefix}/{name}"));
                 names.insert(name, flat.clone());
                 self.flat.graph.initializer.push(TensorProto { name: Some(flat), ..tensor.clone() });
             }
+            for sparse in &graph.sparse_initializer {
+                let mut sparse = sparse.clone();
+                let Some(values) = &mut sparse.values else { continue };
+                let name = values.name.clone().unwrap_or_default();
+                let flat = self.fresh(&format!("{prefix}/{name}"));
+                names.insert(name, flat.clone());
+                values.name = Some(flat);
+                self.flat.graph.sparse_initializer.push(sparse);
+            }
             self.name_outputs(&graph.node, &prefix, &mut names);
             let body = Body::Branch(steps.iter().copied().chain([(index, which)]).collect());
-            let instance = self.instance(body, &names);
+            let instance = self.instance(body, &names, Some(scope.instance));
             for info in &graph.value_info {
                 let local = info.name.as_deref().unwrap_or("");
                 if let Some(flat) = names.get(local) {
@@ -335,7 +491,8 @@ impl<'m> Builder<'m> {
                     self.flat.graph.value_info.push(info);
                 }
             }
-            let inner = Scope { instance, label: prefix, names, attributes: None, depth: scope.depth + 1 };
+            let (outer, depth) = (Some(scope), scope.depth + 1);
+            let inner = Scope { instance, label: prefix, names, outer, attributes: None, depth };
             self.nodes(&graph.node, &inner);
             returned[usize::from(cached)] =
                 graph.output.iter().map(|o| inner.flat(o.name.as_deref().unwrap_or(""))).collect();
@@ -350,40 +507,30 @@ impl<'m> Builder<'m> {
         }
     }
 
-    /// Remembers functions that are called inside subgraphs which stay as they are.
-    fn note_opaque_calls(&mut self, node: &NodeProto) {
-        for graph in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
-            for inner in &graph.node {
-                if let Some(number) = self.function(inner) {
-                    self.note_function(number);
-                }
-                self.note_opaque_calls(inner);
+    /// Remembers functions that are called where the flat graph does not look: in subgraphs which stay as they are, and
+    /// calls that stay calls.
+    fn note_opaque_calls(&mut self, node: &'m NodeProto) {
+        let mut stack: Vec<&NodeProto> = vec![node];
+        while let Some(node) = stack.pop() {
+            if let Some(number) = called(&self.functions, node)
+                && self.flat.opaque_calls.insert(number)
+            {
+                stack.extend(&self.model.skeleton.functions[number].node);
             }
-        }
-        // a call that was not inlined
-        if let Some(number) = self.function(node) {
-            self.note_function(number);
-        }
-    }
-
-    fn note_function(&mut self, number: usize) {
-        if self.flat.opaque_calls.insert(number) {
-            for inner in &self.model.skeleton.functions[number].node {
-                self.note_opaque_calls(inner);
-            }
+            stack.extend(node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).flat_map(|g| &g.node));
         }
     }
 }
 
-/// `stem`, with a number where it is taken.
-pub(super) fn unique(taken: &mut HashSet<String>, stem: &str) -> String {
-    let mut name = stem.to_string();
-    let mut n = 1;
-    while !taken.insert(name.clone()) {
-        n += 1;
-        name = format!("{stem}.{n}");
+/// Number of nodes in the subgraphs of attributes.
+pub(super) fn nodes_within(attributes: &[AttributeProto]) -> usize {
+    let mut stack: Vec<&GraphProto> = attributes.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).collect();
+    let mut count = 0usize;
+    while let Some(graph) = stack.pop() {
+        count = count.saturating_add(graph.node.len());
+        stack.extend(graph.node.iter().flat_map(|n| &n.attribute).flat_map(|a| a.g.iter().chain(&a.graphs)));
     }
-    name
+    count
 }
 
 /// What the values of a call are named after.
@@ -392,15 +539,16 @@ fn call_label(call: &NodeProto) -> String {
     stem.unwrap_or("call").to_string()
 }
 
-/// An attribute as it is in this scope: with the call's value where it refers to one of the function's own, and
-/// with flat names in its subgraphs.
+/// An attribute as it is in this scope: with the call's value where it refers to one of the function's own, and with flat
+/// names in its subgraphs. The call's value has the flat names of the call's scope already: nothing in it is renamed
+/// again, and an attribute that refers to itself ends here.
 fn resolve(attribute: &AttributeProto, scope: &Scope<'_>) -> Option<AttributeProto> {
-    let mut resolved = match (&attribute.ref_attr_name, &scope.attributes) {
-        (Some(wanted), Some(given)) if !wanted.is_empty() => {
-            AttributeProto { name: attribute.name.clone(), ..(*given.get(wanted.as_str())?).clone() }
-        }
-        _ => attribute.clone(),
-    };
+    if let (Some(wanted), Some(given)) = (&attribute.ref_attr_name, scope.attributes)
+        && !wanted.is_empty()
+    {
+        return Some(AttributeProto { name: attribute.name.clone(), ..(*given.get(wanted.as_str())?).clone() });
+    }
+    let mut resolved = attribute.clone();
     for graph in resolved.g.iter_mut().chain(&mut resolved.graphs) {
         rename(graph, scope);
     }
@@ -409,19 +557,17 @@ fn resolve(attribute: &AttributeProto, scope: &Scope<'_>) -> Option<AttributePro
 
 /// Gives the names that a subgraph captures their flat names.
 fn rename(graph: &mut GraphProto, scope: &Scope<'_>) {
-    if scope.names.is_empty() && scope.attributes.is_none() {
+    if scope.is_plain() {
         return;
     }
-    let mut names = scope.names.clone();
     let defined = graph.node.iter().flat_map(|n| n.output.iter().cloned());
     let given = graph.input.iter().filter_map(|i| i.name.clone());
     let stored = graph.initializer.iter().filter_map(|t| t.name.clone());
-    for own in defined.chain(given).chain(stored).collect::<Vec<_>>() {
-        names.remove(&own);
-    }
-    let attributes = scope.attributes.clone();
-    let label = scope.label.clone();
-    let inner = Scope { instance: scope.instance, label, names, attributes, depth: scope.depth + 1 };
+    let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()?.name.clone());
+    // what the subgraph defines keeps its name, and hides the same name outside
+    let names = defined.chain(given).chain(stored).chain(sparse).map(|own| (own.clone(), own)).collect();
+    let (instance, attributes, outer) = (scope.instance, scope.attributes, Some(scope));
+    let inner = Scope { instance, label: String::new(), names, outer, attributes, depth: scope.depth + 1 };
     for node in &mut graph.node {
         for input in node.input.iter_mut().filter(|name| !name.is_empty()) {
             *input = inner.flat(input);

@@ -1,11 +1,14 @@
 //! Def-use view of one graph: who produces a value, who reads it, what is constant.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::OnceLock;
 
+use super::constant;
+use super::facts::{self, Fact};
 use super::flat::Flat;
 use super::index::{FrameId, Model};
-use super::proto::{Dimension, GraphProto, NodeProto, ValueInfoProto, dimension};
-use super::shape::{self, Shape};
+use super::ops::{self, Domain, Operator};
+use super::proto::{Dimension, GraphProto, NodeProto, SparseTensorProto, ValueInfoProto, dimension};
 use super::tensor::{DataType, TensorId, TensorRef};
 use super::wire::unpack_varints;
 
@@ -42,15 +45,58 @@ pub struct Graph<'m> {
     ids: HashMap<String, ValueId>,
     producer: Vec<Option<NodeId>>,
     uses: Vec<Vec<Use>>,
+    /// What the subgraphs of each node read from outside.
+    captured: Vec<Vec<ValueId>>,
     initializer: Vec<Option<TensorId>>,
     /// Places of the initializers in the flat graph.
     stored: HashMap<TensorId, usize>,
     /// Initializers that a caller may replace, as they are graph inputs too.
     defaults: HashSet<ValueId>,
+    /// Places of the sparse initializers in the flat graph.
+    sparse: HashMap<ValueId, usize>,
+    /// Places of the declarations, counted through `value_info`, inputs and outputs.
+    declared: HashMap<ValueId, usize>,
+    returned: HashSet<ValueId>,
     dynamic: Vec<bool>,
     order: Vec<usize>,
-    known: Vec<bool>,
-    shapes: Vec<Shape>,
+    operators: Operators,
+    known: Vec<Option<&'static Operator>>,
+    facts: Vec<Fact>,
+    /// Names that are no values of the flat graph and may not be given again either.
+    names_inside: OnceLock<HashSet<String>>,
+}
+
+/// Which operators of the table the nodes of a model are.
+pub(super) struct Operators {
+    standard: Option<i64>,
+    microsoft: Option<i64>,
+    /// Domain and name of the local functions, which are called like operators.
+    functions: HashSet<(String, String)>,
+}
+
+impl Operators {
+    fn new(model: &Model) -> Self {
+        let text = |name: &Option<String>| name.clone().unwrap_or_default();
+        let functions = model.skeleton.functions.iter().map(|f| (text(&f.domain), text(&f.name))).collect();
+        let standard = model.opset("").or_else(|| model.opset("ai.onnx"));
+        Self { standard, microsoft: model.opset("com.microsoft"), functions }
+    }
+
+    /// The operator of a node, unless it is a custom one or a call of a local function.
+    pub fn of(&self, node: &NodeProto) -> Option<&'static Operator> {
+        let domain = Domain::of(node.domain.as_deref())?;
+        if !self.functions.is_empty() {
+            let call = (node.domain.clone().unwrap_or_default(), node.op().to_string());
+            if self.functions.contains(&call) {
+                return None;
+            }
+        }
+        let version = match domain {
+            Domain::Standard => self.standard,
+            Domain::Microsoft => self.microsoft,
+        };
+        ops::find(domain, node.op(), version)
+    }
 }
 
 impl<'m> Graph<'m> {
@@ -63,13 +109,19 @@ impl<'m> Graph<'m> {
             ids: HashMap::new(),
             producer: Vec::new(),
             uses: Vec::new(),
+            captured: Vec::new(),
             initializer: Vec::new(),
             stored: HashMap::new(),
             defaults: HashSet::new(),
+            sparse: HashMap::new(),
+            declared: HashMap::new(),
+            returned: HashSet::new(),
             dynamic: Vec::new(),
             order: Vec::new(),
+            operators: Operators::new(model),
             known: Vec::new(),
-            shapes: Vec::new(),
+            facts: Vec::new(),
+            names_inside: OnceLock::new(),
         };
         let proto = std::mem::take(&mut graph.flat.graph);
         for (index, tensor) in proto.initializer.iter().enumerate() {
@@ -77,6 +129,12 @@ impl<'m> Graph<'m> {
             let found = Model::tensor_of(tensor);
             graph.initializer[id.0] = found;
             graph.stored.extend(found.map(|found| (found, index)));
+        }
+        for (index, sparse) in proto.sparse_initializer.iter().enumerate() {
+            if let Some(name) = sparse.values.as_ref().and_then(|values| values.name.as_deref()) {
+                let id = graph.intern(name);
+                graph.sparse.insert(id, index);
+            }
         }
         for (index, node) in proto.node.iter().enumerate() {
             for output in node.output.iter().filter(|name| !name.is_empty()) {
@@ -89,17 +147,24 @@ impl<'m> Graph<'m> {
                 let id = graph.intern(input);
                 graph.uses[id.0].push(Use { node: NodeId(index), slot });
             }
-            for (extra, name) in captured(node).into_iter().enumerate() {
-                let id = graph.intern(&name);
+            let captured: Vec<ValueId> = captured(node).iter().map(|name| graph.intern(name)).collect();
+            for (extra, id) in captured.iter().enumerate() {
                 graph.uses[id.0].push(Use { node: NodeId(index), slot: node.input.len() + extra });
             }
+            graph.captured.push(captured);
         }
-        graph.known = proto.node.iter().map(|node| is_known(model, node)).collect();
+        graph.known = proto.node.iter().map(|node| graph.operators.of(node)).collect();
+        for (index, info) in infos(&proto).enumerate() {
+            if let Some(id) = info.name.as_deref().and_then(|name| graph.value(name)) {
+                graph.declared.entry(id).or_insert(index);
+            }
+        }
+        graph.returned = proto.output.iter().filter_map(|o| graph.value(o.name.as_deref()?)).collect();
         graph.flat.graph = proto;
         graph.mark_defaults();
         graph.sort();
         graph.mark_dynamic();
-        graph.shapes = shape::infer(&graph);
+        graph.facts = facts::infer(&graph);
         graph
     }
 
@@ -189,7 +254,7 @@ impl<'m> Graph<'m> {
         by_rank.sort_by_key(|&n| self.order[n]);
         for node in by_rank {
             let node = NodeId(node);
-            let random = self.node(node).op().starts_with("Random");
+            let random = self.node(node).op().starts_with("Random") || self.op(node) == "Bernoulli";
             if random || self.all_inputs(node).iter().any(|v| self.dynamic[v.0]) {
                 for output in self.outputs(node).collect::<Vec<_>>() {
                     self.dynamic[output.0] = true;
@@ -216,17 +281,26 @@ impl<'m> Graph<'m> {
     /// `op` of the node, with its domain unless that is the default one.
     pub fn op_name(&self, id: NodeId) -> String {
         let node = self.node(id);
-        match node.domain.as_deref().unwrap_or("") {
-            "" | "ai.onnx" => node.op().to_string(),
-            domain => format!("{domain}.{}", node.op()),
+        if Domain::is_standard(node) {
+            return node.op().to_string();
         }
+        format!("{}.{}", node.domain.as_deref().unwrap_or(""), node.op())
     }
 
-    /// The operator if it is of the default domain or of a domain whose operators Lancet knows
-    /// (ONNX Runtime's contrib operators); else `""`, so that a custom operator of a known name is not
-    /// taken for it. A call of a local function is such a custom operator.
-    pub fn op(&self, id: NodeId) -> &str {
-        if self.known[id.0] { self.node(id).op() } else { "" }
+    /// The name of the operator, if it is one that Lancet's table ([`super::ops`]) knows; else `""`, so that a custom
+    /// operator of a known name is not taken for it. A call of a local function is such a custom operator.
+    pub fn op(&self, id: NodeId) -> &'static str {
+        self.known[id.0].map_or("", |operator| operator.name)
+    }
+
+    /// What Lancet knows of the node's operator.
+    pub fn operator(&self, id: NodeId) -> Option<&'static Operator> {
+        self.known[id.0]
+    }
+
+    /// The operators of the model's versions.
+    pub(super) fn operators(&self) -> &Operators {
+        &self.operators
     }
 
     /// A value's id, if the graph has the name.
@@ -269,7 +343,7 @@ impl<'m> Graph<'m> {
         let proto = self.node(node);
         let mut all: Vec<ValueId> =
             proto.input.iter().filter(|name| !name.is_empty()).filter_map(|name| self.value(name)).collect();
-        all.extend(captured(proto).iter().filter_map(|name| self.value(name)));
+        all.extend(&self.captured[node.0]);
         all
     }
 
@@ -293,7 +367,7 @@ impl<'m> Graph<'m> {
 
     /// Whether the graph returns this value.
     pub fn is_output(&self, id: ValueId) -> bool {
-        self.proto().output.iter().any(|o| o.name.as_deref() == Some(self.name(id)))
+        self.returned.contains(&id)
     }
 
     /// The tensor a value is: an initializer, or the value of a `Constant` node.
@@ -301,11 +375,14 @@ impl<'m> Graph<'m> {
         if let Some(tensor) = self.initializer[id.0] {
             return Some(tensor);
         }
-        let node = self.node(self.producer(id)?);
-        if node.op() != "Constant" {
-            return None;
-        }
+        let node = self.constant_node(id)?;
         node.attr("value").and_then(|a| a.t.as_ref()).and_then(Model::tensor_of)
+    }
+
+    /// The standard `Constant` node that a value comes from.
+    fn constant_node(&self, id: ValueId) -> Option<&NodeProto> {
+        let node = self.producer(id).filter(|&node| self.op(node) == "Constant")?;
+        Some(self.node(node))
     }
 
     /// The same as [`Graph::tensor`], with its header.
@@ -318,81 +395,30 @@ impl<'m> Graph<'m> {
         if self.is_default(id) {
             return None;
         }
-        if let Some(node) = self.producer(id).map(|n| self.node(n))
-            && node.op() == "Constant"
-        {
-            if let Some(a) = node.attr("value_int") {
-                return a.i.map(|i| vec![i]);
-            }
-            if let Some(a) = node.attr("value_ints") {
-                return Some(a.ints.clone());
-            }
+        match self.constant_node(id) {
+            Some(node) => constant::node_ints(node),
+            None => constant::ints(self.small_tensor(id)?),
         }
-        let tensor = self.small_tensor(id)?;
-        let raw = tensor.raw_data.as_deref().unwrap_or(&[]);
-        Some(match DataType(tensor.data_type?) {
-            DataType::INT64 if !raw.is_empty() => {
-                raw.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("chunks of 8"))).collect()
-            }
-            DataType::INT64 => tensor.int64_data.clone(),
-            DataType::INT32 if !raw.is_empty() => {
-                raw.chunks_exact(4).map(|b| i64::from(i32::from_le_bytes(b.try_into().expect("chunks of 4")))).collect()
-            }
-            DataType::INT32 => tensor.int32_data.iter().map(|&i| i64::from(i)).collect(),
-            _ => return None,
-        })
     }
 
     /// The skeleton's own copy of a small tensor.
     pub fn small_tensor(&self, id: ValueId) -> Option<&super::proto::TensorProto> {
         let wanted = self.tensor(id)?;
-        if let Some(node) = self.producer(id) {
-            return self.node(node).attr("value")?.t.as_ref();
+        if let Some(node) = self.constant_node(id) {
+            return node.attr("value")?.t.as_ref();
         }
         self.stored.get(&wanted).map(|&index| &self.proto().initializer[index])
     }
 
-    /// Element type of a value, from declarations where there are any, else from the operators.
-    pub fn elem_type(&self, id: ValueId) -> Option<DataType> {
-        self.elem_type_within(id, 64)
+    /// A sparse initializer. It has no [`Self::tensor`], as its elements are two of them; type and shape are known.
+    pub fn sparse(&self, id: ValueId) -> Option<&SparseTensorProto> {
+        self.sparse.get(&id).map(|&index| &self.proto().sparse_initializer[index])
     }
 
-    fn elem_type_within(&self, id: ValueId, depth: usize) -> Option<DataType> {
-        if let Some(tensor) = self.tensor_ref(id) {
-            return Some(tensor.dtype);
-        }
-        let name = self.name(id);
-        if let Some(declared) = self
-            .proto()
-            .value_info
-            .iter()
-            .chain(&self.proto().input)
-            .chain(&self.proto().output)
-            .find(|info| info.name.as_deref() == Some(name))
-            .and_then(|info| info.tensor()?.elem_type)
-            .filter(|&code| code != 0)
-        {
-            return Some(DataType(declared));
-        }
-        let node = self.producer(id)?;
-        let proto = self.node(node);
-        let from =
-            |slot: usize| depth.checked_sub(1).and_then(|depth| self.elem_type_within(self.input(node, slot)?, depth));
-        match proto.op() {
-            "Cast" => proto.attr("to").and_then(|a| a.i).map(|code| DataType(code as i32)),
-            "Shape" | "Size" | "ArgMax" | "NonZero" => Some(DataType::INT64),
-            "DequantizeLinear" => from(1),
-            "Where" => from(1),
-            "ConstantOfShape" => proto
-                .attr("value")
-                .and_then(|a| a.t.as_ref()?.data_type)
-                .map_or(Some(DataType::FLOAT), |code| Some(DataType(code))),
-            "GatherBlockQuantized" => from(2),
-            "Equal" | "Less" | "Greater" | "LessOrEqual" | "GreaterOrEqual" | "Not" | "And" | "Or" | "IsNaN" => {
-                Some(DataType::BOOL)
-            }
-            _ => from(0),
-        }
+    /// Element type of a value, from the operators; from declarations where those are silent. Where a declaration
+    /// contradicts the operator, the operator is right: no runtime loads such a file.
+    pub fn elem_type(&self, id: ValueId) -> Option<DataType> {
+        self.facts[id.0].dtype
     }
 
     /// Dimensions of a graph input or output or of a value that the file declares; `None` stands for
@@ -401,21 +427,23 @@ impl<'m> Graph<'m> {
         if let Some(tensor) = self.tensor_ref(id) {
             return Some(tensor.shape.iter().map(|&d| i64::try_from(d).ok()).collect());
         }
-        let name = self.name(id);
-        let info = self
-            .proto()
-            .value_info
-            .iter()
-            .chain(&self.proto().input)
-            .chain(&self.proto().output)
-            .find(|info| info.name.as_deref() == Some(name))?;
-        dimensions(info)
+        dimensions(self.declaration(id)?)
     }
 
-    /// Dimensions of every value that the file declares, by name.
-    pub(super) fn declared_shapes(&self) -> HashMap<&str, Vec<Option<i64>>> {
-        let infos = self.proto().value_info.iter().chain(&self.proto().input).chain(&self.proto().output);
-        infos.filter_map(|info| Some((info.name.as_deref()?, dimensions(info)?))).collect()
+    /// What the file declares of a value.
+    fn declaration(&self, id: ValueId) -> Option<&ValueInfoProto> {
+        let index = *self.declared.get(&id)?;
+        let (inner, inputs) = (self.proto().value_info.len(), self.proto().input.len());
+        match index.checked_sub(inner) {
+            None => self.proto().value_info.get(index),
+            Some(index) if index < inputs => self.proto().input.get(index),
+            Some(index) => self.proto().output.get(index - inputs),
+        }
+    }
+
+    /// All declarations, by name.
+    pub(super) fn declarations(&self) -> HashMap<&str, &ValueInfoProto> {
+        self.declared.keys().filter_map(|&id| Some((self.name(id), self.declaration(id)?))).collect()
     }
 
     /// Whether a tensor lies in a function body that is also called where the flat graph does not look.
@@ -427,6 +455,11 @@ impl<'m> Graph<'m> {
         !self.flat.opaque_calls.is_empty() && within(Some(self.model.tensor(tensor).frame))
     }
 
+    /// Every value.
+    pub fn values(&self) -> impl Iterator<Item = ValueId> + use<> {
+        (0..self.names.len()).map(ValueId)
+    }
+
     /// Number of values.
     pub(super) fn n_values(&self) -> usize {
         self.names.len()
@@ -434,12 +467,12 @@ impl<'m> Graph<'m> {
 
     /// Number of dimensions of a value, from the operators, else as declared.
     pub fn rank_of(&self, id: ValueId) -> Option<usize> {
-        self.shapes[id.0].rank
+        self.facts[id.0].shape.rank
     }
 
     /// Size of a value's last dimension, from the operators.
     pub fn last_dimension(&self, id: ValueId) -> Option<u64> {
-        self.shapes[id.0].last
+        self.facts[id.0].shape.last
     }
 
     /// Walks producers back from `from` and tells whether the elements of `target` are met, not passing `target`.
@@ -462,13 +495,11 @@ impl<'m> Graph<'m> {
         false
     }
 
-    /// A name that neither the graph nor an inlined body uses yet, starting with `stem`.
+    /// A name that no value and no node of the graph, of its subgraphs or of a function body has yet, starting with
+    /// `stem`.
     pub fn fresh_name(&self, stem: &str) -> String {
-        let used = |name: &str| {
-            self.ids.contains_key(name)
-                || self.flat.instances.iter().any(|i| i.locals().any(|local| local == name))
-                || self.flat.graph.node.iter().any(|node| node.name.as_deref() == Some(name))
-        };
+        let inside = self.names_inside.get_or_init(|| names_inside(self));
+        let used = |name: &str| self.ids.contains_key(name) || inside.contains(name);
         let mut name = stem.to_string();
         let mut n = 1;
         while used(&name) {
@@ -480,7 +511,7 @@ impl<'m> Graph<'m> {
 }
 
 /// Declared dimensions; `None` stands for a symbolic one.
-fn dimensions(info: &ValueInfoProto) -> Option<Vec<Option<i64>>> {
+pub(super) fn dimensions(info: &ValueInfoProto) -> Option<Vec<Option<i64>>> {
     let shape = info.tensor()?.shape.as_ref()?;
     let size = |d: &Dimension| match d.value {
         Some(dimension::Value::DimValue(v)) => Some(v),
@@ -489,46 +520,62 @@ fn dimensions(info: &ValueInfoProto) -> Option<Vec<Option<i64>>> {
     Some(shape.dim.iter().map(size).collect())
 }
 
-/// Whether a node's operator is what its name says: of the default domain or ONNX Runtime's own, and no local function.
-fn is_known(model: &Model, node: &NodeProto) -> bool {
-    let domain = node.domain.as_deref().unwrap_or("");
-    matches!(domain, "" | "ai.onnx" | "com.microsoft")
-        && !model
-            .skeleton
-            .functions
-            .iter()
-            .any(|f| f.domain.as_deref().unwrap_or("") == domain && f.name.as_deref() == node.op_type.as_deref())
+/// All declarations of a graph, those of its inputs and outputs last.
+fn infos(graph: &GraphProto) -> impl Iterator<Item = &ValueInfoProto> {
+    graph.value_info.iter().chain(&graph.input).chain(&graph.output)
+}
+
+/// Names that stand in the file, or in the flat graph, besides those of the flat graph's values.
+fn names_inside(graph: &Graph<'_>) -> HashSet<String> {
+    let mut names: HashSet<String> = HashSet::new();
+    let skeleton = &graph.model.skeleton;
+    let bodies = skeleton.functions.iter().map(|f| &f.node);
+    let main = skeleton.graph.iter().map(|g| &g.node);
+    let mut nodes: Vec<&NodeProto> = bodies.chain(main).flatten().chain(&graph.proto().node).collect();
+    for function in &skeleton.functions {
+        names.extend(function.input.iter().chain(&function.output).cloned());
+    }
+    names.extend(graph.proto().value_info.iter().filter_map(|info| info.name.clone()));
+    while let Some(node) = nodes.pop() {
+        names.extend(node.name.clone());
+        names.extend(node.input.iter().chain(&node.output).cloned());
+        for inner in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
+            names.extend(inner.initializer.iter().filter_map(|t| t.name.clone()));
+            names.extend(infos(inner).filter_map(|info| info.name.clone()));
+            nodes.extend(&inner.node);
+        }
+    }
+    names.extend(graph.flat.instances.iter().flat_map(|i| i.locals().map(str::to_string)));
+    names
 }
 
 /// Names that the subgraphs of a node read from outside.
 pub fn captured(node: &NodeProto) -> Vec<String> {
-    fn visit(graph: &GraphProto, out: &mut Vec<String>) {
-        let mut inner: std::collections::HashSet<&str> = graph
-            .input
-            .iter()
-            .filter_map(|i| i.name.as_deref())
-            .chain(graph.initializer.iter().filter_map(|t| t.name.as_deref()))
-            .collect();
-        for node in &graph.node {
-            inner.extend(node.output.iter().map(String::as_str));
-        }
-        let mut wanted: Vec<String> = Vec::new();
-        for node in &graph.node {
-            wanted.extend(node.input.iter().filter(|n| !n.is_empty()).cloned());
-            wanted.extend(captured(node));
-        }
-        wanted.extend(graph.output.iter().filter_map(|o| o.name.clone()));
-        out.extend(wanted.into_iter().filter(|name| !inner.contains(name.as_str())));
-    }
-    let mut out = Vec::new();
-    for attribute in &node.attribute {
-        for graph in attribute.g.iter().chain(&attribute.graphs) {
-            visit(graph, &mut out);
-        }
-    }
+    let mut out: HashSet<&str> = HashSet::new();
+    capture(node, &mut out);
+    let mut out: Vec<String> = out.into_iter().map(str::to_string).collect();
     out.sort();
-    out.dedup();
     out
+}
+
+/// Adds the names that the subgraphs of a node read from outside.
+fn capture<'a>(node: &'a NodeProto, out: &mut HashSet<&'a str>) {
+    for graph in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
+        let mut wanted: HashSet<&str> = HashSet::new();
+        for inner in &graph.node {
+            wanted.extend(inner.input.iter().map(String::as_str).filter(|name| !name.is_empty()));
+            capture(inner, &mut wanted);
+        }
+        wanted.extend(graph.output.iter().filter_map(|o| o.name.as_deref()));
+        let given = graph.input.iter().filter_map(|i| i.name.as_deref());
+        let stored = graph.initializer.iter().filter_map(|t| t.name.as_deref());
+        let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()?.name.as_deref());
+        let made = graph.node.iter().flat_map(|n| &n.output).map(String::as_str);
+        for name in given.chain(stored).chain(sparse).chain(made) {
+            wanted.remove(name);
+        }
+        out.extend(wanted);
+    }
 }
 
 /// 16-bit float bits of a varint payload (`int32_data`).
@@ -539,35 +586,8 @@ pub fn varint_halves(bytes: &[u8]) -> Option<Vec<u16>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::onnx::proto::{
-        ModelProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto, node, type_proto,
-    };
-    use prost::Message;
-
-    fn open(model: &ModelProto) -> Model {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("m.onnx");
-        std::fs::write(&path, model.encode_to_vec()).unwrap();
-        Model::open(&path).unwrap()
-    }
-
-    fn floats(name: &str, dims: &[i64]) -> TensorProto {
-        let count = usize::try_from(dims.iter().product::<i64>()).unwrap();
-        TensorProto {
-            name: Some(name.into()),
-            dims: dims.to_vec(),
-            data_type: Some(1),
-            float_data: vec![1.0; count],
-            ..Default::default()
-        }
-    }
-
-    fn input(name: &str, dims: &[Option<i64>]) -> ValueInfoProto {
-        let dim = dims.iter().map(|d| Dimension { value: d.map(dimension::Value::DimValue) }).collect();
-        let tensor = type_proto::Tensor { elem_type: Some(1), shape: Some(TensorShapeProto { dim }) };
-        let r#type = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), denotation: None };
-        ValueInfoProto { name: Some(name.into()), r#type: Some(r#type) }
-    }
+    use crate::onnx::proto::{ModelProto, node};
+    use crate::onnx::testing::{floats, input, model, open};
 
     /// `y = x w + x a b`, where `listed` are inputs with an initializer.
     fn adapter(ir_version: i64, listed: &[&str]) -> ModelProto {
@@ -577,21 +597,13 @@ mod tests {
             node("MatMul", "up", &["down", "b"], &["up"], vec![]),
             node("Add", "sum", &["base", "up"], &["y"], vec![]),
         ];
-        let mut inputs = vec![input("x", &[None, Some(32)])];
-        inputs.extend(listed.iter().map(|name| input(name, &[None, None])));
-        let graph = GraphProto {
-            node: nodes,
-            input: inputs,
-            output: vec![input("y", &[])],
-            initializer: vec![floats("w", &[32, 32]), floats("a", &[32, 2]), floats("b", &[2, 32])],
-            ..Default::default()
-        };
-        ModelProto {
-            ir_version: Some(ir_version),
-            opset_import: vec![OperatorSetIdProto { domain: None, version: Some(17) }],
-            graph: Some(graph),
-            ..Default::default()
-        }
+        let mut model = model(17, nodes, &["x"], &["y"]);
+        model.ir_version = Some(ir_version);
+        let graph = model.graph.as_mut().unwrap();
+        graph.input = vec![input("x", &[None, Some(32)])];
+        graph.input.extend(listed.iter().map(|name| input(name, &[None, None])));
+        graph.initializer = vec![floats("w", &[32, 32]), floats("a", &[32, 2]), floats("b", &[2, 32])];
+        model
     }
 
     #[test]
@@ -605,12 +617,55 @@ mod tests {
             // all weights listed: read as weights, and still known as defaults
             (8, &["w", "a", "b"], [true, true], [false, false]),
         ] {
-            let model = open(&adapter(ir, listed));
+            let model = open(&adapter(ir, listed)).unwrap();
             let graph = Graph::new(&model);
             let of = |f: &dyn Fn(ValueId) -> bool| ["w", "b"].map(|name| f(graph.value(name).unwrap()));
             assert_eq!(of(&|v| graph.is_default(v)), defaults, "{ir} {listed:?}");
             assert_eq!(of(&|v| graph.is_dynamic(v)), dynamic, "{ir} {listed:?}");
             assert_eq!(of(&|v| graph.tensor(v).is_none()), dynamic, "{ir} {listed:?}");
+            // the declared sizes of a default are open, so that those of the initializer say nothing
+            let last = graph.last_dimension(graph.value("b").unwrap());
+            assert_eq!(last, (!defaults[1]).then_some(32), "{ir} {listed:?}");
         }
+    }
+
+    #[test]
+    fn fresh_names_avoid_every_name_of_the_file() {
+        let mut inner = model(17, vec![node("Neg", "lancet.n", &["x"], &["lancet.v"], vec![])], &[], &["lancet.v"]);
+        let mut inner = inner.graph.take().unwrap();
+        inner.initializer.push(floats("lancet.i", &[1]));
+        let mut branch = crate::onnx::proto::attr_int("then_branch", 0);
+        branch.i = None;
+        branch.g = Some(inner.clone());
+        let mut other = branch.clone();
+        other.name = Some("else_branch".into());
+        let nodes = vec![
+            node("Neg", "lancet.node", &["x"], &["lancet.value"], vec![]),
+            node("If", "if", &["c"], &["y"], vec![branch, other]),
+        ];
+        let opened = open(&model(17, nodes, &["x", "c"], &["y"])).unwrap();
+        let graph = Graph::new(&opened);
+        for stem in ["lancet.node", "lancet.value", "lancet.n", "lancet.v", "lancet.i"] {
+            assert_eq!(graph.fresh_name(stem), format!("{stem}.2"));
+        }
+        assert_eq!(graph.fresh_name("lancet.free"), "lancet.free");
+    }
+
+    #[test]
+    fn a_sparse_initializer_is_a_constant_of_known_shape() {
+        let mut proto = model(17, vec![node("MatMul", "m", &["x", "s"], &["y"], vec![])], &["x"], &["y"]);
+        let mut values = floats("s", &[1]);
+        values.float_data = vec![2.0];
+        let mut indices = floats("", &[1]);
+        (indices.float_data, indices.int64_data, indices.data_type) = (vec![], vec![3], Some(7));
+        let sparse = SparseTensorProto { values: Some(values), indices: Some(indices), dims: vec![4, 6] };
+        proto.graph.as_mut().unwrap().sparse_initializer.push(sparse);
+        let opened = open(&proto).unwrap();
+        let graph = Graph::new(&opened);
+        let value = graph.value("s").unwrap();
+        assert_eq!(graph.sparse(value).unwrap().dims, [4, 6]);
+        assert!(!graph.is_dynamic(value) && graph.tensor(value).is_none());
+        assert_eq!((graph.rank_of(value), graph.last_dimension(value)), (Some(2), Some(6)));
+        assert_eq!(graph.elem_type(value), Some(DataType::FLOAT));
     }
 }

@@ -2,6 +2,7 @@
 //! frames (length-delimited messages) that a splice must mend, and a skeleton of the model without
 //! its weights. Weights are never read.
 
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,9 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 
 use super::error::OnnxError;
 use super::external;
-use super::proto::{ModelProto, StringStringEntryProto, TensorProto};
+use super::proto::{
+    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto,
+};
 use super::tensor::{DataType, Storage, TensorId, TensorRef};
 use super::wire::{Field, Reader, Value, put_bytes};
 
@@ -20,8 +23,27 @@ const INLINE_LIMIT: u64 = 1024;
 /// Messages may nest this deep (a subgraph in a subgraph takes three levels).
 const MAX_DEPTH: usize = 60;
 
-/// `external_data` key that ties a `TensorProto` of the skeleton to its [`TensorRef`].
-const INDEX_KEY: &str = "lancet.tensor";
+/// So many nodes a file may have, those of its functions and subgraphs counted; the largest exports have some hundred
+/// thousand.
+const MAX_NODES: usize = 1_000_000;
+
+/// Memory that the structure of a file may take: this, and so many times the length of the file, up to a limit. Messages
+/// without content take a few bytes in a file and some hundred in memory; real ones take about twenty times their bytes.
+const STRUCTURE: (u64, u64, u64) = (256 << 20, 64, 4 << 30);
+
+/// `TensorProto.index`, which is Lancet's own.
+const INDEX_FIELD: u32 = 536_870_911;
+
+/// Fields of the messages that the skeleton keeps ([`super::proto`]); others are documentation, or unknown.
+mod fields {
+    pub const MODEL: &[u32] = &[1, 2, 3, 4, 5, 7, 8, 14, 25];
+    pub const FUNCTION: &[u32] = &[1, 4, 5, 6, 7, 9, 10, 11, 12, 13];
+    pub const GRAPH: &[u32] = &[1, 2, 5, 11, 12, 13, 14, 15];
+    pub const NODE: &[u32] = &[1, 2, 3, 4, 5, 7, 8];
+    pub const ATTRIBUTE: &[u32] = &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14, 15, 20, 21, 22];
+    pub const TENSOR: &[u32] = &[1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14];
+    pub const SPARSE: &[u32] = &[1, 2, 3];
+}
 
 /// A frame's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -85,7 +107,10 @@ impl Model {
         if len == 0 {
             return Err(reader.not_onnx("the file is empty"));
         }
-        let mut scan = Scan { frames: Vec::new(), tensors: Vec::new() };
+        let (base, factor, most) = STRUCTURE;
+        let budget = len.saturating_mul(factor).saturating_add(base).min(most);
+        let mut scan =
+            Scan { frames: Vec::new(), tensors: Vec::new(), files: HashMap::new(), nodes: 0, budget };
         let root = scan.frame(None, 0, 0..len);
         let mut graph_index = None;
         let mut functions = Vec::new();
@@ -97,7 +122,7 @@ impl Model {
         if skeleton.ir_version.is_none() && skeleton.opset_import.is_empty() {
             return Err(reader.not_onnx("it has neither an IR version nor an opset"));
         }
-        Ok(Self {
+        let model = Self {
             path: path.to_path_buf(),
             file_len: len,
             skeleton,
@@ -105,7 +130,9 @@ impl Model {
             graph_index,
             functions,
             frames: scan.frames,
-        })
+        };
+        super::check::check(&model)?;
+        Ok(model)
     }
 
     /// The frame `id`.
@@ -120,17 +147,12 @@ impl Model {
 
     /// The indexed tensor behind a `TensorProto` of the skeleton.
     pub fn tensor_of(tensor: &TensorProto) -> Option<TensorId> {
-        tensor
-            .external_data
-            .iter()
-            .find(|entry| entry.key.as_deref() == Some(INDEX_KEY))
-            .and_then(|entry| entry.value.as_deref()?.parse().ok())
-            .map(TensorId)
+        usize::try_from(tensor.index?).ok().map(TensorId)
     }
 
-    /// Takes the index mark off a skeleton tensor, leaving what the file had.
+    /// Takes the index off a skeleton tensor, leaving what the file had.
     pub fn unmark(tensor: &mut TensorProto) {
-        tensor.external_data.retain(|entry| entry.key.as_deref() != Some(INDEX_KEY));
+        tensor.index = None;
     }
 
     /// Version of the opset `domain` (`""` for the default one).
@@ -145,9 +167,10 @@ impl Model {
     /// The external data files, each once, with the location as the model writes it.
     pub fn external_files(&self) -> Vec<(String, PathBuf)> {
         let mut files: Vec<(String, PathBuf)> = Vec::new();
+        let mut seen: HashSet<&str> = HashSet::new();
         for tensor in &self.tensors {
             if let Storage::External { location, path, .. } = &tensor.storage
-                && !files.iter().any(|(known, _)| known == location)
+                && seen.insert(location)
             {
                 files.push((location.clone(), path.clone()));
             }
@@ -159,10 +182,32 @@ impl Model {
 struct Scan {
     frames: Vec<Frame>,
     tensors: Vec<TensorRef>,
+    /// External files that were found, with their lengths, by location.
+    files: HashMap<String, (PathBuf, u64)>,
+    nodes: usize,
+    /// Bytes of memory that are left for the structure.
+    budget: u64,
+}
+
+/// What becomes of a field in the skeleton.
+enum Keep {
+    /// It stays as it is, if its message has such a field.
+    Field,
+    /// Its content is replaced.
+    Content(Vec<u8>),
 }
 
 /// What a length-delimited field holds, by message and field number.
 impl Scan {
+    /// Takes what a message needs in memory from the budget.
+    fn spend(&mut self, reader: &Reader, bytes: usize) -> Result<(), OnnxError> {
+        self.budget = self.budget.checked_sub(bytes as u64).ok_or_else(|| OnnxError::TooLarge {
+            path: reader.path().to_path_buf(),
+            reason: "its graph has more parts than any model of its size".into(),
+        })?;
+        Ok(())
+    }
+
     fn frame(&mut self, parent: Option<FrameId>, prefix: u64, body: Range<u64>) -> FrameId {
         self.frames.push(Frame { parent, prefix, body });
         FrameId(self.frames.len() - 1)
@@ -175,14 +220,14 @@ impl Scan {
         }
     }
 
-    /// Walks the fields of `frame`; `visit` returns the stripped body of a nested message, or `None`
-    /// to have the field copied as it is.
+    /// Walks the fields of `frame`, of which the skeleton keeps those in `known`, as `visit` says.
     fn walk(
         &mut self,
         reader: &mut Reader,
         frame: FrameId,
         depth: usize,
-        mut visit: impl FnMut(&mut Self, &mut Reader, &Field) -> Result<Option<Vec<u8>>, OnnxError>,
+        known: &[u32],
+        mut visit: impl FnMut(&mut Self, &mut Reader, &Field) -> Result<Keep, OnnxError>,
     ) -> Result<Vec<u8>, OnnxError> {
         if depth > MAX_DEPTH {
             return Err(reader.not_onnx(format!("messages nest deeper than {MAX_DEPTH} levels")));
@@ -193,8 +238,14 @@ impl Scan {
         while at < body.end {
             let field = reader.field(at, body.end)?;
             match visit(self, reader, &field)? {
-                Some(stripped) => put_bytes(&mut out, field.number, &stripped),
-                None => out.extend(reader.bytes(field.start..field.end)?),
+                Keep::Content(stripped) => put_bytes(&mut out, field.number, &stripped),
+                Keep::Field if known.contains(&field.number) => {
+                    // small messages and numbers grow about eightfold when they are decoded
+                    let bytes = usize::try_from(field.end - field.start).unwrap_or(usize::MAX);
+                    self.spend(reader, bytes.saturating_mul(8))?;
+                    reader.copy(field.start..field.end, &mut out)?;
+                }
+                Keep::Field => {}
             }
             at = field.end;
         }
@@ -208,7 +259,7 @@ impl Scan {
         graph_index: &mut Option<GraphIndex>,
         functions: &mut Vec<GraphIndex>,
     ) -> Result<Vec<u8>, OnnxError> {
-        self.walk(reader, root, 0, |scan, reader, field| match field.number {
+        self.walk(reader, root, 0, fields::MODEL, |scan, reader, field| match field.number {
             7 => {
                 let Some(frame) = scan.child(root, field) else {
                     return Err(reader.not_onnx("field 7 is no graph"));
@@ -218,46 +269,47 @@ impl Scan {
                 }
                 let (index, bytes) = scan.graph(reader, frame, 1)?;
                 *graph_index = Some(index);
-                Ok(Some(bytes))
+                Ok(Keep::Content(bytes))
             }
             25 => match scan.child(root, field) {
                 Some(frame) => {
                     let mut nodes = Vec::new();
-                    let bytes = scan.walk(reader, frame, 1, |scan, reader, field| match field.number {
+                    let bytes = scan.walk(reader, frame, 1, fields::FUNCTION, |scan, reader, field| match field.number {
                         7 => match scan.child(frame, field) {
                             Some(node) => {
                                 let (index, bytes) = scan.node(reader, node, 2)?;
                                 nodes.push(index);
-                                Ok(Some(bytes))
+                                Ok(Keep::Content(bytes))
                             }
-                            None => Ok(None),
+                            None => Ok(Keep::Field),
                         },
-                        _ => Ok(None),
+                        _ => Ok(Keep::Field),
                     })?;
+                    scan.spend(reader, 2 * size_of::<FunctionProto>())?;
                     functions.push(GraphIndex { frame, nodes });
-                    Ok(Some(bytes))
+                    Ok(Keep::Content(bytes))
                 }
-                None => Ok(None),
+                None => Ok(Keep::Field),
             },
-            // training_info holds whole graphs that inference never reads
-            20 => Ok(Some(Vec::new())),
-            1..=64 => Ok(None),
+            // training_info (20) holds whole graphs that inference never reads
+            1..=64 => Ok(Keep::Field),
             other => Err(reader.not_onnx(format!("unknown field {other} at byte {}", field.start))),
         })
     }
 
     fn graph(&mut self, reader: &mut Reader, frame: FrameId, depth: usize) -> Result<(GraphIndex, Vec<u8>), OnnxError> {
         let mut nodes = Vec::new();
-        let bytes = self.walk(reader, frame, depth, |scan, reader, field| {
+        self.spend(reader, 2 * size_of::<GraphProto>())?;
+        let bytes = self.walk(reader, frame, depth, fields::GRAPH, |scan, reader, field| {
             Ok(match (field.number, scan.child_of(frame, field)) {
                 (1, Some(child)) => {
                     let (index, bytes) = scan.node(reader, child, depth + 1)?;
                     nodes.push(index);
-                    Some(bytes)
+                    Keep::Content(bytes)
                 }
-                (5, Some(child)) => Some(scan.tensor(reader, child, depth + 1)?),
-                (15, Some(child)) => Some(scan.sparse(reader, child, depth + 1)?),
-                _ => None,
+                (5, Some(child)) => Keep::Content(scan.tensor(reader, child, depth + 1)?),
+                (15, Some(child)) => Keep::Content(scan.sparse(reader, child, depth + 1)?),
+                _ => Keep::Field,
             })
         })?;
         Ok((GraphIndex { frame, nodes }, bytes))
@@ -269,32 +321,45 @@ impl Scan {
     }
 
     fn sparse(&mut self, reader: &mut Reader, frame: FrameId, depth: usize) -> Result<Vec<u8>, OnnxError> {
-        self.walk(reader, frame, depth, |scan, reader, field| match (field.number, scan.child(frame, field)) {
-            (1 | 2, Some(child)) => scan.tensor(reader, child, depth + 1).map(Some),
-            _ => Ok(None),
+        self.spend(reader, 2 * size_of::<SparseTensorProto>())?;
+        self.walk(reader, frame, depth, fields::SPARSE, |scan, reader, field| {
+            let inner = matches!(field.number, 1 | 2).then(|| scan.child(frame, field)).flatten();
+            match inner {
+                Some(child) => scan.tensor(reader, child, depth + 1).map(Keep::Content),
+                None => Ok(Keep::Field),
+            }
         })
     }
 
     fn node(&mut self, reader: &mut Reader, frame: FrameId, depth: usize) -> Result<(NodeIndex, Vec<u8>), OnnxError> {
         let mut graphs = Vec::new();
-        let bytes = self.walk(reader, frame, depth, |scan, reader, field| {
+        self.nodes += 1;
+        if self.nodes > MAX_NODES {
+            return Err(OnnxError::TooLarge {
+                path: reader.path().to_path_buf(),
+                reason: format!("its graph has more than {MAX_NODES} nodes"),
+            });
+        }
+        self.spend(reader, 2 * size_of::<NodeProto>() + size_of::<NodeIndex>())?;
+        let bytes = self.walk(reader, frame, depth, fields::NODE, |scan, reader, field| {
             if field.number != 5 {
-                return Ok(None);
+                return Ok(Keep::Field);
             }
-            let Some(attribute) = scan.child(frame, field) else { return Ok(None) };
-            let bytes = scan.walk(reader, attribute, depth + 1, |scan, reader, field| {
+            let Some(attribute) = scan.child(frame, field) else { return Ok(Keep::Field) };
+            scan.spend(reader, 2 * size_of::<AttributeProto>())?;
+            let bytes = scan.walk(reader, attribute, depth + 1, fields::ATTRIBUTE, |scan, reader, field| {
                 Ok(match (field.number, scan.child_of(attribute, field)) {
-                    (5 | 10, Some(child)) => Some(scan.tensor(reader, child, depth + 2)?),
+                    (5 | 10, Some(child)) => Keep::Content(scan.tensor(reader, child, depth + 2)?),
                     (6 | 11, Some(child)) => {
                         let (index, bytes) = scan.graph(reader, child, depth + 2)?;
                         graphs.push(index);
-                        Some(bytes)
+                        Keep::Content(bytes)
                     }
-                    (22 | 23, Some(child)) => Some(scan.sparse(reader, child, depth + 2)?),
-                    _ => None,
+                    (22 | 23, Some(child)) => Keep::Content(scan.sparse(reader, child, depth + 2)?),
+                    _ => Keep::Field,
                 })
             })?;
-            Ok(Some(bytes))
+            Ok(Keep::Content(bytes))
         })?;
         Ok((NodeIndex { frame, graphs }, bytes))
     }
@@ -302,37 +367,44 @@ impl Scan {
     fn tensor(&mut self, reader: &mut Reader, frame: FrameId, depth: usize) -> Result<Vec<u8>, OnnxError> {
         let mut payloads: Vec<(u32, Range<u64>)> = Vec::new();
         let mut unpacked = false;
-        let mut bytes = self.walk(reader, frame, depth, |_, _, field| {
+        self.spend(reader, 2 * size_of::<TensorProto>() + size_of::<TensorRef>())?;
+        let mut bytes = self.walk(reader, frame, depth, fields::TENSOR, |_, _, field| {
             Ok(match (&field.value, field.number) {
                 (Value::Bytes { body, .. }, 4 | 5 | 7 | 9 | 10 | 11) => {
                     payloads.push((field.number, body.clone()));
-                    (body.end - body.start > INLINE_LIMIT).then(Vec::new)
+                    if body.end - body.start > INLINE_LIMIT { Keep::Content(Vec::new()) } else { Keep::Field }
                 }
                 (_, 4 | 5 | 7 | 10 | 11) => {
                     unpacked = true;
-                    None
+                    Keep::Field
                 }
-                _ => None,
+                _ => Keep::Field,
             })
         })?;
         let header = TensorProto::decode(bytes.as_slice()).map_err(|e| reader.not_onnx(e.to_string()))?;
         let id = self.tensors.len();
-        let tensor = tensor_ref(reader, &header, &payloads, unpacked, frame)?;
+        let tensor = tensor_ref(reader, &header, Payloads { found: &payloads, unpacked }, frame, &mut self.files)?;
         self.tensors.push(tensor);
-        let mark = StringStringEntryProto { key: Some(INDEX_KEY.into()), value: Some(id.to_string()) };
-        encode_key(13, WireType::LengthDelimited, &mut bytes);
-        encode_varint(mark.encoded_len() as u64, &mut bytes);
-        mark.encode(&mut bytes).expect("a Vec grows as needed");
+        encode_key(INDEX_FIELD, WireType::Varint, &mut bytes);
+        encode_varint(id as u64, &mut bytes);
         Ok(bytes)
     }
+}
+
+/// Where the elements of a tensor are in the file.
+struct Payloads<'a> {
+    /// Fields with their bytes.
+    found: &'a [(u32, Range<u64>)],
+    /// Whether some elements are fields of their own.
+    unpacked: bool,
 }
 
 fn tensor_ref(
     reader: &Reader,
     header: &TensorProto,
-    payloads: &[(u32, Range<u64>)],
-    unpacked: bool,
+    payloads: Payloads<'_>,
     frame: FrameId,
+    files: &mut HashMap<String, (PathBuf, u64)>,
 ) -> Result<TensorRef, OnnxError> {
     let name = header.name.clone().unwrap_or_default();
     let bad = |reason: String| OnnxError::BadTensor { tensor: name.clone(), reason };
@@ -353,11 +425,11 @@ fn tensor_ref(
         _ => Ok(()),
     };
     let storage = if header.data_location == Some(1) {
-        external_storage(reader.path(), header, &name, expected)?
-    } else if unpacked || payloads.len() > 1 {
+        external_storage(reader.path(), header, &name, expected, files)?
+    } else if payloads.unpacked || payloads.found.len() > 1 {
         Storage::Opaque
     } else {
-        match payloads.first() {
+        match payloads.found.first() {
             Some((9, body)) => {
                 check(body.end - body.start, "raw_data")?;
                 Storage::Embedded { offset: body.start, length: body.end - body.start }
@@ -382,6 +454,7 @@ fn external_storage(
     header: &TensorProto,
     name: &str,
     expected: Option<u64>,
+    files: &mut HashMap<String, (PathBuf, u64)>,
 ) -> Result<Storage, OnnxError> {
     let bad = |reason: String| OnnxError::BadTensor { tensor: name.into(), reason };
     let entry = |key: &str| {
@@ -392,8 +465,15 @@ fn external_storage(
         None => Ok(None),
     };
     let location = entry("location").ok_or_else(|| bad("external data without a location".into()))?;
-    let path = external::resolve(model, location, name)?;
-    let len = std::fs::metadata(&path).map_err(|source| OnnxError::Io { path: path.clone(), source })?.len();
+    let (path, len) = match files.get(location) {
+        Some(found) => found.clone(),
+        None => {
+            let path = external::resolve(model, location, name)?;
+            let len = std::fs::metadata(&path).map_err(|source| OnnxError::Io { path: path.clone(), source })?.len();
+            files.insert(location.to_string(), (path.clone(), len));
+            (path, len)
+        }
+    };
     let offset = number("offset")?.unwrap_or(0);
     let length = match (number("length")?, expected) {
         (Some(given), Some(expected)) if given != expected => {

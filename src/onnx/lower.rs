@@ -12,6 +12,7 @@ use super::error::OnnxError;
 use super::flat::{Body, Origin};
 use super::graph::{Graph, NodeId};
 use super::index::{FrameId, Model};
+use super::ops::Domain;
 use super::patch::{Patch, Place, Splice};
 use super::proto::{AttributeProto, NodeProto, TensorProto, attribute_type, node};
 use super::unfuse;
@@ -104,7 +105,7 @@ fn by_instance(patch: &Patch, graph: &Graph<'_>) -> Result<BTreeMap<usize, Chang
         };
         let mut node = node.clone();
         for name in node.input.iter_mut().chain(&mut node.output) {
-            *name = flat.instances[at.instance].local(name).to_string();
+            *name = flat.local(at.instance, name).to_string();
         }
         found.entry(at.instance).or_default().nodes.push((position, node));
     }
@@ -114,7 +115,7 @@ fn by_instance(patch: &Patch, graph: &Graph<'_>) -> Result<BTreeMap<usize, Chang
         let changes = found.entry(origin.instance).or_default();
         let mut made = sum_node(patch, graph, sum);
         for name in made.input.iter_mut().chain(&mut made.output) {
-            *name = flat.instances[origin.instance].local(name).to_string();
+            *name = flat.local(origin.instance, name).to_string();
         }
         changes.nodes.push((PLACES * origin.node + SUM, made));
         changes.rewires.push((origin.node, unfuse::C, String::new()));
@@ -127,26 +128,30 @@ fn by_instance(patch: &Patch, graph: &Graph<'_>) -> Result<BTreeMap<usize, Chang
     let is_sum = |node: NodeId| flat.unfused.contains_key(&node.0);
     for (at, name) in patch.rewires.iter().filter(|(at, _)| !is_sum(at.node)) {
         let origin = origin(at.node)?;
-        let name = flat.instances[origin.instance].local(name).to_string();
+        let name = flat.local(origin.instance, name).to_string();
         found.entry(origin.instance).or_default().rewires.push((origin.node, at.slot, name));
     }
     for (id, slot, name) in &patch.renames {
         // who reads a twin of the renamed value in the file is to read what takes its name, like everybody else
         let old = &graph.node(*id).output[*slot];
-        let twins = flat.redirected.iter().filter(|t| !is_sum(NodeId(t.node)));
-        for twin in twins.filter(|t| graph.node(NodeId(t.node)).input[t.slot] == *old) {
+        for twin in flat.redirected.iter().filter(|t| graph.node(NodeId(t.node)).input[t.slot] == *old) {
             if patch.rewires.iter().any(|(at, _)| (at.node.0, at.slot) == (twin.node, twin.slot)) {
                 continue;
             }
+            // a sum that is part of a `Gemm` there reads what is its `C`; one that becomes a node reads the name already
+            let slot = if is_sum(NodeId(twin.node)) { unfuse::C } else { twin.slot };
+            if is_sum(NodeId(twin.node)) && parted.contains(&twin.node) {
+                continue;
+            }
             let origin = origin(NodeId(twin.node))?;
-            let name = flat.instances[origin.instance].local(old).to_string();
-            found.entry(origin.instance).or_default().rewires.push((origin.node, twin.slot, name));
+            let name = flat.local(origin.instance, old).to_string();
+            found.entry(origin.instance).or_default().rewires.push((origin.node, slot, name));
         }
         if is_sum(*id) {
             continue;
         }
         let origin = origin(*id)?;
-        let name = flat.instances[origin.instance].local(name).to_string();
+        let name = flat.local(origin.instance, name).to_string();
         found.entry(origin.instance).or_default().renames.push((origin.node, *slot, name));
     }
     Ok(found)
@@ -158,13 +163,12 @@ fn parted(patch: &Patch, graph: &Graph<'_>) -> BTreeSet<usize> {
     let unfused = &graph.flat().unfused;
     let read: HashSet<&str> = patch.nodes.iter().flat_map(|(_, n)| n.input.iter().map(String::as_str)).collect();
     let rewired: HashSet<&str> = patch.rewires.iter().map(|(_, name)| name.as_str()).collect();
-    let changed = |node: usize| {
-        patch.rewires.iter().any(|(at, _)| at.node.0 == node) || patch.renames.iter().any(|(id, ..)| id.0 == node)
-    };
+    let changed: HashSet<usize> =
+        patch.rewires.iter().map(|(at, _)| at.node.0).chain(patch.renames.iter().map(|(id, ..)| id.0)).collect();
     let parted = unfused.iter().filter(|(sum, product)| {
         let name = graph.node(NodeId(**product)).output[0].as_str();
-        let renamed = patch.renames.iter().any(|(id, slot, _)| (id.0, *slot) == (**product, 0));
-        changed(**sum) || renamed || read.contains(name) || rewired.contains(name)
+        let renamed = changed.contains(*product) && patch.renames.iter().any(|(id, ..)| id.0 == **product);
+        changed.contains(*sum) || renamed || read.contains(name) || rewired.contains(name)
     });
     parted.map(|(sum, _)| *sum).collect()
 }
@@ -234,7 +238,7 @@ impl Changes {
     /// A function sees no initializers: those of the patch become `Constant` nodes of its body.
     fn own_constants(&mut self, patch: &Patch, model: &Model, number: usize) -> Result<(), OnnxError> {
         let function = &model.skeleton.functions[number];
-        if !function.opset_import.iter().any(|i| matches!(i.domain.as_deref().unwrap_or(""), "" | "ai.onnx")) {
+        if !function.opset_import.iter().any(|i| Domain::of(i.domain.as_deref()) == Some(Domain::Standard)) {
             let name = function.name.as_deref().unwrap_or("");
             let what = format!("adding nodes to the local function `{name}`, which imports no standard operators");
             return Err(OnnxError::Unsupported { what });

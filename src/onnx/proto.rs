@@ -163,6 +163,10 @@ pub struct TensorProto {
     pub external_data: Vec<StringStringEntryProto>,
     #[prost(int32, optional, tag = "14")]
     pub data_location: Option<i32>,
+    /// No field of the specification: the tensor's number in a model's index. [`crate::onnx::index`] drops every field
+    /// of a file that the specification does not name before it sets this one, so that no file can set it.
+    #[prost(uint64, optional, tag = "536870911")]
+    pub index: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -1,9 +1,13 @@
-//! What the operators say about the shapes of values: rank and last dimension, as far as needed to tell whether
-//! an operator keeps rows of `d_model` values whole. Declared shapes are asked only for the rank, and only where
-//! the operators are silent: exporters contradict themselves there.
+//! Rank and last dimension of what an operator computes, as far as needed to tell whether it keeps rows of `d_model`
+//! values whole. The rules are the table's ([`super::ops::Rule`]).
 
-use super::graph::{Graph, NodeId, ValueId};
+use super::facts::{Scope, constant_fact};
+use super::ops::{Elements, Operator, Rule};
+use super::proto::NodeProto;
 use super::tensor::DataType;
+
+/// Steps that a value is followed back; exporters compute shapes in fewer.
+const STEPS: usize = 64;
 
 /// Rank and last dimension of a value, where known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -14,199 +18,158 @@ pub struct Shape {
     pub last: Option<u64>,
 }
 
-/// Shapes of all values, by id.
-pub(super) fn infer(graph: &Graph<'_>) -> Vec<Shape> {
-    let declared = graph.declared_shapes();
-    let mut shapes: Vec<Shape> = (0..graph.n_values())
-        .map(ValueId)
-        .map(|id| match (graph.tensor_ref(id), declared.get(graph.name(id))) {
-            (Some(tensor), _) => Shape { rank: Some(tensor.shape.len()), last: tensor.shape.last().copied() },
-            (None, Some(dims)) if graph.producer(id).is_none() => {
-                let last = dims.last().copied().flatten().and_then(|d| u64::try_from(d).ok());
-                Shape { rank: Some(dims.len()), last }
-            }
-            (None, Some(dims)) => Shape { rank: Some(dims.len()), last: None },
-            (None, None) => Shape::default(),
-        })
-        .collect();
-    let mut order: Vec<NodeId> = graph.nodes().filter(|&n| graph.rank(n) != usize::MAX).collect();
-    order.sort_by_key(|&n| graph.rank(n));
-    for node in order {
-        for slot in 0..graph.node(node).output.len() {
-            let Some(output) = graph.output(node, slot) else { continue };
-            if graph.tensor_ref(output).is_some() {
-                continue;
-            }
-            let found = Node { graph, shapes: &shapes, node }.output(slot);
-            let known = shapes[output.0];
-            shapes[output.0] = Shape { rank: found.rank.or(known.rank), last: found.last };
-        }
+impl Shape {
+    fn of_rank(rank: usize) -> Self {
+        Self { rank: Some(rank), last: None }
     }
-    shapes
 }
 
-/// A node with the shapes of what it reads.
+/// The axes that a node names.
+enum Axes {
+    /// None: the operator's default.
+    Absent,
+    /// These.
+    These(Vec<i64>),
+    /// Those that are computed.
+    Unknown,
+}
+
+/// The shape of output `slot` of a node.
+pub(super) fn output(scope: &dyn Scope, node: &NodeProto, operator: &'static Operator, slot: usize) -> Shape {
+    Node { scope, node, operator }.output(slot)
+}
+
+/// Whether `axis` is the last one of a value of this rank; negative axes count from the end.
+fn is_last(axis: i64, rank: Option<usize>) -> Option<bool> {
+    if axis < 0 {
+        return Some(axis == -1);
+    }
+    let rank = i64::try_from(rank?).ok()?;
+    Some(axis.checked_add(1) == Some(rank))
+}
+
+/// Whether one of `axes` is the last one; `None` where that is not known.
+fn meets_last(axes: &[i64], rank: Option<usize>) -> Option<bool> {
+    let each: Vec<Option<bool>> = axes.iter().map(|&axis| is_last(axis, rank)).collect();
+    if each.contains(&Some(true)) { Some(true) } else { each.iter().all(|one| *one == Some(false)).then_some(false) }
+}
+
+/// A node with the scope of what it reads.
 struct Node<'a> {
-    graph: &'a Graph<'a>,
-    shapes: &'a [Shape],
-    node: NodeId,
+    scope: &'a dyn Scope,
+    node: &'a NodeProto,
+    operator: &'static Operator,
 }
 
 impl Node<'_> {
-    fn input(&self, slot: usize) -> Shape {
-        self.graph.input(self.node, slot).map_or_else(Shape::default, |v| self.shapes[v.0])
+    fn name(&self, slot: usize) -> Option<&str> {
+        self.node.input.get(slot).map(String::as_str).filter(|name| !name.is_empty())
     }
 
-    fn ints(&self, slot: usize, attribute: &str) -> Option<Vec<i64>> {
-        match self.graph.input(self.node, slot) {
-            Some(value) => self.graph.const_ints(value),
-            None => self.graph.node(self.node).attr(attribute).map(|a| a.ints.clone()),
+    fn input(&self, slot: usize) -> Shape {
+        self.name(slot).map_or_else(Shape::default, |name| self.scope.fact(name).shape)
+    }
+
+    fn ints(&self, slot: usize) -> Option<Vec<i64>> {
+        self.scope.ints(self.name(slot)?)
+    }
+
+    /// Axes as an input of newer versions or an attribute of older ones.
+    fn axes(&self, slot: usize) -> Axes {
+        match (self.name(slot), self.node.attr("axes")) {
+            (Some(name), _) => self.scope.ints(name).map_or(Axes::Unknown, Axes::These),
+            (None, Some(attribute)) => Axes::These(attribute.ints.clone()),
+            (None, None) => Axes::Absent,
         }
+    }
+
+    fn attr_u(&self, name: &str) -> Option<usize> {
+        usize::try_from(self.node.attr_i(name, 0)).ok()
     }
 
     fn output(&self, slot: usize) -> Shape {
-        let proto = self.graph.node(self.node);
         let first = self.input(0);
-        match self.graph.op(self.node) {
-            "Cast" | "Identity" | "Dropout" | "Softmax" | "Sigmoid" | "Tanh" | "Relu" | "Gelu" | "FastGelu"
-            | "BiasGelu" | "QuickGelu" | "Neg" | "Sqrt" | "Exp" | "Log" | "Erf" | "Reciprocal" | "Abs" | "Clip"
-            | "Trilu" | "CumSum" | "ScatterElements" | "ScatterND" | "RotaryEmbedding" | "LeakyRelu" | "Elu"
-            | "Softplus" | "Swish" | "Not" | "DequantizeLinear" | "QuantizeLinear" | "Sin" | "Cos"
-                if slot == 0 =>
-            {
-                first
+        match self.operator.shape {
+            Rule::KeepAll => first,
+            Rule::SkipNorm if slot == 0 || slot == 3 => broadcast(first, self.input(1)),
+            Rule::DynamicQuantize if slot > 0 => Shape::of_rank(0),
+            Rule::TopK => self.top_k(),
+            Rule::Split => self.along_axis(self.node.attr_i("axis", 0)),
+            _ if slot > 0 => Shape::default(),
+            Rule::Keep | Rule::DynamicQuantize => first,
+            Rule::Second => self.input(1),
+            Rule::Broadcast => {
+                (1..self.node.input.len()).fold(first, |shape, slot| broadcast(shape, self.input(slot)))
             }
-            "LayerNormalization" | "SimplifiedLayerNormalization" | "RMSNormalization" if slot == 0 => first,
-            "SkipSimplifiedLayerNormalization" | "SkipLayerNormalization" if slot == 0 || slot == 3 => {
-                broadcast(first, self.input(1))
+            Rule::Product => self.product(),
+            Rule::PackedProduct => {
+                let n = u64::try_from(self.node.attr_i("N", 0)).ok().filter(|n| *n > 0);
+                Shape { rank: first.rank, last: n }
             }
-            "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Min" | "Max" | "Equal" | "Less" | "Greater" | "And" | "Or"
-            | "Sum" | "Mean" | "PRelu" => {
-                (1..proto.input.len()).fold(first, |shape, slot| broadcast(shape, self.input(slot)))
+            Rule::Gemm => self.gemm(),
+            Rule::Gather => self.gather(),
+            Rule::GatherBlockQuantized => self.gather_block_quantized(),
+            Rule::GatherNd => self.gather_nd().unwrap_or_default(),
+            Rule::Flatten => Shape::of_rank(2),
+            Rule::Einsum => self.einsum().unwrap_or_default(),
+            Rule::Reshape => self.reshape(),
+            Rule::Expand => self.expand(),
+            Rule::ShapeInput => self.shape_value(self.name(0)),
+            Rule::ShapeAttribute => self.node.attr("shape").map_or_else(Shape::default, |a| sizes(&a.ints)),
+            Rule::Transpose => self.transpose(),
+            Rule::Concat => self.concat(),
+            Rule::Slice => self.slice(),
+            Rule::Unsqueeze => self.unsqueeze(),
+            Rule::Squeeze => self.squeeze(),
+            Rule::Reduce => self.reduce(),
+            Rule::ArgReduce => self.fold(&[self.node.attr_i("axis", 0)]),
+            Rule::OneHot => self.one_hot(),
+            Rule::Tile => {
+                let whole = self.ints(1).is_some_and(|repeats| repeats.last() == Some(&1));
+                Shape { rank: first.rank, last: first.last.filter(|_| whole) }
             }
-            "Where" => broadcast(first, broadcast(self.input(1), self.input(2))),
-            "MatMul" | "FusedMatMul" => self.product(),
-            "MatMulNBits" | "MatMulBnb4" => {
-                let n = proto.attr_i("N", 0);
-                Shape { rank: first.rank, last: u64::try_from(n).ok().filter(|n| *n > 0) }
+            Rule::Rank => Shape { rank: first.rank, last: None },
+            Rule::Rank3 => Shape::of_rank(3),
+            Rule::Vector => Shape::of_rank(1),
+            Rule::ShapeOf => {
+                let whole = self.node.attr("start").is_none() && self.node.attr("end").is_none();
+                Shape { rank: Some(1), last: first.rank.map(|rank| rank as u64).filter(|_| whole) }
             }
-            "MatMulInteger" | "DynamicQuantizeMatMul" | "MatMulIntegerToFloat" => {
-                let weight = self.input(1);
-                Shape { rank: first.rank, last: weight.last.filter(|_| weight.rank == Some(2)) }
-            }
-            "Gemm" => {
-                let weight = self.graph.input(self.node, 1).and_then(|v| self.graph.tensor_ref(v));
-                let axis = usize::from(proto.attr_i("transB", 0) == 0);
-                let last = weight.and_then(|t| t.shape.get(axis).copied());
-                let plain = if proto.attr_i("transB", 0) == 0 { self.input(1).last } else { None };
-                Shape { rank: Some(2), last: last.or(plain) }
-            }
-            "MoE" | "QMoE" if slot == 0 => first,
-            "DynamicQuantizeLinear" => {
-                if slot == 0 {
-                    first
-                } else {
-                    Shape { rank: Some(0), last: None }
-                }
-            }
-            "GatherBlockQuantized" => self.gather_block_quantized(),
-            "Gather" => self.gather(),
-            "GatherND" => {
-                let indices = self.input(1);
-                let batch = usize::try_from(proto.attr_i("batch_dims", 0)).unwrap_or(0);
-                let deep = indices.last.and_then(|k| usize::try_from(k).ok());
-                let rank = first.rank.zip(indices.rank).zip(deep).map(|((d, i), k)| d + i - 1 - k - batch);
-                let whole = first.rank.zip(deep).is_some_and(|(rank, k)| batch + k < rank);
-                Shape { rank, last: first.last.filter(|_| whole) }
-            }
-            "TopK" => {
-                let axis = proto.attr_i("axis", -1);
-                let along_last = axis == -1 || first.rank.is_some_and(|rank| axis + 1 == rank as i64);
-                let k = self.ints(1, "k").and_then(|k| u64::try_from(*k.first()?).ok());
-                Shape { rank: first.rank, last: if along_last { k } else { first.last } }
-            }
-            "Flatten" => Shape { rank: Some(2), last: None },
-            "Einsum" => self.einsum().unwrap_or_default(),
-            "GatherElements" => self.input(1),
-            "Reshape" => self.reshape(),
-            "Expand" => {
-                let target = self.target();
-                let wide = match (first.last, target.last) {
-                    (Some(1), Some(d)) => Some(d),
-                    (Some(d), _) if d > 1 => Some(d),
-                    _ => None,
-                };
-                Shape { rank: first.rank.zip(target.rank).map(|(a, b)| a.max(b)), last: wide }
-            }
-            "ConstantOfShape" => self.shape_value(self.graph.input(self.node, 0)),
-            "Transpose" => {
-                let rank = first.rank;
-                let perm = proto.attr("perm").map(|a| a.ints.clone());
-                let kept = perm.as_ref().is_some_and(|p| p.last().is_some_and(|&l| l as usize + 1 == p.len()));
-                let moved = self.graph.input(self.node, 0).and_then(|v| self.graph.tensor_ref(v)).and_then(|t| {
-                    let from = perm.as_ref().map_or(Some(0), |p| p.last().and_then(|&l| usize::try_from(l).ok()))?;
-                    t.shape.get(from).copied()
-                });
-                Shape { rank: rank.or(perm.map(|p| p.len())), last: if kept { first.last } else { moved } }
-            }
-            "Concat" | "Split" => {
-                let axis = proto.attr_i("axis", 0);
-                let along_last = first.rank.is_none_or(|rank| axis == -1 || axis + 1 == rank as i64);
-                Shape { rank: first.rank, last: first.last.filter(|_| !along_last) }
-            }
-            "Slice" => {
-                let touched = self.ints(3, "axes").is_none_or(|axes| {
-                    axes.iter().any(|&a| a == -1 || first.rank.is_none_or(|rank| a + 1 == rank as i64))
-                });
-                Shape { rank: first.rank, last: first.last.filter(|_| !touched) }
-            }
-            "Unsqueeze" => {
-                let Some(axes) = self.ints(1, "axes") else { return Shape::default() };
-                let rank = first.rank.map(|r| r + axes.len());
-                let at_end = axes.iter().any(|&a| a == -1 || rank.is_some_and(|rank| a + 1 == rank as i64));
-                let sure = rank.is_some() || axes.iter().all(|&a| a == 0);
-                Shape { rank, last: if at_end { Some(1) } else { first.last.filter(|_| sure) } }
-            }
-            "Squeeze" => {
-                let Some(axes) = self.ints(1, "axes") else { return Shape::default() };
-                let at_end = axes.iter().any(|&a| first.rank.is_none_or(|rank| a == -1 || a + 1 == rank as i64));
-                Shape { rank: first.rank.map(|r| r.saturating_sub(axes.len())), last: first.last.filter(|_| !at_end) }
-            }
-            op if op.starts_with("Reduce") => {
-                let keep = proto.attr_i("keepdims", 1) != 0;
-                let Some(axes) = self.ints(1, "axes") else { return Shape::default() };
-                let at_end = axes.iter().any(|&a| first.rank.is_none_or(|rank| a == -1 || a + 1 == rank as i64));
-                let rank = first.rank.map(|r| if keep { r } else { r.saturating_sub(axes.len()) });
-                let last = match (at_end, keep) {
-                    (true, true) => Some(1),
-                    (true, false) => None,
-                    (false, _) => first.last,
-                };
-                Shape { rank, last }
-            }
-            "GroupQueryAttention" | "MultiHeadAttention" | "DecoderMaskedMultiHeadAttention" if slot == 0 => {
-                Shape { rank: Some(3), last: None }
-            }
-            _ => Shape::default(),
+            Rule::Scalar => Shape::of_rank(0),
+            Rule::Constant => constant_fact(self.node).shape,
+            Rule::SkipNorm | Rule::Branches | Rule::Unknown => Shape::default(),
         }
     }
 
-    /// Rank of the result, and its last dimension where an operand ends with the same letter.
-    fn einsum(&self) -> Option<Shape> {
-        let equation = self.graph.node(self.node).attr("equation")?.s.clone()?;
-        let equation: String = String::from_utf8(equation).ok()?.split_whitespace().collect();
-        let (operands, result) = equation.split_once("->")?;
-        let rank = (!result.contains('.')).then_some(result.len());
-        let last = result.chars().last().filter(char::is_ascii_alphabetic)?;
-        let sizes = operands.split(',').enumerate().filter(|(_, operand)| operand.ends_with(last));
-        let last = sizes.filter_map(|(slot, _)| self.input(slot).last).next();
-        let ellipsis = operands.split(',').position(|operand| operand.starts_with("..."));
-        let like = ellipsis.and_then(|slot| {
-            let letters = operands.split(',').nth(slot)?.chars().filter(char::is_ascii_alphabetic).count();
-            let kept = result.chars().filter(char::is_ascii_alphabetic).count();
-            Some(self.input(slot).rank? + kept - letters)
-        });
-        Some(Shape { rank: rank.or(like), last })
+    fn top_k(&self) -> Shape {
+        let first = self.input(0);
+        let k = match self.name(1) {
+            Some(_) => self.ints(1).and_then(|k| u64::try_from(*k.first()?).ok()),
+            None => self.node.attr("k").and_then(|a| u64::try_from(a.i?).ok()),
+        };
+        let last = match is_last(self.node.attr_i("axis", -1), first.rank) {
+            Some(true) => k,
+            Some(false) => first.last,
+            None => None,
+        };
+        Shape { rank: first.rank, last }
+    }
+
+    /// The shape of input 0, of which the size along `axis` may change.
+    fn along_axis(&self, axis: i64) -> Shape {
+        let first = self.input(0);
+        Shape { rank: first.rank, last: first.last.filter(|_| is_last(axis, first.rank) == Some(false)) }
+    }
+
+    fn gemm(&self) -> Shape {
+        let transposed = self.node.attr_i("transB", 0) != 0;
+        let stored = self.name(1).and_then(|name| self.scope.dims(name));
+        let last = match (transposed, stored) {
+            (true, Some(dims)) => dims.first().copied(),
+            (true, None) => None,
+            (false, _) => self.input(1).last,
+        };
+        Shape { rank: Some(2), last }
     }
 
     fn product(&self) -> Shape {
@@ -215,31 +178,63 @@ impl Node<'_> {
             (Some(a), Some(b)) if a >= 2 && b >= 2 => Some(a.max(b)),
             _ => None,
         };
-        let plain = self.graph.node(self.node).attr_i("transB", 0) == 0 && b.rank.is_some_and(|r| r >= 2);
-        Shape { rank, last: b.last.filter(|_| plain) }
+        let plain = self.node.attr_i("transB", 0) == 0 && b.rank.is_some_and(|r| r >= 2);
+        // a vector on the left leaves the columns last too, but one axis fewer
+        Shape { rank, last: b.last.filter(|_| plain && a.rank != Some(0)) }
     }
 
     fn gather(&self) -> Shape {
         let (data, indices) = (self.input(0), self.input(1));
-        let axis = self.graph.node(self.node).attr_i("axis", 0);
-        let rank = data.rank.zip(indices.rank).map(|(d, i)| d + i - 1);
-        let along_last = axis == -1 || data.rank.is_none_or(|rank| axis + 1 == rank as i64);
-        Shape { rank, last: if along_last { None } else { data.last } }
+        let axis = self.node.attr_i("axis", 0);
+        let rank = data.rank.zip(indices.rank).and_then(|(d, i)| d.checked_add(i)?.checked_sub(1));
+        Shape { rank, last: data.last.filter(|_| is_last(axis, data.rank) == Some(false)) }
     }
 
     /// ONNX Runtime's lookup in a quantised table; bytes hold several codes each.
     fn gather_block_quantized(&self) -> Shape {
         let gathered = self.gather();
-        let bytes = self.graph.input(self.node, 0).and_then(|v| self.graph.elem_type(v)) == Some(DataType::UINT8);
-        let bits = u64::try_from(self.graph.node(self.node).attr_i("bits", 4)).unwrap_or(8).clamp(1, 8);
-        Shape { last: gathered.last.map(|last| if bytes { last * 8 / bits } else { last }), ..gathered }
+        let bytes = self.name(0).and_then(|name| self.scope.fact(name).dtype) == Some(DataType::UINT8);
+        let bits = u64::try_from(self.node.attr_i("bits", 4)).unwrap_or(8).clamp(1, 8);
+        let last = gathered.last.and_then(|last| if bytes { Some(last.checked_mul(8)? / bits) } else { Some(last) });
+        Shape { last, ..gathered }
+    }
+
+    fn gather_nd(&self) -> Option<Shape> {
+        let (data, indices) = (self.input(0), self.input(1));
+        let batch = self.attr_u("batch_dims")?;
+        let Some(deep) = indices.last.and_then(|k| usize::try_from(k).ok()) else { return Some(Shape::default()) };
+        let taken = deep.checked_add(batch)?;
+        let rank = data.rank.zip(indices.rank).and_then(|(d, i)| d.checked_add(i)?.checked_sub(1)?.checked_sub(taken));
+        let whole = data.rank.is_some_and(|rank| taken < rank);
+        Some(Shape { rank, last: data.last.filter(|_| whole) })
+    }
+
+    /// Rank of the result, and its last dimension where an operand ends with the same letter.
+    fn einsum(&self) -> Option<Shape> {
+        let equation = self.node.attr("equation")?.s.as_deref()?;
+        let equation: String = std::str::from_utf8(equation).ok()?.split_whitespace().collect();
+        let (operands, result) = equation.split_once("->")?;
+        let rank = (!result.contains('.')).then_some(result.len());
+        let last = result.chars().last().filter(char::is_ascii_alphabetic)?;
+        let sizes = operands.split(',').enumerate().filter(|(_, operand)| operand.ends_with(last));
+        let last = sizes.filter_map(|(slot, _)| self.input(slot).last).next();
+        let letters = |text: &str| text.chars().filter(char::is_ascii_alphabetic).count();
+        let ellipsis = operands.split(',').position(|operand| operand.starts_with("..."));
+        let like = ellipsis.and_then(|slot| {
+            let gone = letters(operands.split(',').nth(slot)?);
+            self.input(slot).rank?.checked_add(letters(result))?.checked_sub(gone)
+        });
+        Some(Shape { rank: rank.or(like), last })
     }
 
     fn reshape(&self) -> Shape {
         let data = self.input(0);
-        let target = self.target();
+        let target = self.shape_value(self.name(1));
+        if self.node.attr_i("allowzero", 0) != 0 {
+            return target;
+        }
         // 0 copies the dimension at the same place, -1 takes what is left
-        let dims = self.graph.input(self.node, 1).and_then(|v| self.graph.const_ints(v));
+        let dims = self.ints(1);
         let last = match dims.as_deref() {
             Some([rest @ .., 0 | -1]) if Some(rest.len() + 1) == data.rank && rest.iter().all(|&d| d == 0) => data.last,
             Some([rest @ .., 0]) if Some(rest.len() + 1) == data.rank => data.last,
@@ -248,113 +243,225 @@ impl Node<'_> {
         Shape { rank: target.rank, last }
     }
 
-    /// Shape that input 1 asks for; a last entry of 0 or -1 is unknown.
-    fn target(&self) -> Shape {
-        self.shape_value(self.graph.input(self.node, 1))
+    fn expand(&self) -> Shape {
+        let (first, target) = (self.input(0), self.shape_value(self.name(1)));
+        let wide = match (first.last, target.last) {
+            (Some(1), Some(d)) => Some(d),
+            (Some(d), _) if d > 1 => Some(d),
+            _ => None,
+        };
+        Shape { rank: first.rank.zip(target.rank).map(|(a, b)| a.max(b)), last: wide }
     }
 
-    /// The shape that a one-dimensional integer value stands for.
-    fn shape_value(&self, value: Option<ValueId>) -> Shape {
-        let graph = self.graph;
-        let Some(mut value) = value else { return Shape::default() };
-        loop {
-            if let Some(dims) = graph.const_ints(value) {
-                let last = dims.last().and_then(|&d| u64::try_from(d).ok()).filter(|&d| d > 0);
-                return Shape { rank: Some(dims.len()), last };
+    fn transpose(&self) -> Shape {
+        let first = self.input(0);
+        let stored = self.name(0).and_then(|name| self.scope.dims(name));
+        let Some(perm) = self.node.attr("perm").map(|a| a.ints.as_slice()) else {
+            // the axes in reverse order
+            let last = if first.rank == Some(1) { first.last } else { stored.and_then(|dims| dims.first().copied()) };
+            return Shape { rank: first.rank, last };
+        };
+        let from = perm.last().and_then(|&axis| usize::try_from(axis).ok());
+        let last = match from {
+            Some(from) if from + 1 == perm.len() => first.last,
+            Some(from) => stored.and_then(|dims| dims.get(from).copied()),
+            None => None,
+        };
+        Shape { rank: first.rank.or(Some(perm.len())), last }
+    }
+
+    fn concat(&self) -> Shape {
+        let parts: Vec<Shape> = (0..self.node.input.len()).map(|slot| self.input(slot)).collect();
+        let rank = parts.iter().find_map(|part| part.rank);
+        let aside = is_last(self.node.attr_i("axis", 0), rank) == Some(false);
+        Shape { rank, last: parts.iter().find_map(|part| part.last).filter(|_| aside) }
+    }
+
+    fn slice(&self) -> Shape {
+        let first = self.input(0);
+        let kept = match self.axes(3) {
+            Axes::These(axes) => meets_last(&axes, first.rank) == Some(false),
+            Axes::Absent | Axes::Unknown => false,
+        };
+        Shape { rank: first.rank, last: first.last.filter(|_| kept) }
+    }
+
+    fn unsqueeze(&self) -> Shape {
+        let first = self.input(0);
+        let Axes::These(axes) = self.axes(1) else { return Shape::default() };
+        let rank = first.rank.and_then(|rank| rank.checked_add(axes.len()));
+        // an axis at the front leaves the last one whatever the rank is, unless there was none
+        let front = axes.iter().all(|&axis| axis == 0) && first.last.is_some();
+        let last = match meets_last(&axes, rank) {
+            Some(true) => Some(1),
+            Some(false) => first.last,
+            None => first.last.filter(|_| front),
+        };
+        Shape { rank, last }
+    }
+
+    fn squeeze(&self) -> Shape {
+        let first = self.input(0);
+        let Axes::These(axes) = self.axes(1) else { return Shape::default() };
+        let rank = first.rank.and_then(|rank| rank.checked_sub(axes.len()));
+        Shape { rank, last: first.last.filter(|_| meets_last(&axes, first.rank) == Some(false)) }
+    }
+
+    fn reduce(&self) -> Shape {
+        let first = self.input(0);
+        match self.axes(1) {
+            Axes::These(axes) if !axes.is_empty() => self.fold(&axes),
+            Axes::Unknown => {
+                let keep = self.node.attr_i("keepdims", 1) != 0;
+                Shape { rank: first.rank.filter(|_| keep), last: None }
             }
-            let Some(node) = graph.producer(value) else { return Shape::default() };
-            match graph.op(node) {
-                "Cast" | "Identity" => match graph.input(node, 0) {
-                    Some(input) => value = input,
+            // no axes are all axes, unless the node says that they are none
+            _ if self.node.attr_i("noop_with_empty_axes", 0) != 0 => first,
+            _ if self.node.attr_i("keepdims", 1) != 0 => {
+                Shape { rank: first.rank, last: first.rank.filter(|rank| *rank > 0).map(|_| 1) }
+            }
+            _ => Shape::of_rank(0),
+        }
+    }
+
+    /// The shape of input 0 with `axes` folded to one element, or dropped.
+    fn fold(&self, axes: &[i64]) -> Shape {
+        let first = self.input(0);
+        let keep = self.node.attr_i("keepdims", 1) != 0;
+        let rank = if keep { first.rank } else { first.rank.and_then(|rank| rank.checked_sub(axes.len())) };
+        let last = match meets_last(axes, first.rank) {
+            Some(true) => keep.then_some(1),
+            Some(false) => first.last,
+            None => None,
+        };
+        Shape { rank, last }
+    }
+
+    fn one_hot(&self) -> Shape {
+        let first = self.input(0);
+        let rank = first.rank.and_then(|rank| rank.checked_add(1));
+        let depth = self.ints(1).and_then(|d| u64::try_from(*d.first()?).ok());
+        let last = match is_last(self.node.attr_i("axis", -1), rank) {
+            Some(true) => depth,
+            Some(false) => first.last,
+            None => None,
+        };
+        Shape { rank, last }
+    }
+
+    /// The shape that a one-dimensional integer value stands for; a last entry of 0 or -1 is unknown.
+    fn shape_value(&self, name: Option<&str>) -> Shape {
+        let Some(mut name) = name else { return Shape::default() };
+        for _ in 0..STEPS {
+            if let Some(dims) = self.scope.ints(name) {
+                return sizes(&dims);
+            }
+            let Some((node, operator)) = self.scope.producer(name) else { return Shape::default() };
+            match operator.shape {
+                _ if matches!(operator.elements, Elements::Same | Elements::Converted) => match node.input.first() {
+                    Some(input) => name = input,
                     None => return Shape::default(),
                 },
-                "Shape" if graph.node(node).attr_i("start", 0) == 0 && graph.node(node).attr("end").is_none() => {
-                    return graph.input(node, 0).map_or_else(Shape::default, |v| self.shapes[v.0]);
+                Rule::ShapeOf if node.attr_i("start", 0) == 0 && node.attr("end").is_none() => {
+                    return node.input.first().map_or_else(Shape::default, |input| self.scope.fact(input).shape);
                 }
-                "Concat" => {
-                    let parts: Vec<ValueId> = graph.node(node).input.iter().filter_map(|n| graph.value(n)).collect();
-                    let tail = parts.last().copied();
-                    let lengths: Option<usize> = parts.iter().map(|&part| self.length(part)).sum();
-                    let last = tail.and_then(|part| match graph.const_ints(part) {
-                        Some(dims) => dims.last().and_then(|&d| u64::try_from(d).ok()).filter(|&d| d > 0),
-                        None => self.dimension(part),
+                Rule::Concat => {
+                    let lengths: Option<usize> = node.input.iter().map(|part| self.length(part, STEPS)).sum();
+                    let last = node.input.last().and_then(|part| match self.scope.ints(part) {
+                        Some(dims) => sizes(&dims).last,
+                        None => self.dimension(part, STEPS),
                     });
                     return Shape { rank: lengths, last };
                 }
                 _ => return Shape::default(),
             }
         }
+        Shape::default()
     }
 
     /// Number of elements of a one-dimensional integer value.
-    fn length(&self, value: ValueId) -> Option<usize> {
-        let graph = self.graph;
-        if let Some(dims) = graph.const_ints(value) {
+    fn length(&self, name: &str, steps: usize) -> Option<usize> {
+        if let Some(dims) = self.scope.ints(name) {
             return Some(dims.len());
         }
-        let node = graph.producer(value)?;
-        match graph.op(node) {
-            "Cast" | "Identity" => self.length(graph.input(node, 0)?),
-            "Unsqueeze" => Some(1),
-            "Reshape" => graph.const_ints(graph.input(node, 1)?).filter(|d| d == &[-1] || d == &[1]).map(|_| 1),
-            // a single index keeps its own rank
-            "Gather" => graph.const_ints(graph.input(node, 1)?).map(|d| d.len()),
-            "Slice" => {
-                let (from, to) = (graph.const_ints(graph.input(node, 1)?)?, graph.const_ints(graph.input(node, 2)?)?);
-                let length = (*to.first()?).checked_sub(*from.first()?)?;
-                usize::try_from(length).ok().filter(|_| from[0] >= 0 && to[0] < 16)
+        let (node, operator) = self.scope.producer(name)?;
+        let ints = |slot: usize| node.input.get(slot).and_then(|name| self.scope.ints(name));
+        match operator.shape {
+            _ if matches!(operator.elements, Elements::Same | Elements::Converted) => {
+                self.length(node.input.first()?, steps.checked_sub(1)?)
             }
-            "Shape" => {
-                let rank = self.shapes[graph.input(node, 0)?.0].rank;
-                let at = |attribute: &str, default: Option<i64>| {
-                    let index = graph.node(node).attr(attribute).and_then(|a| a.i).or(default)?;
-                    if index < 0 { Some(index + rank? as i64) } else { Some(index) }
+            Rule::Unsqueeze => Some(1),
+            Rule::Reshape => ints(1).filter(|d| d == &[-1] || d == &[1]).map(|_| 1),
+            // a single index keeps its own rank
+            Rule::Gather => ints(1).map(|d| d.len()),
+            Rule::Slice => {
+                let (from, to) = (ints(1)?, ints(2)?);
+                let (from, to) = (*from.first()?, *to.first()?);
+                let length = to.checked_sub(from)?;
+                usize::try_from(length).ok().filter(|_| from >= 0 && to < 16)
+            }
+            Rule::ShapeOf => {
+                let rank = i64::try_from(self.scope.fact(node.input.first()?).shape.rank?).ok()?;
+                let at = |attribute: &str, default: i64| {
+                    let index = node.attr_i(attribute, default);
+                    if index < 0 { index.saturating_add(rank) } else { index }.clamp(0, rank)
                 };
-                let end = at("end", rank.map(|rank| rank as i64))?;
-                usize::try_from(end - at("start", Some(0))?).ok()
+                usize::try_from(at("end", rank).checked_sub(at("start", 0))?).ok()
             }
             _ => None,
         }
     }
 
     /// The last dimension of some value that a shape part was read from: `Gather(Shape(x), -1)`.
-    fn dimension(&self, value: ValueId) -> Option<u64> {
-        let graph = self.graph;
-        let node = graph.producer(value)?;
-        match graph.op(node) {
-            "Unsqueeze" | "Squeeze" | "Cast" | "Identity" | "Reshape" => self.dimension(graph.input(node, 0)?),
-            "Gather" | "Slice" => {
-                let shape = graph.producer(graph.input(node, 0)?).filter(|&n| graph.op(n) == "Shape")?;
-                let source = self.shapes[graph.input(shape, 0)?.0];
-                let at = *graph.const_ints(graph.input(node, 1)?)?.last()?;
-                let is_last = at == -1 || source.rank.is_some_and(|rank| at + 1 == rank as i64);
-                source.last.filter(|_| is_last)
+    fn dimension(&self, name: &str, steps: usize) -> Option<u64> {
+        let (node, operator) = self.scope.producer(name)?;
+        let source = |shape_of: &NodeProto| Some(self.scope.fact(shape_of.input.first()?).shape);
+        match operator.shape {
+            _ if matches!(operator.elements, Elements::Same | Elements::Converted) => {
+                self.dimension(node.input.first()?, steps.checked_sub(1)?)
             }
-            "Shape" => {
-                let source = self.shapes[graph.input(node, 0)?.0];
-                let start = graph.node(node).attr_i("start", 0);
-                let is_last = start == -1 || source.rank.is_some_and(|rank| start + 1 == rank as i64);
-                source.last.filter(|_| is_last)
+            Rule::Unsqueeze | Rule::Squeeze | Rule::Reshape => {
+                self.dimension(node.input.first()?, steps.checked_sub(1)?)
+            }
+            Rule::Gather | Rule::Slice => {
+                let (shape_of, reader) = self.scope.producer(node.input.first()?)?;
+                if reader.shape != Rule::ShapeOf || node_cuts_shape(shape_of) {
+                    return None;
+                }
+                let source = source(shape_of)?;
+                let at = *self.scope.ints(node.input.get(1)?)?.last()?;
+                source.last.filter(|_| is_last(at, source.rank) == Some(true))
+            }
+            Rule::ShapeOf => {
+                let source = source(node)?;
+                let start = node.attr_i("start", 0);
+                source.last.filter(|_| node.attr("end").is_none() && is_last(start, source.rank) == Some(true))
             }
             _ => None,
         }
     }
 }
 
-/// NumPy broadcasting of the last dimension: a known size above 1 wins, as the model would not run otherwise.
+/// Whether a `Shape` node returns a part of the shape only.
+fn node_cuts_shape(node: &NodeProto) -> bool {
+    node.attr_i("start", 0) != 0 || node.attr("end").is_some()
+}
+
+/// The shape with these sizes; a last one of 0 or less is unknown.
+fn sizes(dims: &[i64]) -> Shape {
+    let last = dims.last().and_then(|&d| u64::try_from(d).ok()).filter(|&d| d > 0);
+    Shape { rank: Some(dims.len()), last }
+}
+
+/// NumPy broadcasting. Where one size is not known, a known one above 1 wins, as the model would not run otherwise.
 fn broadcast(a: Shape, b: Shape) -> Shape {
     let rank = a.rank.zip(b.rank).map(|(a, b)| a.max(b));
-    let scalar = |s: Shape| s.rank == Some(0);
     let last = match (a.last, b.last) {
-        (Some(d), _) | (_, Some(d)) if d > 1 => Some(d),
-        (Some(1), Some(1)) => Some(1),
-        _ if scalar(a) => b.last,
-        _ if scalar(b) => a.last,
+        (Some(1), Some(d)) | (Some(d), Some(1)) => Some(d),
+        (Some(x), Some(y)) => (x == y).then_some(x),
+        (Some(d), None) if d > 1 || b.rank == Some(0) => Some(d),
+        (None, Some(d)) if d > 1 || a.rank == Some(0) => Some(d),
         _ => None,
-    };
-    let last = match (a.last, b.last) {
-        (Some(x), Some(y)) => Some(x.max(y)),
-        _ => last,
     };
     Shape { rank, last }
 }

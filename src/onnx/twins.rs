@@ -7,6 +7,7 @@ use prost::Message;
 
 use super::flat::Flat;
 use super::graph::captured;
+use super::ops::Domain;
 use super::proto::{AttributeProto, NodeProto};
 
 /// A reader that was led from a twin to the first node of its kind.
@@ -61,5 +62,5 @@ pub(super) fn merge(flat: &mut Flat) -> Vec<Redirected> {
 }
 
 fn is_dequantize(node: &NodeProto) -> bool {
-    node.op() == "DequantizeLinear" && matches!(node.domain.as_deref().unwrap_or(""), "" | "ai.onnx" | "com.microsoft")
+    node.op() == "DequantizeLinear" && Domain::of(node.domain.as_deref()).is_some()
 }

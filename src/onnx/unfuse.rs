@@ -39,7 +39,7 @@ pub(super) fn split(flat: &mut Flat, opset: i64, is_operator: impl Fn(&NodeProto
         }
         let added = std::mem::take(&mut product.input[C]);
         product.input.truncate(C);
-        let name = super::flat::unique(&mut names, &format!("{}.product", product.output[0]));
+        let name = unique(&mut names, &format!("{}.product", product.output[0]));
         let result = std::mem::replace(&mut product.output[0], name.clone());
         let label = format!("{}.sum", product.label());
         sums.insert(flat.graph.node.len() + 1, flat.graph.node.len());
@@ -73,4 +73,15 @@ fn fused(flat: &Flat, is_operator: impl Fn(&NodeProto) -> bool) -> HashSet<usize
         }
     }
     found
+}
+
+/// `stem`, with a number where it is taken.
+fn unique(taken: &mut HashSet<String>, stem: &str) -> String {
+    let mut name = stem.to_string();
+    let mut n = 1;
+    while !taken.insert(name.clone()) {
+        n += 1;
+        name = format!("{stem}.{n}");
+    }
+    name
 }

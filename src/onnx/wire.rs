@@ -90,14 +90,18 @@ impl Reader {
         Ok(&self.window[from..from + available])
     }
 
-    /// The bytes of `range`, which the caller has bounded.
-    pub fn bytes(&self, range: Range<u64>) -> Result<Vec<u8>, OnnxError> {
+    /// Appends the bytes of `range`, which the caller has bounded, to `out`. Small ones come from the window.
+    pub fn copy(&mut self, range: Range<u64>, out: &mut Vec<u8>) -> Result<(), OnnxError> {
         let size =
             usize::try_from(range.end - range.start).map_err(|_| self.truncated("a field larger than memory"))?;
-        let mut out = vec![0; size];
-        read_exact_at(&self.file, &mut out, range.start)
-            .map_err(|source| OnnxError::Io { path: self.path.clone(), source })?;
-        Ok(out)
+        if size <= WINDOW {
+            out.extend_from_slice(self.peek(range.start, size)?);
+            return Ok(());
+        }
+        let from = out.len();
+        out.resize(from + size, 0);
+        read_exact_at(&self.file, &mut out[from..], range.start)
+            .map_err(|source| OnnxError::Io { path: self.path.clone(), source })
     }
 
     /// The field that starts at `at`, inside a message that ends at `end`.
@@ -166,7 +170,7 @@ pub fn varint(value: u64) -> Vec<u8> {
 
 /// Decodes packed varints.
 pub(crate) fn unpack_varints(mut bytes: &[u8]) -> Option<Vec<u64>> {
-    let mut out = Vec::with_capacity(bytes.len());
+    let mut out = Vec::new();
     while !bytes.is_empty() {
         out.push(decode_varint(&mut bytes).ok()?);
     }
