@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::error::BakeError;
 use super::plan::{Part, TensorEdit, own_metadata, store};
 use super::tensor::hex;
-use crate::lm::projection::{AdditionSource, Steps, steer};
+use crate::lm::projection::{AdditionSource, Steps, steer, write_type};
 use crate::lm::{Layer, Writer};
 use crate::method::direction::{Addition, Direction};
 use crate::onnx::patch::Patch;
@@ -104,7 +104,7 @@ pub(super) fn constant(graph: &Graph<'_>, joined: &Joined<'_>, dtype: DataType, 
 /// A write that is held in no float type.
 pub(super) fn node(graph: &Graph<'_>, joined: &Joined<'_>, patch: &mut Patch) -> Result<Added, BakeError> {
     let write = &joined.writer.writes[0];
-    let dtype = graph.elem_type(write.value).unwrap_or(DataType::FLOAT);
+    let dtype = write_type(graph, write).unwrap_or(DataType::FLOAT);
     let target = graph.name(write.value).to_string();
     if !dtype.is_float() {
         let reason = format!("nothing can be added after a {dtype} value");

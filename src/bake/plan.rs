@@ -10,7 +10,7 @@ use super::error::BakeError;
 use super::kernel::{self, Aim};
 use super::layout::check_aliases;
 use super::tensor::hex;
-use crate::lm::projection::{DirectionSource, Steps, steer};
+use crate::lm::projection::{DirectionSource, Steps, steer, write_type};
 use crate::lm::{Layer, Treatment, Writer, WriterKind, tensor_label};
 use crate::method::direction::Direction;
 use crate::onnx::lower::{constant, splices};
@@ -257,9 +257,9 @@ impl BakePlan {
         }
         for (name, writer) in needing {
             let written = writer.writes[0].value;
-            let dtype = graph.elem_type(written).unwrap_or(DataType::FLOAT);
+            let dtype = write_type(graph, &writer.writes[0]).unwrap_or(DataType::FLOAT);
             for (branch, write) in writer.writes.iter().enumerate() {
-                let dtype = graph.elem_type(write.value).unwrap_or(DataType::FLOAT);
+                let dtype = write_type(graph, write).unwrap_or(DataType::FLOAT);
                 if !dtype.is_float() {
                     let reason = format!("the projection cannot be inserted after a {dtype} value");
                     return Err(BakeError::Unsupported { tensor: graph.name(write.value).into(), reason });
@@ -292,7 +292,7 @@ impl BakePlan {
                 shape: writer.weights.first().map(|target| target.shape(graph.model)),
                 quantised: writer.weights.first().and_then(|target| target.quantised),
                 reason: match &writer.reason {
-                    Some(reason) => reason.clone(),
+                    Some(reason) => reason.to_string(),
                     None if options.by_nodes.contains(name) => {
                         "its weight is quantised too coarsely: rounding leaves too much, or costs too much".into()
                     }

@@ -4,7 +4,7 @@
 use super::Role;
 use super::residual::Contribution;
 use super::writer::{Writer, single};
-use super::{Refusal, weight};
+use super::{Refusal, StreamLayout, weight};
 use crate::onnx::{Graph, ValueId};
 
 /// The embedding file, understood.
@@ -25,6 +25,7 @@ impl<'m> EmbeddingFile<'m> {
     /// # Errors
     /// If it does not make one embedding from token ids.
     pub fn new(graph: Graph<'m>, d_model: Option<usize>) -> Result<Self, Refusal> {
+        super::check_order(&graph)?;
         let refuse = |tensor: &str, reason: &str| Refusal {
             node: "(embedding file)".into(),
             op: String::new(),
@@ -33,7 +34,7 @@ impl<'m> EmbeddingFile<'m> {
             hint: "the file should turn input_ids into inputs_embeds; export the model with its embedding in one graph"
                 .into(),
         };
-        let fed = |name: &str| graph.value(name).filter(|v| graph.tensor(*v).is_none());
+        let fed = |name: &str| graph.value(name).filter(|v| graph.tensor(*v).is_none() && !graph.is_default(*v));
         let inputs: Vec<&str> =
             graph.proto().input.iter().filter_map(|i| i.name.as_deref()).filter(|name| fed(name).is_some()).collect();
         let outputs: Vec<&str> = graph.proto().output.iter().filter_map(|o| o.name.as_deref()).collect();
@@ -44,11 +45,12 @@ impl<'m> EmbeddingFile<'m> {
         let (input_ids, output_name) = ((*input).to_string(), (*output).to_string());
         let output = graph.value(&output_name).filter(|v| graph.producer(*v).is_some());
         let output = output.ok_or_else(|| refuse(&output_name, "no node computes the embedding"))?;
-        let found = weight::trace_weight(&graph, output, d_model).ok().and_then(|path| path.width(&graph));
+        let found = weight::trace_weight(&graph, output, d_model, 0).ok().and_then(|path| path.width(&graph));
         let declared = graph.last_dimension(output).and_then(|d| usize::try_from(d).ok());
         let width = found.or(declared).or(d_model);
         let width = width.ok_or_else(|| refuse(&output_name, "the width of the embedding is unknown"))?;
-        let write = Contribution { value: output, site: None, bias: None, role: Role::Embed, layer: None };
+        let layout = StreamLayout::by_rank(graph.rank_of(output), 0);
+        let write = Contribution { value: output, site: None, bias: None, role: Role::Embed, layer: None, layout };
         let writer = single(&graph, write, width);
         Ok(Self { graph, input_ids, output, writer })
     }

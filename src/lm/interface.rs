@@ -108,7 +108,8 @@ impl Interface {
     /// An input that is not known, or a cache tensor without its counterpart.
     pub fn new(graph: &Graph<'_>, config: &ModelConfig) -> Result<Self, Refusal> {
         let proto = graph.proto();
-        let is_default = |name: &str| graph.value(name).is_some_and(|v| graph.tensor(v).is_some());
+        let is_default =
+            |name: &str| graph.value(name).is_some_and(|v| graph.tensor(v).is_some() || graph.is_default(v));
         let mut input_ids = None;
         let mut inputs_embeds = None;
         let mut attention_mask = None;

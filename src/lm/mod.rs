@@ -3,12 +3,15 @@
 pub mod alone;
 pub mod embedding;
 pub mod interface;
+pub mod layout;
 pub mod path;
 pub mod projection;
 mod quantised;
 pub mod residual;
 mod role;
 mod rows;
+mod sum;
+mod tail;
 pub mod weight;
 pub mod writer;
 
@@ -16,10 +19,11 @@ use serde::Serialize;
 
 pub use embedding::EmbeddingFile;
 pub use interface::{CacheSlot, Interface, ModelConfig, Padding};
+pub use layout::StreamLayout;
 pub use path::EditTarget;
 pub use residual::{Contribution, ResidualStream, StreamValue};
 pub use role::Role;
-pub use writer::{Treatment, Writer, WriterKind};
+pub use writer::{Reason, Treatment, Writer, WriterKind};
 
 use crate::onnx::{Graph, TensorId};
 
@@ -82,8 +86,15 @@ impl LanguageModel {
     /// # Errors
     /// The first thing that is not understood, with its node.
     pub fn new(graph: &Graph<'_>, config: &ModelConfig) -> Result<Self, Refusal> {
+        check_order(graph)?;
         let interface = Interface::new(graph, config)?;
-        let logits = graph.value(&interface.logits).expect("the interface names a value of the graph");
+        let logits = graph.value(&interface.logits).ok_or_else(|| Refusal {
+            node: "(graph)".into(),
+            op: String::new(),
+            tensor: interface.logits.clone(),
+            reason: "no node computes the logits".into(),
+            hint: "the file is broken; export the model again".into(),
+        })?;
         let residual = ResidualStream::trace(graph, &interface, logits)?;
         let cached = match graph.alternate(logits) {
             Some(logits) => Some(ResidualStream::trace(graph, &interface, logits)?),
@@ -119,6 +130,20 @@ impl LanguageModel {
     /// Width of the residual stream.
     pub fn d_model(&self) -> usize {
         self.residual.d_model
+    }
+}
+
+/// Whether every node can be computed once its inputs are there.
+fn check_order(graph: &Graph<'_>) -> Result<(), Refusal> {
+    match graph.nodes().find(|&node| graph.rank(node) == usize::MAX) {
+        Some(node) => Err(Refusal {
+            node: graph.node(node).label().to_string(),
+            op: graph.op_name(node),
+            tensor: graph.outputs(node).next().map_or_else(String::new, |v| graph.name(v).to_string()),
+            reason: "the node is computed from its own result".into(),
+            hint: "the file is broken: no runtime loads it; export the model again".into(),
+        }),
+        None => Ok(()),
     }
 }
 

@@ -1,11 +1,11 @@
 //! The projection `x <- x - (x.r) r` (Wang et al. 2025, eq. 4) and the addition `x <- x + v` (eq. 5) as standard ONNX
 //! operators.
 
-use super::Role;
-use super::residual::Contribution;
+use super::residual::{Contribution, SKIP_SUM_OUTPUT};
+use super::{Role, StreamLayout};
 use crate::onnx::graph::Graph;
 use crate::onnx::patch::{Patch, Place};
-use crate::onnx::proto::{AttributeProto, TensorProto, attr_int, attribute_type, node};
+use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto, attr_int, attribute_type, node};
 use crate::onnx::{DataType, Use, ValueId};
 
 /// Where the direction comes from.
@@ -32,6 +32,18 @@ pub enum AdditionSource {
     Constant(String),
 }
 
+impl DirectionSource {
+    fn is_fed(&self) -> bool {
+        matches!(self, Self::Input(_))
+    }
+}
+
+impl AdditionSource {
+    fn is_fed(&self) -> bool {
+        matches!(self, Self::Input(_))
+    }
+}
+
 /// What is done to a contribution: the projection, then the addition.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Steps<'a> {
@@ -39,6 +51,20 @@ pub struct Steps<'a> {
     pub ablation: Option<&'a DirectionSource>,
     /// What is added.
     pub addition: Option<&'a AdditionSource>,
+}
+
+/// The operator set from which on a value can be cast to the type of another.
+pub(super) const CAST_LIKE: i64 = 15;
+
+/// Element type of what is written: that of the value, or of the sum that it joins and of its other terms, which is the
+/// same. `None` where the file does not tell; constants are then cast to the value's own type.
+pub fn write_type(graph: &Graph<'_>, contribution: &Contribution) -> Option<DataType> {
+    let sum = contribution.site.map(|site| site.node);
+    let terms = sum.into_iter().flat_map(|node| (0..2).filter_map(move |slot| graph.input(node, slot)));
+    let results = sum
+        .into_iter()
+        .flat_map(|node| [0, SKIP_SUM_OUTPUT].into_iter().filter_map(move |slot| graph.output(node, slot)));
+    std::iter::once(contribution.value).chain(results).chain(terms).find_map(|value| graph.elem_type(value))
 }
 
 /// Adds to `patch` the projection of one contribution ([`steer`]).
@@ -50,12 +76,14 @@ pub fn project(graph: &Graph<'_>, patch: &mut Patch, contribution: &Contribution
 /// contribution starts the stream, right after it is computed, under its own name, so that every reader reads the
 /// projected one.
 pub fn steer(graph: &Graph<'_>, patch: &mut Patch, contribution: &Contribution, steps: Steps<'_>, tag: &str) {
-    let dtype = graph.elem_type(contribution.value).unwrap_or(DataType::FLOAT);
+    let dtype = write_type(graph, contribution);
     let name = graph.name(contribution.value).to_string();
+    let fed = [steps.ablation.is_some_and(DirectionSource::is_fed), steps.addition.is_some_and(AdditionSource::is_fed)];
+    let order = rows_order(&contribution.layout, fed.contains(&true));
     // one of several embeddings may lack the batch, and gets it by broadcasting
     let flat = contribution.role != Role::Embed || contribution.site.is_none();
-    let flat = flat && graph.rank_of(contribution.value).is_none_or(|rank| rank != 3);
-    let emit = Emit { graph, dtype, steps, tag, flat };
+    let flat = flat && contribution.layout.rank.or(graph.rank_of(contribution.value)).is_none_or(|rank| rank != 3);
+    let emit = Emit { graph, dtype, steps, tag, flat, order };
     match (contribution.site, graph.producer(contribution.value)) {
         (Some(site), _) => {
             let place = Place::Before(site.node);
@@ -86,6 +114,16 @@ pub fn steer(graph: &Graph<'_>, patch: &mut Patch, contribution: &Contribution, 
     }
 }
 
+/// The permutation that brings a value to `[batch, .., d_model]`, or its channels last where the batch does not matter;
+/// `None` where it is so already.
+fn rows_order(layout: &StreamLayout, by_batch: bool) -> Option<Vec<usize>> {
+    let rank = layout.rank?;
+    let batch = layout.batch.filter(|&batch| by_batch && Some(batch) != layout.position);
+    let rest = (0..rank).filter(|&axis| axis != layout.width && Some(axis) != batch);
+    let order: Vec<usize> = batch.into_iter().chain(rest).chain([layout.width]).collect();
+    (!order.iter().copied().eq(0..rank)).then_some(order)
+}
+
 /// Readers of a value that can be rewired.
 fn readers(graph: &Graph<'_>, value: ValueId) -> Vec<Use> {
     graph.uses(value).iter().copied().filter(|one| one.slot < graph.node(one.node).input.len()).collect()
@@ -94,16 +132,57 @@ fn readers(graph: &Graph<'_>, value: ValueId) -> Vec<Use> {
 /// The projection of one value.
 struct Emit<'a> {
     graph: &'a Graph<'a>,
-    dtype: DataType,
+    /// Element type of the value; `None` where it is unknown.
+    dtype: Option<DataType>,
     steps: Steps<'a>,
     tag: &'a str,
     /// The value may have another rank than three.
     flat: bool,
+    /// The order of its axes in which rows lie along the last one.
+    order: Option<Vec<usize>>,
 }
 
 impl Emit<'_> {
     /// Adds nodes at `place` that compute `result` from `value`.
     fn nodes(&self, patch: &mut Patch, place: Place, value: &str, result: &str) {
+        let Some(order) = &self.order else { return self.steps(patch, place, value, result) };
+        let label = |part: &str| self.graph.fresh_name(&format!("lancet.{}.{part}", self.tag));
+        let [rows, changed] = ["in_rows", "rows_changed"].map(label);
+        let mut back = vec![0; order.len()];
+        order.iter().enumerate().for_each(|(to, &from)| back[from] = to);
+        let transpose = |name: &str, from: &str, to: &str, perm: &[usize]| {
+            let perm = AttributeProto {
+                name: Some("perm".into()),
+                ints: perm.iter().map(|&axis| axis as i64).collect(),
+                r#type: Some(attribute_type::INTS),
+                ..Default::default()
+            };
+            (place, node("Transpose", &label(name), &[from], &[to], vec![perm]))
+        };
+        patch.nodes.push(transpose("to_rows", value, &rows, order));
+        self.steps(patch, place, &rows, &changed);
+        patch.nodes.push(transpose("from_rows", &changed, result, &back));
+    }
+
+    /// A constant in the type of `value`.
+    fn like(&self, patch: &mut Patch, place: Place, (constant, value): (&str, &str)) -> String {
+        if self.dtype.is_some() {
+            return constant.to_string();
+        }
+        let name = self.graph.fresh_name(&format!("lancet.{}.like.{}", self.tag, patch.nodes.len()));
+        patch.nodes.push((place, node("CastLike", &name, &[constant, value], &[&name], vec![])));
+        name
+    }
+
+    /// A node that casts float32 to the type of the written value.
+    fn restore(&self, name: &str, from: &str, like: &str, result: &str) -> NodeProto {
+        match self.dtype {
+            Some(dtype) => node("Cast", name, &[from], &[result], vec![attr_int("to", i64::from(dtype.0))]),
+            None => node("CastLike", name, &[from, like], &[result], vec![]),
+        }
+    }
+
+    fn steps(&self, patch: &mut Patch, place: Place, value: &str, result: &str) {
         match self.steps {
             Steps { ablation: Some(source), addition: None } => self.ablation(source, patch, place, value, result),
             Steps { ablation: Some(source), addition: Some(vector) } => {
@@ -119,20 +198,25 @@ impl Emit<'_> {
     /// `result = value + v`.
     fn addition(&self, vector: &AdditionSource, patch: &mut Patch, place: Place, value: &str, result: &str) {
         let label = |part: &str| self.graph.fresh_name(&format!("lancet.{}.{part}", self.tag));
-        let cast = |to: DataType| vec![attr_int("to", i64::from(to.0))];
+        let name = match vector {
+            AdditionSource::Constant(name) => {
+                let name = self.like(patch, place, (name, value));
+                let sum = node("Add", &label("addition.1"), &[value, &name], &[result], vec![]);
+                patch.nodes.push((place, sum));
+                return;
+            }
+            AdditionSource::Input(name) => name,
+        };
         let mut count = 0;
         let mut add = |op: &str, inputs: &[&str], output: &str, attributes: Vec<_>| {
             count += 1;
             patch.nodes.push((place, node(op, &label(&format!("addition.{count}")), inputs, &[output], attributes)));
         };
-        let name = match vector {
-            AdditionSource::Constant(name) => return add("Add", &[value, name], result, vec![]),
-            AdditionSource::Input(name) => name,
-        };
         let mut at = value.to_string();
-        if self.dtype != DataType::FLOAT {
+        let float = self.dtype == Some(DataType::FLOAT);
+        if !float {
             let wide = label("addition_wide");
-            add("Cast", &[&at], &wide, cast(DataType::FLOAT));
+            add("Cast", &[&at], &wide, vec![attr_int("to", i64::from(DataType::FLOAT.0))]);
             at = wide;
         }
         if self.flat {
@@ -140,24 +224,30 @@ impl Emit<'_> {
             add("Reshape", &[&at, ROWS], &rows, vec![]);
             at = rows;
         }
-        let plain = self.dtype == DataType::FLOAT && !self.flat;
+        let plain = float && !self.flat;
         let sum = if plain { result.to_string() } else { label("addition_sum") };
         add("Add", &[&at, name], &sum, vec![]);
         at = sum;
         if self.flat {
             let shape = label("addition_shape");
             add("Shape", &[value], &shape, vec![]);
-            let whole = if self.dtype == DataType::FLOAT { result.to_string() } else { label("addition_whole") };
+            let whole = if float { result.to_string() } else { label("addition_whole") };
             add("Reshape", &[&at, &shape], &whole, vec![]);
             at = whole;
         }
-        if self.dtype != DataType::FLOAT {
-            add("Cast", &[&at], result, cast(self.dtype));
+        if !float {
+            patch.nodes.push((place, self.restore(&label("addition.cast"), &at, value, result)));
         }
     }
 
     /// `result = value - (value.r) r`.
     fn ablation(&self, source: &DirectionSource, patch: &mut Patch, place: Place, value: &str, result: &str) {
+        let constants = match source {
+            DirectionSource::Constants { column, row } => {
+                Some([column, row].map(|constant| self.like(patch, place, (constant, value))))
+            }
+            DirectionSource::Input(_) => None,
+        };
         let mut add = |op: &str, part: &str, inputs: &[&str], attributes: Vec<_>| {
             let label = self.graph.fresh_name(&format!(
                 "lancet.{}.{}",
@@ -168,14 +258,15 @@ impl Emit<'_> {
             patch.nodes.push((place, node(op, &label, inputs, &[output.as_str()], attributes)));
             output
         };
-        match source {
-            DirectionSource::Constants { column, row } => {
-                let component = add("MatMul", "component", &[value, column], vec![]);
-                let along = add("Mul", "along", &[&component, row], vec![]);
+        match (source, constants) {
+            (_, Some([column, row])) => {
+                let component = add("MatMul", "component", &[value, &column], vec![]);
+                let along = add("Mul", "along", &[&component, &row], vec![]);
                 add("Sub", "", &[value, &along], vec![]);
             }
-            DirectionSource::Input(direction) => {
-                let float = self.dtype == DataType::FLOAT;
+            (DirectionSource::Constants { .. }, None) => unreachable!("constants were made above"),
+            (DirectionSource::Input(direction), None) => {
+                let float = self.dtype == Some(DataType::FLOAT);
                 let cast = |to: DataType| vec![attr_int("to", i64::from(to.0))];
                 let mut wide =
                     if float { value.to_string() } else { add("Cast", "wide", &[value], cast(DataType::FLOAT)) };
@@ -205,7 +296,8 @@ impl Emit<'_> {
                     ablated = add("Reshape", if float { "" } else { "restored" }, &[&ablated, &shape], vec![]);
                 }
                 if !float {
-                    add("Cast", "", &[&ablated], cast(self.dtype));
+                    let name = self.graph.fresh_name(&format!("lancet.{}.projected", self.tag));
+                    patch.nodes.push((place, self.restore(&name, &ablated, value, result)));
                 }
             }
         }

@@ -17,14 +17,6 @@ pub(super) struct Found {
     pub quantised: Quantised,
 }
 
-/// How the reason begins why a quantised weight cannot be rounded.
-pub(super) const QUANTISED: &str = "the weight is quantised, and ";
-
-/// The reason of a [`super::Refusal`].
-pub(super) fn reason(reason: &str) -> String {
-    format!("{QUANTISED}{reason}")
-}
-
 /// The weight of an operator, or why it cannot be edited.
 type Answer = Result<Found, String>;
 
@@ -54,7 +46,7 @@ fn constant(graph: &Graph<'_>, node: NodeId, slot: usize) -> Option<Constant> {
 
 impl Constant {
     fn elements(&self) -> u64 {
-        self.shape.iter().product()
+        self.shape.iter().fold(1, |all: u64, &n| all.saturating_mul(n))
     }
 }
 
@@ -397,7 +389,7 @@ pub(super) fn scaled_integer_product(graph: &Graph<'_>, node: NodeId) -> Option<
         let held = (0..2).find(|&s| graph.input(factor, s).is_some_and(|v| !graph.is_dynamic(v)));
         let held = held.ok_or("its scale is no constant of the file")?;
         let other = graph.input(factor, 1 - held).ok_or("its scale is not the product of two scales")?;
-        if !super::rows::is_row_factor(graph, other) && !is_dynamic_scale(graph, other) {
+        if !super::rows::is_row_factor(graph, other, 0) && !is_dynamic_scale(graph, other) {
             return Err("the activation's scale is not one number".to_string());
         }
         let scales = required(graph, factor, held, "scales")?;
@@ -457,6 +449,9 @@ fn qmoe(graph: &Graph<'_>, node: NodeId, width: Option<u64>) -> Answer {
     };
     if !matches!(bits, 4 | 8) || codes.dtype != DataType::UINT8 {
         return Err(format!("it has {bits} bits a code in {}", codes.dtype));
+    }
+    if [slabs, rows, packed].iter().any(|&n| n == 0 || n > MOST) {
+        return Err(format!("its codes have the shape {:?}", codes.shape));
     }
     let columns = packed * 8 / bits;
     // CUDA's own packing has the two axes the other way round

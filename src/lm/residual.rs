@@ -5,12 +5,15 @@
 //! feeds the other (parallel blocks, `attn + mlp`) is opened until one term does. Where no term feeds
 //! the others, the sum is the start of the stream (token plus position embedding).
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{HashMap, HashSet};
 
+use super::layout::{self, Axis};
 use super::role::{is_attention, role};
-use super::rows::hands_on;
+use super::rows::handed_on;
+use super::sum::{Term, dynamic_terms, skip_norm_bias};
+use super::tail::final_stream;
 use super::weight::trace_weight;
-use super::{Interface, Layer, Refusal, Role};
+use super::{Interface, Layer, Refusal, Role, StreamLayout, sum};
 use crate::onnx::{Graph, NodeId, Use, ValueId};
 
 /// A value of the residual stream.
@@ -20,6 +23,16 @@ pub enum StreamValue {
     Value(ValueId),
     /// The sum inside a fused add-and-norm node whose sum output (3) the file leaves unnamed.
     Sum(NodeId),
+}
+
+impl StreamValue {
+    /// The value, where it has a name.
+    fn value(self) -> Option<ValueId> {
+        match self {
+            Self::Value(value) => Some(value),
+            Self::Sum(_) => None,
+        }
+    }
 }
 
 /// One term that is added to the stream.
@@ -35,6 +48,8 @@ pub struct Contribution {
     pub role: Role,
     /// The block it belongs to; `None` for embeddings.
     pub layer: Option<Layer>,
+    /// Which of its axes is what.
+    pub layout: StreamLayout,
 }
 
 /// One block: where the stream enters and leaves it.
@@ -70,13 +85,9 @@ pub struct ResidualStream {
     pub contributions: Vec<Contribution>,
     /// Where the stream is read for the last time.
     pub unembedding: Unembedding,
-}
-
-/// A term of a sum: the value, and the input that holds it.
-#[derive(Debug, Clone, Copy)]
-struct Term {
-    value: ValueId,
-    site: Use,
+    /// Which axis of the stream is what, where its first block leaves it.
+    pub layout: StreamLayout,
+    layouts: HashMap<StreamValue, StreamLayout>,
 }
 
 /// One sum on the stream.
@@ -87,30 +98,18 @@ struct Group {
     biases: Vec<Use>,
 }
 
-/// The fused add-and-norm operators of ONNX Runtime: slot of their bias input.
-fn skip_norm_bias(op: &str) -> Option<usize> {
-    match op {
-        "SkipSimplifiedLayerNormalization" => Some(3),
-        "SkipLayerNormalization" => Some(4),
-        _ => None,
-    }
-}
-
 /// Output of a fused add-and-norm node that holds the sum.
 pub(crate) const SKIP_SUM_OUTPUT: usize = 3;
 
 /// Follows `Cast` and the like back to the value they hand on.
 pub(super) fn root(graph: &Graph<'_>, mut value: ValueId) -> ValueId {
-    while let Some(node) = graph.producer(value) {
-        match graph.input(node, 0) {
-            Some(input) if hands_on(graph, node) => value = input,
-            _ => break,
-        }
+    while let Some(input) = graph.producer(value).and_then(|node| handed_on(graph, node)) {
+        value = input;
     }
     value
 }
 
-fn refuse(graph: &Graph<'_>, node: NodeId, tensor: Option<ValueId>, reason: impl Into<String>) -> Refusal {
+pub(super) fn refuse(graph: &Graph<'_>, node: NodeId, tensor: Option<ValueId>, reason: impl Into<String>) -> Refusal {
     Refusal {
         node: graph.node(node).label().to_string(),
         op: graph.op_name(node),
@@ -130,7 +129,8 @@ impl ResidualStream {
         if fused {
             return self.contributions.clone();
         }
-        let start = Contribution { value: self.origin, site: None, bias: None, role: Role::Embed, layer: None };
+        let layout = self.layout_of(StreamValue::Value(self.origin));
+        let start = Contribution { value: self.origin, site: None, bias: None, role: Role::Embed, layer: None, layout };
         let rest = self.contributions.iter().filter(|c| c.role != Role::Embed).cloned();
         std::iter::once(start).chain(rest).collect()
     }
@@ -140,6 +140,11 @@ impl ResidualStream {
     pub fn last_before(&self, layer: usize) -> Option<&Contribution> {
         let before = Layer(layer.checked_sub(1)?);
         self.contributions.iter().rev().find(|c| c.layer == Some(before))
+    }
+
+    /// Which axis of a value of the stream is what: blocks may hold it with its batch and positions in one axis.
+    pub fn layout_of(&self, value: StreamValue) -> StreamLayout {
+        self.layouts.get(&value).copied().unwrap_or(self.layout)
     }
 
     /// Whether another stream has the same blocks and contributions.
@@ -159,46 +164,186 @@ impl ResidualStream {
         let unembedding = find_unembedding(graph, logits)?;
         let activation = graph.input(unembedding.node, unembedding.slot).expect("found as an input");
         let last = final_stream(graph, activation, unembedding.node)?;
-        let mut groups = Vec::new();
-        let mut current = last;
-        let start = loop {
-            let (node, terms) = match current {
-                StreamValue::Sum(node) => (Some(node), dynamic_terms(graph, node)),
-                StreamValue::Value(value) => (graph.producer(root(graph, value)), terms_of(graph, value)),
-            };
-            if terms.len() < 2 {
-                break Vec::new();
-            }
-            match split(graph, terms.clone()) {
-                Some((stream, contributions)) => {
-                    let contributions = leaves(graph, interface, stream, contributions);
-                    let mut biases: BTreeSet<Use> = BTreeSet::new();
-                    biases.extend(node.and_then(|n| bias_use(graph, n)));
-                    biases.extend(opened_biases(graph, node, &contributions));
-                    let biases = biases.into_iter().collect();
-                    groups.push(Group { before: stream, after: current, contributions, biases });
-                    current = StreamValue::Value(stream);
-                }
-                None => break flatten(graph, terms),
-            }
-        };
-        groups.reverse();
-        let origin = match current {
-            StreamValue::Value(value) => root(graph, value),
-            StreamValue::Sum(node) => {
-                return Err(refuse(graph, node, None, "the residual stream has no blocks"));
-            }
-        };
+        let Sums { groups, start, origin } = sums(graph, interface, last)?;
         check_origin(graph, origin, interface)?;
-        let mut contributions = origin_contributions(graph, origin, start);
-        let blocks = blocks(graph, interface, &groups, origin, &mut contributions);
+        let axes = Axes::new(graph, interface, origin, &groups)?;
+        let mut contributions = origin_contributions(graph, origin, start, &axes)?;
+        let blocks = blocks(graph, interface, &groups, origin, &axes, &mut contributions)?;
         if blocks.is_empty() {
             let node = graph.producer(origin).unwrap_or(unembedding.node);
             return Err(refuse(graph, node, Some(origin), "no block reads the residual stream and adds to it"));
         }
         let d_model = width(graph, &contributions, origin)
             .ok_or_else(|| refuse(graph, unembedding.node, Some(activation), "the width of the stream is unknown"))?;
-        Ok(Self { d_model, origin, blocks, contributions, unembedding })
+        check_types(graph, &contributions)?;
+        let layouts = axes.layouts;
+        let layout = layouts.get(&blocks[0].post).copied().unwrap_or(StreamLayout::PLAIN);
+        Ok(Self { d_model, origin, blocks, contributions, unembedding, layout, layouts })
+    }
+}
+
+/// The sums of the stream from its start on, and what it starts with.
+struct Sums {
+    groups: Vec<Group>,
+    /// The terms of the first value, where it is a sum.
+    start: Vec<Term>,
+    origin: ValueId,
+}
+
+fn sums(graph: &Graph<'_>, interface: &Interface, last: StreamValue) -> Result<Sums, Refusal> {
+    let mut groups = Vec::new();
+    let mut current = last;
+    let start = loop {
+        let (node, terms) = match current {
+            StreamValue::Sum(node) => (Some(node), sum::terms_of_node(graph, node)?),
+            StreamValue::Value(value) => (graph.producer(root(graph, value)), sum::terms_of(graph, value)?),
+        };
+        if terms.len() < 2 {
+            break Vec::new();
+        }
+        let opened = sum::split(graph, terms)?;
+        let Some(stream) = opened.stream else { break sum::flatten(graph, opened.terms)? };
+        let contributions = sum::leaves(graph, interface, stream, opened.terms)?;
+        let sites = contributions.iter().map(|term| term.site.node);
+        let mut biases: Vec<Use> = node.into_iter().chain(sites).filter_map(|n| sum::bias_use(graph, n)).collect();
+        biases.sort_unstable();
+        biases.dedup();
+        if let Some(lost) = biases.get(contributions.len()) {
+            return Err(refuse(graph, lost.node, Some(stream), "the sum adds more biases than writes"));
+        }
+        groups.push(Group { before: stream, after: current, contributions, biases });
+        current = StreamValue::Value(stream);
+    };
+    groups.reverse();
+    match current {
+        StreamValue::Value(value) => Ok(Sums { groups, start, origin: root(graph, value) }),
+        StreamValue::Sum(node) => Err(refuse(graph, node, None, "the residual stream has no blocks")),
+    }
+}
+
+/// Which axis is what in every value of a stream.
+struct Axes<'g, 'm> {
+    graph: &'g Graph<'m>,
+    origin: ValueId,
+    layouts: HashMap<StreamValue, StreamLayout>,
+    /// The axes of values that others hand on; `None` where the way from the tokens does not tell.
+    known: HashMap<ValueId, Option<Vec<Axis>>>,
+}
+
+impl<'g, 'm> Axes<'g, 'm> {
+    fn new(graph: &'g Graph<'m>, interface: &Interface, origin: ValueId, groups: &[Group]) -> Result<Self, Refusal> {
+        let told = layout::of_origin(graph, interface, origin);
+        let mut axes = Self { graph, origin, layouts: HashMap::new(), known: HashMap::from([(origin, told)]) };
+        // where the way from the tokens does not tell, the norms do
+        let mut values = vec![origin];
+        values.extend(groups.iter().flat_map(|g| [Some(g.before), g.after.value()]).flatten());
+        let anywhere = layout::normalised_axis(graph, &values);
+        axes.insert(StreamValue::Value(origin), anywhere)?;
+        for group in groups {
+            axes.insert(StreamValue::Value(group.before), anywhere)?;
+            match group.after.value() {
+                Some(value) => {
+                    let same = follow(graph, &axes.known, group.before);
+                    axes.known.entry(root(graph, value)).or_insert(same);
+                    axes.insert(group.after, anywhere)?;
+                }
+                None => {
+                    let same = axes.layouts[&StreamValue::Value(group.before)];
+                    axes.layouts.insert(group.after, same);
+                }
+            }
+        }
+        Ok(axes)
+    }
+
+    /// Finds the layout of one value.
+    fn insert(&mut self, value: StreamValue, anywhere: Option<usize>) -> Result<(), Refusal> {
+        let Some(id) = value.value() else { return Ok(()) };
+        let normed = layout::normalised_axis(self.graph, &[id]);
+        let told = follow(self.graph, &self.known, id);
+        let layout = match (told.as_deref().and_then(StreamLayout::of), normed) {
+            (Some(told), Some(normed)) if told.from_end() != normed => {
+                return Err(
+                    self.unknown(id, "norms are taken along another axis than that of the embedding's channels")
+                );
+            }
+            (Some(told), _) => told,
+            (None, _) => {
+                let Some(from_end) = normed.or(anywhere) else {
+                    return Err(self.unknown(id, "which axis of the stream holds the channels is unknown"));
+                };
+                let likely = StreamLayout::by_rank(self.graph.rank_of(id), from_end);
+                if self.positions_first() { StreamLayout { batch: None, position: None, ..likely } } else { likely }
+            }
+        };
+        if layout.rank.is_none() && layout.from_end() > 0 {
+            let reason = "the number of axes of the stream is unknown, and its channels are not the last one";
+            return Err(self.unknown(id, reason));
+        }
+        self.layouts.insert(value, layout);
+        Ok(())
+    }
+
+    /// Whether the stream starts with its positions in front of its batch.
+    fn positions_first(&self) -> bool {
+        let origin = self.known.get(&self.origin).and_then(Option::as_deref).unwrap_or_default();
+        let at = |axis: Axis| origin.iter().position(|&a| a == axis);
+        at(Axis::Position).zip(at(Axis::Batch)).is_some_and(|(position, batch)| position < batch)
+    }
+
+    fn unknown(&self, value: ValueId, reason: &str) -> Refusal {
+        let graph = self.graph;
+        let node = graph.producer(value).or_else(|| graph.uses(value).first().map(|one| one.node));
+        Refusal {
+            node: node.map_or_else(|| "(graph)".into(), |n| graph.node(n).label().to_string()),
+            op: node.map_or_else(String::new, |n| graph.op_name(n)),
+            tensor: graph.name(value).into(),
+            reason: reason.into(),
+            hint: "Lancet edits streams whose batch, positions and channels it can tell apart; report the node".into(),
+        }
+    }
+
+    /// That of a contribution to a value of the stream.
+    fn of(&self, value: ValueId, joined: StreamValue) -> StreamLayout {
+        let stream = self.layouts.get(&joined).copied().unwrap_or(StreamLayout::PLAIN);
+        match (self.graph.rank_of(value), stream.rank) {
+            (Some(own), Some(rank)) if own != rank => StreamLayout {
+                batch: None,
+                position: None,
+                width: own.saturating_sub(1 + stream.from_end()),
+                rank: Some(own),
+            },
+            _ => stream,
+        }
+    }
+}
+
+/// The axes of a value that hands on one whose axes are known.
+fn follow(graph: &Graph<'_>, known: &HashMap<ValueId, Option<Vec<Axis>>>, value: ValueId) -> Option<Vec<Axis>> {
+    let mut way = Vec::new();
+    let mut at = value;
+    let mut axes = loop {
+        if let Some(known) = known.get(&at) {
+            break known.clone()?;
+        }
+        let node = graph.producer(at)?;
+        way.push(node);
+        at = handed_on(graph, node)?;
+    };
+    for node in way.into_iter().rev() {
+        axes = layout::handed(graph, node, &axes)?;
+    }
+    Some(axes)
+}
+
+/// Every write needs an element type, or an operator set in which a constant can be cast to that of another value.
+fn check_types(graph: &Graph<'_>, contributions: &[Contribution]) -> Result<(), Refusal> {
+    use super::projection::{CAST_LIKE, write_type};
+    let casts = graph.model.opset("").or_else(|| graph.model.opset("ai.onnx")).unwrap_or(0) >= CAST_LIKE;
+    let unknown = contributions.iter().find(|c| !casts && write_type(graph, c).is_none());
+    match unknown.and_then(|c| Some((c, graph.producer(c.value).or(c.site.map(|s| s.node))?))) {
+        Some((c, node)) => Err(refuse(graph, node, Some(c.value), "the element type of the write is unknown")),
+        None => Ok(()),
     }
 }
 
@@ -253,152 +398,6 @@ fn find_unembedding(graph: &Graph<'_>, logits: ValueId) -> Result<Unembedding, R
     }
 }
 
-/// The stream value that the final norm reads: the nearest sum of two activations behind the unembedding.
-fn final_stream(graph: &Graph<'_>, activation: ValueId, unembedding: NodeId) -> Result<StreamValue, Refusal> {
-    let mut found: Vec<StreamValue> = Vec::new();
-    let mut seen = HashSet::new();
-    let mut stack = vec![activation];
-    while let Some(value) = stack.pop() {
-        if !graph.is_dynamic(value) || !seen.insert(value) {
-            continue;
-        }
-        let Some(node) = graph.producer(value) else { continue };
-        let op = graph.op(node);
-        if skip_norm_bias(op).is_some() {
-            let sum = match graph.output(node, SKIP_SUM_OUTPUT) {
-                Some(sum) => StreamValue::Value(sum),
-                None => StreamValue::Sum(node),
-            };
-            if !found.contains(&sum) {
-                found.push(sum);
-            }
-        } else if dynamic_terms(graph, node).len() >= 2 {
-            found.push(StreamValue::Value(value));
-        } else if matches!(
-            op,
-            "Slice" | "Gather" | "GatherND" | "GatherElements" | "Reshape" | "Expand" | "Squeeze" | "Unsqueeze"
-        ) {
-            stack.extend(graph.input(node, 0));
-        } else {
-            stack.extend(graph.all_inputs(node));
-        }
-    }
-    match found.as_slice() {
-        [one] => Ok(*one),
-        [] => Err(refuse(graph, unembedding, Some(activation), "no residual stream leads to the unembedding")),
-        _ => Err(refuse(
-            graph,
-            unembedding,
-            Some(activation),
-            format!("{} sums lead to the unembedding, the residual stream would be one", found.len()),
-        )),
-    }
-}
-
-/// The activations that a sum adds; empty for anything that is no sum.
-fn dynamic_terms(graph: &Graph<'_>, node: NodeId) -> Vec<Term> {
-    let slots = match graph.op(node) {
-        "Add" => 0..2,
-        "Sum" => 0..graph.node(node).input.len(),
-        op if skip_norm_bias(op).is_some() => 0..2,
-        _ => return Vec::new(),
-    };
-    slots
-        .filter_map(|slot| Some(Term { value: graph.input(node, slot)?, site: Use { node, slot } }))
-        .filter(|term| graph.is_dynamic(term.value))
-        .collect()
-}
-
-/// The activations whose sum a value is, `Cast` and the like aside; empty for anything else, so for the normalised
-/// output of a fused add-and-norm node.
-fn terms_of(graph: &Graph<'_>, value: ValueId) -> Vec<Term> {
-    let value = root(graph, value);
-    match graph.producer(value) {
-        Some(node)
-            if skip_norm_bias(graph.op(node)).is_some() && graph.output(node, SKIP_SUM_OUTPUT) != Some(value) =>
-        {
-            Vec::new()
-        }
-        Some(node) => dynamic_terms(graph, node),
-        None => Vec::new(),
-    }
-}
-
-fn bias_use(graph: &Graph<'_>, node: NodeId) -> Option<Use> {
-    let slot = skip_norm_bias(graph.op(node))?;
-    graph.input(node, slot).map(|_| Use { node, slot })
-}
-
-/// Biases of fused nodes that were opened on the way to the contributions.
-fn opened_biases(graph: &Graph<'_>, top: Option<NodeId>, contributions: &[Term]) -> Vec<Use> {
-    contributions
-        .iter()
-        .map(|term| term.site.node)
-        .filter(|node| Some(*node) != top)
-        .filter_map(|node| bias_use(graph, node))
-        .collect()
-}
-
-/// Splits a sum into the stream and what is added to it, opening inner sums until one term feeds all
-/// the others. `None` where no term does: the sum starts the stream.
-fn split(graph: &Graph<'_>, mut terms: Vec<Term>) -> Option<(ValueId, Vec<Term>)> {
-    loop {
-        let stream = (0..terms.len()).find(|&candidate| {
-            let stream = root(graph, terms[candidate].value);
-            terms.iter().enumerate().all(|(other, term)| other == candidate || feeds(graph, stream, term.value))
-        });
-        if let Some(stream) = stream {
-            let stream = terms.remove(stream);
-            return Some((stream.value, terms));
-        }
-        open_latest(graph, &mut terms)?;
-    }
-}
-
-/// Replaces the term that is computed last by the terms of its own sum. `None` if no term is a sum.
-fn open_latest(graph: &Graph<'_>, terms: &mut Vec<Term>) -> Option<()> {
-    let (index, inner) = terms
-        .iter()
-        .enumerate()
-        .filter_map(|(index, term)| {
-            let inner = terms_of(graph, term.value);
-            let node = graph.producer(root(graph, term.value))?;
-            (inner.len() >= 2).then_some((graph.rank(node), index, inner))
-        })
-        .max_by_key(|(rank, ..)| *rank)
-        .map(|(_, index, inner)| (index, inner))?;
-    terms.splice(index..=index, inner);
-    Some(())
-}
-
-/// Contributions that are sums of attention and MLP (parallel blocks that add the two first), opened until each part
-/// is one or the other.
-fn leaves(graph: &Graph<'_>, interface: &Interface, stream: ValueId, contributions: Vec<Term>) -> Vec<Term> {
-    let open = |term: Term| -> Vec<Term> {
-        let role = |part: &Term| role(graph, interface, stream, part.value);
-        let parts = flatten(graph, vec![term]);
-        if parts.iter().all(|part| role(part) == role(&parts[0])) {
-            return vec![term];
-        }
-        leaves(graph, interface, stream, terms_of(graph, term.value))
-    };
-    contributions.into_iter().flat_map(open).collect()
-}
-
-/// All terms of a sum and of the sums in it.
-fn flatten(graph: &Graph<'_>, mut terms: Vec<Term>) -> Vec<Term> {
-    while open_latest(graph, &mut terms).is_some() {}
-    terms
-}
-
-/// Whether `target` depends on `stream`, or on another output of the fused node that computes it.
-fn feeds(graph: &Graph<'_>, stream: ValueId, target: ValueId) -> bool {
-    match graph.producer(stream) {
-        Some(node) => graph.outputs(node).any(|output| graph.depends_on(target, output)),
-        None => graph.depends_on(target, stream),
-    }
-}
-
 /// The refusal of a stream that seems to start at `node` and does not.
 fn not_followed(graph: &Graph<'_>, node: NodeId, origin: ValueId) -> Refusal {
     let reason = "the residual stream cannot be followed past this node";
@@ -434,7 +433,8 @@ fn check_origin(graph: &Graph<'_>, origin: ValueId, interface: &Interface) -> Re
         let product = matches!(graph.op(node), "MatMul" | "FusedMatMul" | "Softmax")
             && inputs.iter().filter(|v| graph.is_dynamic(**v)).count()
                 >= if graph.op(node) == "Softmax" { 1 } else { 2 };
-        if product || is_attention(graph.op(node)) {
+        let adds = graph.op(node) == "Gemm" && graph.input(node, 2).is_some_and(|c| graph.is_dynamic(c));
+        if product || adds || is_attention(graph.op(node)) {
             let at = graph.producer(origin).unwrap_or(node);
             return Err(not_followed(graph, at, origin));
         }
@@ -443,20 +443,34 @@ fn check_origin(graph: &Graph<'_>, origin: ValueId, interface: &Interface) -> Re
     Ok(())
 }
 
-fn origin_contributions(graph: &Graph<'_>, origin: ValueId, start: Vec<Term>) -> Vec<Contribution> {
+fn origin_contributions(
+    graph: &Graph<'_>,
+    origin: ValueId,
+    start: Vec<Term>,
+    axes: &Axes<'_, '_>,
+) -> Result<Vec<Contribution>, Refusal> {
+    let at = StreamValue::Value(origin);
+    let one = |value, site| Contribution {
+        value,
+        site,
+        bias: None,
+        role: Role::Embed,
+        layer: None,
+        layout: axes.of(value, at),
+    };
     if start.is_empty() {
-        return vec![Contribution { value: origin, site: None, bias: None, role: Role::Embed, layer: None }];
+        return Ok(vec![one(origin, None)]);
     }
-    start
-        .into_iter()
-        .map(|term| Contribution {
-            value: term.value,
-            site: Some(term.site),
-            bias: bias_use(graph, term.site.node).filter(|_| term.site.slot == 0),
-            role: Role::Embed,
-            layer: None,
-        })
-        .collect()
+    let mut biases: Vec<Use> = start.iter().filter_map(|term| sum::bias_use(graph, term.site.node)).collect();
+    biases.extend(graph.producer(origin).and_then(|node| sum::bias_use(graph, node)));
+    biases.sort_unstable();
+    biases.dedup();
+    if let Some(lost) = biases.get(start.len()) {
+        return Err(refuse(graph, lost.node, Some(origin), "the sum adds more biases than writes"));
+    }
+    let mut found: Vec<Contribution> = start.into_iter().map(|term| one(term.value, Some(term.site))).collect();
+    found.iter_mut().zip(biases).for_each(|(write, bias)| write.bias = Some(bias));
+    Ok(found)
 }
 
 /// Orders sums into blocks. A block is an attention write and an MLP write, in one sum or in two.
@@ -465,8 +479,9 @@ fn blocks(
     interface: &Interface,
     groups: &[Group],
     origin: ValueId,
+    axes: &Axes<'_, '_>,
     contributions: &mut Vec<Contribution>,
-) -> Vec<Block> {
+) -> Result<Vec<Block>, Refusal> {
     struct Open {
         block: Block,
         has_attn: bool,
@@ -503,29 +518,46 @@ fn blocks(
                 bias,
                 role,
                 layer: Some(layer),
+                layout: axes.of(term.value, StreamValue::Value(group.before)),
             });
         }
     }
-    blocks.into_iter().map(|open| open.block).collect()
+    for (what, has) in
+        [("attention", &(|b: &Open| b.has_attn) as &dyn Fn(&Open) -> bool), ("feed-forward", &|b| b.has_mlp)]
+    {
+        let without: Vec<usize> = (0..blocks.len()).filter(|&n| !has(&blocks[n])).collect();
+        if let ([one], true) = (without.as_slice(), blocks.len() > 1) {
+            let value = blocks[*one].block.post;
+            let node = match value {
+                StreamValue::Value(value) => graph.producer(root(graph, value)),
+                StreamValue::Sum(node) => Some(node),
+            };
+            let reason = format!("block {one} has no {what} write, which every other block has");
+            return Err(refuse(graph, node.unwrap_or(groups[0].contributions[0].site.node), value.value(), reason));
+        }
+    }
+    Ok(blocks.into_iter().map(|open| open.block).collect())
 }
 
 /// Width of the stream: last dimension of the embedding, or of what is declared.
 fn width(graph: &Graph<'_>, contributions: &[Contribution], origin: ValueId) -> Option<usize> {
+    let from_end = contributions.first()?.layout.from_end();
     let declared = |value: ValueId| {
-        let last = *graph.declared_shape(value)?.last()?;
-        usize::try_from(last?).ok().filter(|&d| d > 1)
+        let shape = graph.declared_shape(value)?;
+        let size = shape[shape.len().checked_sub(1 + from_end)?];
+        usize::try_from(size?).ok().filter(|&d| d > 1)
     };
-    let inferred = |value: ValueId| usize::try_from(graph.last_dimension(value)?).ok().filter(|&d| d > 1);
+    let last = |value: ValueId| usize::try_from(graph.last_dimension(value)?).ok().filter(|&d| d > 1);
+    let inferred = |value: ValueId| last(value).filter(|_| from_end == 0);
     let embedding = contributions
         .iter()
         .filter(|c| c.role == Role::Embed)
-        .find_map(|c| trace_weight(graph, c.value, None).ok().and_then(|path| path.width(graph)));
+        .find_map(|c| trace_weight(graph, c.value, None, c.layout.from_end()).ok().and_then(|path| path.width(graph)));
     embedding
         .or_else(|| {
-            contributions
-                .iter()
-                .filter(|c| c.role != Role::Embed)
-                .find_map(|c| trace_weight(graph, c.value, None).ok().and_then(|path| path.width(graph)))
+            contributions.iter().filter(|c| c.role != Role::Embed).find_map(|c| {
+                trace_weight(graph, c.value, None, c.layout.from_end()).ok().and_then(|path| path.width(graph))
+            })
         })
         .or_else(|| declared(origin))
         .or_else(|| contributions.iter().find_map(|c| declared(c.value)))

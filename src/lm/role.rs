@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::Interface;
 use super::residual::root;
 use super::rows::picks_weight;
-use crate::onnx::{Graph, ValueId};
+use crate::onnx::{Graph, NodeId, ValueId};
 
 /// What a contribution comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,6 +46,7 @@ pub(super) fn is_attention(op: &str) -> bool {
 pub(super) fn role(graph: &Graph<'_>, interface: &Interface, stream: ValueId, value: ValueId) -> Role {
     let floor = root(graph, stream);
     let stop = graph.producer(floor);
+    let mut met: Vec<NodeId> = Vec::new();
     let mut seen = HashSet::new();
     let mut stack = vec![value];
     while let Some(at) = stack.pop() {
@@ -64,41 +65,45 @@ pub(super) fn role(graph: &Graph<'_>, interface: &Interface, stream: ValueId, va
             continue;
         }
         let op = graph.op(node);
-        if is_attention(op) {
+        if is_attention(op) && !is_pointwise(graph, node) {
             return Role::Attn;
         }
         // shapes are read from anywhere and say nothing about mixing
         if matches!(op, "Shape" | "Size") {
             continue;
         }
+        met.push(node);
         stack.extend(graph.all_inputs(node));
     }
-    if has_activation_product(graph, floor, value) { Role::Attn } else { Role::Mlp }
+    if has_activation_product(graph, floor, met) { Role::Attn } else { Role::Mlp }
 }
 
-/// Whether two activations that both come from the stream are multiplied as matrices on the way.
-fn has_activation_product(graph: &Graph<'_>, floor: ValueId, value: ValueId) -> bool {
-    let stop = graph.producer(floor);
-    let mut seen = HashSet::new();
-    let mut stack = vec![value];
-    while let Some(value) = stack.pop() {
-        if value == floor || !graph.is_dynamic(value) || !seen.insert(value) {
-            continue;
-        }
-        let Some(node) = graph.producer(value) else { continue };
-        if Some(node) == stop {
-            continue;
-        }
-        if matches!(graph.op(node), "Shape" | "Size") {
-            continue;
-        }
+/// Whether a `Conv` is a product at every position.
+fn is_pointwise(graph: &Graph<'_>, node: NodeId) -> bool {
+    let kernel = graph.input(node, 1).and_then(|v| graph.tensor_ref(v)).and_then(|t| t.shape.get(2..));
+    graph.op(node) == "Conv" && kernel.is_some_and(|kernel| !kernel.is_empty() && kernel.iter().all(|&k| k == 1))
+}
+
+/// Whether two activations that both come from the stream are multiplied as matrices by one of `nodes`. Weights that a
+/// caller feeds (adapters) come from elsewhere.
+fn has_activation_product(graph: &Graph<'_>, floor: ValueId, mut nodes: Vec<NodeId>) -> bool {
+    nodes.sort_by_key(|&node| graph.rank(node));
+    nodes.dedup();
+    let mut fed: HashSet<ValueId> = match graph.producer(floor) {
+        Some(node) => graph.outputs(node).collect(),
+        None => HashSet::from([floor]),
+    };
+    for node in nodes {
         let inputs = graph.all_inputs(node);
         // experts multiply weights that were gathered by a router; gathered weights are no activation
-        let activations = inputs.iter().filter(|v| graph.is_dynamic(**v) && !picks_weight(graph, **v)).count();
-        if matches!(graph.op(node), "MatMul" | "FusedMatMul" | "Einsum") && activations >= 2 {
+        let activation = |v: &&ValueId| fed.contains(*v) && !picks_weight(graph, **v);
+        let product = matches!(graph.op(node), "MatMul" | "FusedMatMul" | "Einsum");
+        if product && inputs.iter().filter(activation).count() >= 2 {
             return true;
         }
-        stack.extend(inputs);
+        if inputs.iter().any(|v| fed.contains(v)) {
+            fed.extend(graph.outputs(node));
+        }
     }
     false
 }

@@ -14,32 +14,48 @@ use super::alone::Turn;
 use super::path::{EditTarget, Part, WeightPath};
 use super::quantised::{self, Found};
 use super::rows::{
-    adds_or_sets, einsum_weight, is_row_factor, is_same_along_rows, is_scalar, is_transparent, is_zero, keeps_rows,
-    picks_weight, reads_elements,
+    adds_or_sets, carried, einsum_weight, handed_on, is_row_factor, is_same_along_rows, is_scalar, is_transparent,
+    is_zero, keeps_rows, picks_weight, reads_elements,
 };
 use crate::onnx::{DataType, Graph, NodeId, Storage, TensorId, Use, ValueId};
+
+/// Why the weights behind a write cannot be edited, and at which node.
+#[derive(Debug, Clone)]
+pub struct Stop {
+    /// The node and the reason.
+    pub refusal: Refusal,
+    /// Whether the weight is quantised in a way that is not read, so that it cannot be rounded.
+    pub quantised: bool,
+}
+
+impl From<Stop> for Refusal {
+    fn from(stop: Stop) -> Self {
+        stop.refusal
+    }
+}
 
 impl WeightPath {
     /// Adds the bias input of a fused add-and-norm node.
     ///
     /// # Errors
     /// If it is no constant vector of `d_model` values.
-    pub fn add_bias(&mut self, graph: &Graph<'_>, bias: Use, d_model: usize) -> Result<(), Refusal> {
+    pub fn add_bias(&mut self, graph: &Graph<'_>, bias: Use, d_model: usize) -> Result<(), Stop> {
         let path = std::mem::take(self);
         let mut walk = Walk { path, ..Walk::new(graph, Some(d_model)) };
         let value = graph.input(bias.node, bias.slot).expect("the bias was found as an input");
-        let found = walk.bias(value, bias);
+        let found = walk.bias(value, bias, 0);
         *self = walk.path;
         found
     }
 }
 
-/// Walks from a contribution to the weights that make it. `width` is `d_model` where it is known.
+/// Walks from a contribution to the weights that make it. `width` is `d_model` where it is known, and lies along axis
+/// `axis` of the contribution, counted from the end.
 ///
 /// # Errors
 /// The node behind which the weights cannot be edited exactly, and why.
-pub fn trace_weight(graph: &Graph<'_>, value: ValueId, width: Option<usize>) -> Result<WeightPath, Refusal> {
-    run(Walk::new(graph, width), value)
+pub fn trace_weight(graph: &Graph<'_>, value: ValueId, width: Option<usize>, axis: usize) -> Result<WeightPath, Stop> {
+    run(Walk { axis, ..Walk::new(graph, width) }, value)
 }
 
 /// The same through norms, whose scales and means turn the direction ([`Part::turns`]). Weights found so cannot be
@@ -47,16 +63,16 @@ pub fn trace_weight(graph: &Graph<'_>, value: ValueId, width: Option<usize>) -> 
 ///
 /// # Errors
 /// The node behind which the weights cannot be found.
-pub fn trace_weight_through_norms(graph: &Graph<'_>, value: ValueId, d_model: usize) -> Result<WeightPath, Refusal> {
+pub fn trace_weight_through_norms(graph: &Graph<'_>, value: ValueId, d_model: usize) -> Result<WeightPath, Stop> {
     run(Walk { through_norms: true, ..Walk::new(graph, Some(d_model)) }, value)
 }
 
-fn run(mut walk: Walk<'_, '_>, value: ValueId) -> Result<WeightPath, Refusal> {
+fn run(mut walk: Walk<'_, '_>, value: ValueId) -> Result<WeightPath, Stop> {
     let graph = walk.graph;
-    walk.open.push((value, None, Vec::new()));
-    while let Some((value, reader, turns)) = walk.open.pop() {
+    walk.open.push((value, None, Vec::new(), walk.axis));
+    while let Some((value, reader, turns, axis)) = walk.open.pop() {
         if walk.seen.insert(value) {
-            walk.turns = turns;
+            (walk.turns, walk.axis) = (turns, axis);
             walk.step(value, reader)?;
         }
     }
@@ -77,11 +93,13 @@ struct Walk<'g, 'm> {
     graph: &'g Graph<'m>,
     width: Option<usize>,
     path: WeightPath,
-    /// Values to follow, each with the node that led to it and what turns the direction before.
-    open: Vec<(ValueId, Option<NodeId>, Vec<Turn>)>,
+    /// Values to follow, each with the node that led to it, what turns the direction before, and the axis of `d_model`.
+    open: Vec<(ValueId, Option<NodeId>, Vec<Turn>, usize)>,
     seen: HashSet<ValueId>,
     /// What turns the direction between the write and the value at hand.
     turns: Vec<Turn>,
+    /// The axis of `d_model` in the value at hand, counted from the end.
+    axis: usize,
     /// Whether norms are walked through.
     through_norms: bool,
 }
@@ -95,12 +113,13 @@ impl<'g, 'm> Walk<'g, 'm> {
             open: Vec::new(),
             seen: HashSet::new(),
             turns: Vec::new(),
+            axis: 0,
             through_norms: false,
         }
     }
 
     /// A scale of the channels by a constant.
-    fn turn(&mut self, scale: ValueId, node: NodeId, value: ValueId) -> Result<(), Refusal> {
+    fn turn(&mut self, scale: ValueId, node: NodeId, value: ValueId) -> Result<(), Stop> {
         let found = crate::onnx::constant::vector(self.graph, scale);
         match found.filter(|g| g.len() == 1 || Some(g.len()) == self.width) {
             Some(scale) => self.turns.push(Turn::Scale(scale)),
@@ -110,14 +129,14 @@ impl<'g, 'm> Walk<'g, 'm> {
     }
 
     /// A fused norm: scale input 1, bias input 2 of those that take the mean off.
-    fn norm(&mut self, node: NodeId, value: ValueId) -> Result<(), Refusal> {
+    fn norm(&mut self, node: NodeId, value: ValueId) -> Result<(), Stop> {
         let centred = self.graph.op(node) == "LayerNormalization";
         let last = self.graph.input(node, 0).and_then(|v| self.graph.rank_of(v)).map_or(-1, |rank| rank as i64 - 1);
         if ![-1, last].contains(&self.graph.node(node).attr_i("axis", -1)) {
             return Err(self.stop(Some(node), value, "the norm is over more than the channels"));
         }
         if let Some(bias) = self.graph.input(node, 2).filter(|_| centred) {
-            self.bias(bias, Use { node, slot: 2 })?;
+            self.bias(bias, Use { node, slot: 2 }, 0)?;
         }
         if let Some(scale) = self.graph.input(node, 1) {
             self.turn(scale, node, value)?;
@@ -129,8 +148,13 @@ impl<'g, 'm> Walk<'g, 'm> {
         Ok(())
     }
 
-    fn stop(&self, node: Option<NodeId>, value: ValueId, reason: impl Into<String>) -> Refusal {
+    fn stop(&self, node: Option<NodeId>, value: ValueId, reason: impl Into<String>) -> Stop {
         stop(self.graph, node, value, reason)
+    }
+
+    /// A quantised weight that cannot be rounded.
+    fn not_rounded(&self, node: NodeId, value: ValueId, reason: &str) -> Stop {
+        Stop { quantised: true, ..self.stop(Some(node), value, format!("the weight is quantised, and {reason}")) }
     }
 
     /// Input `slot` if it depends on what is fed.
@@ -144,11 +168,21 @@ impl<'g, 'm> Walk<'g, 'm> {
     }
 
     fn follow(&mut self, value: Option<ValueId>, node: NodeId) {
-        let turns = self.turns.clone();
-        self.open.extend(value.map(|v| (v, Some(node), turns)));
+        let (turns, axis) = (self.turns.clone(), self.axis);
+        self.open.extend(value.map(|v| (v, Some(node), turns, axis)));
     }
 
-    fn step(&mut self, value: ValueId, reader: Option<NodeId>) -> Result<(), Refusal> {
+    /// Follows the first input of a node that hands on rows along an axis of its own.
+    fn carry(&mut self, node: NodeId, value: ValueId, reason: &str) -> Result<(), Stop> {
+        let Some(axis) = carried(self.graph, node, self.axis) else {
+            return Err(self.stop(Some(node), value, reason));
+        };
+        self.axis = axis;
+        self.follow(self.graph.input(node, 0), node);
+        Ok(())
+    }
+
+    fn step(&mut self, value: ValueId, reader: Option<NodeId>) -> Result<(), Stop> {
         let graph = self.graph;
         let Some(node) = graph.producer(value) else {
             return Err(self.stop(None, value, "the write comes straight from a graph input"));
@@ -162,28 +196,24 @@ impl<'g, 'm> Walk<'g, 'm> {
         let op = graph.op(node);
         match op {
             _ if is_transparent(op) => self.follow(graph.input(node, 0), node),
-            "Squeeze" if self.column(node).is_some() => {
+            "If" => match handed_on(graph, node).filter(|_| self.axis == 0) {
+                Some(passed) => self.follow(Some(passed), node),
+                None => return Err(self.stop(Some(node), value, "the write passes `If`")),
+            },
+            "Squeeze" if self.axis == 0 && self.column(node).is_some() => {
                 let product = self.column(node).expect("seen in the guard");
                 self.read_only_by(graph.input(node, 0).expect("it has one"), node)?;
                 self.weight(Use { node: product, slot: 0 }, 1)?;
             }
-            "Reshape" if self.reshapes_to_width(node) => self.follow(graph.input(node, 0), node),
+            "Reshape" if self.axis == 0 && self.reshapes_to_width(node) => self.follow(graph.input(node, 0), node),
             "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" | "Slice" | "Split" | "Transpose" | "Expand" => {
-                if !keeps_rows(graph, node) {
-                    return Err(self.stop(Some(node), value, format!("`{op}` may move the last dimension")));
-                }
-                self.follow(graph.input(node, 0), node);
+                self.carry(node, value, &format!("`{op}` may move the dimension of the channels"))?;
             }
-            "ReduceSum" | "ReduceMean" => {
-                if !keeps_rows(graph, node) {
-                    return Err(self.stop(Some(node), value, "the write is summed over its channels"));
-                }
-                self.follow(graph.input(node, 0), node);
-            }
+            "ReduceSum" | "ReduceMean" => self.carry(node, value, "the write is summed over its channels")?,
             "Concat" => {
                 for slot in 0..graph.node(node).input.len() {
                     let part = graph.input(node, slot);
-                    if !keeps_rows(graph, node) || part.is_some_and(|v| !graph.is_dynamic(v)) {
+                    if carried(graph, node, self.axis).is_none() || part.is_some_and(|v| !graph.is_dynamic(v)) {
                         return Err(self.stop(Some(node), value, "the write is put together from several parts"));
                     }
                     self.follow(part, node);
@@ -194,7 +224,7 @@ impl<'g, 'm> Walk<'g, 'm> {
                 None => self.scaled(node, value)?,
             },
             // x - mean(x) of a norm that is spelled out
-            "Sub" if self.through_norms && graph.input(node, 1).is_some_and(|v| is_row_factor(graph, v)) => {
+            "Sub" if self.through_norms && graph.input(node, 1).is_some_and(|v| is_row_factor(graph, v, 0)) => {
                 self.turns.push(Turn::Centre);
                 self.follow(graph.input(node, 0), node);
             }
@@ -202,13 +232,22 @@ impl<'g, 'm> Walk<'g, 'm> {
                 for slot in 0..graph.node(node).input.len() {
                     match (self.moving(node, slot), self.fixed(node, slot)) {
                         (Some(term), _) => self.follow(Some(term), node),
-                        (None, Some(constant)) => self.bias(constant, Use { node, slot })?,
+                        (None, Some(constant)) => self.bias(constant, Use { node, slot }, self.axis)?,
                         (None, None) => {}
                     }
                 }
             }
+            "MatMul" if self.axis == 1 && self.fixed(node, 0).is_some() && self.moving(node, 1).is_some() => {
+                self.weight(Use { node, slot: 0 }, 1)?;
+            }
+            "Conv" => self.pointwise(node, value)?,
+            _ if self.axis != 0 => {
+                let reason =
+                    format!("the write passes `{}`, and its channels are not the last axis", graph.op_name(node));
+                return Err(self.stop(Some(node), value, reason));
+            }
             "Where" => {
-                if !graph.input(node, 0).is_some_and(|v| is_row_factor(graph, v)) {
+                if !graph.input(node, 0).is_some_and(|v| is_row_factor(graph, v, 0)) {
                     return Err(self.stop(Some(node), value, "the write is masked channel by channel"));
                 }
                 self.rows_or_zero(node, &[1, 2], value)?;
@@ -236,7 +275,7 @@ impl<'g, 'm> Walk<'g, 'm> {
                     return Err(self.stop(Some(node), value, "the weight is not operand B of this Gemm"));
                 }
                 if let Some(c) = graph.input(node, 2) {
-                    self.bias(c, Use { node, slot: 2 })?;
+                    self.bias(c, Use { node, slot: 2 }, 0)?;
                 }
                 let from_end = usize::from(graph.node(node).attr_i("transB", 0) != 0);
                 self.weight(Use { node, slot: 1 }, from_end)?;
@@ -250,10 +289,8 @@ impl<'g, 'm> Walk<'g, 'm> {
                     }
                     self.path.lookup = true;
                     self.weight(Use { node, slot: 0 }, 0)?;
-                } else if keeps_rows(graph, node) {
-                    self.follow(graph.input(node, 0), node);
                 } else {
-                    return Err(self.stop(Some(node), value, "channels are picked from an activation"));
+                    self.carry(node, value, "channels are picked from an activation")?;
                 }
             }
             "Einsum" => {
@@ -289,7 +326,7 @@ impl<'g, 'm> Walk<'g, 'm> {
     }
 
     /// A value on the way may have no other reader: the edit would change what that one reads.
-    fn read_only_by(&self, value: ValueId, reader: NodeId) -> Result<(), Refusal> {
+    fn read_only_by(&self, value: ValueId, reader: NodeId) -> Result<(), Stop> {
         check_readers(self.graph, value, reader)
     }
 
@@ -319,16 +356,16 @@ impl<'g, 'm> Walk<'g, 'm> {
     }
 
     /// A factor of one number a row commutes with the projection; a factor a channel does not.
-    fn scaled(&mut self, node: NodeId, value: ValueId) -> Result<(), Refusal> {
+    fn scaled(&mut self, node: NodeId, value: ValueId) -> Result<(), Stop> {
         let graph = self.graph;
         let slots: &[(usize, usize)] = if graph.op(node) == "Div" { &[(0, 1)] } else { &[(0, 1), (1, 0)] };
         let found = slots.iter().find_map(|&(rows, factor)| {
             let rows = self.moving(node, rows)?;
-            graph.input(node, factor).filter(|f| is_row_factor(graph, *f)).map(|_| rows)
+            graph.input(node, factor).filter(|f| is_row_factor(graph, *f, self.axis)).map(|_| rows)
         });
         match found {
             Some(rows) => self.follow(Some(rows), node),
-            None if self.through_norms => {
+            None if self.through_norms && self.axis == 0 => {
                 let scaled =
                     slots.iter().find_map(|&(rows, scale)| Some((self.moving(node, rows)?, self.fixed(node, scale)?)));
                 let Some((rows, scale)) = scaled.filter(|_| graph.op(node) == "Mul") else {
@@ -346,7 +383,7 @@ impl<'g, 'm> Walk<'g, 'm> {
     }
 
     /// Inputs that hold rows; a constant one must be zero.
-    fn rows_or_zero(&mut self, node: NodeId, slots: &[usize], value: ValueId) -> Result<(), Refusal> {
+    fn rows_or_zero(&mut self, node: NodeId, slots: &[usize], value: ValueId) -> Result<(), Stop> {
         for &slot in slots {
             match (self.moving(node, slot), self.fixed(node, slot)) {
                 (Some(rows), _) => self.follow(Some(rows), node),
@@ -358,7 +395,7 @@ impl<'g, 'm> Walk<'g, 'm> {
     }
 
     /// `x W` ends at `W`, constant or picked from a constant by a router. `A x` combines rows of `x`.
-    fn product(&mut self, node: NodeId, value: ValueId) -> Result<(), Refusal> {
+    fn product(&mut self, node: NodeId, value: ValueId) -> Result<(), Stop> {
         let graph = self.graph;
         let proto = graph.node(node);
         if ["transA", "transBatchA", "transBatchB"].iter().any(|a| proto.attr_i(a, 0) != 0) {
@@ -380,10 +417,28 @@ impl<'g, 'm> Walk<'g, 'm> {
         Ok(())
     }
 
+    /// A `Conv` that is a product at every position: `W` is `[d_model, d_in, 1, 1]`, its bias `[d_model]`.
+    fn pointwise(&mut self, node: NodeId, value: ValueId) -> Result<(), Stop> {
+        let graph = self.graph;
+        let proto = graph.node(node);
+        let shape = self.fixed(node, 1).and_then(|v| graph.tensor_ref(v)).map(|t| t.shape.clone()).unwrap_or_default();
+        let padded = proto.attr("pads").is_some_and(|pads| pads.ints.iter().any(|&p| p != 0));
+        if shape.len() < 3 || shape[2..].iter().any(|&k| k != 1) || padded || proto.attr_i("group", 1) != 1 {
+            return Err(self.stop(Some(node), value, "`Conv` is no product at every position"));
+        }
+        if self.axis + 2 != shape.len() || self.moving(node, 0).is_none() {
+            return Err(self.stop(Some(node), value, "the channels of `Conv` are not those of the stream"));
+        }
+        if let Some(bias) = graph.input(node, 2) {
+            self.bias(bias, Use { node, slot: 2 }, 0)?;
+        }
+        self.weight(Use { node, slot: 1 }, shape.len() - 1)
+    }
+
     /// The fused operator (ONNX Runtime's `MoE`): `fc2_experts_weights` is input 4, its bias input 5. The weights
     /// are `[experts, d_model, d_mlp]` in newer versions and `[experts, d_mlp, d_model]` in older ones; the first
     /// layer's weights tell which.
-    fn experts(&mut self, node: NodeId, value: ValueId) -> Result<(), Refusal> {
+    fn experts(&mut self, node: NodeId, value: ValueId) -> Result<(), Stop> {
         let graph = self.graph;
         let shape = |slot: usize| graph.input(node, slot).and_then(|v| graph.tensor_ref(v)).map(|t| t.shape.clone());
         let d = graph.input(node, 0).and_then(|v| graph.last_dimension(v)).or(self.width.map(|w| w as u64));
@@ -396,15 +451,16 @@ impl<'g, 'm> Walk<'g, 'm> {
             _ => return Err(self.stop(Some(node), value, "the orientation of the experts' weights is ambiguous")),
         };
         if let Some(c) = graph.input(node, 5) {
-            self.bias(c, Use { node, slot: 5 })?;
+            self.bias(c, Use { node, slot: 5 }, 0)?;
         }
         self.weight(Use { node, slot: 4 }, usize::from(newer))
     }
 
     /// Takes the weight behind an input; `d_model` is its axis `from_end`, counted from the last one.
-    fn weight(&mut self, entry: Use, from_end: usize) -> Result<(), Refusal> {
+    fn weight(&mut self, entry: Use, from_end: usize) -> Result<(), Stop> {
         let graph = self.graph;
         let first = graph.input(entry.node, entry.slot).expect("the caller has seen it");
+        let first_entry = entry;
         let (mut value, mut from_end, mut entry) = (first, from_end, entry);
         let tensor = loop {
             if let Some(tensor) = graph.tensor(value) {
@@ -448,7 +504,7 @@ impl<'g, 'm> Walk<'g, 'm> {
                     if graph.is_dynamic(value) && from_end == 0 && keeps_rows(graph, node) => {}
                 "DequantizeLinear" => {
                     let found = quantised::dequantize_linear(graph, node, from_end);
-                    let found = found.map_err(|reason| self.stop(Some(node), value, quantised::reason(&reason)))?;
+                    let found = found.map_err(|reason| self.not_rounded(node, value, &reason))?;
                     return self.take(Found { entry, ..found }, node, value);
                 }
                 _ => {
@@ -463,7 +519,8 @@ impl<'g, 'm> Walk<'g, 'm> {
             value = graph.input(node, slot).expect("these operators have an input");
         };
         let rank = graph.model.tensor(tensor).shape.len();
-        if !(2..=3).contains(&rank) || from_end >= rank {
+        let convolves = graph.op(first_entry.node) == "Conv";
+        if !(2..=if convolves { 5 } else { 3 }).contains(&rank) || from_end >= rank {
             return Err(self.stop(Some(entry.node), value, format!("the weight has {rank} dimensions")));
         }
         let target = self.target(tensor, rank - 1 - from_end, value, entry.node)?;
@@ -480,17 +537,17 @@ impl<'g, 'm> Walk<'g, 'm> {
         value: ValueId,
         bias: Option<usize>,
         found: Result<Found, String>,
-    ) -> Result<(), Refusal> {
-        let found = found.map_err(|reason| self.stop(Some(node), value, quantised::reason(&reason)))?;
+    ) -> Result<(), Stop> {
+        let found = found.map_err(|reason| self.not_rounded(node, value, &reason))?;
         if let Some(slot) = bias
             && let Some(bias) = self.graph.input(node, slot)
         {
-            self.bias(bias, Use { node, slot })?;
+            self.bias(bias, Use { node, slot }, 0)?;
         }
         self.take(found, node, value)
     }
 
-    fn take(&mut self, found: Found, node: NodeId, value: ValueId) -> Result<(), Refusal> {
+    fn take(&mut self, found: Found, node: NodeId, value: ValueId) -> Result<(), Stop> {
         let quantised = found.quantised;
         if self.width.is_some_and(|w| w as u64 != quantised.width()) {
             let (shape, width) = (quantised.shape(), self.width.unwrap_or(0));
@@ -504,7 +561,7 @@ impl<'g, 'm> Walk<'g, 'm> {
     }
 
     /// `DequantizeLinear` of an activation: what `QuantizeLinear` made, or a row of a quantised table.
-    fn dequantised(&mut self, node: NodeId, value: ValueId) -> Result<(), Refusal> {
+    fn dequantised(&mut self, node: NodeId, value: ValueId) -> Result<(), Stop> {
         let graph = self.graph;
         let source = graph.input(node, 0).expect("it has an input");
         let producer = graph.producer(source);
@@ -525,8 +582,8 @@ impl<'g, 'm> Walk<'g, 'm> {
         }
     }
 
-    /// A constant bias whose last dimension is `d_model`.
-    fn bias(&mut self, value: ValueId, entry: Use) -> Result<(), Refusal> {
+    /// A constant bias whose axis `axis`, counted from the end, is `d_model`.
+    fn bias(&mut self, value: ValueId, entry: Use, axis: usize) -> Result<(), Stop> {
         let graph = self.graph;
         if is_zero(graph, value) {
             return Ok(());
@@ -540,17 +597,17 @@ impl<'g, 'm> Walk<'g, 'm> {
         }
         let tensor = graph.tensor(at).expect("the loop ends at a tensor");
         let shape = &graph.model.tensor(tensor).shape;
-        if shape.last().is_none_or(|&d| d <= 1) {
+        let Some(axis) = shape.len().checked_sub(1 + axis).filter(|&axis| shape[axis] > 1) else {
             return Err(self.stop(Some(entry.node), value, "the bias is one number for all channels"));
-        }
-        let target = self.target(tensor, shape.len() - 1, at, entry.node)?;
+        };
+        let target = self.target(tensor, axis, at, entry.node)?;
         self.path.biases.push(target);
         self.path.entries.push(entry);
         self.path.parts.push(Part { target, bias: true, entry, turns: self.turns.clone() });
         Ok(())
     }
 
-    fn target(&self, tensor: TensorId, axis: usize, value: ValueId, user: NodeId) -> Result<EditTarget, Refusal> {
+    fn target(&self, tensor: TensorId, axis: usize, value: ValueId, user: NodeId) -> Result<EditTarget, Stop> {
         let found = self.graph.model.tensor(tensor);
         let stop = |reason: String| Err(self.stop(Some(user), value, reason));
         if !found.dtype.is_float() {
@@ -573,11 +630,11 @@ impl<'g, 'm> Walk<'g, 'm> {
 ///
 /// # Errors
 /// The other one.
-pub(super) fn check_readers(graph: &Graph<'_>, value: ValueId, reader: NodeId) -> Result<(), Refusal> {
+pub(super) fn check_readers(graph: &Graph<'_>, value: ValueId, reader: NodeId) -> Result<(), Stop> {
     let other = graph
         .uses(value)
         .iter()
-        .find(|one| one.node != reader && reads_elements(graph, **one, 8))
+        .find(|one| one.node != reader && reads_elements(graph, **one))
         .map(|one| graph.node(one.node).label().to_string());
     match other {
         Some(other) => Err(stop(graph, Some(reader), value, format!("the write is also read by node `{other}`"))),
@@ -586,12 +643,13 @@ pub(super) fn check_readers(graph: &Graph<'_>, value: ValueId, reader: NodeId) -
     }
 }
 
-fn stop(graph: &Graph<'_>, node: Option<NodeId>, value: ValueId, reason: impl Into<String>) -> Refusal {
-    Refusal {
+fn stop(graph: &Graph<'_>, node: Option<NodeId>, value: ValueId, reason: impl Into<String>) -> Stop {
+    let refusal = Refusal {
         node: node.map_or_else(|| "(graph)".into(), |n| graph.node(n).label().to_string()),
         op: node.map_or_else(String::new, |n| graph.op_name(n)),
         tensor: graph.name(value).into(),
         reason: reason.into(),
         hint: "the projection can be inserted after the write instead".into(),
-    }
+    };
+    Stop { refusal, quantised: false }
 }

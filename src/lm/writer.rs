@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::path::{EditTarget, WeightPath};
 use super::residual::{Contribution, ResidualStream};
-use super::weight::trace_weight;
+use super::weight::{Stop, trace_weight};
 use super::{Layer, Role};
 use crate::onnx::{Graph, Model, NodeId, Quantised, Storage, TensorId, Use, ValueId};
 
@@ -64,6 +64,25 @@ impl Treatment {
     }
 }
 
+/// Why weights alone cannot be edited.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// The weight is quantised in a way that cannot be rounded to its own grid.
+    Quantised(String),
+    /// Others read the tensors too.
+    Shared(String),
+    /// No weights were found behind the write, or none that can be edited exactly.
+    Path(String),
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Quantised(why) | Self::Shared(why) | Self::Path(why) => f.write_str(why),
+        }
+    }
+}
+
 /// One writer to the residual stream.
 #[derive(Debug, Clone)]
 pub struct Writer {
@@ -80,7 +99,7 @@ pub struct Writer {
     /// How the write is made orthogonal.
     pub treatment: Treatment,
     /// Why not by weights; `None` where it is.
-    pub reason: Option<String>,
+    pub reason: Option<Reason>,
     /// Whether the weight also makes the logits.
     pub tied: bool,
 }
@@ -88,14 +107,17 @@ pub struct Writer {
 impl Writer {
     /// Why its quantised weight cannot be rounded, where that is what stands against it.
     pub fn cannot_be_rounded(&self) -> Option<&str> {
-        self.reason.as_deref().filter(|reason| reason.starts_with(super::quantised::QUANTISED))
+        match &self.reason {
+            Some(Reason::Quantised(why)) => Some(why),
+            _ => None,
+        }
     }
 }
 
 /// What was found behind one contribution.
 struct Traced {
     path: Option<WeightPath>,
-    reason: Option<String>,
+    reason: Option<Reason>,
     tied: bool,
 }
 
@@ -121,7 +143,7 @@ pub fn writers(graph: &Graph<'_>, streams: &[&ResidualStream]) -> Vec<Writer> {
         for one in traced.iter_mut().flatten().filter(|t| t.reason.is_none()) {
             let path = one.path.as_ref().expect("without a path there is a reason");
             if let Some((reason, tied)) = sharing.conflict(path, &wanted) {
-                (one.reason, one.tied) = (Some(reason), tied);
+                (one.reason, one.tied) = (Some(Reason::Shared(reason)), tied);
                 changed = true;
             }
         }
@@ -181,7 +203,7 @@ pub(super) fn single(graph: &Graph<'_>, write: Contribution, d_model: usize) -> 
         let sharing = Sharing::of(graph, std::iter::once(&*path), Vec::new());
         path.weights = sharing.own_scales(path, &wanted);
         if let Some((reason, tied)) = sharing.conflict(path, &wanted) {
-            (traced.reason, traced.tied) = (Some(reason), tied);
+            (traced.reason, traced.tied) = (Some(Reason::Shared(reason)), tied);
         }
     }
     Writer {
@@ -221,7 +243,8 @@ fn merge_targets(writers: &mut [Writer], traced: &[Vec<Traced>]) {
 }
 
 fn trace(graph: &Graph<'_>, contribution: &Contribution, d_model: usize) -> Traced {
-    let path = trace_weight(graph, contribution.value, Some(d_model)).and_then(|mut path| {
+    let from_end = contribution.layout.from_end();
+    let path = trace_weight(graph, contribution.value, Some(d_model), from_end).and_then(|mut path| {
         if let Some(site) = contribution.site {
             super::weight::check_readers(graph, contribution.value, site.node)?;
         }
@@ -232,7 +255,11 @@ fn trace(graph: &Graph<'_>, contribution: &Contribution, d_model: usize) -> Trac
     });
     match path {
         Ok(path) => Traced { path: Some(path), reason: None, tied: false },
-        Err(refusal) => Traced { path: None, reason: Some(refusal.to_string()), tied: false },
+        Err(Stop { refusal, quantised }) => {
+            let why = refusal.to_string();
+            let reason = if quantised { Reason::Quantised(why) } else { Reason::Path(why) };
+            Traced { path: None, reason: Some(reason), tied: false }
+        }
     }
 }
 
@@ -373,7 +400,11 @@ impl<'g, 'm> Sharing<'g, 'm> {
         if graph.is_opaque(tensor) {
             return None; // also part of a function body whose calls are not all seen
         }
+        let mut seen: HashSet<ValueId> = HashSet::new();
         while let Some(value) = stack.pop() {
+            if !seen.insert(value) {
+                continue;
+            }
             if graph.is_output(value) {
                 return None;
             }

@@ -90,6 +90,8 @@ pub struct Flat {
     pub imports: Vec<OperatorSetIdProto>,
     /// Inputs that read another value in the file, which is computed in the same way (`onnx::twins`).
     pub redirected: Vec<Redirected>,
+    /// Sums that are part of a `Gemm` in the file, each with the product that is its other part (`onnx::unfuse`).
+    pub unfused: HashMap<usize, usize>,
 }
 
 impl Flat {
@@ -137,6 +139,7 @@ impl Flat {
                 opaque_calls: HashSet::new(),
                 imports: Vec::new(),
                 redirected: Vec::new(),
+                unfused: HashMap::new(),
             },
         };
         builder.nodes(&main.node, &Scope::main());
@@ -144,6 +147,9 @@ impl Flat {
             return None;
         }
         let mut flat = builder.flat;
+        let opset = model.opset("").or_else(|| model.opset("ai.onnx")).unwrap_or(0);
+        let functions = functions(model);
+        flat.unfused = super::unfuse::split(&mut flat, opset, |node| called(&functions, node).is_none());
         flat.redirected = super::twins::merge(&mut flat);
         Some(flat)
     }

@@ -3,7 +3,7 @@
 //! What the patch does to an inlined node is done in the body that the node comes from. The body of a local
 //! function may serve several calls; then the patch must do the same for each of them, and it is written once.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 
 use prost::Message;
@@ -15,6 +15,7 @@ use super::index::{FrameId, Model};
 use super::ops::Domain;
 use super::patch::{Patch, Place, Splice};
 use super::proto::{AttributeProto, NodeProto, TensorProto, attribute_type, node};
+use super::unfuse;
 use super::wire::{Reader, Value, put_bytes};
 
 /// `NodeProto.input`.
@@ -65,10 +66,17 @@ pub fn splices(patch: &Patch, graph: &Graph<'_>) -> Result<Vec<Splice>, OnnxErro
     Ok(splices)
 }
 
+/// Places in a body for each of its nodes: before it, between it and the sum that is a part of it, the sum, after it.
+const PLACES: usize = 4;
+const BEFORE: usize = 0;
+const WITHIN: usize = 1;
+const SUM: usize = 2;
+const AFTER: usize = 3;
+
 /// What a patch does to one use of a body, in the body's own names.
 #[derive(Debug, Default)]
 struct Changes {
-    /// Position (twice the node's index, plus one for after it) and node.
+    /// Position ([`PLACES`] for each node of the body) and node.
     nodes: Vec<(usize, NodeProto)>,
     /// Node, slot, new name.
     rewires: Vec<(usize, usize, String)>,
@@ -86,8 +94,14 @@ fn by_instance(patch: &Patch, graph: &Graph<'_>) -> Result<BTreeMap<usize, Chang
     for (place, node) in &patch.nodes {
         let (at, position) = match place {
             Place::First => (Origin { instance: 0, node: 0 }, 0),
-            Place::Before(id) => origin(*id).map(|o| (o, 2 * o.node))?,
-            Place::After(id) => origin(*id).map(|o| (o, 2 * o.node + 1))?,
+            Place::Before(id) => {
+                let part = if flat.unfused.contains_key(&id.0) { WITHIN } else { BEFORE };
+                origin(*id).map(|o| (o, PLACES * o.node + part))?
+            }
+            Place::After(id) => {
+                let part = if flat.unfused.contains_key(&(id.0 + 1)) { WITHIN } else { AFTER };
+                origin(*id).map(|o| (o, PLACES * o.node + part))?
+            }
         };
         let mut node = node.clone();
         for name in node.input.iter_mut().chain(&mut node.output) {
@@ -95,7 +109,24 @@ fn by_instance(patch: &Patch, graph: &Graph<'_>) -> Result<BTreeMap<usize, Chang
         }
         found.entry(at.instance).or_default().nodes.push((position, node));
     }
-    for (at, name) in &patch.rewires {
+    let parted = parted(patch, graph);
+    for &sum in &parted {
+        let origin = origin(NodeId(sum))?;
+        let changes = found.entry(origin.instance).or_default();
+        let mut made = sum_node(patch, graph, sum);
+        for name in made.input.iter_mut().chain(&mut made.output) {
+            *name = flat.local(origin.instance, name).to_string();
+        }
+        changes.nodes.push((PLACES * origin.node + SUM, made));
+        changes.rewires.push((origin.node, unfuse::C, String::new()));
+        let product = flat.unfused[&sum];
+        if !patch.renames.iter().any(|(node, slot, _)| (node.0, *slot) == (product, 0)) {
+            let name = graph.node(NodeId(product)).output[0].clone();
+            changes.renames.push((origin.node, 0, name));
+        }
+    }
+    let is_sum = |node: NodeId| flat.unfused.contains_key(&node.0);
+    for (at, name) in patch.rewires.iter().filter(|(at, _)| !is_sum(at.node)) {
         let origin = origin(at.node)?;
         let name = flat.local(origin.instance, name).to_string();
         found.entry(origin.instance).or_default().rewires.push((origin.node, at.slot, name));
@@ -107,15 +138,51 @@ fn by_instance(patch: &Patch, graph: &Graph<'_>) -> Result<BTreeMap<usize, Chang
             if patch.rewires.iter().any(|(at, _)| (at.node.0, at.slot) == (twin.node, twin.slot)) {
                 continue;
             }
+            // a sum that is part of a `Gemm` there reads what is its `C`; one that becomes a node reads the name already
+            let slot = if is_sum(NodeId(twin.node)) { unfuse::C } else { twin.slot };
+            if is_sum(NodeId(twin.node)) && parted.contains(&twin.node) {
+                continue;
+            }
             let origin = origin(NodeId(twin.node))?;
             let name = flat.local(origin.instance, old).to_string();
-            found.entry(origin.instance).or_default().rewires.push((origin.node, twin.slot, name));
+            found.entry(origin.instance).or_default().rewires.push((origin.node, slot, name));
+        }
+        if is_sum(*id) {
+            continue;
         }
         let origin = origin(*id)?;
         let name = flat.local(origin.instance, name).to_string();
         found.entry(origin.instance).or_default().renames.push((origin.node, *slot, name));
     }
     Ok(found)
+}
+
+/// The sums that are a part of a `Gemm` in the file and have to become nodes of their own: those that the patch changes,
+/// or whose product it reads.
+fn parted(patch: &Patch, graph: &Graph<'_>) -> BTreeSet<usize> {
+    let unfused = &graph.flat().unfused;
+    let read: HashSet<&str> = patch.nodes.iter().flat_map(|(_, n)| n.input.iter().map(String::as_str)).collect();
+    let rewired: HashSet<&str> = patch.rewires.iter().map(|(_, name)| name.as_str()).collect();
+    let changed: HashSet<usize> =
+        patch.rewires.iter().map(|(at, _)| at.node.0).chain(patch.renames.iter().map(|(id, ..)| id.0)).collect();
+    let parted = unfused.iter().filter(|(sum, product)| {
+        let name = graph.node(NodeId(**product)).output[0].as_str();
+        let renamed = changed.contains(*product) && patch.renames.iter().any(|(id, ..)| id.0 == **product);
+        changed.contains(*sum) || renamed || read.contains(name) || rewired.contains(name)
+    });
+    parted.map(|(sum, _)| *sum).collect()
+}
+
+/// A sum as the patch leaves it, in the names of the flat graph.
+fn sum_node(patch: &Patch, graph: &Graph<'_>, sum: usize) -> NodeProto {
+    let mut made = graph.node(NodeId(sum)).clone();
+    for (at, name) in patch.rewires.iter().filter(|(at, _)| at.node.0 == sum) {
+        made.input[at.slot].clone_from(name);
+    }
+    for (_, slot, name) in patch.renames.iter().filter(|(id, ..)| id.0 == sum) {
+        made.output[*slot].clone_from(name);
+    }
+    made
 }
 
 /// Whether every call of a function is patched alike.
@@ -161,7 +228,7 @@ impl Changes {
             })
             .collect();
         let named = |what: &str, (node, slot, name): &(usize, usize, String)| {
-            (2 * node, what.to_string(), vec![slot.to_string()], vec![plain(name)])
+            (PLACES * node, what.to_string(), vec![slot.to_string()], vec![plain(name)])
         };
         all.extend(self.rewires.iter().map(|r| named("rewire", r)));
         all.extend(self.renames.iter().map(|r| named("rename", r)));
@@ -215,9 +282,9 @@ impl Changes {
         }
         for (position, node) in self.nodes {
             // an insertion lies between two fields of the body: at the end of the node before it
-            let at = match (position / 2, position % 2) {
-                (0, 0) => model.frame(places.frame).body.start,
-                (index, 0) => model.frame(places.nodes[index - 1].frame).body.end,
+            let at = match (position / PLACES, position % PLACES) {
+                (0, BEFORE) => model.frame(places.frame).body.start,
+                (index, BEFORE) => model.frame(places.nodes[index - 1].frame).body.end,
                 (index, _) => model.frame(places.nodes[index].frame).body.end,
             };
             let mut bytes = Vec::new();

@@ -18,6 +18,7 @@ pub mod tensor;
 #[cfg(test)]
 mod testing;
 mod twins;
+mod unfuse;
 pub mod wire;
 
 pub use error::OnnxError;

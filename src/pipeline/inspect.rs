@@ -181,7 +181,7 @@ fn row(graph: &Graph<'_>, writer: &Writer) -> WriterRow {
         },
         shape: target.map(|t| t.shape(graph.model)),
         treatment: writer.treatment.name().into(),
-        reason: writer.reason.clone(),
+        reason: writer.reason.as_ref().map(ToString::to_string),
     }
 }
 
