@@ -12,7 +12,7 @@ use syn::visit::{self, Visit};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("linalg", &[]),
     ("files", &[]),
-    ("onnx", &[]),
+    ("onnx", &["files"]),
     ("chat", &["files"]),
     ("lm", &["onnx"]),
     ("instrument", &["onnx", "lm"]),
@@ -20,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("method", &["linalg"]),
     ("prompt_files", &["files", "method::prompts"]),
     ("multiple_choice", &["files", "method::prompts::Row"]),
-    ("bake", &["onnx", "lm", "linalg", "method::direction"]),
+    ("bake", &["files", "onnx", "lm", "linalg", "method::direction"]),
     ("eval", &["files"]),
     ("judge", &["files"]),
     ("report", &["eval::outcome::OutcomeCounts", "eval::statistics"]),
