@@ -8,8 +8,11 @@
 //! default, at midnight: such prompts differ from one day to the next, so what is resumed or
 //! compared later needs the date that [`Chat::date`] reports.
 
+mod bounds;
+mod content;
 mod date;
 mod error;
+mod growth;
 mod plain;
 mod python;
 mod source;
@@ -22,10 +25,14 @@ use std::path::{Path, PathBuf};
 use minijinja::Value;
 use tokenizers::Tokenizer;
 
+use content::Content;
 pub use date::Date;
 pub use error::ChatError;
 use source::{ConfiguredIds, Source, SpecialToken};
 use template::Template;
+
+/// The longest prompt that is tokenized, in bytes. The largest contexts hold about as many tokens.
+const MAX_PROMPT_BYTES: usize = 1 << 20;
 
 /// Stands for a user's text where any would do.
 const PROBE: &str = "Hello";
@@ -99,6 +106,7 @@ pub struct Chat {
     tokenizer: Tokenizer,
     tokenizer_path: PathBuf,
     template: Template,
+    content: Content,
     system: Option<String>,
     date: Date,
     special: SpecialIds,
@@ -112,7 +120,8 @@ impl Chat {
     /// `tokenizer_config.json` (a text, or a list of named ones, of which `default` or else the
     /// first); that of `chat_template.json`. The tokenizer's folder is searched before the others.
     ///
-    /// Truncation, padding and BPE dropout of the tokenizer are turned off. One prompt is rendered,
+    /// Truncation, padding and BPE dropout of the tokenizer are turned off. Where the template takes a
+    /// turn's content as a list of parts, it is given so. A few prompts are rendered,
     /// so that a template that cannot work, or leaves the system prompt out, is refused here.
     pub fn load(folders: &[&Path], options: ChatOptions<'_>) -> Result<Self, ChatError> {
         let chat = Self::open(folders, options)?;
@@ -144,8 +153,10 @@ impl Chat {
         }
         let special = special_ids(&source.tokenizer, &source.special_tokens, source.ids);
         let vocab = source.tokenizer.get_vocab(true);
+        let template = Template::compile(&text, &origin, globals, date)?;
         Ok(Self {
-            template: Template::compile(&text, &origin, globals, date)?,
+            content: Content::of(&template)?,
+            template,
             tokenizer: source.tokenizer,
             tokenizer_path: source.tokenizer_path,
             system: options.system.map(ToOwned::to_owned),
@@ -183,7 +194,7 @@ impl Chat {
 
     /// Renders any conversation, without the system prompt of the options.
     pub fn render_messages(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, ChatError> {
-        self.template.render(messages, add_generation_prompt)
+        self.template.render(messages, self.content, add_generation_prompt)
     }
 
     fn conversation(&self, instruction: &str) -> Vec<Message> {
@@ -196,7 +207,11 @@ impl Chat {
     /// Only what the template prints is tokenized, so there is one beginning-of-sequence token where
     /// the template prints one and none where it does not, whatever the tokenizer would add.
     pub fn encode_prompt(&self, instruction: &str) -> Result<Vec<u32>, ChatError> {
-        self.encode(&self.render(instruction)?)
+        let prompt = self.render(instruction)?;
+        if prompt.len() > MAX_PROMPT_BYTES {
+            return Err(ChatError::PromptTooLong { bytes: prompt.len(), limit: MAX_PROMPT_BYTES });
+        }
+        self.encode(&prompt)
     }
 
     /// The token ids of a text as it is: special tokens written in it count, none are added.

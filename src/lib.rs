@@ -6,6 +6,7 @@ pub mod bake;
 pub mod chat;
 pub mod error;
 pub mod eval;
+pub mod files;
 pub mod instrument;
 pub mod judge;
 pub mod linalg;

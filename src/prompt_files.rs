@@ -1,14 +1,16 @@
 //! Prompt sets from disk: a folder with a file for each class and split, one file a class, or one file alone.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
+use crate::files;
 use crate::method::prompts::{
     LoadOptions, OverlapPolicy, ParsedFile, PromptClass, PromptError, PromptFormat, PromptSource, Prompts, Split,
     decode, parse,
 };
 
 /// The largest file that is read, in bytes. The published sets are below 0.3 MB.
-pub const MAX_FILE_BYTES: u64 = 256 << 20;
+pub const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// The most names of a folder that an error lists.
 const MAX_NAMES: usize = 20;
@@ -115,12 +117,11 @@ pub fn load_class_files(
 pub fn load_file(path: &Path, class: PromptClass, keep_duplicates: bool) -> Result<ParsedFile, PromptError> {
     let name = shown(path);
     PromptFormat::of(&name)?;
-    let read = |source| PromptError::Read { path: name.clone(), source };
-    let size = std::fs::metadata(path).map_err(read)?.len();
-    if size > MAX_FILE_BYTES {
-        return Err(PromptError::TooLarge { file: name, limit: MAX_FILE_BYTES, got: size });
-    }
-    let bytes = std::fs::read(path).map_err(read)?;
+    let size = std::fs::metadata(path).map_or(0, |found| found.len());
+    let bytes = files::read(path, MAX_FILE_BYTES).map_err(|source| match source.kind() {
+        ErrorKind::FileTooLarge => PromptError::TooLarge { file: name.clone(), limit: MAX_FILE_BYTES, got: size },
+        _ => PromptError::Read { path: name.clone(), source },
+    })?;
     parse(&name, decode(&name, &bytes)?, class, keep_duplicates)
 }
 
@@ -320,5 +321,9 @@ mod tests {
         let message = load_file(Path::new("set.parquet"), PromptClass::Harmless, false).unwrap_err().to_string();
         assert!(message.ends_with("got `parquet`"), "{message}");
         assert!(load_file(&absent.with_extension("txt"), PromptClass::Harmless, false).is_err());
+        let large = folder.path().join("large.txt");
+        fs::File::create(&large).unwrap().set_len(MAX_FILE_BYTES + 1).unwrap();
+        let error = load_file(&large, PromptClass::Harmless, false).unwrap_err();
+        assert!(matches!(error, PromptError::TooLarge { got, .. } if got == MAX_FILE_BYTES + 1), "{error}");
     }
 }

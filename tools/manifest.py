@@ -20,6 +20,7 @@ MADE_BY = [
     ("chat", "tools/train_chat_model.py, tools/export_chat_models.py"),
     ("prompts/", "written by hand"),
     ("generation/", "tools/generation_reference.py"),
+    ("hostile/", "tools/make_hostile.py"),
 ]
 ZOO = {
     "optimum": "export_optimum.py", "optimum121": "export_torch24.py", "torchscript": "export_torch24.py",

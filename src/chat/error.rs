@@ -105,6 +105,30 @@ pub enum ChatError {
         /// What the template engine says.
         reason: String,
     },
+    /// The template takes more time or memory than any real one.
+    #[error("the chat template in {origin} was stopped: {reason}")]
+    TemplateUnbounded {
+        /// Where the template is from.
+        origin: String,
+        /// What it takes too much of.
+        reason: String,
+    },
+    /// The tokenizer multiplies a text's length.
+    #[error("`{}` is not a usable tokenizer: {reason}", path.display())]
+    TokenizerUnbounded {
+        /// The file.
+        path: PathBuf,
+        /// What it does too much of.
+        reason: String,
+    },
+    /// A prompt is longer than any model's context.
+    #[error("a prompt of {bytes} bytes is longer than {limit}")]
+    PromptTooLong {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// The template renders the same with and without the system prompt.
     #[error("the chat template in {origin} leaves the system prompt out")]
     SystemIgnored {
@@ -178,7 +202,10 @@ impl ChatError {
                  chat has none and does not refuse"
                     .to_owned()
             }
+            Self::TokenizerUnbounded { .. } => "take `tokenizer.json` from the model's original repository".to_owned(),
+            Self::PromptTooLong { .. } => "shorten the prompt in the prompt set".to_owned(),
             Self::TemplateTooLong { .. }
+            | Self::TemplateUnbounded { .. }
             | Self::TemplateSyntax { .. }
             | Self::TemplateFailed { .. }
             | Self::InstructionIgnored { .. } => "give a corrected template with `--chat-template FILE`".to_owned(),

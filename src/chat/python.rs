@@ -10,6 +10,8 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 const MAX_JSON_DEPTH: usize = 100;
 /// Longest string that a padding method may make.
 const MAX_PADDED: usize = 1 << 20;
+/// Longest text that `tojson` makes, in bytes. A list may hold another many times over.
+const MAX_JSON_BYTES: usize = 4 << 20;
 
 /// Methods of Python's `str`, `dict` and `list`: minijinja-contrib's, and those it lacks.
 ///
@@ -230,6 +232,9 @@ impl JsonWriter {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         if depth > MAX_JSON_DEPTH {
             return Err(Error::new(ErrorKind::InvalidOperation, "value is nested too deeply"));
+        }
+        if self.out.len() > MAX_JSON_BYTES {
+            return Err(Error::new(ErrorKind::InvalidOperation, "value is too large"));
         }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),

@@ -1,7 +1,6 @@
 //! Finds and reads a model's tokenizer, chat template and special tokens, as `transformers` does.
 
-use std::fs::File;
-use std::io::Read as _;
+use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -10,9 +9,11 @@ use tokenizers::models::ModelWrapper;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::error::ChatError;
+use super::growth;
+use crate::files;
 
 /// The largest published `tokenizer.json` holds about 35 MB.
-const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
+const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 const MAX_CONFIG_BYTES: u64 = 64 << 20;
 /// Tokenizers in forms that need a conversion first.
 const OTHER_TOKENIZERS: [&str; 6] =
@@ -51,7 +52,7 @@ impl Source {
     pub(super) fn read(folders: &[&Path]) -> Result<Self, ChatError> {
         let home = folders
             .iter()
-            .position(|folder| folder.join("tokenizer.json").is_file())
+            .position(|folder| is_there(&folder.join("tokenizer.json")))
             .ok_or_else(|| tokenizer_missing(folders))?;
         let mut folders: Vec<&Path> = folders.to_vec();
         folders[..=home].rotate_right(1);
@@ -88,6 +89,7 @@ fn read_tokenizer(path: &Path) -> Result<Tokenizer, ChatError> {
         tokenizer.with_truncation(None)?;
         Ok(tokenizer)
     })?;
+    growth::check(&tokenizer).map_err(|reason| ChatError::TokenizerUnbounded { path: path.to_owned(), reason })?;
     tokenizer.with_padding(None);
     let without_dropout = match tokenizer.get_model() {
         ModelWrapper::BPE(model) if model.dropout.is_some() => {
@@ -219,7 +221,7 @@ fn token_content(value: &Json) -> Option<&str> {
 fn read_template(folders: &[&Path]) -> Result<Option<(String, String)>, ChatError> {
     for folder in folders {
         let path = folder.join("chat_template.jinja");
-        if path.is_file() {
+        if is_there(&path) {
             let bytes = read_bytes(&path, MAX_CONFIG_BYTES)?;
             let text = String::from_utf8(bytes).map_err(|error| ChatError::Read {
                 path: path.clone(),
@@ -229,7 +231,7 @@ fn read_template(folders: &[&Path]) -> Result<Option<(String, String)>, ChatErro
         }
         for name in ["tokenizer_config.json", "chat_template.json"] {
             let path = folder.join(name);
-            if !path.is_file() {
+            if !is_there(&path) {
                 continue;
             }
             let config = read_json(&path)?;
@@ -299,7 +301,7 @@ fn read_ids(folders: &[&Path]) -> Result<ConfiguredIds, ChatError> {
 }
 
 fn first_json(folders: &[&Path], name: &str) -> Result<Option<Map<String, Json>>, ChatError> {
-    folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file()).map(|path| read_json(&path)).transpose()
+    folders.iter().map(|folder| folder.join(name)).find(|path| is_there(path)).map(|path| read_json(&path)).transpose()
 }
 
 fn read_json(path: &Path) -> Result<Map<String, Json>, ChatError> {
@@ -317,15 +319,17 @@ fn read_json(path: &Path) -> Result<Map<String, Json>, ChatError> {
     }
 }
 
+/// Whether there is something of this name. What is no file (a named pipe, a link that leads nowhere) is told of when it
+/// is read, never taken for absent.
+fn is_there(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok()
+}
+
 fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>, ChatError> {
-    let read = |source| ChatError::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(read)?;
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(read)?;
-    if bytes.len() as u64 > limit {
-        return Err(ChatError::FileTooLarge { path: path.to_owned(), limit });
-    }
-    Ok(bytes)
+    files::read(path, limit).map_err(|source| match source.kind() {
+        ErrorKind::FileTooLarge => ChatError::FileTooLarge { path: path.to_owned(), limit },
+        _ => ChatError::Read { path: path.to_owned(), source },
+    })
 }
 
 fn kind(value: &Json) -> &'static str {

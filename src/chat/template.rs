@@ -7,11 +7,15 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, LazyLock};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Rest, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior};
 
+use super::bounds::{self, Watch};
+use super::content::Content;
 use super::date::Date;
 use super::error::ChatError;
 use super::{Message, python};
@@ -22,12 +26,26 @@ const NAME: &str = "chat_template";
 const MAX_TEMPLATE_BYTES: usize = 128 * 1024;
 /// Nesting of macro calls and includes at run time; published templates need under 10.
 const RECURSION_LIMIT: usize = 200;
+/// Fuel of one rendering: that many instructions, or 64 times as many bytes. Published templates need some thousands.
+const FUEL: u64 = 1_000_000;
 /// Stack that compiles and renders a template, so that nesting cannot overflow the caller's.
 const STACK_BYTES: usize = 256 * 1024 * 1024;
+/// The most of a template's own words that a message repeats, in characters.
+const MOST_WORDS: usize = 500;
+
+/// The delimiters and white space rules of `transformers`.
+static SYNTAX: LazyLock<SyntaxConfig> = LazyLock::new(|| {
+    SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .keep_trailing_newline(true) // `like_jinja2_source` has taken it
+        .build()
+        .expect("the default delimiters are valid")
+});
 
 /// A compiled chat template together with the variables every rendering gets.
 pub(super) struct Template {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     globals: Vec<(String, Value)>,
     origin: String,
     uses_date: bool,
@@ -62,9 +80,12 @@ impl Template {
         }
         let uses_date = source.contains("strftime_now");
         let source = without_generation_tags(&like_jinja2_source(source));
-        let mut environment = environment(date);
-        on_a_deep_stack(origin, || environment.add_template_owned(NAME, source))?;
-        Ok(Self { environment, globals, origin: origin.to_owned(), uses_date })
+        let environment = on_a_deep_stack(origin, move || {
+            let mut environment = environment(date);
+            environment.add_template_owned(NAME, bounds::with_bounds(&source, &SYNTAX))?;
+            Ok(environment)
+        })?;
+        Ok(Self { environment: Arc::new(environment), globals, origin: origin.to_owned(), uses_date })
     }
 
     /// Where the template came from, for messages.
@@ -77,53 +98,52 @@ impl Template {
         self.uses_date
     }
 
-    /// Renders a conversation.
-    pub(super) fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, ChatError> {
+    /// Renders a conversation, each turn's content in the form that `content` tells.
+    pub(super) fn render(
+        &self,
+        messages: &[Message],
+        content: Content,
+        add_generation_prompt: bool,
+    ) -> Result<String, ChatError> {
         let messages: Vec<Value> = messages
             .iter()
             .map(|message| {
-                Value::from_pairs([
-                    ("role", Value::from(message.role.as_str())),
-                    ("content", Value::from(message.content.as_str())),
-                ])
+                let role = Value::from(message.role.as_str());
+                Value::from_pairs([("role", role), ("content", content.value(message))])
             })
             .collect();
-        let mut variables: Vec<(&str, Value)> =
-            self.globals.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+        let mut variables = self.globals.clone();
         // After the globals: a special token cannot take the place of the conversation.
         variables.extend([
-            ("messages", Value::from(messages)),
-            ("tools", Value::from(())),
-            ("documents", Value::from(())),
-            ("add_generation_prompt", Value::from(add_generation_prompt)),
+            ("messages".to_owned(), Value::from(messages)),
+            ("tools".to_owned(), Value::from(())),
+            ("documents".to_owned(), Value::from(())),
+            ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
         ]);
-        on_a_deep_stack(&self.origin, || self.environment.get_template(NAME)?.render(Value::from_pairs(variables)))
+        let environment = Arc::clone(&self.environment);
+        on_a_deep_stack(&self.origin, move || environment.get_template(NAME)?.render(Value::from_pairs(variables)))
     }
 }
 
 /// The environment that `transformers` builds in `_compile_jinja_template`.
 fn environment(date: Date) -> Environment<'static> {
     let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .keep_trailing_newline(true) // `like_jinja2_source` has taken it
-        .build()
-        .expect("the default delimiters are valid");
-    environment.set_syntax(syntax);
+    environment.set_syntax(SYNTAX.clone());
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_recursion_limit(RECURSION_LIMIT);
-    environment.set_fuel(Some(10_000_000));
+    environment.set_fuel(Some(FUEL));
+    environment.set_debug(false);
     environment.set_unknown_method_callback(python::method);
     environment.add_filter("tojson", python::tojson);
+    bounds::add_filters(&mut environment);
     environment.add_test("iterable", is_iterable);
     environment.add_test("sequence", is_sequence);
     environment.add_test("callable", is_callable);
     environment.add_function("cycler", minijinja_contrib::globals::cycler);
     environment.add_function("joiner", minijinja_contrib::globals::joiner);
     environment.add_function("raise_exception", |arguments: Rest<Value>| {
-        let message = arguments.first().map(ToString::to_string).unwrap_or_default();
+        let message = shortened(arguments.first().map(ToString::to_string).unwrap_or_default());
         let error = Error::new(ErrorKind::InvalidOperation, message.clone());
         Err::<Value, Error>(error.with_source(Raised { message }))
     });
@@ -189,18 +209,41 @@ fn without_generation_tags(source: &str) -> String {
 }
 
 /// Runs `work` on a thread with a deep stack: parsing recurses with the template, and freeing a value
-/// with the value (so errors, which hold values, do not leave the thread).
-fn on_a_deep_stack<T: Send>(origin: &str, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, ChatError> {
+/// with the value (so errors, which hold values, do not leave the thread). A thread that takes too much is left behind:
+/// it cannot be stopped, and ends with the process.
+fn on_a_deep_stack<T: Send + 'static>(
+    origin: &str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, ChatError> {
     let failed = |reason: String| ChatError::TemplateFailed { origin: origin.to_owned(), line: 0, reason };
-    std::thread::scope(|scope| {
-        std::thread::Builder::new()
-            .name("chat template".to_owned())
-            .stack_size(STACK_BYTES)
-            .spawn_scoped(scope, || work().map_err(|error| into_chat_error(&error, origin)))
-            .map_err(|error| failed(format!("no thread to run it on: {error}")))?
-            .join()
-            .unwrap_or_else(|_| Err(failed("the template engine panicked".to_owned())))
-    })
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let place = origin.to_owned();
+    let watch = Watch::start();
+    std::thread::Builder::new()
+        .name("chat template".to_owned())
+        .stack_size(STACK_BYTES)
+        // nobody listens where it took too long
+        .spawn(move || drop(sender.send(work().map_err(|error| into_chat_error(&error, &place)))))
+        .map_err(|error| failed(format!("no thread to run it on: {error}")))?;
+    loop {
+        match receiver.recv_timeout(Watch::EVERY) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Disconnected) => return Err(failed("the template engine panicked".to_owned())),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if let Some(reason) = watch.exceeded() {
+            return Err(ChatError::TemplateUnbounded { origin: origin.to_owned(), reason });
+        }
+    }
+}
+
+/// The start of words that a template made, or a message with such words.
+fn shortened(mut words: String) -> String {
+    if let Some((at, _)) = words.char_indices().nth(MOST_WORDS) {
+        words.truncate(at);
+        words.push('…');
+    }
+    words
 }
 
 /// What `raise_exception` was called with, so that it can be told from other failures.
@@ -226,10 +269,10 @@ fn into_chat_error(error: &Error, origin: &str) -> ChatError {
         cause = current.source();
     }
     let line = error.line().unwrap_or(0);
-    let reason = match error.detail() {
+    let reason = shortened(match error.detail() {
         Some(detail) => format!("{}: {detail}", error.kind()),
         None => error.kind().to_string(),
-    };
+    });
     let origin = origin.to_owned();
     if error.kind() == ErrorKind::SyntaxError || error.kind() == ErrorKind::BadEscape {
         ChatError::TemplateSyntax { origin, line, reason }

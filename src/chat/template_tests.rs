@@ -843,7 +843,7 @@ fn compile(source: &str, thinking: Option<bool>) -> Result<Template, ChatError> 
 }
 
 fn render(source: &str) -> Result<String, ChatError> {
-    compile(source, None)?.render(&[Message::new("user", "Hi")], true)
+    compile(source, None)?.render(&[Message::new("user", "Hi")], Content::default(), true)
 }
 
 #[test]
@@ -851,7 +851,7 @@ fn renders_like_transformers() {
     for (index, (source, turns, thinking, prompt, expected)) in CASES.iter().enumerate() {
         let messages: Vec<Message> = turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
         let template = compile(source, *thinking).expect("the template parses");
-        let got = template.render(&messages, *prompt).map_err(|error| match error {
+        let got = template.render(&messages, Content::default(), *prompt).map_err(|error| match error {
             ChatError::TemplateRaised { message, .. } => message,
             other => panic!("case {index}: {other}\n{source}"),
         });
@@ -884,6 +884,70 @@ fn failures_while_rendering_name_the_line() {
     // Raised inside of a macro, so wrapped.
     let error = render("{% macro f() %}{{ raise_exception('deep') }}{% endmacro %}{{ f() }}");
     assert!(matches!(&error, Err(ChatError::TemplateRaised { message, .. }) if message == "deep"), "{error:?}");
+}
+
+/// Templates that would overflow the stack, fill the memory or never end, each with words of its refusal.
+#[test]
+fn what_a_template_builds_is_bounded() {
+    let many = |statement: &str, times: usize| statement.repeat(times);
+    let doubled = format!("{{% set l = [1] %}}{}{{{{ l | length }}}}", many("{% set l = l + l %}", 40));
+    let tree = format!("{{% set l = [1] %}}{}{{{{ l == l + [] }}}}", many("{% set l = [l, l] %}", 40));
+    let by_macro = "{% macro f(n, l) %}{% if n %}{{ f(n - 1, [l, l, l, l, l, l, l, l, l, l, l, l, l, l, l, l]) }}\
+                    {% else %}{{ l | string | length }}{% endif %}{% endmacro %}{{ f(12, 'aaaaaaaaaaaaaaaa') }}";
+    for (source, words) in [
+        ("{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}", "kept in a namespace"),
+        ("{% set ns = namespace() %}{% set ns.x = [{'a': ns}] %}{{ ns ~ '' }}", "kept in a namespace"),
+        ("{% set a = namespace() %}{% set b = namespace(x=a) %}{% set a.x = b %}{{ a == b }}", "kept in a namespace"),
+        ("{% set a = namespace() %}{% set a.x, b = a, 1 %}{{ a }}", "kept in a namespace"),
+        ("{% set a = namespace() %}{% set a.x | default(a, true) %}{% endset %}{{ a }}", "kept in a namespace"),
+        (
+            "{% set ns = namespace(x=1) %}{% for i in range(50000) %}{% set ns.x = [ns.x] %}{% endfor %}",
+            "nested more than",
+        ),
+        ("{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = ns.l + ns.l %}{% endfor %}", "items"),
+        (&doubled, "items"),
+        (&tree, "items"),
+        (by_macro, ""),
+    ] {
+        let error = render(source).expect_err(source).to_string();
+        assert!(error.contains(words), "{source}: {error}");
+        assert!(error.len() < 1000);
+    }
+    // what templates do keep
+    let kept = "{% set ns = namespace(last=-1, seen=[]) %}{% for m in messages %}{% set ns.seen = ns.seen + [m] %}\
+                {% set ns.last = loop.index0 %}{% endfor %}{% set all = ns %}{{ all.seen[0].role }} {{ all.last }}";
+    assert_eq!(render(kept).unwrap(), "user 0");
+}
+
+#[test]
+fn a_template_that_takes_too_long_is_stopped() {
+    let slow = "{% macro f(n, l) %}{% if n %}{{ f(n - 1, [l, l, l, l, l, l, l, l]) }}{% else %}\
+                {{ l == [l[0], l[1], l[2], l[3], l[4], l[5], l[6], [1]] }}{% endif %}{% endmacro %}{{ f(18, [1]) }}";
+    let error = render(slow).expect_err("endless");
+    assert!(matches!(error, ChatError::TemplateUnbounded { .. } | ChatError::TemplateFailed { .. }), "{error:?}");
+}
+
+#[test]
+fn content_goes_in_as_the_text_or_as_parts() {
+    const PARTS: &str = "{% for m in messages %}<{{ m.role }}>{% for c in m.content %}{% if c.type == 'text' %}\
+                         {{ c.text }}{% endif %}{% endfor %}{% endfor %}";
+    const BY_INDEX: &str = "{% for m in messages %}<{{ m.role }}>{{ m['content'][0]['text'] }}{% endfor %}";
+    const SYSTEM_TEXT: &str = "{% for m in messages %}<{{ m.role }}>{% if m.role == 'system' %}{{ m.content + '' }}\
+                               {% else %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}{% endfor %}";
+    const EITHER: &str = "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}\
+                          {% for c in m.content %}[{{ c.text }}]{% endfor %}{% endif %}{% endfor %}";
+    let turns = [Message::new("system", "Short."), Message::new("user", "Hi"), Message::new("assistant", "Yes")];
+    for source in [PARTS, BY_INDEX, SYSTEM_TEXT, EITHER] {
+        let template = compile(source, None).unwrap();
+        let content = Content::of(&template).unwrap();
+        assert_eq!(
+            template.render(&turns, content, false).unwrap(),
+            "<system>Short.<user>Hi<assistant>Yes",
+            "{source}"
+        );
+    }
+    let plain = compile(CHATML, None).unwrap();
+    assert_eq!(Content::of(&plain).unwrap(), Content::default());
 }
 
 #[test]

@@ -392,3 +392,50 @@ fn what_cannot_work_is_refused_with_a_hint() {
     assert!(matches!(refused(&dir), ChatError::Read { .. }));
     assert!(matches!(chatml().render(" \n"), Err(ChatError::EmptyInstruction)));
 }
+
+#[test]
+fn tokenizers_that_multiply_a_text_are_refused() {
+    let replace = |pattern: Json, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
+    let string = |from: &str, to: &str| replace(json!({"String": from}), to);
+    let chain = |key: &str, list: Vec<Json>| json!({"type": "Sequence", key: list});
+    let doubling: Vec<Json> = (0..40).map(|_| string("q", "qq")).collect();
+    let mut nested = string("q", "qq");
+    for _ in 0..30 {
+        nested = chain("normalizers", vec![nested, string("q", "qq")]);
+    }
+    let split = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    for (part, value) in [
+        ("normalizer", chain("normalizers", doubling.clone())),
+        ("normalizer", nested),
+        ("normalizer", string("q", &"q".repeat(2000))),
+        ("normalizer", chain("normalizers", vec![replace(json!({"Regex": "(?=.)"}), "a"); 40])),
+        ("pre_tokenizer", chain("pretokenizers", vec![split; 40])),
+        ("decoder", chain("decoders", doubling)),
+        ("normalizer", chain("normalizers", vec![json!({"type": "NFC"}); 1000])),
+    ] {
+        let mut tokenizer = metaspace(&[]);
+        tokenizer[part] = value;
+        let error = load(&folder(&tokenizer, &config(CHATML))).expect_err(part);
+        assert!(matches!(error, ChatError::TokenizerUnbounded { .. }), "{part}: {error:?}");
+        assert!(error.hint().is_some());
+    }
+    // what published ones do: a space, some marks, and an expression for runs of white space
+    let mut tokenizer = metaspace(&[]);
+    tokenizer["normalizer"] = chain(
+        "normalizers",
+        vec![
+            json!({"type": "Prepend", "prepend": "▁"}),
+            string(" ", "▁"),
+            string("``", "\""),
+            replace(json!({"Regex": " {2,}"}), " "),
+            json!({"type": "NFKC"}),
+        ],
+    );
+    assert!(load(&folder(&tokenizer, &config(CHATML))).is_ok());
+}
+
+#[test]
+fn a_prompt_past_any_context_is_refused() {
+    let error = chatml().encode_prompt(&"a ".repeat(1 << 20)).unwrap_err();
+    assert!(matches!(error, ChatError::PromptTooLong { .. }), "{error:?}");
+}

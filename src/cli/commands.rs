@@ -9,6 +9,7 @@ use lancet::bake::QuantisedMode;
 use lancet::chat::{Chat, ChatOptions};
 use lancet::error::Error;
 use lancet::eval::policy::Limit;
+use lancet::files;
 use lancet::method::direction::{Addition, Direction};
 use lancet::method::prompts::{LoadOptions, OverlapPolicy, Prompts, SplitSizes};
 use lancet::method::select::Rules;
@@ -90,7 +91,7 @@ pub fn load_prompts(args: &PromptArgs, paper: bool, ui: &Ui) -> Result<Prompts, 
 /// Tokenizer and template.
 pub fn load_chat(opened: &Opened, args: &ChatArgs) -> Result<Chat, Error> {
     let template = match &args.chat_template {
-        Some(path) => Some(std::fs::read_to_string(path).map_err(|e| {
+        Some(path) => Some(files::read_text(path, files::MAX_SETTINGS).map_err(|e| {
             Error::usage(format!("cannot read chat template `{}`: {e}", path.display()), "give a Jinja file")
         })?),
         None => None,

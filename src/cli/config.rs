@@ -3,9 +3,10 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::CommandFactory;
-use lancet::Error;
+use lancet::eval::toml_error;
+use lancet::{Error, files};
 
 use super::args::Cli;
 
@@ -44,8 +45,12 @@ pub fn named_in(typed: &[OsString]) -> Option<(PathBuf, String, usize)> {
 /// The arguments of `command` from the file at `path`: `lambda = 0.5` is `--lambda=0.5`, `paper = true` is
 /// `--paper`, `false` is nothing. Top-level entries hold for every command, a table for the command of its name.
 pub fn arguments(path: &Path, command: &str) -> anyhow::Result<Vec<OsString>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read config `{}`", path.display()))?;
-    let table: toml::Table = text.parse().with_context(|| format!("config `{}` is not valid TOML", path.display()))?;
+    let text = files::read_text(path, files::MAX_SETTINGS)
+        .with_context(|| format!("cannot read config `{}`", path.display()))?;
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        let words = toml_error::words(&text, &error);
+        anyhow!("config `{}` is not valid TOML: {words}", path.display())
+    })?;
     let mut out = Vec::new();
     let top = table.iter().filter(|(_, value)| !value.is_table());
     let own = table.get(command).and_then(|v| v.as_table()).into_iter().flatten();
@@ -81,6 +86,10 @@ pub fn arguments(path: &Path, command: &str) -> anyhow::Result<Vec<OsString>> {
                 .join(","),
             other => bail!("config `{}`: `{key}` is {}, which no option takes", path.display(), other.type_str()),
         };
+        // the parser of arguments quotes what it refuses as it is
+        if value.chars().any(|c| c.is_control() && c != '\n' && c != '\t') {
+            bail!("config `{}`: `{key}` holds a control character", path.display());
+        }
         out.push(format!("--{flag}={value}").into());
     }
     Ok(out)

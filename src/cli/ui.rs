@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lancet::pipeline::engine::Observer;
+use lancet::report::text::{escaped, tame};
 
 /// Progress bars on a terminal; a line a stage elsewhere; nothing when quiet.
 pub struct Ui {
@@ -42,8 +43,17 @@ fn rate((_, tokens, since): &(String, u64, Instant)) -> String {
     format!("{:.0} tokens/s", *tokens as f64 / since.elapsed().as_secs_f64().max(1e-3))
 }
 
+/// The longest part of a message that is shown, in characters: names in files may be of any length.
+const LONGEST: usize = 4000;
+
+/// A line on stderr. Whatever it repeats of a file or a server steers nothing.
 fn eprint_line(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let mut line = escaped(text);
+    if let Some((at, _)) = line.char_indices().nth(LONGEST) {
+        line.truncate(at);
+        line.push('…');
+    }
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 impl Observer for Ui {
@@ -62,7 +72,7 @@ impl Observer for Ui {
         let style = ProgressStyle::with_template(&format!("{{msg:24}} {{bar:28}} {numbers} {{eta}} left"))
             .expect("a valid template");
         bar.set_style(style);
-        bar.set_message(stage.to_string());
+        bar.set_message(escaped(stage));
         *self.bar.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar);
     }
 
@@ -79,7 +89,7 @@ impl Observer for Ui {
         let mut generated = self.generated();
         generated.1 += count;
         if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            bar.set_message(format!("{}, {}", generated.0, rate(&generated)));
+            bar.set_message(escaped(&format!("{}, {}", generated.0, rate(&generated))));
         }
     }
 
@@ -102,15 +112,24 @@ impl Observer for Ui {
 /// Writes a result to stdout. A closed pipe is no error.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut out = anstream::stdout();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(tame(text).as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
         _ => Ok(()),
     }
 }
 
-/// Writes a value as JSON to stdout.
+/// Writes a value as JSON to stdout. What steers a terminal stands in strings alone, and is written there as its number.
 pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+    let mut text = String::new();
+    for c in serde_json::to_string_pretty(value)?.chars() {
+        if c != '\n' && escaped(c.encode_utf8(&mut [0; 4])).len() > c.len_utf8() {
+            text.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            text.push(c);
+        }
+    }
+    text.push('\n');
+    print(&text)
 }
 
 /// Width to wrap at.

@@ -7,4 +7,5 @@ pub mod policy;
 pub mod refusal;
 pub mod statistics;
 mod text;
+pub mod toml_error;
 pub mod wrappers;

@@ -9,6 +9,9 @@ use std::sync::OnceLock;
 use regex::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
 use serde::Deserialize;
 
+use super::toml_error;
+use crate::files;
+
 const BUILT_IN: &str = include_str!("refusal_patterns.toml");
 
 /// Bytes that the automata of one kind may take: a bound against patterns that explode.
@@ -292,8 +295,8 @@ impl RefusalPatterns {
     /// # Errors
     /// If it cannot be read, or as [`RefusalPatterns::from_toml`].
     pub fn load(path: &Path) -> Result<Self, PatternError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| PatternError::Read { path: path.to_path_buf(), source })?;
+        let text = files::read_text(path, files::MAX_SETTINGS)
+            .map_err(|source| PatternError::Read { path: path.to_path_buf(), source })?;
         Self::from_toml(&text)
     }
 
@@ -357,7 +360,7 @@ impl RefusalPatterns {
 }
 
 fn parse(text: &str) -> Result<File, PatternError> {
-    let file: File = toml::from_str(text).map_err(|e| PatternError::Format { message: e.to_string() })?;
+    let file: File = toml::from_str(text).map_err(|e| PatternError::Format { message: toml_error::words(text, &e) })?;
     if file.version != 1 {
         return Err(PatternError::Version { found: file.version });
     }

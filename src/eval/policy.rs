@@ -36,6 +36,8 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 
 pub use super::evidence::{Check, Evidence, Judgement};
 use super::statistics::{Paired, bootstrap_mean, fewest_for};
+use super::toml_error;
+use crate::files;
 
 /// Why a policy cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -245,8 +247,8 @@ impl Policy {
     /// # Errors
     /// If it cannot be read, or as [`Policy::from_toml`].
     pub fn load(path: &Path) -> Result<Self, PolicyError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| PolicyError::Read { path: path.to_path_buf(), source })?;
+        let text = files::read_text(path, files::MAX_SETTINGS)
+            .map_err(|source| PolicyError::Read { path: path.to_path_buf(), source })?;
         Self::from_toml(&text)
     }
 
@@ -256,7 +258,7 @@ impl Policy {
     /// If it is not TOML, has an unknown key, or a value out of range.
     pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
         let table: toml::Table =
-            text.parse().map_err(|e: toml::de::Error| PolicyError::Format { message: e.to_string() })?;
+            text.parse().map_err(|e: toml::de::Error| PolicyError::Format { message: toml_error::words(text, &e) })?;
         let mut policy = Self::default();
         for (key, value) in &table {
             let setting = match value {

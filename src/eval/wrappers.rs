@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::toml_error;
+use crate::files;
+
 const BUILT_IN: &str = include_str!("wrappers.toml");
 
 /// A field, and what fills it.
@@ -130,8 +133,8 @@ impl Wrapper {
     /// # Errors
     /// If it cannot be read, or as [`Wrapper::from_toml`].
     pub fn load(path: &Path) -> Result<Vec<Self>, WrapperError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| WrapperError::Read { path: path.to_path_buf(), source })?;
+        let text = files::read_text(path, files::MAX_SETTINGS)
+            .map_err(|source| WrapperError::Read { path: path.to_path_buf(), source })?;
         Self::from_toml(&text)
     }
 
@@ -177,7 +180,7 @@ impl Wrapper {
 }
 
 fn parse(text: &str) -> Result<File, WrapperError> {
-    let file: File = toml::from_str(text).map_err(|e| WrapperError::Format { message: e.to_string() })?;
+    let file: File = toml::from_str(text).map_err(|e| WrapperError::Format { message: toml_error::words(text, &e) })?;
     if file.version != 1 {
         return Err(WrapperError::Version { found: file.version });
     }

@@ -3,13 +3,17 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Format, JudgeError, Pair, Verdict};
+use crate::files;
+
+/// The largest file of verdicts, in bytes: a million of them.
+const MAX_BYTES: u64 = 512 << 20;
 
 /// Changes where the meaning of a verdict does.
 const DOMAIN: &str = "lancet judge 1";
@@ -48,10 +52,12 @@ impl Cache {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(failed)?;
-        let known = bytes
+        let known = match files::read(path, MAX_BYTES) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            read => read.map_err(failed)?,
+        };
+        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
+        let known = known
             .split(|byte| *byte == b'\n')
             .filter_map(|line| serde_json::from_slice::<Line>(line).ok())
             .map(|line| (line.key, line.verdict))

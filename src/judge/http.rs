@@ -105,10 +105,32 @@ impl Client {
         match status {
             200..=299 => completion(&text.map_err(of_transport)?).map_err(Failure::Bad),
             408 | 425 | 429 | 500..=599 => Err(Failure::Again { problem: format!("status {status}"), wait }),
-            400 | 413 | 422 => Err(Failure::Bad(BadReply::Unacceptable { status, message: complaint(text.ok()) })),
-            _ => Err(Failure::Fatal(JudgeError::Rejected { status, message: complaint(text.ok()) })),
+            400 | 413 | 422 => Err(Failure::Bad(BadReply::Unacceptable { status, message: self.complaint(text.ok()) })),
+            _ => Err(Failure::Fatal(JudgeError::Rejected { status, message: self.complaint(text.ok()) })),
         }
     }
+
+    /// What an error reply complains of, without the key that it may repeat.
+    fn complaint(&self, text: Option<String>) -> Option<String> {
+        let words = complaint(&text?)?;
+        let key = self.authorization.as_deref().and_then(|text| text.strip_prefix("Bearer "));
+        Some(key.map_or(words.clone(), |key| words.replace(key, "(the key)")))
+    }
+}
+
+/// What an error reply complains of: one short line of plain characters.
+fn complaint(text: &str) -> Option<String> {
+    let value: Value = serde_json::from_str(text).ok()?;
+    let message = value.pointer("/error/message").or_else(|| value.get("message")).or_else(|| value.get("error"))?;
+    let line = message.as_str()?.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words: String = line.chars().filter(|c| !is_steering(*c)).take(200).collect();
+    (!words.is_empty()).then_some(words)
+}
+
+/// Whether a character steers a terminal or the direction of text.
+fn is_steering(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// What an error of the transport is. The words name no host.
@@ -145,14 +167,6 @@ fn completion(text: &str) -> Result<String, BadReply> {
         Some(Value::String(said)) => Ok(said.clone()),
         _ => Err(bad("`choices[0].message.content` is no text")),
     }
-}
-
-/// What an error reply complains of, shortened.
-fn complaint(text: Option<String>) -> Option<String> {
-    let value: Value = serde_json::from_str(&text?).ok()?;
-    let message = value.pointer("/error/message").or_else(|| value.get("message")).or_else(|| value.get("error"))?;
-    let words: String = message.as_str()?.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(200).collect();
-    (!words.is_empty()).then_some(words)
 }
 
 fn address(url: &str) -> Result<String, JudgeError> {

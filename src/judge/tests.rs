@@ -194,6 +194,15 @@ fn a_rejection_is_told_at_once() {
 }
 
 #[test]
+fn a_rejection_repeats_neither_escape_codes_nor_the_key() {
+    let body = "{\"error\": {\"message\": \"no \\u001b[2J\\u009b31m key my-key\\u0007 \\u202e\"}}".to_owned();
+    let server = Server::new(vec![Act::Reply(401, "", body + &" ".repeat(5000))]);
+    let settings = Settings { key: Some("my-key".into()), ..settings(&server.url, Format::Chat) };
+    let error = go(settings, &[PAIR]).unwrap_err().to_string();
+    assert!(error.ends_with("status 401, no [2J31m key (the key) "), "{error:?}");
+}
+
+#[test]
 fn a_bad_reply_is_counted_and_not_taken_for_compliance() {
     let huge = format!("{{\"choices\": \"{}\"}}", "x".repeat(2 << 20));
     for (act, words) in [

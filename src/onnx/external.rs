@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use super::error::OnnxError;
+use crate::files::{Place, Stray};
 
 /// Fills `buf` from `offset`; the file's cursor is not used, so threads may share the file.
 ///
@@ -52,9 +53,8 @@ pub fn write_all_at(file: &File, buf: &[u8], offset: u64) -> io::Result<()> {
 
 /// The file that `location` names, checked to lie in the folder of the model.
 ///
-/// `location` is relative, has no `..`, and after links are followed the file is in the model's folder;
-/// a file outside is accepted only where the model file itself is a link into the same folder (the
-/// layout of the Hugging Face cache).
+/// `location` is relative, has no `..`, and after links are followed the file is in the model's folder or, in the
+/// Hugging Face cache, among the blobs of the same repository ([`Place`]).
 ///
 /// # Errors
 /// [`OnnxError::EscapingExternal`], [`OnnxError::MissingExternal`].
@@ -74,16 +74,17 @@ pub fn resolve(model: &Path, location: &str, tensor: &str) -> Result<PathBuf, On
     };
     let path = folder.join(relative);
     let io = |path: &Path, source| OnnxError::Io { path: path.to_path_buf(), source };
-    let real = match path.canonicalize() {
-        Ok(real) => real,
-        Err(source) if source.kind() == io::ErrorKind::NotFound => {
-            return Err(OnnxError::MissingExternal { tensor: tensor.into(), path });
+    let place = Place::new(folder).map_err(|source| io(folder, source))?;
+    match place.real(&path) {
+        Ok(real) => Ok(real),
+        Err(Stray::Outside(_)) => Err(escaping()),
+        Err(Stray::Dangling) => Err(OnnxError::MissingExternal { tensor: tensor.into(), path }),
+        Err(Stray::Io(source)) if source.kind() == io::ErrorKind::NotFound => {
+            Err(OnnxError::MissingExternal { tensor: tensor.into(), path })
         }
-        Err(source) => return Err(io(&path, source)),
-    };
-    let real_folder = folder.canonicalize().map_err(|source| io(folder, source))?;
-    let real_model = model.canonicalize().map_err(|source| io(model, source))?;
-    if real.starts_with(&real_folder) || real.parent() == real_model.parent() { Ok(real) } else { Err(escaping()) }
+        Err(Stray::Io(source)) => Err(io(&path, source)),
+        Err(Stray::Special(what)) => Err(io(&path, io::Error::other(format!("it is {what}, not a file")))),
+    }
 }
 
 #[cfg(test)]
@@ -109,18 +110,23 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn links_that_leave_the_folder_are_refused_unless_the_model_is_one_too() {
+    fn links_lead_to_the_blobs_of_the_same_repository_only() {
         let outer = tempfile::tempdir().unwrap();
-        let (folder, blobs) = (outer.path().join("snapshot"), outer.path().join("blobs"));
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::create_dir_all(&blobs).unwrap();
-        std::fs::write(blobs.join("1"), b"x").unwrap();
-        std::fs::write(blobs.join("2"), b"x").unwrap();
-        std::fs::write(folder.join("plain.onnx"), b"x").unwrap();
-        std::os::unix::fs::symlink(blobs.join("1"), folder.join("linked.onnx")).unwrap();
-        std::os::unix::fs::symlink(blobs.join("2"), folder.join("w.bin")).unwrap();
-        assert!(matches!(resolve(&folder.join("plain.onnx"), "w.bin", "t"), Err(OnnxError::EscapingExternal { .. })));
-        assert!(resolve(&folder.join("linked.onnx"), "w.bin", "t").is_ok());
+        for (folder, allowed) in [("models--a--b/snapshots/1", true), ("model/snapshots/1", false)] {
+            let folder = outer.path().join(folder);
+            let blobs = folder.join("../../blobs");
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::create_dir_all(&blobs).unwrap();
+            std::fs::write(blobs.join("1"), b"x").unwrap();
+            std::fs::write(blobs.join("2"), b"x").unwrap();
+            std::os::unix::fs::symlink("../../blobs/1", folder.join("linked.onnx")).unwrap();
+            std::os::unix::fs::symlink("../../blobs/2", folder.join("w.bin")).unwrap();
+            match resolve(&folder.join("linked.onnx"), "w.bin", "t") {
+                Ok(_) => assert!(allowed),
+                Err(OnnxError::EscapingExternal { .. }) => assert!(!allowed),
+                Err(other) => panic!("{other}"),
+            }
+        }
     }
 
     proptest::proptest! {

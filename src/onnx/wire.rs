@@ -51,7 +51,7 @@ pub(super) enum Value {
 impl Reader {
     pub fn open(path: &Path) -> Result<Self, OnnxError> {
         let io = |source| OnnxError::Io { path: path.to_path_buf(), source };
-        let file = File::open(path).map_err(io)?;
+        let file = crate::files::open(path).map_err(io)?;
         let meta = file.metadata().map_err(io)?;
         if !meta.is_file() {
             return Err(io(std::io::Error::other("not a regular file")));

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::walk::Entry;
+use super::walk::{Entry, Left, Listing, is_marked_report, is_report};
 use crate::error::Error;
+use crate::files::{self, Place, Stray};
 use crate::lm::ModelConfig;
 use crate::runtime::Sampling;
 
@@ -88,15 +89,18 @@ impl ModelFiles {
 
     fn json(&self, name: &str) -> Result<Option<Value>, Error> {
         let path = self.root.join(name);
-        match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| {
-                Error::usage(format!("`{}` is not valid JSON: {e}", path.display()), "correct or remove the file")
-            }),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => {
-                Err(Error::usage(format!("cannot read `{}`: {e}", path.display()), "check the file's permissions"))
-            }
+        let unreadable = |why: String| {
+            Error::usage(format!("cannot read `{}`: {why}", path.display()), "correct or remove the file")
+        };
+        match Place::new(&self.root).map_err(Stray::Io).and_then(|place| place.real(&path)) {
+            Ok(_) => {}
+            Err(Stray::Io(e)) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(stray) => return Err(unreadable(format!("it is {stray}"))),
         }
+        let bytes = files::read(&path, files::MAX_CONFIG).map_err(|e| unreadable(e.to_string()))?;
+        serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+            Error::usage(format!("`{}` is not valid JSON: {e}", path.display()), "correct or remove the file")
+        })
     }
 
     /// Dimensions from `config.json` or `genai_config.json`.
@@ -201,24 +205,38 @@ impl ModelFiles {
         }))
     }
 
-    /// Configs, tokenizer, template and licence files of the root, sorted: what goes with one file of a folder.
-    pub fn companions(&self) -> Vec<Entry> {
-        let mut found: Vec<Entry> = std::fs::read_dir(&self.root)
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| {
-                let path = entry.ok()?.path();
-                let name = path.file_name()?.to_str()?;
-                let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
-                let companion = matches!(extension, "json" | "jinja" | "txt" | "model" | "md" | "tiktoken")
-                    || name.starts_with("LICENSE")
-                    || name.starts_with("NOTICE");
-                let meta = std::fs::metadata(&path).ok().filter(std::fs::Metadata::is_file)?;
-                (companion && !name.starts_with("lancet"))
-                    .then(|| Entry { relative: PathBuf::from(name), bytes: meta.len() })
-            })
-            .collect();
-        found.sort();
-        found
+    /// Configs, tokenizer, template and licence files of the root: what goes with one file of a folder. A link of such a
+    /// name that leads elsewhere is refused.
+    pub(super) fn companions(&self) -> Listing {
+        let mut listing = Listing::default();
+        let Ok(place) = Place::new(&self.root) else { return listing };
+        let entries = std::fs::read_dir(&self.root).into_iter().flatten().filter_map(Result::ok);
+        for path in entries.map(|entry| entry.path()) {
+            let Some(name) = path.file_name().and_then(|n| n.to_str()).filter(|name| is_companion(name)) else {
+                continue;
+            };
+            let relative = PathBuf::from(name);
+            match place.real(&path) {
+                Ok(real) => {
+                    let meta = std::fs::metadata(&real).ok().filter(std::fs::Metadata::is_file);
+                    if let Some(meta) = meta.filter(|_| !is_marked_report(&real)) {
+                        listing.files.push(Entry { relative, bytes: meta.len(), real });
+                    }
+                }
+                Err(stray) => listing.refused.push(Left { relative, reason: stray.to_string() }),
+            }
+        }
+        listing.files.sort();
+        listing.refused.sort();
+        listing
     }
+}
+
+/// Whether a file of this name belongs to the model beside it.
+fn is_companion(name: &str) -> bool {
+    let extension = Path::new(name).extension().and_then(|e| e.to_str()).unwrap_or("");
+    let known = matches!(extension, "json" | "jinja" | "txt" | "model" | "md" | "tiktoken")
+        || name.starts_with("LICENSE")
+        || name.starts_with("NOTICE");
+    known && !name.starts_with("lancet") && !is_report(Path::new(name))
 }

@@ -1,6 +1,7 @@
 //! The whole job, as prose: open, collect, select, bake, verify, evaluate, guard, publish, report.
 
 pub mod add;
+mod card;
 pub mod check;
 pub mod choose;
 pub mod collect;
@@ -13,6 +14,7 @@ pub mod evaluate;
 pub mod files;
 pub mod guard;
 pub mod inspect;
+mod kind;
 pub mod likelihood;
 pub mod multiple_choice;
 pub mod opened;
@@ -23,6 +25,7 @@ mod publish;
 pub mod sweep;
 pub mod variant;
 mod walk;
+mod weights;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;

@@ -7,10 +7,13 @@ use std::path::{Component, Path, PathBuf};
 use globset::GlobBuilder;
 
 use super::files::ModelFiles;
+use super::kind::{Blocked, Evidence, Kind, kind};
 use super::opened::takes_embeddings;
-use super::walk::{Entry, Left, walk};
+use super::walk::{Entry, Left, Listing, walk};
+use super::weights::{self, Weights};
 use crate::error::Error;
-use crate::onnx::{DataType, Graph, Model};
+use crate::files::is_lfs_pointer;
+use crate::onnx::Model;
 
 /// What a variant is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +52,17 @@ pub struct Other {
     pub reads: BTreeSet<PathBuf>,
 }
 
+/// A file that can neither be edited nor stay beside an edited model as it is.
+#[derive(Debug, Clone)]
+pub struct Hindrance {
+    /// Its path in the package.
+    pub relative: PathBuf,
+    /// Why, and what to do.
+    pub why: Blocked,
+    /// The file and its external data, relative to the package.
+    pub reads: BTreeSet<PathBuf>,
+}
+
 /// What a user named as `MODEL`: a folder with all that is in it, or one file with its companions.
 #[derive(Debug, Clone)]
 pub struct Package {
@@ -58,8 +72,12 @@ pub struct Package {
     pub variants: Vec<Variant>,
     /// Other `.onnx` files, sorted by path.
     pub others: Vec<Other>,
+    /// Files that refuse the whole package unless `--only` leaves them out, sorted by path.
+    pub hindrances: Vec<Hindrance>,
     /// What does not go into the output.
     pub left_out: Vec<Left>,
+    /// Links that lead elsewhere, pipes, devices: with these, nothing is made of the folder.
+    pub refused: Vec<Left>,
     /// Whether there is one model and nothing else to tell of.
     pub lone: bool,
     /// Whether a folder was named.
@@ -67,14 +85,74 @@ pub struct Package {
     files: Vec<Entry>,
 }
 
-/// What an `.onnx` file looks like from its inputs and outputs.
-enum Kind {
-    /// A language model, or a part of one.
-    Model,
-    /// Turns token ids into embeddings.
-    Embedding,
-    /// Neither, with the reason.
-    Other(&'static str),
+/// The `.onnx` files of a folder, sorted into what they are.
+#[derive(Default)]
+struct Sorted {
+    variants: Vec<Variant>,
+    embeddings: Vec<PathBuf>,
+    others: Vec<Other>,
+    hindrances: Vec<Hindrance>,
+}
+
+impl Sorted {
+    fn add(&mut self, root: &Path, relative: &Path, kind: Kind) {
+        match kind {
+            Kind::Model => {
+                let files = ModelFiles { onnx: root.join(relative), root: config_folder(root, relative) };
+                self.variants.push(Variant::model(root, relative.to_path_buf(), files));
+            }
+            Kind::Embedding => self.embeddings.push(relative.to_path_buf()),
+            Kind::Other { reason, .. } => {
+                let reads = parts(root, relative);
+                self.others.push(Other { relative: relative.to_path_buf(), reason, reads });
+            }
+            Kind::Blocked(why) => {
+                let reads = parts(root, relative);
+                self.hindrances.push(Hindrance { relative: relative.to_path_buf(), why, reads });
+            }
+        }
+    }
+
+    /// Embedding files that go with no model by their names: variants of their own where a model takes embeddings.
+    fn place_embeddings(&mut self, root: &Path) {
+        let taken = self.variants.iter().any(|v| Model::open(&v.files.onnx).is_ok_and(|m| takes_embeddings(&m)));
+        for relative in std::mem::take(&mut self.embeddings) {
+            if self.variants.iter().any(|v| v.embedding.as_ref() == Some(&relative)) {
+                continue;
+            }
+            if taken {
+                self.variants.push(Variant::embedding(root, relative));
+            } else {
+                let reason = "no model of this folder takes its embeddings".into();
+                self.add(root, &relative, Kind::Other { reason, evidence: Evidence::Names });
+            }
+        }
+    }
+
+    /// Files that no model reads and that hold weights all the same: copies in other formats, and pointers to what was
+    /// not downloaded. Returns what is left out.
+    fn add_weights(&mut self, listing: &Listing) -> Vec<Left> {
+        let known: BTreeSet<PathBuf> = self
+            .variants
+            .iter()
+            .flat_map(|v| &v.writes)
+            .chain(self.others.iter().flat_map(|o| &o.reads))
+            .chain(self.hindrances.iter().flat_map(|h| &h.reads))
+            .cloned()
+            .collect();
+        let mut left = Vec::new();
+        for file in listing.files.iter().filter(|file| !known.contains(&file.relative)) {
+            match weights::of(file) {
+                None => {}
+                Some(Weights::Other(reason)) => left.push(Left { relative: file.relative.clone(), reason }),
+                Some(Weights::Blocked(why)) => {
+                    let (relative, reads) = (file.relative.clone(), BTreeSet::from([file.relative.clone()]));
+                    self.hindrances.push(Hindrance { relative, why, reads });
+                }
+            }
+        }
+        left
+    }
 }
 
 impl Package {
@@ -96,11 +174,20 @@ impl Package {
     /// One `.onnx` file with the configs, tokenizer and licence beside it.
     pub fn of_file(files: ModelFiles) -> Self {
         let root = files.root.clone();
-        let entries = files.companions();
+        let Listing { files: entries, refused, .. } = files.companions();
         let relative = files.relative();
         let variants = vec![Variant::model(&root, relative, files)];
-        let others = Vec::new();
-        Self { root, variants, others, left_out: Vec::new(), lone: true, folder: false, files: entries }
+        Self {
+            root,
+            variants,
+            others: Vec::new(),
+            hindrances: Vec::new(),
+            left_out: Vec::new(),
+            refused,
+            lone: true,
+            folder: false,
+            files: entries,
+        }
     }
 
     fn of_folder(root: &Path, except: &[PathBuf]) -> Result<Self, Error> {
@@ -112,58 +199,35 @@ impl Package {
             [one] => Some(**one),
             _ => None,
         };
-        let mut variants = Vec::new();
-        let mut embeddings = Vec::new();
-        let mut others = Vec::new();
+        let mut sorted = Sorted::default();
         for relative in found {
             let kind = match Model::open(&root.join(relative)) {
-                _ if Some(relative) == sole => Kind::Model,
                 Ok(model) => kind(&model, is_embedding(relative)),
-                Err(_) => Kind::Model,
+                Err(_) => missing(root, relative).map_or(Kind::Model, Kind::Blocked),
             };
-            let mut other = |reason: &str| {
-                let reads = parts(root, relative);
-                others.push(Other { relative: relative.clone(), reason: reason.into(), reads });
-            };
-            match kind {
-                Kind::Model => {
-                    let files = ModelFiles { onnx: root.join(relative), root: config_folder(root, relative) };
-                    variants.push(Variant::model(root, relative.clone(), files));
+            let kind = match kind {
+                Kind::Other { evidence: Evidence::Names, .. } | Kind::Embedding if Some(relative) == sole => {
+                    Kind::Model
                 }
-                Kind::Embedding => embeddings.push(relative.clone()),
-                Kind::Other(reason) => other(reason),
-            }
+                kind => kind,
+            };
+            sorted.add(root, relative, kind);
         }
-        let taken = variants.iter().any(|v| Model::open(&v.files.onnx).is_ok_and(|model| takes_embeddings(&model)));
-        for relative in embeddings {
-            if variants.iter().any(|v| v.embedding.as_ref() == Some(&relative)) {
-                continue;
-            }
-            if taken {
-                variants.push(Variant::embedding(root, relative));
-            } else {
-                let reads = parts(root, &relative);
-                others.push(Other { relative, reason: "no model of this folder takes its embeddings".into(), reads });
-            }
-        }
-        if variants.is_empty() {
-            let what: Vec<String> = others.iter().map(|o| format!("`{}` {}", shown(&o.relative), o.reason)).collect();
-            return Err(match what.as_slice() {
-                [] => Error::usage(
-                    format!("no `.onnx` file in `{}` or its folders", root.display()),
-                    "pass the `.onnx` file itself",
-                ),
-                _ => Error::usage(
-                    format!("no language model in `{}`: {}", root.display(), what.join("; ")),
-                    "pass the `.onnx` file of the language model, or its folder",
-                ),
-            });
-        }
+        sorted.place_embeddings(root);
+        let mut left_out = listing.left.clone();
+        left_out.extend(sorted.add_weights(&listing));
+        left_out.sort();
+        let Sorted { mut variants, mut others, mut hindrances, .. } = sorted;
         variants.sort_by(|a, b| a.relative.cmp(&b.relative));
         others.sort_by(|a, b| a.relative.cmp(&b.relative));
-        let lone = variants.len() == 1 && others.is_empty();
-        let root = root.to_path_buf();
-        Ok(Self { root, variants, others, left_out: listing.left, lone, folder: true, files: listing.files })
+        hindrances.sort_by(|a, b| a.relative.cmp(&b.relative));
+        if variants.is_empty() {
+            return Err(no_model(root, &others, &hindrances, &listing.refused));
+        }
+        let lone = variants.len() == 1 && others.is_empty() && hindrances.is_empty();
+        let files = listing.files.into_iter().filter(|f| left_out.iter().all(|l| l.relative != f.relative)).collect();
+        let (root, refused) = (root.to_path_buf(), listing.refused);
+        Ok(Self { root, variants, others, hindrances, left_out, refused, lone, folder: true, files })
     }
 
     /// The language models, by name.
@@ -209,37 +273,19 @@ impl Package {
         ))
     }
 
-    /// The package without the variants that no pattern fits, and without what belongs to them alone. A pattern
-    /// fits the path in the package or the file name.
+    /// The package without the variants that no pattern fits, without what belongs to them alone, and without what
+    /// could only be refused.
     ///
     /// # Errors
-    /// Usage: a broken pattern, or one that fits no variant.
+    /// Usage: a broken pattern, one that fits no variant, or a name that several have.
     pub fn only(mut self, patterns: &[String]) -> Result<Self, Error> {
         if patterns.is_empty() {
             return Ok(self);
         }
-        let list = self.variants.iter().map(|v| format!("`{}`", v.name)).collect::<Vec<_>>().join(", ");
-        let mut globs = Vec::new();
-        for pattern in patterns {
-            let glob = GlobBuilder::new(pattern).literal_separator(true).build().map_err(|e| {
-                Error::usage(format!("`--only {pattern}` is no pattern: {}", e.kind()), "`*_q4*.onnx` is one")
-            })?;
-            let glob = glob.compile_matcher();
-            let fits = |path: &Path| glob.is_match(path) || path.file_name().is_some_and(|n| glob.is_match(n));
-            let embeddings = self.variants.iter().filter_map(|v| v.embedding.as_deref());
-            if !self.variants.iter().map(|v| v.relative.as_path()).chain(embeddings).any(fits) {
-                return Err(Error::usage(
-                    format!("`--only {pattern}` fits no model of `{}`", self.root.display()),
-                    format!("it has {list}"),
-                ));
-            }
-            globs.push(glob);
-        }
-        let fits =
-            |path: &Path| globs.iter().any(|g| g.is_match(path) || path.file_name().is_some_and(|n| g.is_match(n)));
-        let (mut kept, gone): (Vec<_>, Vec<_>) = self.variants.into_iter().partition(|v| fits(&v.relative));
+        let chosen = self.chosen(patterns)?;
+        let (mut kept, gone): (Vec<_>, Vec<_>) = self.variants.into_iter().partition(|v| chosen.contains(&v.relative));
         // an embedding file that was asked for, though its model was not
-        for path in gone.iter().filter_map(|v| v.embedding.clone()).filter(|path| fits(path)) {
+        for path in gone.iter().filter_map(|v| v.embedding.clone()).filter(|path| chosen.contains(path)) {
             if !kept.iter().any(|v| v.writes.contains(&path)) {
                 kept.push(Variant::embedding(&self.root, path));
             }
@@ -248,21 +294,83 @@ impl Package {
         let needed: BTreeSet<&PathBuf> =
             kept.iter().flat_map(|v| &v.writes).chain(self.others.iter().flat_map(|o| &o.reads)).collect();
         let mut dropped: BTreeSet<PathBuf> = BTreeSet::new();
+        let mut left_out = std::mem::take(&mut self.left_out);
+        let mut drop = |path: &PathBuf, reason: String| {
+            if !needed.contains(path) && dropped.insert(path.clone()) {
+                left_out.push(Left { relative: path.clone(), reason });
+            }
+        };
         for variant in &gone {
-            for path in variant.writes.iter().filter(|path| !needed.contains(path)) {
-                if dropped.insert(path.clone()) {
-                    let reason = match *path == variant.relative {
-                        true => "not named by `--only`".to_string(),
-                        false => format!("belongs to `{}`", variant.name),
-                    };
-                    self.left_out.push(Left { relative: path.clone(), reason });
+            for path in &variant.writes {
+                match *path == variant.relative {
+                    true => drop(path, "not named by `--only`".into()),
+                    false => drop(path, format!("belongs to `{}`", variant.name)),
+                }
+            }
+        }
+        for Hindrance { relative, why, reads } in std::mem::take(&mut self.hindrances) {
+            for path in &reads {
+                match *path == relative {
+                    true => drop(path, format!("not named by `--only`; it {}", why.reason)),
+                    false => drop(path, format!("belongs to `{}`", shown(&relative))),
                 }
             }
         }
         self.files.retain(|file| !dropped.contains(&file.relative));
-        self.left_out.sort();
+        left_out.sort();
+        self.left_out = left_out;
         self.variants = kept;
         Ok(self)
+    }
+
+    /// The `.onnx` files that patterns name. A pattern with `/` is a path in the package. One without is the path of a
+    /// file at its top if there is one, else a file name, which only one may have unless the pattern has `*` or the like.
+    fn chosen(&self, patterns: &[String]) -> Result<BTreeSet<PathBuf>, Error> {
+        let candidates: BTreeSet<&Path> = (self.variants.iter().map(|v| v.relative.as_path()))
+            .chain(self.variants.iter().filter_map(|v| v.embedding.as_deref()))
+            .chain(self.hindrances.iter().map(|h| h.relative.as_path()))
+            .collect();
+        let mut chosen = BTreeSet::new();
+        for pattern in patterns {
+            let plain = pattern.strip_prefix("./").unwrap_or(pattern);
+            let glob = GlobBuilder::new(plain).literal_separator(true).build().map_err(|e| {
+                Error::usage(format!("`--only {pattern}` is no pattern: {}", e.kind()), "`*_q4*.onnx` is one")
+            })?;
+            let glob = glob.compile_matcher();
+            let by_path: BTreeSet<&Path> = candidates.iter().copied().filter(|path| glob.is_match(path)).collect();
+            let by_name = candidates.iter().copied().filter(|path| path.file_name().is_some_and(|n| glob.is_match(n)));
+            let several = plain.contains(['*', '?', '[', '{']);
+            let found: BTreeSet<&Path> = match plain.contains('/') || plain.len() < pattern.len() {
+                true => by_path,
+                false if !several && !by_path.is_empty() => by_path,
+                false => by_path.into_iter().chain(by_name).collect(),
+            };
+            self.check_named(pattern, &found, several)?;
+            chosen.extend(found.into_iter().map(Path::to_path_buf));
+        }
+        chosen.retain(|path| self.hindrances.iter().all(|h| h.relative != *path));
+        Ok(chosen)
+    }
+
+    fn check_named(&self, pattern: &str, found: &BTreeSet<&Path>, several: bool) -> Result<(), Error> {
+        let names = |paths: &mut dyn Iterator<Item = &Path>| {
+            paths.map(|path| format!("`{}`", shown(path))).collect::<Vec<_>>().join(", ")
+        };
+        if found.len() > 1 && !several {
+            return Err(Error::usage(
+                format!("`--only {pattern}` names several files: {}", names(&mut found.iter().copied())),
+                "give the path of one in the folder, or a pattern with `*`",
+            ));
+        }
+        let blocked = self.hindrances.iter().find(|h| found.contains(h.relative.as_path()));
+        match (blocked, found.len()) {
+            (_, 0) => Err(Error::usage(
+                format!("`--only {pattern}` fits no model of `{}`", self.root.display()),
+                format!("it has {}", names(&mut self.variants.iter().map(|v| v.relative.as_path()))),
+            )),
+            (Some(hindrance), 1) => Err(hindrance.error()),
+            _ => Ok(()),
+        }
     }
 
     /// Every `.onnx` file of the folder, sorted.
@@ -349,44 +457,42 @@ fn config_folder(root: &Path, relative: &Path) -> PathBuf {
         .unwrap_or_else(|| root.to_path_buf())
 }
 
-/// Tells a language model from what else lies in such folders. In doubt it is one: a model that is not understood is
-/// refused, a part of one that is copied would stay as it was without a word.
-fn kind(model: &Model, named_embedding: bool) -> Kind {
-    let graph = Graph::new(model);
-    let proto = graph.proto();
-    let fed = proto.input.iter().filter(|i| {
-        let name = i.name.as_deref().unwrap_or("");
-        graph.value(name).is_none_or(|v| graph.tensor(v).is_none())
-    });
-    let (mut tokens, mut embeddings, mut hidden, mut cache) = (false, false, false, false);
-    for input in fed {
-        let name = input.name.as_deref().unwrap_or("").to_ascii_lowercase();
-        let dtype = input.tensor().map(|t| DataType(t.elem_type.unwrap_or(0)));
-        let whole = dtype.is_none_or(|d| matches!(d, DataType::INT64 | DataType::INT32));
-        tokens |= whole && (name.contains("input_ids") || matches!(name.as_str(), "input" | "tokens" | "ids"));
-        embeddings |= name.contains("inputs_embeds");
-        hidden |= name.contains("hidden");
-        cache |= name.contains("past_key") || name.contains("past_value") || name.contains("past.");
+/// What was not downloaded: the file itself or its external data are Git LFS pointers.
+fn missing(root: &Path, relative: &Path) -> Option<Blocked> {
+    let pointer = parts(root, relative).into_iter().find(|path| is_lfs_pointer(&root.join(path)))?;
+    Some(match pointer == relative {
+        true => weights::pointer(),
+        false => Blocked {
+            reason: format!("needs `{}`, which {}", shown(&pointer), weights::pointer().reason),
+            hint: weights::pointer().hint,
+        },
+    })
+}
+
+/// The error for a folder without a model that can be edited.
+fn no_model(root: &Path, others: &[Other], hindrances: &[Hindrance], refused: &[Left]) -> Error {
+    let mut what: Vec<String> = others.iter().map(|o| format!("`{}` {}", shown(&o.relative), o.reason)).collect();
+    what.extend(hindrances.iter().map(|h| format!("`{}` {}", shown(&h.relative), h.why.reason)));
+    what.extend(
+        refused.iter().filter(|l| is_onnx(&l.relative)).map(|l| format!("`{}` is {}", shown(&l.relative), l.reason)),
+    );
+    what.sort();
+    match what.as_slice() {
+        [] => Error::usage(
+            format!("no `.onnx` file in `{}` or its folders", root.display()),
+            "pass the `.onnx` file itself",
+        ),
+        _ => Error::usage(
+            format!("no language model in `{}`: {}", root.display(), what.join("; ")),
+            hindrances.first().map_or("pass the `.onnx` file of the language model, or its folder", |h| &h.why.hint),
+        ),
     }
-    let outputs: Vec<String> =
-        proto.output.iter().filter_map(|o| o.name.as_deref()).map(str::to_ascii_lowercase).collect();
-    let logits = outputs.iter().any(|name| name == "logits");
-    let names_states = |name: &String| {
-        ["hidden", "embed", "feature", "pool", "state", "encod", "present", "past"]
-            .iter()
-            .any(|word| name.contains(word))
-    };
-    let may_be_logits = logits || outputs.iter().any(|name| !names_states(name));
-    if cache || (logits && hidden) {
-        return Kind::Model;
-    }
-    if tokens && !logits && (named_embedding || outputs.iter().any(|name| name.contains("inputs_embeds"))) {
-        return Kind::Embedding;
-    }
-    match (tokens || embeddings, may_be_logits) {
-        (false, _) => Kind::Other("takes no token ids"),
-        (true, false) => Kind::Other("makes no logits"),
-        (true, true) => Kind::Model,
+}
+
+impl Hindrance {
+    /// The refusal that it is.
+    pub fn error(&self) -> Error {
+        Error::failed_with(format!("`{}` {}", shown(&self.relative), self.why.reason), self.why.hint.clone())
     }
 }
 
@@ -427,32 +533,6 @@ mod tests {
             std::fs::write(path, bytes).unwrap();
         }
         folder
-    }
-
-    #[test]
-    fn models_are_told_from_inputs_and_outputs() {
-        for (inputs, outputs, wanted) in [
-            (&["input_ids", "attention_mask"][..], &["logits"][..], "model"),
-            (&["l_input_ids_"], &["1207"], "model"),
-            (&["inputs_embeds", "past_key_values.0.key"], &["logits", "present.0.key"], "model"),
-            (&["inputs_embeds", "past_key_values.0.key"], &["hidden_states", "present.0.key"], "model"),
-            (&["hidden_states"], &["logits"], "model"),
-            (&["input_ids", "encoder_hidden_states"], &["logits"], "model"),
-            (&["input_ids"], &["inputs_embeds"], "embedding"),
-            (&["input_ids", "image_features"], &["inputs_embeds"], "embedding"),
-            (&["pixel_values"], &["image_features"], "takes no token ids"),
-            (&["pixel_values"], &["logits"], "takes no token ids"),
-            (&["input_features"], &["last_hidden_state"], "takes no token ids"),
-            (&["input_ids", "attention_mask"], &["last_hidden_state", "sentence_embedding"], "makes no logits"),
-        ] {
-            let folder = folder(&[("m.onnx", onnx(inputs, outputs))]);
-            let found = match kind(&Model::open(&folder.path().join("m.onnx")).unwrap(), false) {
-                Kind::Model => "model",
-                Kind::Embedding => "embedding",
-                Kind::Other(reason) => reason,
-            };
-            assert_eq!(found, wanted, "{inputs:?} {outputs:?}");
-        }
     }
 
     #[test]

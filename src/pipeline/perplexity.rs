@@ -9,6 +9,7 @@ use super::likelihood::{self, Query};
 use crate::chat::Chat;
 use crate::error::{Error, Kind};
 use crate::eval::statistics::{CONFIDENCE, bootstrap_mean};
+use crate::files;
 use crate::report::scores::{Perplexity, WindowNll};
 use crate::report::{Interval, finite};
 
@@ -131,7 +132,7 @@ pub fn read_text(path: &Path) -> Result<String, TextError> {
     if size > MAX_TEXT_BYTES {
         return Err(TextError::TooLarge { path: name, limit: MAX_TEXT_BYTES, got: size });
     }
-    let bytes = std::fs::read(path).map_err(read)?;
+    let bytes = files::read(path, MAX_TEXT_BYTES).map_err(read)?;
     let text = match String::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => {

@@ -2,18 +2,22 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::Ordering;
 
+use super::card;
 use super::engine::Observer;
+use super::kind::{Evidence, Kind, kind};
 use super::opened::Opened;
 use super::package::{Other, Package, Role, Variant, shown};
 use super::variant::{self, Clock, Desk, Measuring, Outcome};
+use super::walk::{Entry, Left};
 use super::{BakeOptions, prove};
 use crate::bake::{BakeError, PlanOptions, Staging};
 use crate::error::Error;
+use crate::files;
 use crate::method::direction::Direction;
 use crate::onnx::external::read_exact_at;
 use crate::onnx::{Model, Storage};
@@ -52,9 +56,11 @@ pub fn preflight(package: &Package, out: &Path) -> Result<(), Error> {
             "choose a new folder for the output, or pass one model by its path",
         ));
     }
+    unhindered(package)?;
     let mut first: Option<(usize, &Variant)> = None;
     for variant in package.models() {
         let opened = Opened::of(variant.files.clone()).map_err(of_variant(package, variant))?;
+        language_model(&opened.model, variant)?;
         let model = opened.understand().map_err(|e| of_variant(package, variant)(e.into()))?;
         let width = model.lm.d_model();
         match first {
@@ -73,6 +79,29 @@ pub fn preflight(package: &Package, out: &Path) -> Result<(), Error> {
     }
     let existing = out.ancestors().skip(1).find(|path| path.is_dir()).unwrap_or(Path::new("."));
     room(package, 0, existing, is_single(out))
+}
+
+/// Refuses links that lead elsewhere, and files that hold weights which no edit reaches.
+fn unhindered(package: &Package) -> Result<(), Error> {
+    if let Some(Left { relative, reason }) = package.refused.first() {
+        return Err(Error::failed_with(
+            format!("`{}` is {reason}: nothing of it is read or published", shown(relative)),
+            "take it out of the model's folder, or put the file that is meant in its place",
+        ));
+    }
+    package.hindrances.first().map_or(Ok(()), |hindrance| Err(hindrance.error()))
+}
+
+/// Refuses a file that was named as a model and, by what it computes, is none.
+fn language_model(model: &Model, variant: &Variant) -> Result<(), Error> {
+    match kind(model, false) {
+        Kind::Model | Kind::Embedding | Kind::Other { evidence: Evidence::Names, .. } => Ok(()),
+        Kind::Other { reason, evidence: Evidence::Graph } => Err(Error::failed_with(
+            format!("`{}` is no language model: it {reason}", variant.name),
+            "pass the `.onnx` file of the language model, or its folder",
+        )),
+        Kind::Blocked(why) => Err(Error::failed_with(format!("`{}` {}", variant.name, why.reason), why.hint)),
+    }
 }
 
 /// Checks that there is room at `place` for the whole package, `grown` bytes larger than it is.
@@ -176,7 +205,7 @@ pub(super) fn equal(a: &Path, b: &Path, range: Option<Range<u64>>) -> Result<boo
         let path = path.to_path_buf();
         move |source| Error::from(BakeError::Io { action: "read", path, source })
     };
-    let (left, right) = (File::open(a).map_err(read(a))?, File::open(b).map_err(read(b))?);
+    let (left, right) = (files::open(a).map_err(read(a))?, files::open(b).map_err(read(b))?);
     let lengths = [left.metadata().map_err(read(a))?.len(), right.metadata().map_err(read(b))?.len()];
     let range = match range {
         Some(range) if range.end <= lengths[0].min(lengths[1]) => range,
@@ -197,41 +226,61 @@ pub(super) fn equal(a: &Path, b: &Path, range: Option<Range<u64>>) -> Result<boo
     Ok(true)
 }
 
-/// Copies every file that no variant writes: contents only, a link or an odd mode stays behind.
+/// Copies every file that no variant writes: its contents, and who may read and write it. A link becomes a plain file, a
+/// model card gets a notice.
 fn copy(package: &Package, desk: &Desk<'_>, options: &BakeOptions<'_>, observer: &dyn Observer) -> Result<(), Error> {
     let files: Vec<_> = package.copied().filter(|file| desk.writer(&file.relative).is_none()).collect();
     let total = files.iter().map(|file| file.bytes).sum();
     observer.start("write the other files", total);
     for file in files {
-        let (from, to) = (package.root.join(&file.relative), desk.place(&file.relative));
-        let failed = |action: &'static str, path: &Path| {
-            let path = path.to_path_buf();
-            move |source: io::Error| match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    BakeError::NoSpace { path, needed: total, available: 0 }
-                }
-                _ => BakeError::Io { action, path, source },
-            }
-        };
-        let folder = to.parent().expect("it is in the staging folder");
-        std::fs::create_dir_all(folder).map_err(failed("create", folder))?;
-        let mut input = File::open(&from).map_err(failed("read", &from))?;
-        let mut output = File::create_new(&to).map_err(failed("create", &to))?;
-        loop {
-            if options.cancelled.load(Ordering::Relaxed) {
-                return Err(BakeError::Cancelled.into());
-            }
-            match io::copy(&mut (&mut input).take(BLOCK), &mut output).map_err(failed("write", &to))? {
-                0 => break,
-                n => observer.advance(n),
-            }
+        let to = desk.place(&file.relative);
+        let folder = files::folder_of(&to);
+        std::fs::create_dir_all(folder).map_err(failed("create", folder, total))?;
+        match card::is_card(&file.relative) && file.bytes <= card::MAX_CARD {
+            true => copy_card(file, &to)?,
+            false => copy_file(file, &to, options, observer)?,
         }
-        output.sync_all().map_err(failed("write", &to))?;
-        if cfg!(unix) {
-            File::open(folder).and_then(|f| f.sync_all()).map_err(failed("write", folder))?;
-        }
+        files::copy_mode(&file.real, &to).map_err(failed("write", &to, total))?;
     }
     observer.finish();
+    Ok(())
+}
+
+/// A failure to read or write, told apart from a full disk.
+fn failed(action: &'static str, path: &Path, needed: u64) -> impl FnOnce(io::Error) -> BakeError {
+    let path = path.to_path_buf();
+    move |source: io::Error| match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => BakeError::NoSpace { path, needed, available: 0 },
+        _ => BakeError::Io { action, path, source },
+    }
+}
+
+fn copy_file(file: &Entry, to: &Path, options: &BakeOptions<'_>, observer: &dyn Observer) -> Result<(), Error> {
+    let mut input = files::open(&file.real).map_err(failed("read", &file.real, 0))?;
+    let mut output = File::create_new(to).map_err(failed("create", to, file.bytes))?;
+    let mut block = vec![0u8; BLOCK.min(file.bytes.max(1)) as usize];
+    loop {
+        if options.cancelled.load(Ordering::Relaxed) {
+            return Err(BakeError::Cancelled.into());
+        }
+        match input.read(&mut block) {
+            Ok(0) => break,
+            Ok(n) => {
+                output.write_all(&block[..n]).map_err(failed("write", to, file.bytes))?;
+                observer.advance(n as u64);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed("read", &file.real, 0)(error).into()),
+        }
+    }
+    output.sync_all().map_err(failed("write", to, file.bytes))?;
+    Ok(())
+}
+
+fn copy_card(file: &Entry, to: &Path) -> Result<(), Error> {
+    let card = files::read(&file.real, card::MAX_CARD).map_err(failed("read", &file.real, 0))?;
+    let mut output = File::create_new(to).map_err(failed("create", to, file.bytes))?;
+    output.write_all(&card::edited(&card)).and_then(|()| output.sync_all()).map_err(failed("write", to, file.bytes))?;
     Ok(())
 }
 
@@ -286,7 +335,13 @@ pub(super) fn copied(package: &Package) -> Vec<FileRow> {
 
 /// What is left out, and why.
 pub(super) fn left_out(package: &Package) -> Vec<FileRow> {
-    package.left_out.iter().map(|l| FileRow { file: shown(&l.relative), reason: Some(l.reason.clone()) }).collect()
+    let row = |path: &Path, reason: String| FileRow { file: shown(path), reason: Some(reason) };
+    let left = package.left_out.iter().map(|l| row(&l.relative, l.reason.clone()));
+    let refused = package.refused.iter().map(|l| row(&l.relative, format!("refused: {}", l.reason)));
+    let hindrances = package.hindrances.iter().map(|h| row(&h.relative, format!("refused: it {}", h.why.reason)));
+    let mut rows: Vec<FileRow> = left.chain(refused).chain(hindrances).collect();
+    rows.sort_by(|a, b| a.file.cmp(&b.file));
+    rows
 }
 
 /// Bytes of all files in a folder.

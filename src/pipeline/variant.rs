@@ -15,6 +15,7 @@ use super::{BakeOptions, check, evaluate, inspect, pad_token, prove, verify_prom
 use crate::bake::{self as baking, BakeError, BakePlan, PlanOptions, QuantisedMode, Staging};
 use crate::chat::Chat;
 use crate::error::Error;
+use crate::files;
 use crate::method::direction::Direction;
 use crate::method::prompts::Prompts;
 use crate::onnx::{Graph, Model};
@@ -233,6 +234,11 @@ impl<'a> Desk<'a> {
                 }
                 std::fs::rename(&own, &place).map_err(io(&place, "rename to"))?;
             }
+            let source = match output == relative {
+                true => model.path.clone(),
+                false => files::folder_of(&model.path).join(output.strip_prefix(under).unwrap_or(&output)),
+            };
+            files::copy_mode(&source, &place).map_err(io(&place, "write"))?;
             bytes += std::fs::metadata(&place).map_err(io(&place, "read"))?.len();
             self.written.insert(output, shown(relative));
         }

@@ -1,8 +1,9 @@
-//! What lies in a folder: plain files and links to them, nothing outside it but what a link to a file names.
+//! What lies in a folder: plain files, and links within it or within its repository of the Hugging Face cache.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
+use crate::files::{self, Place, Stray};
 
 /// Folders of version control and of download tools: they describe the input, not what is made of it.
 const BOOKKEEPING: [&str; 5] = [".git", ".hg", ".svn", ".jj", ".bzr"];
@@ -14,6 +15,8 @@ pub struct Entry {
     pub relative: PathBuf,
     /// Its size in bytes.
     pub bytes: u64,
+    /// The plain file that it is, or that it is a link to.
+    pub real: PathBuf,
 }
 
 /// Something that stays behind.
@@ -32,30 +35,30 @@ pub struct Listing {
     pub files: Vec<Entry>,
     /// What is no file of the folder.
     pub left: Vec<Left>,
+    /// Links that lead elsewhere, pipes, devices: with these, nothing is made of the folder.
+    pub refused: Vec<Left>,
 }
 
-/// Lists `root`. Folders that are one of `except` (by their real path) are not entered. Links are followed: to files
-/// wherever they are (the layout of the Hugging Face cache), to folders only within `root`.
+/// Lists `root`. Folders that are one of `except` (by their real path) are not entered. Links are followed within `root`
+/// and to the blobs of the same repository of the Hugging Face cache ([`Place`]).
 ///
 /// # Errors
 /// If a folder cannot be read.
 pub fn walk(root: &Path, except: &[PathBuf]) -> Result<Listing, Error> {
-    let real = real(root)?;
+    let place = Place::new(root).map_err(|e| unreadable(root, &e))?;
+    let real = root.canonicalize().map_err(|e| unreadable(root, &e))?;
     let mut listing = Listing::default();
-    enter(&Start { root, real: &real, except }, Path::new(""), &mut vec![real.clone()], &mut listing)?;
+    enter(&Start { root, place: &place, except }, Path::new(""), &mut vec![real], &mut listing)?;
     listing.files.sort();
     listing.left.sort();
+    listing.refused.sort();
     Ok(listing)
 }
 
 struct Start<'a> {
     root: &'a Path,
-    real: &'a Path,
+    place: &'a Place,
     except: &'a [PathBuf],
-}
-
-fn real(path: &Path) -> Result<PathBuf, Error> {
-    path.canonicalize().map_err(|e| unreadable(path, &e))
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Error {
@@ -67,39 +70,42 @@ fn enter(start: &Start<'_>, under: &Path, above: &mut Vec<PathBuf>, listing: &mu
     let folder = start.root.join(under);
     for entry in std::fs::read_dir(&folder).map_err(|e| unreadable(&folder, &e))? {
         let entry = entry.map_err(|e| unreadable(&folder, &e))?;
-        let relative = under.join(entry.file_name());
-        let path = entry.path();
+        let (name, path) = (entry.file_name(), entry.path());
+        let relative = under.join(&name);
         let mut leave =
             |reason: &str| listing.left.push(Left { relative: relative.clone(), reason: reason.to_string() });
-        let Ok(meta) = std::fs::metadata(&path) else {
-            leave("a link that leads nowhere");
+        if files::is_unpublished(&name) {
+            leave("left by a run that is under way or was killed");
             continue;
+        }
+        if BOOKKEEPING.iter().any(|known| name == *known) || relative.ends_with(".cache/huggingface") {
+            leave("bookkeeping of version control or downloads");
+            continue;
+        }
+        let real = match start.place.real(&path) {
+            Ok(real) => real,
+            Err(Stray::Io(error)) => return Err(unreadable(&path, &error)),
+            Err(stray) => {
+                listing.refused.push(Left { relative, reason: stray.to_string() });
+                continue;
+            }
         };
+        let meta = std::fs::metadata(&real).map_err(|e| unreadable(&path, &e))?;
         if meta.is_file() {
-            if is_report(&relative) {
+            if is_report(&relative) || is_marked_report(&real) {
                 leave("the report of an earlier run");
             } else {
-                listing.files.push(Entry { relative, bytes: meta.len() });
+                listing.files.push(Entry { relative, bytes: meta.len(), real });
             }
             continue;
         }
-        if !meta.is_dir() {
-            leave("neither a file nor a folder");
-            continue;
-        }
-        let real = real(&path)?;
         if start.except.contains(&real) {
             continue;
         }
-        let name = entry.file_name();
-        if BOOKKEEPING.iter().any(|known| name == *known) || relative.ends_with(".cache/huggingface") {
-            leave("bookkeeping of version control or downloads");
-        } else if path.join("lancet.json").is_file() {
+        if path.join("lancet.json").is_file() {
             leave("the output of an earlier run");
         } else if above.contains(&real) {
             leave("a link to a folder that holds it");
-        } else if !real.starts_with(start.real) {
-            leave("a link to a folder outside");
         } else {
             above.push(real);
             enter(start, &relative, above, listing)?;
@@ -110,13 +116,62 @@ fn enter(start: &Start<'_>, under: &Path, above: &mut Vec<PathBuf>, listing: &mu
 }
 
 /// Whether a file is one that `lancet run` puts beside a model.
-fn is_report(path: &Path) -> bool {
+pub(super) fn is_report(path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(|n| n.to_str()) else { return false };
-    ["json", "html", "direction.safetensors"].iter().any(|end| {
+    ["json", "html", "md", "direction.safetensors"].iter().any(|end| {
         name.strip_suffix(end)
             .and_then(|n| n.strip_suffix('.'))
             .is_some_and(|n| n == "lancet" || n.ends_with(".lancet"))
     })
+}
+
+/// Whether a file is a report that `--report` put there, under whatever name.
+pub(super) fn is_marked_report(path: &Path) -> bool {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
+    matches!(extension, "html" | "json" | "md") && files::written_by_lancet(path)
+}
+
+/// A thing in a folder as it lies there: no link is followed, nothing is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Thing {
+    /// A plain file.
+    File,
+    /// A symbolic link.
+    Link,
+    /// A folder with nothing in it.
+    EmptyFolder,
+    /// A pipe, a socket, a device.
+    Special,
+}
+
+/// Everything below a folder, hidden things too, relative to it and sorted.
+///
+/// # Errors
+/// If a folder cannot be read.
+pub(super) fn everything(root: &Path) -> Result<Vec<(PathBuf, Thing)>, Error> {
+    let mut found = Vec::new();
+    let mut open = vec![PathBuf::new()];
+    while let Some(under) = open.pop() {
+        let folder = root.join(&under);
+        let mut empty = true;
+        for entry in std::fs::read_dir(&folder).map_err(|e| unreadable(&folder, &e))? {
+            let entry = entry.map_err(|e| unreadable(&folder, &e))?;
+            empty = false;
+            let relative = under.join(entry.file_name());
+            let kind = entry.file_type().map_err(|e| unreadable(&entry.path(), &e))?;
+            match kind {
+                kind if kind.is_symlink() => found.push((relative, Thing::Link)),
+                kind if kind.is_dir() => open.push(relative),
+                kind if kind.is_file() => found.push((relative, Thing::File)),
+                _ => found.push((relative, Thing::Special)),
+            }
+        }
+        if empty && !under.as_os_str().is_empty() {
+            found.push((under, Thing::EmptyFolder));
+        }
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -150,7 +205,10 @@ mod tests {
                 ".cache/huggingface/x",
                 ".cache/y",
                 "lancet.json",
+                "lancet.md",
                 "m.lancet.html",
+                ".lancet-a1b2c3/output/model.onnx",
+                "mine.md",
                 "lancet.direction.safetensors",
                 "mylancet.json",
                 "old/lancet.json",
@@ -162,29 +220,43 @@ mod tests {
         // the root's own report does not make it an output that is skipped
         let listing = walk(folder.path(), &except).unwrap();
         let (files, left) = names(&listing);
-        assert_eq!(files, [".cache/y", ".gitattributes", "a.onnx", "mylancet.json"]);
+        assert_eq!(files, [".cache/y", ".gitattributes", "a.onnx", "mine.md", "mylancet.json"]);
         assert_eq!(
             left,
-            [".cache/huggingface", ".git", "lancet.direction.safetensors", "lancet.json", "m.lancet.html", "old"]
+            [
+                ".cache/huggingface",
+                ".git",
+                ".lancet-a1b2c3",
+                "lancet.direction.safetensors",
+                "lancet.json",
+                "lancet.md",
+                "m.lancet.html",
+                "old"
+            ]
         );
     }
 
     #[cfg(unix)]
     #[test]
-    fn links_are_followed_to_files_and_within_the_folder() {
+    fn links_are_followed_within_the_folder_and_others_refuse_it() {
         use std::os::unix::fs::symlink;
         let outer = tempfile::tempdir().unwrap();
-        write(outer.path(), &["blobs/1", "root/sub/a", "elsewhere/secret"]);
+        write(outer.path(), &["root/sub/a", "elsewhere/secret"]);
         let root = outer.path().join("root");
-        symlink(outer.path().join("blobs/1"), root.join("model.onnx")).unwrap();
+        symlink(outer.path().join("elsewhere/secret"), root.join("notes.txt")).unwrap();
         symlink(root.join("sub"), root.join("alias")).unwrap();
         symlink(&root, root.join("sub/loop")).unwrap();
         symlink(outer.path().join("elsewhere"), root.join("out")).unwrap();
         symlink(outer.path().join("absent"), root.join("dangling")).unwrap();
         let listing = walk(&root, &[]).unwrap();
         let (files, left) = names(&listing);
-        assert_eq!(files, ["alias/a", "model.onnx", "sub/a"]);
-        assert_eq!(left, ["alias/loop", "dangling", "out", "sub/loop"]);
-        assert_eq!(listing.files[1].bytes, 7);
+        assert_eq!(files, ["alias/a", "sub/a"]);
+        assert_eq!(left, ["alias/loop", "sub/loop"]);
+        assert_eq!(listing.files[0].bytes, 5);
+        assert_eq!(listing.files[0].real, root.canonicalize().unwrap().join("sub/a"));
+        let refused: Vec<_> =
+            listing.refused.iter().map(|l| (l.relative.to_str().unwrap(), l.reason.as_str())).collect();
+        let out = "a link that leads out of the model's folder";
+        assert_eq!(refused, [("dangling", "a link that leads nowhere"), ("notes.txt", out), ("out", out)]);
     }
 }

@@ -40,9 +40,51 @@ pub fn single_line(text: &str) -> String {
     joined.chars().map(|c| if is_unsafe(c) { '\u{fffd}' } else { c }).collect()
 }
 
-/// Whether a character steers the terminal or the direction of the text around it.
+/// Whether a character steers the terminal, ends its line, or changes the direction of the text around it.
 pub(super) fn is_unsafe(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// A message that may repeat what a file or a server says, as one line that is safe on a terminal and shows what was
+/// there: a new line becomes `\n`, other characters that steer it their number, as in `\u{1b}`.
+#[must_use]
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\r' | '\t' => out.extend(c.escape_default()),
+            c if is_unsafe(c) => out.extend(c.escape_unicode()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Laid out text with its line ends and colours, and nothing else that steers a terminal: any other such character
+/// becomes `�`.
+#[must_use]
+pub fn tame(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let colour = colour_code(rest);
+        if colour > 0 {
+            out.push_str(&rest[..colour]);
+            rest = &rest[colour..];
+            continue;
+        }
+        out.push(if c != '\n' && is_unsafe(c) { '\u{fffd}' } else { c });
+        rest = &rest[c.len_utf8()..];
+    }
+    out
+}
+
+/// Bytes of the colour code that `text` begins with; 0 where it begins with none.
+fn colour_code(text: &str) -> usize {
+    let Some(body) = text.strip_prefix("\x1b[") else { return 0 };
+    let numbers = body.bytes().take_while(|b| b.is_ascii_digit() || *b == b';').count();
+    if body[numbers..].starts_with('m') { 2 + numbers + 1 } else { 0 }
 }
 
 /// Terminal columns of a character: 0 for combining marks, 2 for East Asian wide ones and emoji.
@@ -233,6 +275,16 @@ pub(super) fn blanked(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_and_pages_steer_no_terminal() {
+        let text = "a\u{1b}[2J\nb\u{9b}31m \u{7f}\u{202e}x\u{2066}\u{2028}é\t";
+        assert_eq!(escaped(text), "a\\u{1b}[2J\\nb\\u{9b}31m \\u{7f}\\u{202e}x\\u{2066}\\u{2028}é\\t");
+        assert_eq!(tame(text), "a�[2J\nb�31m ��x��é�");
+        let painted = "\u{1b}[1;32mgood\u{1b}[0m\n";
+        assert_eq!(tame(painted), painted);
+        assert_eq!(tame("\u{1b}[\u{1b}[1"), "�[�[1");
+    }
 
     #[test]
     fn lines_are_safe() {

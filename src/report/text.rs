@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 
 use super::html::setting_name;
 pub use super::inspect::inspect_table;
-pub use super::layout::Style;
-use super::layout::{
-    Cell, LABEL, Tone, blanked, fact, is_unsafe, labelled, pattern, plain, shorten, single_line, table, wrap,
-};
+use super::layout::{Cell, LABEL, Tone, blanked, fact, is_unsafe, labelled, pattern, plain, shorten, table, wrap};
+pub use super::layout::{Style, escaped, single_line, tame};
 use super::measured_text;
 use super::number::{bytes, count, percent, score, seconds, setting, significant};
 use super::package::variants_summary;

@@ -47,6 +47,34 @@ pub enum PromptError {
         /// Where.
         row: Row,
     },
+    /// Another kind of file, as its first bytes tell.
+    #[error("`{file}` is {what}, which is not read")]
+    OtherKind {
+        /// The file.
+        file: String,
+        /// What it is.
+        what: &'static str,
+    },
+    /// A row says more than a prompt can hold.
+    #[error("`{file}`, {row}: there is something under `{key}`, which would be lost")]
+    Beside {
+        /// The file.
+        file: String,
+        /// Where.
+        row: Row,
+        /// The key or column.
+        key: String,
+    },
+    /// A conversation that is not one question.
+    #[error("`{file}`, {row}: expected a conversation with one user turn, got {got}")]
+    Conversation {
+        /// The file.
+        file: String,
+        /// Where.
+        row: Row,
+        /// What is there.
+        got: String,
+    },
     /// Not the format that the extension says.
     #[error("`{file}` is not valid {format}: {reason}")]
     Malformed {
@@ -186,6 +214,18 @@ impl PromptError {
             Self::Read { .. } => return None,
             Self::NotAFolder { .. } => "give one file a class with `--harmful`, `--pseudo-harmful` and `--harmless`",
             Self::TooLarge { .. } => "a few hundred prompts a class are enough: cut the file",
+            Self::UnknownFormat { file, .. } if file.to_ascii_lowercase().ends_with(".parquet") => {
+                return Some(convert(file));
+            }
+            Self::OtherKind { file, what: "a Parquet file" } => return Some(convert(file)),
+            Self::OtherKind { what: "UTF-16 text", .. } => "save the file as UTF-8",
+            Self::OtherKind { .. } => "unpack it, and give the text file in it",
+            Self::Beside { .. } => {
+                "a prompt is one user turn: give the system prompt of all with `--system`, and remove the rows that need another"
+            }
+            Self::Conversation { .. } => {
+                "keep the rows that ask one thing, without a system prompt; `--system` gives one to all"
+            }
             Self::UnknownFormat { .. } => "rename the file to say what it is; `.txt` is one prompt a line",
             Self::NotUtf8 { .. } => "save the file as UTF-8",
             Self::Malformed { format: PromptFormat::Csv, .. } => {
@@ -215,4 +255,13 @@ impl PromptError {
         };
         Some(hint.to_owned())
     }
+}
+
+/// How to make a file that is read of a Parquet file.
+fn convert(file: &str) -> String {
+    let base = file.strip_suffix(".parquet").unwrap_or(file);
+    format!(
+        "convert it: python -c \"import pandas; pandas.read_parquet('{file}').to_json('{base}.jsonl', orient='records', \
+         lines=True)\""
+    )
 }

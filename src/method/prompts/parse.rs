@@ -12,6 +12,15 @@ use super::{PromptClass, PromptError, PromptFile, Row, RowSelection};
 /// The keys (JSON) and headers (CSV) a prompt is looked for under, in this order; case does not count.
 pub const PROMPT_KEYS: [&str; 4] = ["instruction", "prompt", "goal", "text"];
 
+/// The keys of a text that belongs behind the instruction (Alpaca's `input`, Dolly's `context`).
+const MATERIAL_KEYS: [&str; 2] = ["input", "context"];
+
+/// The keys of what a row may say besides its prompt and no prompt can hold.
+const BESIDE_KEYS: [&str; 3] = ["system", "system_prompt", "history"];
+
+/// The keys of a conversation (ChatML, ShareGPT).
+const CONVERSATION_KEYS: [&str; 3] = ["messages", "conversations", "conversation"];
+
 /// The keys an object may wrap its list of prompts in.
 const WRAPPER_KEYS: [&str; 2] = ["data", "prompts"];
 
@@ -88,8 +97,18 @@ pub struct ParsedFile {
 /// The text of a file.
 ///
 /// # Errors
-/// If `bytes` are not UTF-8; the error says which line is not.
+/// If `bytes` are not UTF-8; the error says which line is not, or what they are instead.
 pub fn decode<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str, PromptError> {
+    let packed: [(&[u8], &'static str); 5] = [
+        (b"PAR1", "a Parquet file"),
+        (b"\xff\xfe", "UTF-16 text"),
+        (b"\xfe\xff", "UTF-16 text"),
+        (b"\x1f\x8b", "a gzip archive"),
+        (b"PK\x03\x04", "a zip archive or a spreadsheet"),
+    ];
+    if let Some(&(_, what)) = packed.iter().find(|(start, _)| bytes.starts_with(start)) {
+        return Err(PromptError::OtherKind { file: name.to_owned(), what });
+    }
     std::str::from_utf8(bytes).map_err(|error| PromptError::NotUtf8 {
         file: name.to_owned(),
         row: Row::Line(1 + count_newlines(&bytes[..error.valid_up_to()])),
@@ -104,8 +123,11 @@ pub fn decode<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str, PromptError> {
 /// - `csv`: with a header.
 /// - `txt`: a prompt a line; blank lines are skipped, and `#` is a character like any other.
 ///
-/// Objects and CSV rows hold the prompt under the first of [`PROMPT_KEYS`] that is there. A byte order mark and
-/// CRLF are tolerated. Prompts are trimmed; unless `keep_duplicates`, one that repeats an earlier one (up to
+/// Objects and CSV rows hold the prompt under the first of [`PROMPT_KEYS`] that is there. An `instruction` with a text
+/// under `input` or `context` (Alpaca, Dolly) is followed by a blank line and that text. An object without such a key, or
+/// with a list under it, may hold a conversation (`messages`, `conversations`): its user turn is the prompt, if there is
+/// just one, nothing but an empty system turn before it, and only answers behind it. A system prompt or a history in a
+/// row is refused. A byte order mark and line ends of any kind are tolerated. Prompts are trimmed; unless `keep_duplicates`, one that repeats an earlier one (up to
 /// case and white space) is left out, and counted.
 ///
 /// A file that holds safe and unsafe prompts mixed is told by a column `label` or `type` whose every value is
@@ -118,6 +140,9 @@ pub fn decode<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str, PromptError> {
 pub fn parse(name: &str, text: &str, class: PromptClass, keep_duplicates: bool) -> Result<ParsedFile, PromptError> {
     let format = PromptFormat::of(name)?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    // line ends of old: CR alone
+    let mended = (!text.contains('\n') && text.contains('\r')).then(|| text.replace('\r', "\n"));
+    let text = mended.as_deref().unwrap_or(text);
     let raw = match format {
         _ if text.trim().is_empty() => Vec::new(),
         PromptFormat::Json => json_rows(name, text)?,
@@ -234,18 +259,88 @@ fn json_row(name: &str, row: Row, value: Value) -> Result<RawRow, PromptError> {
             return Err(PromptError::NoPrompt { file: name.to_owned(), row, got: kind_of(&other).to_owned() });
         }
     };
+    let no_prompt = |got: String| PromptError::NoPrompt { file: name.to_owned(), row, got };
     let find = |wanted: &str| object.iter().find(|(key, _)| key.eq_ignore_ascii_case(wanted));
     let text_of = |wanted: &str| find(wanted).and_then(|(_, value)| value.as_str()).map(str::to_owned);
-    match PROMPT_KEYS.iter().find_map(|key| find(key)) {
-        Some((_, Value::String(text))) => {
-            Ok(RawRow { row, text: text.clone(), label: text_of("label"), kind: text_of("type") })
+    if let Some((key, _)) = BESIDE_KEYS.iter().filter_map(|key| find(key)).find(|(_, value)| !is_blank(value)) {
+        return Err(PromptError::Beside { file: name.to_owned(), row, key: excerpt(key) });
+    }
+    let under = |key: &str, value: &Value| no_prompt(format!("{} under `{}`", kind_of(value), excerpt(key)));
+    let conversation =
+        |turns: &[Value]| user_turn(turns).map_err(|got| PromptError::Conversation { file: name.to_owned(), row, got });
+    let text = match PROMPT_KEYS.iter().find_map(|key| find(key)) {
+        Some((key, Value::String(text))) if key.eq_ignore_ascii_case("instruction") => {
+            let mut text = text.clone();
+            for (key, value) in MATERIAL_KEYS.iter().filter_map(|key| find(key)).filter(|(_, value)| !is_blank(value)) {
+                let material = value.as_str().ok_or_else(|| under(key, value))?;
+                text = with_material(&text, material);
+            }
+            text
         }
-        Some((key, other)) => Err(PromptError::NoPrompt {
-            file: name.to_owned(),
-            row,
-            got: format!("{} under `{}`", kind_of(other), excerpt(key)),
-        }),
-        None => Err(PromptError::NoPrompt { file: name.to_owned(), row, got: keys_of(object.keys()) }),
+        Some((_, Value::String(text))) => text.clone(),
+        Some((_, Value::Array(turns))) if turns.iter().any(Value::is_object) => conversation(turns)?,
+        Some((key, other)) => return Err(under(key, other)),
+        None => match CONVERSATION_KEYS.iter().find_map(|key| find(key)) {
+            Some((_, Value::Array(turns))) => conversation(turns)?,
+            Some((key, other)) => return Err(under(key, other)),
+            None => return Err(no_prompt(keys_of(object.keys()))),
+        },
+    };
+    Ok(RawRow { row, text, label: text_of("label"), kind: text_of("type") })
+}
+
+/// An instruction and the text that it is about.
+fn with_material(instruction: &str, material: &str) -> String {
+    format!("{}\n\n{}", instruction.trim_end(), material.trim())
+}
+
+/// Whether a value says nothing.
+fn is_blank(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.trim().is_empty(),
+        Value::Array(list) => list.is_empty(),
+        _ => false,
+    }
+}
+
+/// The one user turn of a conversation, `{role, content}` or `{from, value}` each; or what stands in the way, in words.
+fn user_turn(turns: &[Value]) -> Result<String, String> {
+    let mut prompt = None;
+    for (index, turn) in turns.iter().enumerate() {
+        let field = |keys: [&str; 2]| keys.iter().find_map(|key| turn.get(*key));
+        let role = field(["role", "from"]).and_then(Value::as_str);
+        let role = role.ok_or_else(|| format!("turn {} without a role", index + 1))?;
+        let content = field(["content", "value"]);
+        match role.to_ascii_lowercase().as_str() {
+            "user" | "human" => {
+                let text = content.and_then(text_of_content);
+                let text = text.ok_or_else(|| format!("turn {} whose content is no text", index + 1))?;
+                if prompt.replace(text).is_some() {
+                    return Err("several user turns".to_owned());
+                }
+            }
+            "assistant" | "gpt" | "model" if prompt.is_some() => {}
+            "system" if content.is_none_or(is_blank) => {}
+            "system" => return Err("a system turn".to_owned()),
+            other => return Err(format!("a turn of `{}` before the user's", excerpt(other))),
+        }
+    }
+    prompt.ok_or_else(|| "no user turn".to_owned())
+}
+
+/// A turn's content as text: a string, or a list of text parts.
+fn text_of_content(content: &Value) -> Option<String> {
+    match content {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(parts) => {
+            let text = |part: &Value| match part.get("type").and_then(Value::as_str) {
+                Some("text") | None => part.get("text").and_then(Value::as_str).map(str::to_owned),
+                Some(_) => None,
+            };
+            parts.iter().map(text).collect::<Option<Vec<_>>>().map(|texts| texts.join("\n"))
+        }
+        _ => None,
     }
 }
 
@@ -259,9 +354,12 @@ fn csv_rows(name: &str, text: &str) -> Result<Vec<RawRow>, PromptError> {
     let mut reader = csv::ReaderBuilder::new().from_reader(text.as_bytes());
     let headers = reader.headers().map_err(|error| malformed(error.to_string()))?.clone();
     let column = |wanted: &str| headers.iter().position(|header| header.trim().eq_ignore_ascii_case(wanted));
-    let Some(prompt) = PROMPT_KEYS.iter().find_map(|key| column(key)) else {
+    let Some((key, prompt)) = PROMPT_KEYS.iter().find_map(|key| Some((*key, column(key)?))) else {
         return Err(PromptError::NoColumn { file: name.to_owned(), got: keys_of(headers.iter()) });
     };
+    let material: Vec<usize> =
+        MATERIAL_KEYS.iter().filter(|_| key == "instruction").filter_map(|k| column(k)).collect();
+    let beside: Vec<(&str, usize)> = BESIDE_KEYS.iter().filter_map(|key| Some((*key, column(key)?))).collect();
     let (label, kind) = (column("label"), column("type"));
     let mut counter = LineCounter::new(text.as_bytes());
     let mut rows = Vec::new();
@@ -277,9 +375,15 @@ fn csv_rows(name: &str, text: &str) -> Result<Vec<RawRow>, PromptError> {
         })?;
         let byte = record.position().map_or(0, csv::Position::byte);
         let field = |index: Option<usize>| index.and_then(|index| record.get(index)).map(str::to_owned);
+        let row = Row::Line(counter.line_of_record(byte));
+        let filled = |index: &usize| record.get(*index).filter(|text| !text.trim().is_empty());
+        if let Some((key, _)) = beside.iter().find(|(_, index)| filled(index).is_some()) {
+            return Err(PromptError::Beside { file: name.to_owned(), row, key: (*key).to_owned() });
+        }
+        let instruction = field(Some(prompt)).unwrap_or_default();
         rows.push(RawRow {
-            row: Row::Line(counter.line_of_record(byte)),
-            text: field(Some(prompt)).unwrap_or_default(),
+            row,
+            text: material.iter().filter_map(filled).fold(instruction, |text, more| with_material(&text, more)),
             label: field(label),
             kind: field(kind),
         });

@@ -202,3 +202,85 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn alpaca_rows_keep_their_input() {
+    let expected = ["Sort these.\n\nb, a", "Hello", "Summarise.\n\nA text.", "c"];
+    let rows = [
+        r#"{"instruction": "Sort these. ", "input": " b, a\n", "output": "a, b"}"#,
+        r#"{"instruction": "Hello", "input": "", "output": "Hi", "system": "", "history": []}"#,
+        r#"{"instruction": "Summarise.", "context": "A text.", "response": ""}"#,
+        r#"{"prompt": "c", "input": "not an instruction's"}"#,
+    ];
+    assert_eq!(parsed("x.jsonl", &rows.join("\n")).prompts, expected);
+    assert_eq!(parsed("x.json", &format!("[{}]", rows.join(","))).prompts, expected);
+    let csv = "instruction,Input,output\nSort these.,\"b, a\",x\nHello,,y\n";
+    assert_eq!(parsed("x.csv", csv).prompts, expected[..2]);
+    for (row, words) in [
+        (r#"{"instruction": "a", "input": 5}"#, "a number under `input`"),
+        (r#"{"instruction": "a", "input": ["b"]}"#, "a list under `input`"),
+        (r#"{"instruction": "a", "system": "Be rude."}"#, "something under `system`"),
+        (r#"{"prompt": "a", "history": [["b", "c"]]}"#, "something under `history`"),
+        (r#"{"instruction": 5}"#, "a number under `instruction`"),
+        (r#"{"instruction": null, "input": "b"}"#, "null under `instruction`"),
+    ] {
+        let message = refused("x.jsonl", &format!("\"ok\"\n{row}\n"));
+        assert!(message.contains(words) && message.contains("line 2"), "{message}");
+    }
+    let message = refused("x.csv", "prompt,system\na,\nb,Be rude.\n");
+    assert!(message.contains("line 3") && message.contains("`system`"), "{message}");
+}
+
+#[test]
+fn a_conversation_gives_its_one_user_turn() {
+    let turn = |role: &str, content: &str| format!(r#"{{"role": "{role}", "content": {content}}}"#);
+    let row = |key: &str, turns: &[String]| format!(r#"{{"{key}": [{}]}}"#, turns.join(","));
+    let user = |text: &str| turn("user", &format!("\"{text}\""));
+    let parts = turn("user", r#"[{"type": "text", "text": "c"}]"#);
+    let good = [
+        row("messages", &[user("a")]),
+        row("messages", &[turn("system", "\"\""), user("b"), turn("assistant", "\"no\"")]),
+        row("messages", &[parts]),
+        row("prompt", &[user("d")]),
+        r#"{"conversations": [{"from": "human", "value": "e"}, {"from": "gpt", "value": "x"}]}"#.to_owned(),
+    ];
+    assert_eq!(parsed("x.jsonl", &good.join("\n")).prompts, ["a", "b", "c", "d", "e"]);
+    for (row, words) in [
+        (row("messages", &[user("a"), turn("assistant", "\"b\""), user("c")]), "several user turns"),
+        (row("messages", &[turn("system", "\"Be rude.\""), user("a")]), "a system turn"),
+        (row("messages", &[turn("assistant", "\"b\"")]), "a turn of `assistant` before the user's"),
+        (row("messages", &[turn("tool", "\"b\""), user("a")]), "a turn of `tool`"),
+        (row("messages", &[]), "no user turn"),
+        (row("messages", &[turn("user", "5")]), "turn 1 whose content is no text"),
+        (row("messages", &[turn("user", r#"[{"type": "image"}]"#)]), "turn 1 whose content is no text"),
+        (r#"{"messages": ["a"]}"#.to_owned(), "turn 1 without a role"),
+        (r#"{"messages": "a"}"#.to_owned(), "a string under `messages`"),
+    ] {
+        let message = refused("x.jsonl", &format!("\"ok\"\n{row}\n"));
+        assert!(message.contains(words) && message.contains("line 2"), "{message}");
+    }
+}
+
+#[test]
+fn other_kinds_of_files_are_named() {
+    let cases: [(&[u8], &str); 5] = [
+        (b"PAR1\x15\x04", "is a Parquet file"),
+        (b"\xff\xfea\0", "is UTF-16 text"),
+        (b"\xfe\xff\0a", "is UTF-16 text"),
+        (b"\x1f\x8b\x08", "is a gzip archive"),
+        (b"PK\x03\x04", "is a zip archive"),
+    ];
+    for (bytes, words) in cases {
+        let error = decode("x.txt", bytes).unwrap_err();
+        assert!(error.to_string().contains(words) && error.hint().is_some(), "{error}");
+    }
+    let error = PromptFormat::of("a/set.parquet").unwrap_err();
+    assert!(error.hint().unwrap().contains("pandas.read_parquet('a/set.parquet').to_json('a/set.jsonl'"));
+}
+
+#[test]
+fn line_ends_of_any_kind_are_tolerated() {
+    assert_eq!(parsed("x.txt", "a\rb\r\rc").prompts, ["a", "b", "c"]);
+    assert_eq!(parsed("x.jsonl", "\"a\"\r\"b\"\r").prompts, ["a", "b"]);
+    assert_eq!(parsed("x.csv", "prompt\ra\rb\r").prompts, ["a", "b"]);
+}

@@ -1,0 +1,96 @@
+//! Files that hold a model's weights in a form that is not edited: what becomes of them beside an edited model.
+
+use std::path::Path;
+
+use super::kind::Blocked;
+use super::package::shown;
+use super::walk::Entry;
+use crate::files::{first_bytes, is_lfs_pointer};
+
+/// Endings of weights in other formats.
+const FORMATS: [&str; 13] = [
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin.index.json",
+    ".gguf",
+    ".ggml",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".tflite",
+    ".pte",
+    ".pkl",
+];
+
+/// Beginnings and endings of weights in other formats whose endings alone say little.
+const NAMED: [(&str, &str); 4] =
+    [("pytorch_model", ".bin"), ("openvino_", ".bin"), ("openvino_", ".xml"), ("adapter_model", ".bin")];
+
+/// Endings of text files without which a model does not run.
+const NEEDED: [&str; 5] = ["json", "jinja", "txt", "model", "tiktoken"];
+
+/// What a file is that holds weights.
+pub(super) enum Weights {
+    /// Left out, with the reason.
+    Other(String),
+    /// Refuses the package.
+    Blocked(Blocked),
+}
+
+/// What a file that no model of the folder reads holds of weights.
+pub(super) fn of(file: &Entry) -> Option<Weights> {
+    let name = shown(&file.relative).rsplit('/').next()?.to_ascii_lowercase();
+    if name.ends_with(".ort") || first_bytes(&file.real, 8).get(4..) == Some(b"ORTM".as_slice()) {
+        return Some(Weights::Blocked(Blocked::new(
+            "is a model in ONNX Runtime's own format, which is not edited: it would stay as it is beside the edited one",
+            "leave it out with `--only` and the models to bake, and convert the baked model again",
+        )));
+    }
+    let named = NAMED.iter().any(|(start, end)| name.starts_with(start) && name.ends_with(end));
+    if named || FORMATS.iter().any(|end| name.ends_with(end)) {
+        return Some(Weights::Other("weights in another format, which would stay as they were".into()));
+    }
+    let extension = Path::new(&name).extension().and_then(|e| e.to_str()).unwrap_or("");
+    (NEEDED.contains(&extension) && is_lfs_pointer(&file.real)).then(|| Weights::Blocked(pointer()))
+}
+
+/// The refusal of a file that was not downloaded.
+pub(super) fn pointer() -> Blocked {
+    Blocked::new(
+        "is a Git LFS pointer: the file itself was not downloaded",
+        "fetch it with `git lfs pull`, or download it again",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_of_the_weights_are_told_by_name_or_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n";
+        for (name, bytes, wanted) in [
+            ("model.ort", "", "blocked"),
+            ("engine.dat", "\u{18}\u{0}\u{0}\u{0}ORTM", "blocked"),
+            ("model.safetensors", "x", "left"),
+            ("model.safetensors.index.json", "{}", "left"),
+            ("pytorch_model-00001-of-2.bin", "x", "left"),
+            ("tokenizer.json", pointer, "blocked"),
+            ("logo.png", pointer, "copied"),
+            ("voices.bin", "x", "copied"),
+            ("tokenizer.json", "{}", "copied"),
+        ] {
+            let real = folder.path().join(name);
+            std::fs::write(&real, bytes).unwrap();
+            let found = match of(&Entry { relative: Path::new("onnx").join(name), bytes: 0, real }) {
+                None => "copied",
+                Some(Weights::Other(_)) => "left",
+                Some(Weights::Blocked(_)) => "blocked",
+            };
+            assert_eq!(found, wanted, "{name}");
+        }
+    }
+}
