@@ -211,7 +211,7 @@ pub fn load(path: &Path) -> Result<Vec<Item>, ItemError> {
     if size > MAX_FILE_BYTES {
         return Err(ItemError::TooLarge { file: name, limit: MAX_FILE_BYTES, got: size });
     }
-    let bytes = std::fs::read(path).map_err(read)?;
+    let bytes = crate::files::read(path, MAX_FILE_BYTES).map_err(read)?;
     let text = std::str::from_utf8(&bytes).map_err(|error| ItemError::NotUtf8 {
         file: name.clone(),
         row: Row::Line(1 + bytes[..error.valid_up_to()].iter().filter(|b| **b == b'\n').count()),

@@ -120,7 +120,7 @@ pub fn load_file(path: &Path, class: PromptClass, keep_duplicates: bool) -> Resu
     if size > MAX_FILE_BYTES {
         return Err(PromptError::TooLarge { file: name, limit: MAX_FILE_BYTES, got: size });
     }
-    let bytes = std::fs::read(path).map_err(read)?;
+    let bytes = crate::files::read(path, MAX_FILE_BYTES).map_err(read)?;
     parse(&name, decode(&name, &bytes)?, class, keep_duplicates)
 }
 

@@ -1,6 +1,5 @@
 //! Finds and reads a model's tokenizer, chat template and special tokens, as `transformers` does.
 
-use std::fs::File;
 use std::io::Read as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -319,7 +318,7 @@ fn read_json(path: &Path) -> Result<Map<String, Json>, ChatError> {
 
 fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>, ChatError> {
     let read = |source| ChatError::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(read)?;
+    let file = crate::files::open(path).map_err(read)?;
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(read)?;
     if bytes.len() as u64 > limit {

@@ -44,7 +44,8 @@ pub fn named_in(typed: &[OsString]) -> Option<(PathBuf, String, usize)> {
 /// The arguments of `command` from the file at `path`: `lambda = 0.5` is `--lambda=0.5`, `paper = true` is
 /// `--paper`, `false` is nothing. Top-level entries hold for every command, a table for the command of its name.
 pub fn arguments(path: &Path, command: &str) -> anyhow::Result<Vec<OsString>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read config `{}`", path.display()))?;
+    let text = lancet::files::read_text(path, lancet::files::MAX_SETTINGS)
+        .with_context(|| format!("cannot read config `{}`", path.display()))?;
     let table: toml::Table = text.parse().with_context(|| format!("config `{}` is not valid TOML", path.display()))?;
     let mut out = Vec::new();
     let top = table.iter().filter(|(_, value)| !value.is_table());

@@ -292,8 +292,8 @@ impl RefusalPatterns {
     /// # Errors
     /// If it cannot be read, or as [`RefusalPatterns::from_toml`].
     pub fn load(path: &Path) -> Result<Self, PatternError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| PatternError::Read { path: path.to_path_buf(), source })?;
+        let text = crate::files::read_text(path, crate::files::MAX_SETTINGS)
+            .map_err(|source| PatternError::Read { path: path.to_path_buf(), source })?;
         Self::from_toml(&text)
     }
 

@@ -245,8 +245,8 @@ impl Policy {
     /// # Errors
     /// If it cannot be read, or as [`Policy::from_toml`].
     pub fn load(path: &Path) -> Result<Self, PolicyError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| PolicyError::Read { path: path.to_path_buf(), source })?;
+        let text = crate::files::read_text(path, crate::files::MAX_SETTINGS)
+            .map_err(|source| PolicyError::Read { path: path.to_path_buf(), source })?;
         Self::from_toml(&text)
     }
 

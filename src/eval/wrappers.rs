@@ -130,8 +130,8 @@ impl Wrapper {
     /// # Errors
     /// If it cannot be read, or as [`Wrapper::from_toml`].
     pub fn load(path: &Path) -> Result<Vec<Self>, WrapperError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| WrapperError::Read { path: path.to_path_buf(), source })?;
+        let text = crate::files::read_text(path, crate::files::MAX_SETTINGS)
+            .map_err(|source| WrapperError::Read { path: path.to_path_buf(), source })?;
         Self::from_toml(&text)
     }
 

@@ -74,7 +74,7 @@ pub fn load(path: &Path) -> Result<Direction, Error> {
             "give a safetensors file with a tensor `direction` of shape [d_model], or a `.npy` of that shape",
         )
     };
-    let bytes = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
+    let bytes = crate::files::read(path, crate::files::MAX_DIRECTION).map_err(|e| bad(e.to_string()))?;
     let (mut share, mut addition) = (1.0, None);
     let values = if bytes.starts_with(b"\x93NUMPY") {
         ndarray::Array1::<f64>::read_npy(bytes.as_slice())
@@ -111,6 +111,16 @@ pub fn load(path: &Path) -> Result<Direction, Error> {
         decode(&view).ok_or_else(|| bad(format!("its type is {:?}", view.dtype())))?
     };
     Ok(Direction::new(values)?.with_share(share).with_addition(addition))
+}
+
+/// Whether a file has the form that [`save`] gives it: no tensors and no metadata but Lancet's own.
+pub(super) fn is_plain(bytes: &[u8]) -> bool {
+    let (Ok(tensors), Ok((_, header))) = (SafeTensors::deserialize(bytes), SafeTensors::read_metadata(bytes)) else {
+        return false;
+    };
+    let metadata = header.metadata().clone().unwrap_or_default();
+    tensors.iter().all(|(name, view)| matches!(name, "direction" | "addition") && view.dtype() == Dtype::F32)
+        && metadata.keys().all(|key| key.starts_with("lancet."))
 }
 
 fn decode(view: &TensorView<'_>) -> Option<Vec<f64>> {

@@ -131,7 +131,7 @@ pub fn read_text(path: &Path) -> Result<String, TextError> {
     if size > MAX_TEXT_BYTES {
         return Err(TextError::TooLarge { path: name, limit: MAX_TEXT_BYTES, got: size });
     }
-    let bytes = std::fs::read(path).map_err(read)?;
+    let bytes = crate::files::read(path, MAX_TEXT_BYTES).map_err(read)?;
     let text = match String::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => {
