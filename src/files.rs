@@ -11,7 +11,7 @@ use std::path::Path;
 
 pub use links::{Place, Stray};
 pub use ours::written_by_lancet;
-pub use temporary::{PART, PREFIX, Temporary, abandon_all, is_unpublished, publishing, sweep};
+pub use temporary::{PART, PREFIX, Temporary, abandon_all, abandon_too, is_unpublished, publishing, sweep};
 
 /// Largest config that is read, in bytes.
 pub const MAX_CONFIG: u64 = 64 << 20;

@@ -7,13 +7,14 @@ mod cli;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
 use lancet::{Error, Kind};
 
 use cli::args::{Cli, Command};
 use cli::commands::{self, Context, Outcome};
+use cli::interrupt;
 use cli::ui::{self, Ui};
 
 fn main() -> ExitCode {
@@ -23,6 +24,9 @@ fn main() -> ExitCode {
         Ok(Outcome::Guarded) => ExitCode::from(3),
         Err(error) => {
             ui::print_error(&error);
+            if let Some(code) = interrupt::exit_code() {
+                return ExitCode::from(code);
+            }
             ExitCode::from(match error.chain().find_map(|e| e.downcast_ref::<Error>()).map(Error::kind) {
                 Some(Kind::Failed) => 1,
                 Some(Kind::Guard) => 3,
@@ -45,13 +49,7 @@ fn parse() -> anyhow::Result<Cli> {
 
 fn dispatch(cli: &Cli) -> anyhow::Result<Outcome> {
     let cancelled = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&cancelled);
-    ctrlc::set_handler(move || {
-        // the second time, at once: temporary folders may stay
-        if flag.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
-        }
-    })?;
+    interrupt::listen(Arc::clone(&cancelled))?;
     let context = Context { ui: Ui::new(cli.global.quiet), json: cli.global.json, cancelled };
     match &cli.command {
         Command::Demo(args) => cli::demo::demo(&context, args),

@@ -29,7 +29,7 @@ Finds the false-refusal direction (Wang et al., ICLR 2025), bakes its ablation i
 proves what changed, and refuses to publish a model that lost its true refusal.
 
 Exit codes: 0 done; 1 understood and refused, or failed; 2 usage or environment; 3 the guard refused
-to publish.
+to publish; 130 or 143 stopped by Ctrl-C or SIGTERM.
 
 Usage: lancet [OPTIONS] <COMMAND>
 

@@ -148,9 +148,10 @@ fn every_variant_is_baked_and_everything_else_copied() {
     let wanted: Vec<_> = before.keys().filter(|path| !gone(path)).collect();
     let after = snapshot(&sandbox.path("out"));
     assert_eq!(after.keys().collect::<Vec<_>>(), wanted);
-    for (path, bytes) in
-        after.iter().filter(|(path, _)| !path.ends_with("model.onnx") && !path.ends_with("model_fp16.onnx"))
-    {
+    let card = String::from_utf8(after[Path::new("README.md")].clone().unwrap()).unwrap();
+    assert!(card.contains("edited with Lancet") && card.ends_with("# A model\n"), "{card}");
+    let changed = ["model.onnx", "model_fp16.onnx", "README.md"];
+    for (path, bytes) in after.iter().filter(|(path, _)| !changed.iter().any(|name| path.ends_with(name))) {
         assert_eq!(*bytes, before[path], "{}", path.display());
     }
     #[cfg(unix)]
@@ -201,9 +202,15 @@ fn verify_notices_any_model_that_is_not_what_it_should_be() {
     assert!(failed["failures"].to_string().contains("`onnx/model_q4.onnx` is not in the base"), "{failed}");
     fs::remove_file(sandbox.path("out/onnx/model_q4.onnx")).unwrap();
 
+    // a part of what was baked is verified as such by name, never on the output's word
+    let part = [&verify[..], &["--only", "onnx/model.onnx"]].concat();
+    let failed = json(&mut sandbox.lancet(&part), 1);
+    assert!(failed["failures"].to_string().contains("`onnx/model_fp16.onnx` is not in the base"), "{failed}");
     fs::remove_file(&fp16).unwrap();
-    let without = json(&mut sandbox.lancet(&verify), 0);
+    let without = json(&mut sandbox.lancet(&verify), 1);
     assert_eq!(names(&without["left_out"], "file"), ["onnx/model_fp16.onnx"]);
+    assert_eq!(without["unexplained"][0]["kind"], "missing_file");
+    assert_eq!(json(&mut sandbox.lancet(&part), 0)["passed"], true);
 }
 
 #[test]
@@ -445,15 +452,17 @@ fn a_snapshot_of_links_becomes_plain_files() {
     });
     let sandbox = Sandbox::new();
     sandbox.write_direction("d", &some_direction(width("chat")));
-    fs::create_dir_all(sandbox.path("blobs")).unwrap();
+    let root = sandbox.path("models--a--b/snapshots/0123");
     for (at, (path, bytes)) in snapshot(&plain.path("pkg")).into_iter().enumerate() {
         let Some(bytes) = bytes else { continue };
-        let blob = sandbox.write(&format!("blobs/{at}"), bytes);
-        let link = sandbox.path("pkg").join(path);
+        sandbox.write(&format!("models--a--b/blobs/{at}"), bytes);
+        let link = root.join(&path);
         fs::create_dir_all(link.parent().unwrap()).unwrap();
-        symlink(blob, link).unwrap();
+        let up = "../".repeat(1 + path.components().count());
+        symlink(format!("{up}blobs/{at}"), link).unwrap();
     }
-    let result = json(&mut sandbox.lancet(&bake(&[])), 0);
+    let snapshot_of = ["bake", "models--a--b/snapshots/0123", "--direction", "d", "-o", "out", "--json"];
+    let result = json(&mut sandbox.lancet(&snapshot_of), 0);
     json(&mut plain.lancet(&bake(&[])), 0);
     assert_eq!(result["left_out"], value!([]));
     assert_same(&snapshot(&plain.path("out")), &snapshot(&sandbox.path("out")));
@@ -694,6 +703,13 @@ fn the_guard_stops_a_whole_package() {
     let written = decode(&sandbox.path("out/onnx/model.onnx"));
     let entry = written.metadata_props.iter().find(|e| e.key.as_deref() == Some("lancet.guard")).unwrap();
     assert_eq!(entry.value.as_deref(), Some("forced"));
+    // a model whose guard passes is not marked
+    sandbox.write_direction("d", &false_refusal());
+    fs::remove_dir_all(sandbox.path("out")).unwrap();
+    let passed = json(sandbox.lancet(&bake(&sizes)).arg("--force"), 0);
+    assert_eq!(passed["variants"][0]["guard"]["passed"], true);
+    let written = decode(&sandbox.path("out/onnx/model.onnx"));
+    assert!(written.metadata_props.iter().all(|e| e.key.as_deref() != Some("lancet.guard")));
 }
 
 #[test]

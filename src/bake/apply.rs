@@ -303,8 +303,22 @@ impl<'l> Pair<'l> {
             OpenOptions::new().write(true).open(&self.path).map_err(BakeError::write(&self.path, total))?;
         input.seek(SeekFrom::Start(from)).map_err(BakeError::read(self.source))?;
         output.seek(SeekFrom::Start(at)).map_err(BakeError::write(&self.path, total))?;
-        let copied = io::copy(&mut input.take(len), &mut output).map_err(BakeError::write(&self.path, total))?;
+        let copied = io::copy(&mut input.take(len), &mut output).map_err(|error| match self.unreadable(from, len) {
+            Some(read) => BakeError::read(self.source)(read),
+            None => BakeError::write(&self.path, total)(error),
+        })?;
         if copied == len { Ok(()) } else { Err(BakeError::read(self.source)(io::ErrorKind::UnexpectedEof.into())) }
+    }
+}
+
+impl Pair<'_> {
+    /// Why a stretch of the source cannot be read: a failed copy does not tell which side failed.
+    fn unreadable(&self, from: u64, len: u64) -> Option<io::Error> {
+        let mut block = vec![0u8; BLOCK];
+        (0..len).step_by(BLOCK).find_map(|done| {
+            let size = usize::try_from(len - done).map_or(BLOCK, |left| left.min(BLOCK));
+            read_exact_at(&self.input, &mut block[..size], from + done).err()
+        })
     }
 }
 

@@ -11,7 +11,8 @@ use super::measuring::{GuardArgs, MeasuringArgs};
 /// Finds the false-refusal direction (Wang et al., ICLR 2025), bakes its ablation into the weights, proves what
 /// changed, and refuses to publish a model that lost its true refusal.
 ///
-/// Exit codes: 0 done; 1 understood and refused, or failed; 2 usage or environment; 3 the guard refused to publish.
+/// Exit codes: 0 done; 1 understood and refused, or failed; 2 usage or environment; 3 the guard refused to publish;
+/// 130 or 143 stopped by Ctrl-C or SIGTERM.
 #[derive(Debug, Parser)]
 #[command(name = "lancet", version, args_override_self = true, propagate_version = true)]
 pub struct Cli {
@@ -452,6 +453,9 @@ pub struct VerifyArgs {
     /// The model was baked with `--weights-only`.
     #[arg(long)]
     pub weights_only: bool,
+    /// The models that were baked, as `--only` of the bake named them; none of the others may be in OUT.
+    #[arg(long, value_name = "GLOB")]
+    pub only: Vec<String>,
     #[command(flatten)]
     pub prompts: PromptArgs,
     #[command(flatten)]

@@ -155,6 +155,9 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Outcome> {
     let package = Package::find(&args.model, &[])?.only(&args.only.only)?;
     let opened = Opened::of(package.pick(args.variant.variant.as_deref())?.files.clone())?;
     refuse_existing(&args.output)?;
+    if let Some(path) = &args.report {
+        check_report(path)?;
+    }
     let chat = load_chat(&opened, &args.chat)?;
     let prompts = load_prompts(&args.prompts, args.method.paper, &context.ui)?;
     let tokens = refusal_tokens(&args.tokens, &chat)?;
@@ -184,12 +187,35 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Outcome> {
     finish(context, &result)
 }
 
+/// Refuses, before the work, a report that would replace what Lancet did not write, or that cannot be written.
+fn check_report(path: &Path) -> Result<(), Error> {
+    let (json, markdown) = (path.with_extension("json"), path.with_extension("md"));
+    if path == json || path == markdown {
+        return Err(Error::usage(
+            format!("the report `{}` is a page, and its JSON and Markdown go beside it", path.display()),
+            "give a name that ends in `.html`",
+        ));
+    }
+    [path, &json, &markdown].into_iter().try_for_each(pipeline::check_place)
+}
+
+/// What is printed after a model was published: a result that cannot be printed does not undo the job, and says so.
+fn published(out: &str, printed: anyhow::Result<()>) -> anyhow::Result<()> {
+    if let Err(error) = printed {
+        ui::warn(&format!("note: `{out}` was published; only its result could not be printed: {error:#}"));
+    }
+    Ok(())
+}
+
 /// Prints the result of a whole job and says how it ended.
 pub fn finish(context: &Context, result: &RunResult) -> anyhow::Result<Outcome> {
-    if context.json {
-        ui::print_json(result)?;
-    } else {
-        ui::print(&text::run_summary(result, ui::width(), style()))?;
+    let printed = match context.json {
+        true => ui::print_json(result),
+        false => ui::print(&text::run_summary(result, ui::width(), style())),
+    };
+    match &result.outputs.model {
+        Some(out) => published(out, printed)?,
+        None => printed?,
     }
     if !result.verify.passed {
         return Ok(Outcome::Failed);
@@ -213,6 +239,7 @@ pub fn refuse_existing(out: &Path) -> Result<(), Error> {
 pub fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<Outcome> {
     if let Some(path) = &args.graph {
         refuse_existing(path)?;
+        pipeline::check_place(path)?;
     }
     let package = Package::find(&args.model, &[])?;
     if !package.lone && args.variant.variant.is_none() {
@@ -260,6 +287,11 @@ pub fn collect(context: &Context, args: &CollectArgs) -> anyhow::Result<Outcome>
     let started = Instant::now();
     let opened = open(&args.model, &args.variant)?;
     refuse_existing(&args.output)?;
+    let mut partial = args.output.clone().into_os_string();
+    partial.push(".partial");
+    let partial = std::path::PathBuf::from(partial);
+    pipeline::check_place(&args.output)?;
+    pipeline::check_place(&partial)?;
     let chat = load_chat(&opened, &args.chat)?;
     let prompts = load_prompts(&args.prompts, args.paper, &context.ui)?;
     let tokens = refusal_tokens(&args.tokens, &chat)?;
@@ -267,9 +299,6 @@ pub fn collect(context: &Context, args: &CollectArgs) -> anyhow::Result<Outcome>
     let runtime = load_runtime(context, &args.runtime)?;
     let engine = engine(context, &runtime, &model, &chat, args.runtime.batch_size);
     let sha256 = opened.sha256()?;
-    let mut partial = args.output.clone().into_os_string();
-    partial.push(".partial");
-    let partial = std::path::PathBuf::from(partial);
     let inputs = collect::Inputs {
         chat: &chat,
         prompts: &prompts,
@@ -294,6 +323,7 @@ pub fn collect(context: &Context, args: &CollectArgs) -> anyhow::Result<Outcome>
 pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Outcome> {
     let opened = open(&args.model, &args.variant)?;
     refuse_existing(&args.output)?;
+    pipeline::check_place(&args.output)?;
     let activations = Activations::load(&args.activations)?;
     let chat_args = ChatArgs {
         tokenizer: args.chat.tokenizer.clone(),
@@ -397,11 +427,11 @@ pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Outcome> {
         return finish_package(context, &result);
     }
     let (result, _) = result.into_lone();
-    if context.json {
-        ui::print_json(&result)?;
-    } else {
-        ui::print(&text::bake_summary(&result, ui::width(), style()))?;
-    }
+    let printed = match context.json {
+        true => ui::print_json(&result),
+        false => ui::print(&text::bake_summary(&result, ui::width(), style())),
+    };
+    published(&result.output, printed)?;
     Ok(Outcome::Done)
 }
 
@@ -441,10 +471,13 @@ fn bake_measured(
 
 /// Prints what was done with a package and says how it ended.
 fn finish_package(context: &Context, result: &PackageResult) -> anyhow::Result<Outcome> {
-    if context.json {
-        ui::print_json(result)?;
-    } else {
-        ui::print(&text::package_summary(result, ui::width(), style()))?;
+    let printed = match context.json {
+        true => ui::print_json(result),
+        false => ui::print(&text::package_summary(result, ui::width(), style())),
+    };
+    match result.published {
+        true => published(&result.output, printed)?,
+        false => printed?,
     }
     if !result.verified() {
         return Ok(Outcome::Failed);
@@ -462,10 +495,10 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
     // an output inside the base folder is no part of it
     let inside: Vec<_> =
         args.out.canonicalize().into_iter().filter(|out| !args.base.canonicalize().is_ok_and(|b| b == *out)).collect();
-    let package = Package::find(&args.base, &inside)?;
+    let package = Package::find(&args.base, &inside)?.only(&args.only)?;
     let direction = direction_file::load(&args.direction)?;
     let options = lancet::bake::PlanOptions { weights_only: args.weights_only, ..Default::default() };
-    let lone = if package.lone {
+    let lone = if package.lone && !args.out.is_dir() {
         let base = Opened::of(package.pick(None)?.files.clone())?;
         let mut out = Opened::new(&args.out)?;
         out.config = base.config; // a single file has no configs beside it
@@ -501,6 +534,7 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
     });
     if let (Some((base, out)), Some(model), Some(plans)) = (&lone, &model, &plans) {
         let result = prove::model((base, model), out, plans, &direction, running.as_ref())?;
+        let result = prove::with_files(result, base, out)?;
         if context.json {
             ui::print_json(&result)?;
         } else {
@@ -509,6 +543,15 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
         return Ok(if result.passed { Outcome::Done } else { Outcome::Failed });
     }
     let result = prove::package(&package, &args.out, &direction, &options, running.as_ref())?;
+    if package.lone {
+        let result = result.into_lone();
+        if context.json {
+            ui::print_json(&result)?;
+        } else {
+            ui::print(&text::verify_summary(&result, ui::width(), style()))?;
+        }
+        return Ok(if result.passed { Outcome::Done } else { Outcome::Failed });
+    }
     if context.json {
         ui::print_json(&result)?;
     } else {

@@ -50,6 +50,7 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Outcome> {
     };
     refuse_existing(&out)?;
     let source = tempfile::tempdir().context("cannot make a temporary folder for the bundled model")?;
+    lancet::files::abandon_too(source.path());
     std::fs::create_dir(source.path().join("prompts")).context("cannot unpack the bundled model")?;
     for (name, bytes) in FILES {
         std::fs::write(source.path().join(name), bytes).with_context(|| format!("cannot unpack `{name}`"))?;

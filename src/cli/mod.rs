@@ -4,6 +4,7 @@ pub mod args;
 pub mod commands;
 pub mod config;
 pub mod demo;
+pub mod interrupt;
 pub mod measuring;
 pub mod runtime;
 pub mod sweep;

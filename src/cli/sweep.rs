@@ -22,6 +22,7 @@ pub fn sweep(context: &Context, args: &SweepArgs) -> anyhow::Result<Outcome> {
     let opened = commands::open(&args.model, &args.variant)?;
     if let Some(output) = &args.output {
         commands::refuse_existing(output)?;
+        pipeline::check_new_folder(output)?;
     }
     let chat = commands::load_chat(&opened, &args.chat)?;
     let prompts = commands::load_prompts(&args.prompts, args.paper, &context.ui)?;

@@ -109,6 +109,11 @@ impl Observer for Ui {
     }
 }
 
+/// A line on stderr that even a quiet run says.
+pub fn warn(text: &str) {
+    eprint_line(text);
+}
+
 /// Writes a result to stdout. A closed pipe is no error.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut out = anstream::stdout();

@@ -57,6 +57,12 @@ impl Place {
         Ok(Self { within })
     }
 
+    /// The file among the blobs of the download cache that a link of this place stands for.
+    pub fn download(&self, path: &Path) -> Option<PathBuf> {
+        let (_, blobs) = self.within.split_first()?;
+        self.real(path).ok().filter(|real| real.is_file() && blobs.iter().any(|place| real.starts_with(place)))
+    }
+
     /// The real path of a file or folder that lies in this place.
     ///
     /// # Errors

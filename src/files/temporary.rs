@@ -118,6 +118,11 @@ pub fn publishing() -> MutexGuard<'static, ()> {
     PUBLISHING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Has a temporary folder removed by [`abandon_all`] too.
+pub fn abandon_too(path: &Path) {
+    registered().push(path.to_path_buf());
+}
+
 /// Removes every folder of this process, which is about to end, and takes half-published files back. Gives up after
 /// `patience`: what is left then is cleaned up by the next run.
 pub fn abandon_all(patience: Duration) {

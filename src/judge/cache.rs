@@ -28,6 +28,13 @@ pub fn key(model: &str, format: Format, pair: &Pair<'_>) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// How every line begins.
+const LINE: &[u8] = b"{\"key\":\"";
+
+fn invalid(words: &str) -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::InvalidData, words)
+}
+
 #[derive(Serialize, Deserialize)]
 struct Line {
     key: String,
@@ -46,22 +53,30 @@ impl Cache {
     /// Opens a file of verdicts, which is made with its folder if it does not exist. Lines that are no verdicts are skipped.
     ///
     /// # Errors
-    /// If it cannot be read or made.
+    /// If it cannot be read or made, or holds something else: what Lancet did not write is never added to.
     pub fn open(path: &Path) -> Result<Self, JudgeError> {
         let failed = |source| JudgeError::Cache { path: path.to_path_buf(), doing: "read", source };
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
-        let known = match files::read(path, MAX_BYTES) {
+        if path.symlink_metadata().is_ok_and(|meta| meta.is_symlink()) {
+            return Err(failed(invalid("it is a link")));
+        }
+        let bytes = match files::read(path, MAX_BYTES) {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             read => read.map_err(failed)?,
         };
         let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
-        let known = known
+        let known: HashMap<String, Verdict> = bytes
             .split(|byte| *byte == b'\n')
             .filter_map(|line| serde_json::from_slice::<Line>(line).ok())
             .map(|line| (line.key, line.verdict))
             .collect();
+        // the beginning of a line, should a crash have torn the first one
+        let torn = bytes.starts_with(LINE) || LINE.starts_with(&bytes);
+        if known.is_empty() && !torn {
+            return Err(failed(invalid("it holds something else than verdicts")));
+        }
         Ok(Self { path: path.to_path_buf(), file, known })
     }
 
@@ -149,8 +164,24 @@ mod tests {
             assert_eq!(again.get("c"), Some(verdict(Word::Partly)), "cut at {cut}");
             assert!(again.get("a").is_none_or(|found| found == verdict(Word::Refused)));
         }
-        std::fs::write(&path, b"\xff\xfe\nnot json\n{\"key\": 1}\n").unwrap();
-        assert_eq!(Cache::open(&path).unwrap().len(), 0);
+        std::fs::write(&path, [whole.as_slice(), b"\xff\xfe\nnot json\n{\"key\": 1}\n"].concat()).unwrap();
+        assert_eq!(Cache::open(&path).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_file_of_something_else_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.onnx");
+        std::fs::write(&path, b"weights").unwrap();
+        assert!(matches!(Cache::open(&path), Err(JudgeError::Cache { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"weights");
+        #[cfg(unix)]
+        {
+            let link = folder.path().join("link");
+            std::os::unix::fs::symlink(folder.path().join("absent"), &link).unwrap();
+            assert!(matches!(Cache::open(&link), Err(JudgeError::Cache { .. })));
+            assert!(!folder.path().join("absent").exists());
+        }
     }
 
     #[test]

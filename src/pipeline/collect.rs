@@ -100,7 +100,7 @@ impl Activations {
         let bad = |what: String| {
             Error::usage(format!("`{}` holds no activations: {what}", path.display()), "make one with `lancet collect`")
         };
-        let bytes = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
+        let bytes = crate::files::read(path, crate::files::MAX_ACTIVATIONS).map_err(|e| bad(e.to_string()))?;
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
         let metadata = header.metadata().clone().unwrap_or_default();
         let entry = |key: &str| metadata.get(key).ok_or_else(|| bad(format!("no `{key}` in its metadata")));

@@ -152,6 +152,16 @@ fn addition(metadata: &HashMap<String, String>, vector: &TensorView<'_>) -> Resu
     })
 }
 
+/// Whether a file has the form that [`save`] gives it: no tensors and no metadata but Lancet's own.
+pub(super) fn is_plain(bytes: &[u8]) -> bool {
+    let (Ok(tensors), Ok((_, header))) = (SafeTensors::deserialize(bytes), SafeTensors::read_metadata(bytes)) else {
+        return false;
+    };
+    let metadata = header.metadata().clone().unwrap_or_default();
+    tensors.iter().all(|(name, view)| matches!(name, "direction" | "addition") && view.dtype() == Dtype::F32)
+        && metadata.keys().all(|key| key.starts_with("lancet."))
+}
+
 fn decode(view: &TensorView<'_>) -> Option<Vec<f64>> {
     let data = view.data();
     Some(match view.dtype() {

@@ -98,7 +98,7 @@ pub(super) fn kind(model: &Model, named_embedding: bool) -> Kind {
     if let Some(rows) = table
         && !widths.is_empty()
         && widths.iter().all(|width| width.is_some_and(|w| !is_vocabulary(w, rows)))
-        && !names.cache
+        && (names.logits || !names.cache)
         && !named_embedding
         && !names.makes_embeddings
     {

@@ -1,6 +1,7 @@
 //! The whole job, as prose: open, collect, select, bake, verify, evaluate, guard, publish, report.
 
 pub mod add;
+mod beside;
 mod card;
 pub mod check;
 pub mod choose;
@@ -26,8 +27,9 @@ pub mod sweep;
 pub mod variant;
 mod walk;
 mod weights;
+mod write;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use crate::bake::{self, PlanOptions, QuantisedMode, Staging};
@@ -36,7 +38,6 @@ use crate::error::Error;
 use crate::method::direction::Direction;
 use crate::method::prompts::{PromptClass, Prompts, Split};
 use crate::method::select::Rules;
-use crate::onnx::Model;
 use crate::report::{
     BakeResult, ClassCounts, CollectSummary, Outputs, PackageResult, Provenance, RefusalToken, RunResult, VerifyResult,
 };
@@ -50,6 +51,7 @@ pub use opened::{Opened, Understood};
 pub use package::Package;
 pub use publish::preflight;
 use variant::{Clock, Measuring, Running};
+pub use write::{check_new_folder, check_place, write_whole};
 
 /// Prompts that a written model's logits are compared on.
 const VERIFY_PROMPTS: usize = 8;
@@ -157,7 +159,9 @@ pub fn run(
 
     // 1. the model and its residual stream, and the others of its package
     let staging = Staging::new(options.bake.out, &opened.model)?;
+    tell(package, &staging, observer);
     publish::preflight(package, options.bake.out)?;
+    publish::check_names(options.bake.out)?;
     let chosen = package.variants.iter().position(|v| v.files.onnx == opened.files.onnx);
     let chosen = chosen.ok_or_else(|| {
         Error::usage(
@@ -198,15 +202,12 @@ pub fn run(
 
     // 4. for every variant: the edit; proof by bytes, leak and logits of the file as written; before and after, and
     //    the guard on what was measured on the written model
-    let mut metadata = vec![
+    let metadata = vec![
         ("lancet.lambda".to_string(), format!("{}", options.lambda)),
         ("lancet.layer".to_string(), choice.result.selected.layer.to_string()),
         ("lancet.position".to_string(), choice.result.selected.position.to_string()),
         ("lancet.source_sha256".to_string(), model_sha256.clone()),
     ];
-    if options.guard.force {
-        metadata.push(("lancet.guard".into(), "forced".into()));
-    }
     options.settings.refusal_tokens.clone_from(&activations.info.refusal_tokens);
     let swept = match options.sweep.as_slice() {
         [] => None,
@@ -337,17 +338,11 @@ pub fn bake(
 ) -> Result<PackageResult, Error> {
     let mut clock = Clock::start();
     let any = package.variants.first().expect("a package has a variant");
-    let staging = Staging::new(
-        options.out,
-        &Model::open(&any.files.onnx).map_err(|e| publish::of_variant(package, any)(e.into()))?,
-    )?;
+    let staging =
+        Staging::new(options.out, &opened::open_model(&any.files.onnx).map_err(publish::of_variant(package, any))?)?;
+    tell(package, &staging, observer);
     publish::preflight(package, options.out)?;
-    let metadata = match measuring {
-        None => Some("not measured"),
-        Some(m) if m.guard.force => Some("forced"),
-        Some(_) => None,
-    };
-    let metadata = metadata.map(|words| ("lancet.guard".to_string(), words.to_string()));
+    let metadata = measuring.is_none().then(|| (variant::GUARD_KEY.to_string(), "not measured".to_string()));
     let plan_options = options.plan(metadata.into_iter().collect());
     let outcomes =
         publish::stage(package, direction, (options, &plan_options), measuring, &staging, &mut clock, observer)?;
@@ -388,6 +383,16 @@ pub fn bake_only(
 ) -> Result<(BakeResult, VerifyResult), Error> {
     let result = bake(&Package::of_file(opened.files.clone()), direction, options, None, observer)?;
     Ok(result.into_lone())
+}
+
+/// Names what killed runs had left beside the output, which is gone now, and weights that are left out of it.
+fn tell(package: &Package, staging: &Staging, observer: &dyn Observer) {
+    for path in staging.swept() {
+        observer.note(&format!("note: removed `{}`, which a run that was killed had left", path.display()));
+    }
+    for left in &package.weights_left {
+        observer.note(&format!("note: left out `{}`: {}", package::shown(&left.relative), left.reason));
+    }
 }
 
 /// A handful of prompts of each class.
@@ -485,32 +490,4 @@ fn prompts_words(prompts: &Prompts) -> String {
         PromptSource::Folder { path } => format!("folder {path}"),
         PromptSource::Files => "one file a class".into(),
     }
-}
-
-/// Writes a file beside its place and moves it there, so that it appears whole or not at all.
-///
-/// # Errors
-/// If it cannot be written.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    use std::io::Write;
-    let io = |e: std::io::Error| {
-        Error::failed_with(
-            format!("cannot write `{}`: {e}", path.display()),
-            "check the folder, its permissions and its free space",
-        )
-    };
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
-        _ => PathBuf::from("."),
-    };
-    let mut file = tempfile::NamedTempFile::new_in(&folder).map_err(io)?;
-    file.write_all(bytes).map_err(io)?;
-    file.as_file().sync_all().map_err(io)?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(io)?;
-    }
-    file.persist(path).map_err(|e| io(e.error))?;
-    Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::files::ModelFiles;
-use super::package::Package;
+use super::package::{Package, undownloaded};
 use crate::bake::{BakeError, BakePlan, ByteReport, PlanOptions, hex, verify_bytes};
 use crate::error::Error;
 use crate::lm::{EmbeddingFile, LanguageModel, ModelConfig, Refusal, Writer};
@@ -48,6 +48,17 @@ pub fn takes_embeddings(model: &Model) -> bool {
     inputs.filter_map(|input| input.name.as_deref()).any(|name| name == "inputs_embeds")
 }
 
+/// Indexes an `.onnx` file; one that was not downloaded is told as such.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn open_model(path: &Path) -> Result<Model, Error> {
+    Model::open(path).map_err(|error| match undownloaded(path) {
+        Some(why) => Error::failed_with(format!("`{}` {}", path.display(), why.reason), why.hint),
+        None => error.into(),
+    })
+}
+
 impl Opened {
     /// Opens `MODEL`: an `.onnx` file, or a folder with one language model.
     ///
@@ -63,9 +74,9 @@ impl Opened {
     /// If it cannot be read.
     pub fn of(files: ModelFiles) -> Result<Self, Error> {
         let config = files.config()?;
-        let model = Model::open(&files.onnx)?;
+        let model = open_model(&files.onnx)?;
         let embedding = match takes_embeddings(&model) {
-            true => files.embedding()?.map(|path| Model::open(&path)).transpose()?,
+            true => files.embedding()?.map(|path| open_model(&path)).transpose()?,
             false => None,
         };
         Ok(Self { files, model, embedding, config })

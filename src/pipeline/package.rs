@@ -76,6 +76,8 @@ pub struct Package {
     pub hindrances: Vec<Hindrance>,
     /// What does not go into the output.
     pub left_out: Vec<Left>,
+    /// Of these, files that hold weights.
+    pub weights_left: Vec<Left>,
     /// Links that lead elsewhere, pipes, devices: with these, nothing is made of the folder.
     pub refused: Vec<Left>,
     /// Whether there is one model and nothing else to tell of.
@@ -183,6 +185,7 @@ impl Package {
             others: Vec::new(),
             hindrances: Vec::new(),
             left_out: Vec::new(),
+            weights_left: Vec::new(),
             refused,
             lone: true,
             folder: false,
@@ -215,7 +218,8 @@ impl Package {
         }
         sorted.place_embeddings(root);
         let mut left_out = listing.left.clone();
-        left_out.extend(sorted.add_weights(&listing));
+        let weights_left = sorted.add_weights(&listing);
+        left_out.extend(weights_left.iter().cloned());
         left_out.sort();
         let Sorted { mut variants, mut others, mut hindrances, .. } = sorted;
         variants.sort_by(|a, b| a.relative.cmp(&b.relative));
@@ -227,7 +231,7 @@ impl Package {
         let lone = variants.len() == 1 && others.is_empty() && hindrances.is_empty();
         let files = listing.files.into_iter().filter(|f| left_out.iter().all(|l| l.relative != f.relative)).collect();
         let (root, refused) = (root.to_path_buf(), listing.refused);
-        Ok(Self { root, variants, others, hindrances, left_out, refused, lone, folder: true, files })
+        Ok(Self { root, variants, others, hindrances, left_out, weights_left, refused, lone, folder: true, files })
     }
 
     /// The language models, by name.
@@ -455,6 +459,11 @@ fn config_folder(root: &Path, relative: &Path) -> PathBuf {
     with(&["tokenizer.json"])
         .or_else(|| with(&["config.json", "genai_config.json"]))
         .unwrap_or_else(|| root.to_path_buf())
+}
+
+/// The same for an `.onnx` file that is named by its path.
+pub(super) fn undownloaded(path: &Path) -> Option<Blocked> {
+    missing(crate::files::folder_of(path), Path::new(path.file_name()?))
 }
 
 /// What was not downloaded: the file itself or its external data are Git LFS pointers.

@@ -1,20 +1,22 @@
 //! Verifying what is on disk: one model, or a whole package against its base.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
+use super::beside;
 use super::opened::{Opened, Plans, Understood};
 use super::package::{Package, Role, Variant, shown};
-use super::publish::{equal, of_variant};
+use super::publish::of_variant;
 use super::variant::Running;
 use super::{verdict, verify_prompts};
 use super::consumer::{self, Consumer};
 use crate::bake::{self as baking, BakePlan, PlanOptions, verify_bytes};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::lm::EmbeddingFile;
 use crate::method::direction::Direction;
 use crate::onnx::{Graph, Model};
 use crate::report::package::VariantVerify;
-use crate::report::{FileRow, PackageVerify, VerifyResult};
+use crate::report::{FileRow, PackageVerify, Unexplained, UnexplainedKind, VerifyResult};
 
 /// Verifies `out` against what `plans` make of `base`: bytes and leak, and its logits where it can be run.
 ///
@@ -82,10 +84,19 @@ pub fn embedding(base: &Model, out: &Path, plan: &BakePlan) -> Result<VerifyResu
     Ok(verdict(&verify_bytes(base, &Model::open(out)?, plan)?, None, plan.inexact().into_iter().collect()))
 }
 
-/// Verifies the folder `out` against `base`: every variant that it has, and that no other model changed or came in.
+/// Adds what was found beside a model to what was found in it.
+pub fn with_files(mut result: VerifyResult, base: &Opened, out: &Opened) -> Result<VerifyResult, Error> {
+    let found = beside::of_file(base, out)?;
+    result.passed &= found.is_empty();
+    result.failures.extend(found.iter().map(sentence));
+    result.unexplained.extend(found);
+    Ok(result)
+}
+
+/// Verifies the folder `out` against `base`: every variant, and that nothing else came in, went away or changed.
 ///
 /// # Errors
-/// If a file cannot be read, a graph is not understood, or a run fails, with the file's name.
+/// If a file cannot be read, or a run is interrupted, with the file's name. What is found is no error.
 pub fn package(
     base: &Package,
     out: &Path,
@@ -93,45 +104,62 @@ pub fn package(
     options: &PlanOptions,
     running: Option<&Running<'_>>,
 ) -> Result<PackageVerify, Error> {
-    let found = Package::find(out, &[])?;
-    if !found.folder {
+    if !out.is_dir() {
         return Err(Error::usage(
-            format!("`{}` is a folder with several models, `{}` is one file", base.root.display(), out.display()),
+            format!("`{}` is a folder with several models, `{}` is no folder", base.root.display(), out.display()),
             "pass two folders, or two files",
         ));
     }
-    let mut result = PackageVerify::default();
+    let mut result = PackageVerify { unexplained: beside::folder(base, out, direction)?, ..Default::default() };
     for variant in &base.variants {
         if !out.join(&variant.relative).is_file() {
             let reason = Some("not in the output".into());
             result.left_out.push(FileRow { file: variant.name.clone(), reason });
             continue;
         }
-        let verify = one(variant, out, direction, options, running).map_err(of_variant(base, variant))?;
+        let verify = match one(variant, out, direction, options, running) {
+            Ok(verify) => verify,
+            Err(error) => unlike(error, running).map_err(of_variant(base, variant))?,
+        };
         result.variants.push(VariantVerify { model: variant.name.clone(), verify });
     }
     if result.variants.is_empty() {
         result.failures.push("the output has no model of the base".into());
     }
+    result.failures.extend(result.unexplained.iter().map(sentence));
     for other in &base.others {
         let file = shown(&other.relative);
-        let own = other.reads.iter().filter(|path| !base.variants.iter().any(|v| v.writes.contains(*path)));
-        let mut same = true;
-        for path in own {
-            let (a, b) = (base.root.join(path), out.join(path));
-            same &= b.is_file() && equal(&a, &b, None)?;
+        if !result.unexplained.iter().any(|u| other.reads.iter().any(|path| shown(path) == u.file)) {
+            result.copied.push(FileRow { file, reason: Some(other.reason.clone()) });
         }
-        match same {
-            true => result.copied.push(FileRow { file, reason: Some(other.reason.clone()) }),
-            false => result.failures.push(format!("`{file}` is not in the output as it was")),
-        }
-    }
-    let known: Vec<&Path> = base.onnx_files().collect();
-    for path in found.onnx_files().filter(|path| !known.contains(path)) {
-        result.failures.push(format!("`{}` is not in the base", shown(path)));
     }
     result.passed = result.failures.is_empty() && result.variants.iter().all(|v| v.verify.passed);
     Ok(result)
+}
+
+/// A model of the output that cannot be held against the base at all does not verify.
+fn unlike(error: Error, running: Option<&Running<'_>>) -> Result<VerifyResult, Error> {
+    let interrupted = running.is_some_and(|running| running.cancelled.load(Ordering::Relaxed));
+    if interrupted || error.kind() != Kind::Failed {
+        return Err(error);
+    }
+    let mut words = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        words.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    Ok(VerifyResult { passed: false, failures: vec![words], ..Default::default() })
+}
+
+/// A difference as a sentence.
+fn sentence(found: &Unexplained) -> String {
+    match found.kind {
+        UnexplainedKind::Tensor | UnexplainedKind::Node => {
+            format!("`{}` of `{}` {}", found.name, found.file, found.detail)
+        }
+        _ => format!("`{}` {}", found.file, found.detail),
+    }
 }
 
 fn one(

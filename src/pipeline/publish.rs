@@ -31,6 +31,22 @@ pub fn is_single(out: &Path) -> bool {
     out.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"))
 }
 
+/// Refuses an output whose report would get a name that is too long, before any work.
+pub(super) fn check_names(out: &Path) -> Result<(), Error> {
+    let longest = out.with_extension("lancet.direction.safetensors");
+    let length = longest.file_name().map_or(0, std::ffi::OsStr::len);
+    match is_single(out) && length > 255 {
+        true => Err(Error::usage(
+            format!(
+                "the name of `{}` is too long: with the reports beside it, it has {length} of 255 bytes",
+                out.display()
+            ),
+            "choose a shorter name, or a folder for the output",
+        )),
+        false => Ok(()),
+    }
+}
+
 /// An error with the file it is of, where there are several.
 pub(super) fn of_variant(package: &Package, variant: &Variant) -> impl FnOnce(Error) -> Error {
     let name = (!package.lone).then(|| variant.name.clone());
@@ -56,7 +72,6 @@ pub fn preflight(package: &Package, out: &Path) -> Result<(), Error> {
             "choose a new folder for the output, or pass one model by its path",
         ));
     }
-    unhindered(package)?;
     let mut first: Option<(usize, &Variant)> = None;
     for variant in package.models() {
         let opened = Opened::of(variant.files.clone()).map_err(of_variant(package, variant))?;
@@ -77,6 +92,7 @@ pub fn preflight(package: &Package, out: &Path) -> Result<(), Error> {
             }
         }
     }
+    unhindered(package)?;
     let existing = out.ancestors().skip(1).find(|path| path.is_dir()).unwrap_or(Path::new("."));
     room(package, 0, existing, is_single(out))
 }

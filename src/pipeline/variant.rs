@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::files;
 use crate::method::direction::Direction;
 use crate::method::prompts::Prompts;
+use crate::onnx::proto::{ModelProto, StringStringEntryProto};
 use crate::onnx::{Graph, Model};
 use crate::report::{BakeResult, EditRow, EvalResult, GuardResult, VerifyResult};
 use crate::runtime::session::Runtime;
@@ -319,7 +320,11 @@ pub fn bake(
         let stages = (desk.stage("answers before", variant), desk.stage("answers after", variant));
         let Running { chat, prompts, .. } = running;
         let compared = evaluate::both(engines, chat, prompts, settings, (&stages.0, &stages.1), desk.observer)?;
-        guard = Some(judge(&compared.evidence, limits));
+        let judged = judge(&compared.evidence, limits);
+        if judged.overridden {
+            mark_forced(&desk.place(&relative))?;
+        }
+        guard = Some(judged);
         eval = Some(compared.result);
         clock.lap("evaluate");
     }
@@ -340,6 +345,29 @@ fn unmeasured(
     };
     let consumer = Consumer { runtime, prompts: &[], cancelled: options.cancelled };
     consumer::prove(&consumer, base, written, direction)
+}
+
+/// Metadata entry that tells how the guard was passed by.
+pub const GUARD_KEY: &str = "lancet.guard";
+
+/// Says in a written model that its guard failed and was overridden. Fields of a protobuf message may stand in any order,
+/// so the entry goes to the end.
+fn mark_forced(path: &Path) -> Result<(), Error> {
+    use prost::Message;
+    use std::io::Write;
+    let entry = StringStringEntryProto { key: Some(GUARD_KEY.into()), value: Some("forced".into()) };
+    let bytes = ModelProto { metadata_props: vec![entry], ..Default::default() }.encode_to_vec();
+    let append = || {
+        let permissions = std::fs::metadata(path)?.permissions();
+        // an input that may not be written to has made this file so
+        #[cfg(unix)]
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        let mut file = std::fs::OpenOptions::new().append(true).open(path)?;
+        file.write_all(&bytes)?;
+        std::fs::set_permissions(path, permissions)?;
+        file.sync_all()
+    };
+    append().map_err(|source| BakeError::Io { action: "write", path: path.to_path_buf(), source }.into())
 }
 
 /// The same for an embedding file that is baked without a model; alone it cannot be run.

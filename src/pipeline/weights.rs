@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use super::kind::Blocked;
-use super::package::shown;
 use super::walk::Entry;
 use crate::files::{first_bytes, is_lfs_pointer};
 
@@ -41,7 +40,7 @@ pub(super) enum Weights {
 
 /// What a file that no model of the folder reads holds of weights.
 pub(super) fn of(file: &Entry) -> Option<Weights> {
-    let name = shown(&file.relative).rsplit('/').next()?.to_ascii_lowercase();
+    let name = file.relative.file_name()?.to_string_lossy().to_ascii_lowercase();
     if name.ends_with(".ort") || first_bytes(&file.real, 8).get(4..) == Some(b"ORTM".as_slice()) {
         return Some(Weights::Blocked(Blocked::new(
             "is a model in ONNX Runtime's own format, which is not edited: it would stay as it is beside the edited one",

@@ -138,6 +138,17 @@ pub struct PackageVerify {
     pub unexplained: Vec<super::Unexplained>,
 }
 
+impl PackageVerify {
+    /// What was found where there is one model: its own result with what was found beside it.
+    pub fn into_lone(mut self) -> VerifyResult {
+        let mut only = self.variants.pop().map(|v| v.verify).unwrap_or_default();
+        only.passed = self.passed;
+        only.failures.extend(self.failures);
+        only.unexplained.extend(self.unexplained);
+        only
+    }
+}
+
 impl PackageResult {
     /// Whether every variant is what it should be.
     #[must_use]
