@@ -64,6 +64,8 @@ pub struct Graph<'m> {
     facts: Vec<Fact>,
     /// Names that are no values of the flat graph and may not be given again either.
     names_inside: OnceLock<HashSet<String>>,
+    /// Bodies of the functions that are also called where the flat graph does not look.
+    opaque_bodies: OnceLock<HashSet<FrameId>>,
 }
 
 /// Which operators of the table the nodes of a model are.
@@ -122,6 +124,7 @@ impl<'m> Graph<'m> {
             known: Vec::new(),
             facts: Vec::new(),
             names_inside: OnceLock::new(),
+            opaque_bodies: OnceLock::new(),
         };
         let proto = std::mem::take(&mut graph.flat.graph);
         for (index, tensor) in proto.initializer.iter().enumerate() {
@@ -453,11 +456,14 @@ impl<'m> Graph<'m> {
 
     /// Whether a tensor lies in a function body that is also called where the flat graph does not look.
     pub fn is_opaque(&self, tensor: TensorId) -> bool {
-        let within = |frame: Option<FrameId>| {
-            std::iter::successors(frame, |&frame| self.model.frame(frame).parent)
-                .any(|frame| self.flat.opaque_calls.iter().any(|&f| self.model.functions[f].frame == frame))
-        };
-        !self.flat.opaque_calls.is_empty() && within(Some(self.model.tensor(tensor).frame))
+        if self.flat.opaque_calls.is_empty() {
+            return false;
+        }
+        let bodies = self.opaque_bodies.get_or_init(|| {
+            self.flat.opaque_calls.iter().map(|&function| self.model.functions[function].frame).collect()
+        });
+        let frame = Some(self.model.tensor(tensor).frame);
+        std::iter::successors(frame, |&frame| self.model.frame(frame).parent).any(|frame| bodies.contains(&frame))
     }
 
     /// Every value.

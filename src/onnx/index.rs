@@ -11,7 +11,9 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 
 use super::error::OnnxError;
 use super::external;
-use super::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto};
+use super::proto::{
+    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto,
+};
 use super::tensor::{DataType, Storage, TensorId, TensorRef};
 use super::wire::{Field, Reader, Value, put_bytes};
 
@@ -307,6 +309,11 @@ impl Scan {
                 }
                 (5, Some(child)) => Keep::Content(scan.tensor(reader, child, depth + 1)?),
                 (15, Some(child)) => Keep::Content(scan.sparse(reader, child, depth + 1)?),
+                // inputs, outputs and inner values
+                (11..=13, _) => {
+                    scan.spend(reader, 3 * size_of::<ValueInfoProto>())?;
+                    Keep::Field
+                }
                 _ => Keep::Field,
             })
         })?;
@@ -545,11 +552,13 @@ mod tests {
         let nodes: Vec<u8> = [0x0a, 0].repeat(1_200_000);
         let refusal = open_bytes(&with_graph(&nodes)).unwrap_err().to_string();
         assert!(refusal.contains("more than 1000000 nodes"), "{refusal}");
-        // empty attributes of one node, empty dimensions of one declaration
+        // empty attributes of one node, and empty declarations
         let mut one = Vec::new();
         put_bytes(&mut one, 1, &[0x2a, 0].repeat(1_200_000));
-        let refusal = open_bytes(&with_graph(&one)).unwrap_err().to_string();
-        assert!(refusal.contains("more parts than any model of its size"), "{refusal}");
+        for graph in [one, [0x6a, 0].repeat(3_000_000)] {
+            let refusal = open_bytes(&with_graph(&graph)).unwrap_err().to_string();
+            assert!(refusal.contains("more parts than any model of its size"), "{refusal}");
+        }
     }
 
     #[test]
