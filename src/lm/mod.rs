@@ -2,6 +2,7 @@
 
 pub mod alone;
 pub mod embedding;
+mod ends;
 pub mod interface;
 pub mod layout;
 pub mod path;
@@ -25,7 +26,7 @@ pub use residual::{Contribution, ResidualStream, StreamValue};
 pub use role::Role;
 pub use writer::{Reason, Treatment, Writer, WriterKind};
 
-use crate::onnx::{Graph, TensorId};
+use crate::onnx::{Graph, NodeId, TensorId, ValueId};
 
 /// A layer (block) by its absolute number, counted from 0 at the embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -66,6 +67,21 @@ impl std::fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+impl Refusal {
+    /// Of a node on the residual stream that is not followed.
+    fn on_stream(graph: &Graph<'_>, node: NodeId, tensor: Option<ValueId>, reason: impl Into<String>) -> Self {
+        Self {
+            node: graph.node(node).label().to_string(),
+            op: graph.op_name(node),
+            tensor: tensor.map_or_else(String::new, |v| graph.name(v).to_string()),
+            reason: reason.into(),
+            hint: "the stream passes an operator that Lancet cannot follow; export the model again without custom or \
+                   fused operators there, or report the node"
+                .into(),
+        }
+    }
+}
 
 /// A chat model's graph, understood.
 #[derive(Debug, Clone)]

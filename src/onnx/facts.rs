@@ -163,7 +163,8 @@ fn agreed(mut types: impl Iterator<Item = DataType>) -> Option<DataType> {
 
 /// Type and shape of a `Constant`, from whichever of its attributes is set.
 pub(super) fn constant_fact(node: &NodeProto) -> Fact {
-    let vector = |dtype, len: usize| Fact { dtype: Some(dtype), shape: Shape { rank: Some(1), last: Some(len as u64) } };
+    let vector =
+        |dtype, len: usize| Fact { dtype: Some(dtype), shape: Shape { rank: Some(1), last: Some(len as u64) } };
     let scalar = |dtype| Fact { dtype: Some(dtype), shape: Shape { rank: Some(0), last: None } };
     let [attribute] = node.attribute.as_slice() else { return Fact::default() };
     match attribute.name.as_deref().unwrap_or("") {
@@ -276,7 +277,9 @@ impl Scope for Inner<'_> {
             return constant::ints(tensor);
         }
         match self.producers.get(name) {
-            Some(node) => self.operator(node).filter(|op| op.shape == Rule::Constant).and_then(|_| constant::node_ints(node)),
+            Some(node) => {
+                self.operator(node).filter(|op| op.shape == Rule::Constant).and_then(|_| constant::node_ints(node))
+            }
             None if self.facts.contains_key(name) => None,
             None => self.outer.ints(name),
         }

@@ -11,9 +11,7 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 
 use super::error::OnnxError;
 use super::external;
-use super::proto::{
-    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto,
-};
+use super::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto};
 use super::tensor::{DataType, Storage, TensorId, TensorRef};
 use super::wire::{Field, Reader, Value, put_bytes};
 
@@ -109,8 +107,7 @@ impl Model {
         }
         let (base, factor, most) = STRUCTURE;
         let budget = len.saturating_mul(factor).saturating_add(base).min(most);
-        let mut scan =
-            Scan { frames: Vec::new(), tensors: Vec::new(), files: HashMap::new(), nodes: 0, budget };
+        let mut scan = Scan { frames: Vec::new(), tensors: Vec::new(), files: HashMap::new(), nodes: 0, budget };
         let root = scan.frame(None, 0, 0..len);
         let mut graph_index = None;
         let mut functions = Vec::new();
@@ -274,17 +271,18 @@ impl Scan {
             25 => match scan.child(root, field) {
                 Some(frame) => {
                     let mut nodes = Vec::new();
-                    let bytes = scan.walk(reader, frame, 1, fields::FUNCTION, |scan, reader, field| match field.number {
-                        7 => match scan.child(frame, field) {
-                            Some(node) => {
-                                let (index, bytes) = scan.node(reader, node, 2)?;
-                                nodes.push(index);
-                                Ok(Keep::Content(bytes))
-                            }
-                            None => Ok(Keep::Field),
-                        },
-                        _ => Ok(Keep::Field),
-                    })?;
+                    let bytes =
+                        scan.walk(reader, frame, 1, fields::FUNCTION, |scan, reader, field| match field.number {
+                            7 => match scan.child(frame, field) {
+                                Some(node) => {
+                                    let (index, bytes) = scan.node(reader, node, 2)?;
+                                    nodes.push(index);
+                                    Ok(Keep::Content(bytes))
+                                }
+                                None => Ok(Keep::Field),
+                            },
+                            _ => Ok(Keep::Field),
+                        })?;
                     scan.spend(reader, 2 * size_of::<FunctionProto>())?;
                     functions.push(GraphIndex { frame, nodes });
                     Ok(Keep::Content(bytes))

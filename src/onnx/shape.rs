@@ -98,9 +98,7 @@ impl Node<'_> {
             _ if slot > 0 => Shape::default(),
             Rule::Keep | Rule::DynamicQuantize => first,
             Rule::Second => self.input(1),
-            Rule::Broadcast => {
-                (1..self.node.input.len()).fold(first, |shape, slot| broadcast(shape, self.input(slot)))
-            }
+            Rule::Broadcast => (1..self.node.input.len()).fold(first, |shape, slot| broadcast(shape, self.input(slot))),
             Rule::Product => self.product(),
             Rule::PackedProduct => {
                 let n = u64::try_from(self.node.attr_i("N", 0)).ok().filter(|n| *n > 0);

@@ -91,16 +91,79 @@ pub(super) fn shape(domain: Domain, name: &str) -> Rule {
 
 fn standard(name: &str) -> Rule {
     match name {
-        "Abs" | "Acos" | "Acosh" | "Asin" | "Asinh" | "Atan" | "Atanh" | "Bernoulli" | "BitCast" | "BitwiseNot" | "Cast"
-        | "CastLike" | "Ceil" | "Celu" | "Clip" | "Cos" | "Cosh" | "CumProd" | "CumSum" | "DequantizeLinear" | "Elu"
-        | "Erf" | "Exp" | "EyeLike" | "Floor" | "Gelu" | "HardSigmoid" | "HardSwish" | "Hardmax" | "Identity"
-        | "IsInf" | "IsNaN" | "LayerNormalization" | "LeakyRelu" | "Log" | "LogSoftmax" | "LpNormalization"
-        | "MeanVarianceNormalization" | "Mish" | "Neg" | "Not" | "QuantizeLinear" | "RMSNormalization"
-        | "RandomNormalLike" | "RandomUniformLike" | "Reciprocal" | "Relu" | "ReverseSequence" | "RotaryEmbedding"
-        | "Round" | "Scatter" | "ScatterElements" | "ScatterND" | "Selu" | "Shrink" | "Sigmoid" | "Sign"
-        | "SimplifiedLayerNormalization" | "Sin" | "Sinh" | "Softmax" | "Softplus" | "Softsign" | "Sqrt" | "Swish"
-        | "Tan" | "Tanh" | "TensorScatter" | "ThresholdedRelu" | "Trilu" | "InstanceNormalization"
-        | "GroupNormalization" | "LRN" => Rule::Keep,
+        "Abs"
+        | "Acos"
+        | "Acosh"
+        | "Asin"
+        | "Asinh"
+        | "Atan"
+        | "Atanh"
+        | "Bernoulli"
+        | "BitCast"
+        | "BitwiseNot"
+        | "Cast"
+        | "CastLike"
+        | "Ceil"
+        | "Celu"
+        | "Clip"
+        | "Cos"
+        | "Cosh"
+        | "CumProd"
+        | "CumSum"
+        | "DequantizeLinear"
+        | "Elu"
+        | "Erf"
+        | "Exp"
+        | "EyeLike"
+        | "Floor"
+        | "Gelu"
+        | "HardSigmoid"
+        | "HardSwish"
+        | "Hardmax"
+        | "Identity"
+        | "IsInf"
+        | "IsNaN"
+        | "LayerNormalization"
+        | "LeakyRelu"
+        | "Log"
+        | "LogSoftmax"
+        | "LpNormalization"
+        | "MeanVarianceNormalization"
+        | "Mish"
+        | "Neg"
+        | "Not"
+        | "QuantizeLinear"
+        | "RMSNormalization"
+        | "RandomNormalLike"
+        | "RandomUniformLike"
+        | "Reciprocal"
+        | "Relu"
+        | "ReverseSequence"
+        | "RotaryEmbedding"
+        | "Round"
+        | "Scatter"
+        | "ScatterElements"
+        | "ScatterND"
+        | "Selu"
+        | "Shrink"
+        | "Sigmoid"
+        | "Sign"
+        | "SimplifiedLayerNormalization"
+        | "Sin"
+        | "Sinh"
+        | "Softmax"
+        | "Softplus"
+        | "Softsign"
+        | "Sqrt"
+        | "Swish"
+        | "Tan"
+        | "Tanh"
+        | "TensorScatter"
+        | "ThresholdedRelu"
+        | "Trilu"
+        | "InstanceNormalization"
+        | "GroupNormalization"
+        | "LRN" => Rule::Keep,
         "Dropout" => Rule::KeepAll,
         "Add" | "And" | "BitShift" | "BitwiseAnd" | "BitwiseOr" | "BitwiseXor" | "Div" | "Equal" | "Greater"
         | "GreaterOrEqual" | "Less" | "LessOrEqual" | "Max" | "Mean" | "Min" | "Mod" | "Mul" | "Or" | "Pow" | "Sub"
@@ -144,18 +207,43 @@ fn standard(name: &str) -> Rule {
 
 fn microsoft(name: &str) -> Rule {
     match name {
-        "BiasGelu" | "DequantizeLinear" | "FastGelu" | "Gelu" | "QuickGelu" | "QuantizeLinear" | "RotaryEmbedding"
-        | "Trilu" | "MoE" | "QMoE" | "GemmaRotaryEmbedding" | "MRotaryEmbedding" | "ScaledSiLU" | "BiasSoftmax"
-        | "QLinearLeakyRelu" | "QLinearSigmoid" | "QLinearSoftmax" | "BiasAdd" => Rule::Keep,
+        "BiasGelu"
+        | "DequantizeLinear"
+        | "FastGelu"
+        | "Gelu"
+        | "QuickGelu"
+        | "QuantizeLinear"
+        | "RotaryEmbedding"
+        | "Trilu"
+        | "MoE"
+        | "QMoE"
+        | "GemmaRotaryEmbedding"
+        | "MRotaryEmbedding"
+        | "ScaledSiLU"
+        | "BiasSoftmax"
+        | "QLinearLeakyRelu"
+        | "QLinearSigmoid"
+        | "QLinearSoftmax"
+        | "BiasAdd" => Rule::Keep,
         "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization" => Rule::SkipNorm,
-        "FusedMatMul" | "TransposeMatMul" | "DynamicQuantizeMatMul" | "MatMulIntegerToFloat" | "MatMulInteger16"
+        "FusedMatMul"
+        | "TransposeMatMul"
+        | "DynamicQuantizeMatMul"
+        | "MatMulIntegerToFloat"
+        | "MatMulInteger16"
         | "FusedMatMulActivation" => Rule::Product,
         "MatMulNBits" | "MatMulBnb4" => Rule::PackedProduct,
         "FusedGemm" | "GemmFloat8" => Rule::Gemm,
         "GatherND" => Rule::GatherNd,
         "GatherBlockQuantized" => Rule::GatherBlockQuantized,
-        "Attention" | "DecoderMaskedMultiHeadAttention" | "DecoderMaskedSelfAttention" | "GroupQueryAttention"
-        | "MultiHeadAttention" | "QAttention" | "SparseAttention" | "EmbedLayerNormalization" => Rule::Rank3,
+        "Attention"
+        | "DecoderMaskedMultiHeadAttention"
+        | "DecoderMaskedSelfAttention"
+        | "GroupQueryAttention"
+        | "MultiHeadAttention"
+        | "QAttention"
+        | "SparseAttention"
+        | "EmbedLayerNormalization" => Rule::Rank3,
         "Range" => Rule::Vector,
         _ => Rule::Unknown,
     }
@@ -176,10 +264,10 @@ pub enum Linear {
 pub(super) fn linear(name: &str) -> Linear {
     match name {
         // one input, moved or scaled
-        "Identity" | "Reshape" | "Transpose" | "Squeeze" | "Unsqueeze" | "Flatten" | "Expand" | "Tile" | "Slice" | "Split"
-        | "Gather" | "GatherND" | "GatherElements" | "Neg" | "ReduceSum" | "ReduceMean" | "CumSum" | "Trilu" | "Pad"
-        | "DepthToSpace" | "SpaceToDepth" | "Div" | "GlobalAveragePool" | "AveragePool" | "MatMulNBits"
-        | "MatMulBnb4" | "ReverseSequence" => Linear::First(1),
+        "Identity" | "Reshape" | "Transpose" | "Squeeze" | "Unsqueeze" | "Flatten" | "Expand" | "Tile" | "Slice"
+        | "Split" | "Gather" | "GatherND" | "GatherElements" | "Neg" | "ReduceSum" | "ReduceMean" | "CumSum"
+        | "Trilu" | "Pad" | "DepthToSpace" | "SpaceToDepth" | "Div" | "GlobalAveragePool" | "AveragePool"
+        | "MatMulNBits" | "MatMulBnb4" | "ReverseSequence" => Linear::First(1),
         "Add" | "Sub" | "Mul" | "MatMul" | "FusedMatMul" | "TransposeMatMul" | "BiasAdd" => Linear::First(2),
         "Gemm" | "Conv" | "ConvTranspose" => Linear::First(3),
         "Sum" | "Mean" | "Concat" | "Einsum" => Linear::All,
