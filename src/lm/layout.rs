@@ -169,6 +169,29 @@ impl Walk<'_, '_> {
     }
 }
 
+/// Width of the tables that the stream starts with, where they are all of one width.
+pub(super) fn table_width(graph: &Graph<'_>, origin: ValueId) -> Option<usize> {
+    let mut widths = HashSet::new();
+    let mut seen = HashSet::new();
+    let mut open = vec![origin];
+    while let Some(value) = open.pop() {
+        let Some(node) = graph.producer(value).filter(|_| graph.is_dynamic(value) && seen.insert(value)) else {
+            continue;
+        };
+        let table = graph.input(node, 0).filter(|v| graph.op(node) == "Gather" && !graph.is_dynamic(*v));
+        match table.map(|v| graph.tensor_ref(v)) {
+            Some(Some(table)) if table.dtype.is_float() => widths.extend(table.shape.last()),
+            Some(_) => {}
+            None if matches!(graph.op(node), "Shape" | "Size") => {}
+            None => open.extend(graph.all_inputs(node)),
+        }
+    }
+    match widths.into_iter().collect::<Vec<u64>>().as_slice() {
+        [one] => usize::try_from(*one).ok().filter(|&d| d > 1),
+        _ => None,
+    }
+}
+
 /// Operators on single elements.
 const ELEMENTWISE: [&str; 22] = [
     "Add",

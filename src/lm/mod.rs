@@ -102,7 +102,6 @@ impl LanguageModel {
     /// # Errors
     /// The first thing that is not understood, with its node.
     pub fn new(graph: &Graph<'_>, config: &ModelConfig) -> Result<Self, Refusal> {
-        check_order(graph)?;
         let interface = Interface::new(graph, config)?;
         let logits = graph.value(&interface.logits).ok_or_else(|| Refusal {
             node: "(graph)".into(),
@@ -146,20 +145,6 @@ impl LanguageModel {
     /// Width of the residual stream.
     pub fn d_model(&self) -> usize {
         self.residual.d_model
-    }
-}
-
-/// Whether every node can be computed once its inputs are there.
-fn check_order(graph: &Graph<'_>) -> Result<(), Refusal> {
-    match graph.nodes().find(|&node| graph.rank(node) == usize::MAX) {
-        Some(node) => Err(Refusal {
-            node: graph.node(node).label().to_string(),
-            op: graph.op_name(node),
-            tensor: graph.outputs(node).next().map_or_else(String::new, |v| graph.name(v).to_string()),
-            reason: "the node is computed from its own result".into(),
-            hint: "the file is broken: no runtime loads it; export the model again".into(),
-        }),
-        None => Ok(()),
     }
 }
 

@@ -541,6 +541,7 @@ fn width(graph: &Graph<'_>, contributions: &[Contribution], origin: ValueId) -> 
         .or_else(|| contributions.iter().find_map(|c| declared(c.value)))
         .or_else(|| contributions.iter().find_map(|c| norm_width(graph, c)))
         .or_else(|| std::iter::once(origin).chain(contributions.iter().map(|c| c.value)).find_map(inferred))
+        .or_else(|| layout::table_width(graph, origin))
 }
 
 /// Width read off the scale of the fused norm that adds a contribution (quantised graphs).

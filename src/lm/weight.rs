@@ -271,7 +271,7 @@ impl<'g, 'm> Walk<'g, 'm> {
             }
             "MatMul" | "FusedMatMul" => self.product(node, value)?,
             "Gemm" => {
-                if self.moving(node, 0).is_none() || graph.node(node).attr_i("transA", 0) != 0 {
+                if self.moving(node, 0).is_none() {
                     return Err(self.stop(Some(node), value, "the weight is not operand B of this Gemm"));
                 }
                 if let Some(c) = graph.input(node, 2) {
