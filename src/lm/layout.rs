@@ -39,6 +39,16 @@ impl StreamLayout {
         self.rank.unwrap_or(3).saturating_sub(1 + self.width)
     }
 
+    /// The permutation that brings a value to `[batch, .., d_model]`, or only its channels to the end where the batch does
+    /// not matter; `None` where it is so already.
+    pub(crate) fn rows_order(&self, by_batch: bool) -> Option<Vec<usize>> {
+        let rank = self.rank?;
+        let batch = self.batch.filter(|&batch| by_batch && Some(batch) != self.position);
+        let rest = (0..rank).filter(|&axis| axis != self.width && Some(axis) != batch);
+        let order: Vec<usize> = batch.into_iter().chain(rest).chain([self.width]).collect();
+        (!order.iter().copied().eq(0..rank)).then_some(order)
+    }
+
     /// What is likely of a stream of `rank` axes whose operators do not tell more than where its channels are.
     pub(super) fn by_rank(rank: Option<usize>, from_end: usize) -> Self {
         let width = rank.unwrap_or(3).saturating_sub(1 + from_end);
