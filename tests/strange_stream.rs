@@ -550,12 +550,3 @@ fn constants_that_double_behind_a_weight_are_met_once() {
     });
     assert_eq!(exact(&sandbox, Compared::All), (4, 1));
 }
-
-#[test]
-fn a_node_that_is_computed_from_its_own_result_is_refused() {
-    let sandbox = changed(|graph| {
-        graph.node.push(node("Identity", "first", &["second"], &["first"], vec![]));
-        graph.node.push(node("Identity", "second", &["first"], &["second"], vec![]));
-    });
-    refused(&sandbox, &["computed from its own result"]);
-}

@@ -25,7 +25,6 @@ impl<'m> EmbeddingFile<'m> {
     /// # Errors
     /// If it does not make one embedding from token ids.
     pub fn new(graph: Graph<'m>, d_model: Option<usize>) -> Result<Self, Refusal> {
-        super::check_order(&graph)?;
         let refuse = |tensor: &str, reason: &str| Refusal {
             node: "(embedding file)".into(),
             op: String::new(),

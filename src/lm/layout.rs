@@ -39,6 +39,16 @@ impl StreamLayout {
         self.rank.unwrap_or(3).saturating_sub(1 + self.width)
     }
 
+    /// The permutation that brings a value to `[batch, .., d_model]`, or only its channels to the end where the batch does
+    /// not matter; `None` where it is so already.
+    pub(crate) fn rows_order(&self, by_batch: bool) -> Option<Vec<usize>> {
+        let rank = self.rank?;
+        let batch = self.batch.filter(|&batch| by_batch && Some(batch) != self.position);
+        let rest = (0..rank).filter(|&axis| axis != self.width && Some(axis) != batch);
+        let order: Vec<usize> = batch.into_iter().chain(rest).chain([self.width]).collect();
+        (!order.iter().copied().eq(0..rank)).then_some(order)
+    }
+
     /// What is likely of a stream of `rank` axes whose operators do not tell more than where its channels are.
     pub(super) fn by_rank(rank: Option<usize>, from_end: usize) -> Self {
         let width = rank.unwrap_or(3).saturating_sub(1 + from_end);
@@ -166,6 +176,29 @@ impl Walk<'_, '_> {
     fn widest(all: impl IntoIterator<Item = Option<Vec<Axis>>>) -> Option<Vec<Axis>> {
         let told = |axes: &Vec<Axis>| (axes.len(), axes.iter().filter(|&&a| a != Axis::Other).count());
         all.into_iter().flatten().max_by_key(told)
+    }
+}
+
+/// Width of the tables that the stream starts with, where they are all of one width.
+pub(super) fn table_width(graph: &Graph<'_>, origin: ValueId) -> Option<usize> {
+    let mut widths = HashSet::new();
+    let mut seen = HashSet::new();
+    let mut open = vec![origin];
+    while let Some(value) = open.pop() {
+        let Some(node) = graph.producer(value).filter(|_| graph.is_dynamic(value) && seen.insert(value)) else {
+            continue;
+        };
+        let table = graph.input(node, 0).filter(|v| graph.op(node) == "Gather" && !graph.is_dynamic(*v));
+        match table.map(|v| graph.tensor_ref(v)) {
+            Some(Some(table)) if table.dtype.is_float() => widths.extend(table.shape.last()),
+            Some(_) => {}
+            None if matches!(graph.op(node), "Shape" | "Size") => {}
+            None => open.extend(graph.all_inputs(node)),
+        }
+    }
+    match widths.into_iter().collect::<Vec<u64>>().as_slice() {
+        [one] => usize::try_from(*one).ok().filter(|&d| d > 1),
+        _ => None,
     }
 }
 

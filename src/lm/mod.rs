@@ -2,6 +2,7 @@
 
 pub mod alone;
 pub mod embedding;
+mod ends;
 pub mod interface;
 pub mod layout;
 pub mod path;
@@ -25,7 +26,7 @@ pub use residual::{Contribution, ResidualStream, StreamValue};
 pub use role::Role;
 pub use writer::{Reason, Treatment, Writer, WriterKind};
 
-use crate::onnx::{Graph, TensorId};
+use crate::onnx::{Graph, NodeId, TensorId, ValueId};
 
 /// A layer (block) by its absolute number, counted from 0 at the embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -67,6 +68,21 @@ impl std::fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
+impl Refusal {
+    /// Of a node on the residual stream that is not followed.
+    fn on_stream(graph: &Graph<'_>, node: NodeId, tensor: Option<ValueId>, reason: impl Into<String>) -> Self {
+        Self {
+            node: graph.node(node).label().to_string(),
+            op: graph.op_name(node),
+            tensor: tensor.map_or_else(String::new, |v| graph.name(v).to_string()),
+            reason: reason.into(),
+            hint: "the stream passes an operator that Lancet cannot follow; export the model again without custom or \
+                   fused operators there, or report the node"
+                .into(),
+        }
+    }
+}
+
 /// A chat model's graph, understood.
 #[derive(Debug, Clone)]
 pub struct LanguageModel {
@@ -86,7 +102,6 @@ impl LanguageModel {
     /// # Errors
     /// The first thing that is not understood, with its node.
     pub fn new(graph: &Graph<'_>, config: &ModelConfig) -> Result<Self, Refusal> {
-        check_order(graph)?;
         let interface = Interface::new(graph, config)?;
         let logits = graph.value(&interface.logits).ok_or_else(|| Refusal {
             node: "(graph)".into(),
@@ -130,20 +145,6 @@ impl LanguageModel {
     /// Width of the residual stream.
     pub fn d_model(&self) -> usize {
         self.residual.d_model
-    }
-}
-
-/// Whether every node can be computed once its inputs are there.
-fn check_order(graph: &Graph<'_>) -> Result<(), Refusal> {
-    match graph.nodes().find(|&node| graph.rank(node) == usize::MAX) {
-        Some(node) => Err(Refusal {
-            node: graph.node(node).label().to_string(),
-            op: graph.op_name(node),
-            tensor: graph.outputs(node).next().map_or_else(String::new, |v| graph.name(v).to_string()),
-            reason: "the node is computed from its own result".into(),
-            hint: "the file is broken: no runtime loads it; export the model again".into(),
-        }),
-        None => Ok(()),
     }
 }
 

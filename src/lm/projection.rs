@@ -1,11 +1,11 @@
 //! The projection `x <- x - (x.r) r` (Wang et al. 2025, eq. 4) and the addition `x <- x + v` (eq. 5) as standard ONNX
 //! operators.
 
+use super::Role;
 use super::residual::{Contribution, SKIP_SUM_OUTPUT};
-use super::{Role, StreamLayout};
 use crate::onnx::graph::Graph;
 use crate::onnx::patch::{Patch, Place};
-use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto, attr_int, attribute_type, node};
+use crate::onnx::proto::{NodeProto, TensorProto, attr_int, attr_ints, node};
 use crate::onnx::{DataType, Use, ValueId};
 
 /// Where the direction comes from.
@@ -79,7 +79,7 @@ pub fn steer(graph: &Graph<'_>, patch: &mut Patch, contribution: &Contribution, 
     let dtype = write_type(graph, contribution);
     let name = graph.name(contribution.value).to_string();
     let fed = [steps.ablation.is_some_and(DirectionSource::is_fed), steps.addition.is_some_and(AdditionSource::is_fed)];
-    let order = rows_order(&contribution.layout, fed.contains(&true));
+    let order = contribution.layout.rows_order(fed.contains(&true));
     // one of several embeddings may lack the batch, and gets it by broadcasting
     let flat = contribution.role != Role::Embed || contribution.site.is_none();
     let flat = flat && contribution.layout.rank.or(graph.rank_of(contribution.value)).is_none_or(|rank| rank != 3);
@@ -114,16 +114,6 @@ pub fn steer(graph: &Graph<'_>, patch: &mut Patch, contribution: &Contribution, 
     }
 }
 
-/// The permutation that brings a value to `[batch, .., d_model]`, or its channels last where the batch does not matter;
-/// `None` where it is so already.
-fn rows_order(layout: &StreamLayout, by_batch: bool) -> Option<Vec<usize>> {
-    let rank = layout.rank?;
-    let batch = layout.batch.filter(|&batch| by_batch && Some(batch) != layout.position);
-    let rest = (0..rank).filter(|&axis| axis != layout.width && Some(axis) != batch);
-    let order: Vec<usize> = batch.into_iter().chain(rest).chain([layout.width]).collect();
-    (!order.iter().copied().eq(0..rank)).then_some(order)
-}
-
 /// Readers of a value that can be rewired.
 fn readers(graph: &Graph<'_>, value: ValueId) -> Vec<Use> {
     graph.uses(value).iter().copied().filter(|one| one.slot < graph.node(one.node).input.len()).collect()
@@ -151,12 +141,7 @@ impl Emit<'_> {
         let mut back = vec![0; order.len()];
         order.iter().enumerate().for_each(|(to, &from)| back[from] = to);
         let transpose = |name: &str, from: &str, to: &str, perm: &[usize]| {
-            let perm = AttributeProto {
-                name: Some("perm".into()),
-                ints: perm.iter().map(|&axis| axis as i64).collect(),
-                r#type: Some(attribute_type::INTS),
-                ..Default::default()
-            };
+            let perm = attr_ints("perm", perm.iter().map(|&axis| axis as i64).collect());
             (place, node("Transpose", &label(name), &[from], &[to], vec![perm]))
         };
         patch.nodes.push(transpose("to_rows", value, &rows, order));
@@ -280,13 +265,12 @@ impl Emit<'_> {
                 let component = if self.graph.model.opset("").unwrap_or(0) >= 13 {
                     add("ReduceSum", "component", &[&product, LAST_AXIS], vec![attr_int("keepdims", 1)])
                 } else {
-                    let axes = AttributeProto {
-                        name: Some("axes".into()),
-                        ints: vec![-1],
-                        r#type: Some(attribute_type::INTS),
-                        ..Default::default()
-                    };
-                    add("ReduceSum", "component", &[&product], vec![axes, attr_int("keepdims", 1)])
+                    add(
+                        "ReduceSum",
+                        "component",
+                        &[&product],
+                        vec![attr_ints("axes", vec![-1]), attr_int("keepdims", 1)],
+                    )
                 };
                 let along = add("Mul", "along", &[&component, direction], vec![]);
                 let last = if float && !self.flat { "" } else { "ablated" };

@@ -9,31 +9,14 @@ use std::collections::{HashMap, HashSet};
 
 use super::layout::{self, Axis};
 use super::role::{is_attention, role};
-use super::rows::handed_on;
+use super::rows::{handed_on, root};
+pub(crate) use super::sum::SKIP_SUM_OUTPUT;
+pub use super::sum::StreamValue;
 use super::sum::{Term, dynamic_terms, skip_norm_bias};
 use super::tail::final_stream;
 use super::weight::trace_weight;
 use super::{Interface, Layer, Refusal, Role, StreamLayout, sum};
 use crate::onnx::{Graph, NodeId, Use, ValueId};
-
-/// A value of the residual stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum StreamValue {
-    /// A named value.
-    Value(ValueId),
-    /// The sum inside a fused add-and-norm node whose sum output (3) the file leaves unnamed.
-    Sum(NodeId),
-}
-
-impl StreamValue {
-    /// The value, where it has a name.
-    fn value(self) -> Option<ValueId> {
-        match self {
-            Self::Value(value) => Some(value),
-            Self::Sum(_) => None,
-        }
-    }
-}
 
 /// One term that is added to the stream.
 #[derive(Debug, Clone)]
@@ -98,29 +81,6 @@ struct Group {
     biases: Vec<Use>,
 }
 
-/// Output of a fused add-and-norm node that holds the sum.
-pub(crate) const SKIP_SUM_OUTPUT: usize = 3;
-
-/// Follows `Cast` and the like back to the value they hand on.
-pub(super) fn root(graph: &Graph<'_>, mut value: ValueId) -> ValueId {
-    while let Some(input) = graph.producer(value).and_then(|node| handed_on(graph, node)) {
-        value = input;
-    }
-    value
-}
-
-pub(super) fn refuse(graph: &Graph<'_>, node: NodeId, tensor: Option<ValueId>, reason: impl Into<String>) -> Refusal {
-    Refusal {
-        node: graph.node(node).label().to_string(),
-        op: graph.op_name(node),
-        tensor: tensor.map_or_else(String::new, |v| graph.name(v).to_string()),
-        reason: reason.into(),
-        hint: "the stream passes an operator that Lancet cannot follow; export the model again without custom or \
-               fused operators there, or report the node"
-            .into(),
-    }
-}
-
 impl ResidualStream {
     /// What is to be projected while the model runs: the same as the contributions, but the start of the stream as one
     /// value, since a single embedding of positions has no batch. A fused add-and-norm node reads its parts.
@@ -171,10 +131,16 @@ impl ResidualStream {
         let blocks = blocks(graph, interface, &groups, origin, &axes, &mut contributions)?;
         if blocks.is_empty() {
             let node = graph.producer(origin).unwrap_or(unembedding.node);
-            return Err(refuse(graph, node, Some(origin), "no block reads the residual stream and adds to it"));
+            return Err(Refusal::on_stream(
+                graph,
+                node,
+                Some(origin),
+                "no block reads the residual stream and adds to it",
+            ));
         }
-        let d_model = width(graph, &contributions, origin)
-            .ok_or_else(|| refuse(graph, unembedding.node, Some(activation), "the width of the stream is unknown"))?;
+        let d_model = width(graph, &contributions, origin).ok_or_else(|| {
+            Refusal::on_stream(graph, unembedding.node, Some(activation), "the width of the stream is unknown")
+        })?;
         check_types(graph, &contributions)?;
         let layouts = axes.layouts;
         let layout = layouts.get(&blocks[0].post).copied().unwrap_or(StreamLayout::PLAIN);
@@ -209,7 +175,7 @@ fn sums(graph: &Graph<'_>, interface: &Interface, last: StreamValue) -> Result<S
         biases.sort_unstable();
         biases.dedup();
         if let Some(lost) = biases.get(contributions.len()) {
-            return Err(refuse(graph, lost.node, Some(stream), "the sum adds more biases than writes"));
+            return Err(Refusal::on_stream(graph, lost.node, Some(stream), "the sum adds more biases than writes"));
         }
         groups.push(Group { before: stream, after: current, contributions, biases });
         current = StreamValue::Value(stream);
@@ -217,7 +183,7 @@ fn sums(graph: &Graph<'_>, interface: &Interface, last: StreamValue) -> Result<S
     groups.reverse();
     match current {
         StreamValue::Value(value) => Ok(Sums { groups, start, origin: root(graph, value) }),
-        StreamValue::Sum(node) => Err(refuse(graph, node, None, "the residual stream has no blocks")),
+        StreamValue::Sum(node) => Err(Refusal::on_stream(graph, node, None, "the residual stream has no blocks")),
     }
 }
 
@@ -342,7 +308,9 @@ fn check_types(graph: &Graph<'_>, contributions: &[Contribution]) -> Result<(), 
     let casts = graph.model.opset("").or_else(|| graph.model.opset("ai.onnx")).unwrap_or(0) >= CAST_LIKE;
     let unknown = contributions.iter().find(|c| !casts && write_type(graph, c).is_none());
     match unknown.and_then(|c| Some((c, graph.producer(c.value).or(c.site.map(|s| s.node))?))) {
-        Some((c, node)) => Err(refuse(graph, node, Some(c.value), "the element type of the write is unknown")),
+        Some((c, node)) => {
+            Err(Refusal::on_stream(graph, node, Some(c.value), "the element type of the write is unknown"))
+        }
         None => Ok(()),
     }
 }
@@ -378,7 +346,12 @@ fn find_unembedding(graph: &Graph<'_>, logits: ValueId) -> Result<Unembedding, R
                 | "Conv"
         );
         if matches!(graph.op(node), "QLinearMatMul" | "QGemm" | "QAttention") {
-            return Err(refuse(graph, node, Some(value), "the logits are computed by an operator on integers"));
+            return Err(Refusal::on_stream(
+                graph,
+                node,
+                Some(value),
+                "the logits are computed by an operator on integers",
+            ));
         }
         // With dynamic quantisation the scale is computed from the activation too; the product is found on
         // the way back through the first dynamic input.
@@ -387,13 +360,13 @@ fn find_unembedding(graph: &Graph<'_>, logits: ValueId) -> Result<Unembedding, R
                 hint: "is this a causal language model? Lancet needs one with a logits output; export the task \
                        text-generation, with the head"
                     .into(),
-                ..refuse(graph, node, Some(value), "no product comes between the stream and the logits")
+                ..Refusal::on_stream(graph, node, Some(value), "no product comes between the stream and the logits")
             });
         }
         match dynamic.as_slice() {
             [slot, ..] if product => return Ok(Unembedding { node, slot: *slot }),
             [slot, ..] => value = graph.input(node, *slot).expect("it is dynamic, so it is there"),
-            [] => return Err(refuse(graph, node, Some(value), "the logits do not depend on the input")),
+            [] => return Err(Refusal::on_stream(graph, node, Some(value), "the logits do not depend on the input")),
         }
     }
 }
@@ -402,14 +375,14 @@ fn find_unembedding(graph: &Graph<'_>, logits: ValueId) -> Result<Unembedding, R
 fn not_followed(graph: &Graph<'_>, node: NodeId, origin: ValueId) -> Refusal {
     let reason = "the residual stream cannot be followed past this node";
     if !graph.op(node).ends_with("Normalization") {
-        return refuse(graph, node, Some(origin), reason);
+        return Refusal::on_stream(graph, node, Some(origin), reason);
     }
     Refusal {
         hint: "the stream itself is normalised between its blocks (as in the first GPT), so that no edit of what is \
                added to it keeps it orthogonal to a direction; Lancet edits models that normalise what a block reads \
                or what it writes"
             .into(),
-        ..refuse(graph, node, Some(origin), format!("{reason}: a norm of the stream as a whole"))
+        ..Refusal::on_stream(graph, node, Some(origin), format!("{reason}: a norm of the stream as a whole"))
     }
 }
 
@@ -466,7 +439,7 @@ fn origin_contributions(
     biases.sort_unstable();
     biases.dedup();
     if let Some(lost) = biases.get(start.len()) {
-        return Err(refuse(graph, lost.node, Some(origin), "the sum adds more biases than writes"));
+        return Err(Refusal::on_stream(graph, lost.node, Some(origin), "the sum adds more biases than writes"));
     }
     let mut found: Vec<Contribution> = start.into_iter().map(|term| one(term.value, Some(term.site))).collect();
     found.iter_mut().zip(biases).for_each(|(write, bias)| write.bias = Some(bias));
@@ -533,7 +506,12 @@ fn blocks(
                 StreamValue::Sum(node) => Some(node),
             };
             let reason = format!("block {one} has no {what} write, which every other block has");
-            return Err(refuse(graph, node.unwrap_or(groups[0].contributions[0].site.node), value.value(), reason));
+            return Err(Refusal::on_stream(
+                graph,
+                node.unwrap_or(groups[0].contributions[0].site.node),
+                value.value(),
+                reason,
+            ));
         }
     }
     Ok(blocks.into_iter().map(|open| open.block).collect())
@@ -563,6 +541,7 @@ fn width(graph: &Graph<'_>, contributions: &[Contribution], origin: ValueId) -> 
         .or_else(|| contributions.iter().find_map(|c| declared(c.value)))
         .or_else(|| contributions.iter().find_map(|c| norm_width(graph, c)))
         .or_else(|| std::iter::once(origin).chain(contributions.iter().map(|c| c.value)).find_map(inferred))
+        .or_else(|| layout::table_width(graph, origin))
 }
 
 /// Width read off the scale of the fused norm that adds a contribution (quantised graphs).

@@ -3,8 +3,7 @@
 use std::collections::HashSet;
 
 use super::Interface;
-use super::residual::root;
-use super::rows::picks_weight;
+use super::rows::{picks_weight, root};
 use crate::onnx::{Graph, NodeId, ValueId};
 
 /// What a contribution comes from.

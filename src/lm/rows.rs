@@ -21,6 +21,14 @@ pub(super) fn handed_on(graph: &Graph<'_>, node: NodeId) -> Option<ValueId> {
     }
 }
 
+/// Follows `Cast` and the like back to the value they hand on.
+pub(super) fn root(graph: &Graph<'_>, mut value: ValueId) -> ValueId {
+    while let Some(input) = graph.producer(value).and_then(|node| handed_on(graph, node)) {
+        value = input;
+    }
+    value
+}
+
 fn hands_on(graph: &Graph<'_>, node: NodeId) -> bool {
     match graph.op(node) {
         op if is_transparent(op) => true,

@@ -2,9 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::residual::{SKIP_SUM_OUTPUT, refuse, root};
 use super::role::role;
-use super::rows::is_zero;
+use super::rows::{is_zero, root};
 use super::{Interface, Refusal, Role};
 use crate::onnx::{Graph, NodeId, Use, ValueId};
 
@@ -20,6 +19,28 @@ pub(super) struct Term {
     pub value: ValueId,
     pub site: Use,
 }
+
+/// A value of the residual stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StreamValue {
+    /// A named value.
+    Value(ValueId),
+    /// The sum inside a fused add-and-norm node whose sum output (3) the file leaves unnamed.
+    Sum(NodeId),
+}
+
+impl StreamValue {
+    /// The value, where it has a name.
+    pub(super) fn value(self) -> Option<ValueId> {
+        match self {
+            Self::Value(value) => Some(value),
+            Self::Sum(_) => None,
+        }
+    }
+}
+
+/// Output of a fused add-and-norm node that holds the sum.
+pub(crate) const SKIP_SUM_OUTPUT: usize = 3;
 
 /// The fused add-and-norm operators of ONNX Runtime: slot of their bias input.
 pub(super) fn skip_norm_bias(op: &str) -> Option<usize> {
@@ -60,7 +81,7 @@ pub(super) fn terms_of_node(graph: &Graph<'_>, node: NodeId) -> Result<Vec<Term>
     let mut constants = slots(graph, node).filter_map(|slot| graph.input(node, slot));
     match constants.find(|&v| !graph.is_dynamic(v) && !is_zero(graph, v)).filter(|_| terms.len() >= 2) {
         Some(constant) => {
-            Err(refuse(graph, node, Some(constant), "a constant is added to the stream with activations"))
+            Err(Refusal::on_stream(graph, node, Some(constant), "a constant is added to the stream with activations"))
         }
         None => Ok(terms),
     }
@@ -130,7 +151,12 @@ impl<'g, 'm> Opening<'g, 'm> {
             let node = inner[0].term.site.node;
             self.terms.splice(index..=index, inner);
             if self.terms.len() > MAX_TERMS {
-                return Err(refuse(self.graph, node, None, format!("a sum opens into more than {MAX_TERMS} terms")));
+                return Err(Refusal::on_stream(
+                    self.graph,
+                    node,
+                    None,
+                    format!("a sum opens into more than {MAX_TERMS} terms"),
+                ));
             }
             return Ok(true);
         }
@@ -159,7 +185,7 @@ impl<'g, 'm> Opening<'g, 'm> {
 }
 
 fn twice_added(graph: &Graph<'_>, term: Term) -> Refusal {
-    refuse(graph, term.site.node, Some(term.value), "the residual stream is added to itself")
+    Refusal::on_stream(graph, term.site.node, Some(term.value), "the residual stream is added to itself")
 }
 
 /// Every value that is computed from the elements of `stream`, or from another output of the node that computes it, by
@@ -211,7 +237,7 @@ pub(super) fn split(graph: &Graph<'_>, terms: Vec<Term>) -> Result<Split, Refusa
 
 fn too_deep(graph: &Graph<'_>, term: Term) -> Refusal {
     let reason = format!("more than {MAX_OPENED} sums lie between what the stream was and what it becomes here");
-    refuse(graph, term.site.node, Some(term.value), reason)
+    Refusal::on_stream(graph, term.site.node, Some(term.value), reason)
 }
 
 /// All terms of a sum and of the sums in it.

@@ -4,9 +4,8 @@
 use std::collections::HashSet;
 
 use super::Refusal;
-use super::residual::{SKIP_SUM_OUTPUT, StreamValue, refuse};
 use super::rows::{handed_on, is_row_factor, is_zero};
-use super::sum::{dynamic_terms, skip_norm_bias};
+use super::sum::{SKIP_SUM_OUTPUT, StreamValue, dynamic_terms, skip_norm_bias};
 use crate::onnx::{Graph, NodeId, ValueId};
 
 /// Operators that move rows of their first input.
@@ -89,7 +88,7 @@ pub(super) fn final_stream(
         }
         let Some(node) = graph.producer(value) else {
             let reason = "a graph input joins the way from the residual stream to the logits";
-            strange = strange.or_else(|| Some(refuse(graph, unembedding, Some(value), reason)));
+            strange = strange.or_else(|| Some(Refusal::on_stream(graph, unembedding, Some(value), reason)));
             continue;
         };
         let op = graph.op(node);
@@ -112,15 +111,17 @@ pub(super) fn final_stream(
             }
             open.extend(graph.all_inputs(node));
         } else {
-            strange = strange.or_else(|| Some(refuse(graph, node, Some(value), not_a_norm(graph, node))));
+            strange = strange.or_else(|| Some(Refusal::on_stream(graph, node, Some(value), not_a_norm(graph, node))));
             open.extend(graph.all_inputs(node));
         }
     }
     match (found.as_slice(), strange) {
-        ([], None) => Err(refuse(graph, unembedding, Some(activation), "no residual stream leads to the unembedding")),
+        ([], None) => {
+            Err(Refusal::on_stream(graph, unembedding, Some(activation), "no residual stream leads to the unembedding"))
+        }
         ([one], None) => Ok(*one),
         (_, Some(strange)) => Err(strange),
-        (several, None) => Err(refuse(
+        (several, None) => Err(Refusal::on_stream(
             graph,
             unembedding,
             Some(activation),
@@ -149,7 +150,7 @@ fn added_behind(graph: &Graph<'_>, node: NodeId) -> Option<Refusal> {
     let constant = inputs().find(|&v| !graph.is_dynamic(v) && !is_row_factor(graph, v, 0) && !is_zero(graph, v))?;
     let normed = inputs().filter(|&v| graph.is_dynamic(v)).all(|v| is_normed(graph, v));
     let reason = "a constant is added to the residual stream behind its last sum";
-    (!normed).then(|| refuse(graph, node, Some(constant), reason))
+    (!normed).then(|| Refusal::on_stream(graph, node, Some(constant), reason))
 }
 
 /// Whether a value is what a norm returns, scaled, shifted, cast or moved.

@@ -191,7 +191,7 @@ pub fn writers(graph: &Graph<'_>, streams: &[&ResidualStream]) -> Vec<Writer> {
 
 /// Whether the stream starts with a graph input (`inputs_embeds`).
 fn is_fed(graph: &Graph<'_>, contribution: &Contribution) -> bool {
-    contribution.role == Role::Embed && graph.producer(super::residual::root(graph, contribution.value)).is_none()
+    contribution.role == Role::Embed && graph.producer(super::rows::root(graph, contribution.value)).is_none()
 }
 
 /// The one writer of an embedding file.

@@ -338,3 +338,8 @@ pub fn node(op: &str, name: &str, inputs: &[&str], outputs: &[&str], attributes:
 pub fn attr_int(name: &str, value: i64) -> AttributeProto {
     AttributeProto { name: Some(name.into()), i: Some(value), r#type: Some(attribute_type::INT), ..Default::default() }
 }
+
+/// Builds an attribute of several integers.
+pub fn attr_ints(name: &str, values: Vec<i64>) -> AttributeProto {
+    AttributeProto { name: Some(name.into()), ints: values, r#type: Some(attribute_type::INTS), ..Default::default() }
+}
