@@ -18,10 +18,15 @@ HERE = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "hostile"
 ESCAPES = "\x1b[2J\nerror: forged\u202e\x9b31m"
 WIDTH, VOCABULARY = 4, 6
 entries: list[dict] = []
+# Files whose mend is elsewhere and not here yet: listed, and skipped by the test.
+AFTER_MERGE = {
+    "models/double_16.onnx", "models/double_60.onnx", "models/fibonacci.onnx", "models/functions_call_twice_20.onnx",
+    "models/functions_call_twice_50.onnx", "models/logits_nobody_makes.onnx", "models/experts_of_size_0.onnx",
+    "configs/heads_0.json",
+}
 
 
-def add(kind: str, name: str, data: bytes | str, exit_code: int | list[int], *words: str, after_merge: bool = False,
-        **more):
+def add(kind: str, name: str, data: bytes | str, exit_code: int | list[int], *words: str, **more):
     """One file, how it is used, and what must come of it."""
     data = data.encode() if isinstance(data, str) else data
     path = HERE / f"{kind}s" / name
@@ -29,7 +34,7 @@ def add(kind: str, name: str, data: bytes | str, exit_code: int | list[int], *wo
     path.write_bytes(data)
     codes = exit_code if isinstance(exit_code, list) else [exit_code]
     entry = {"file": f"{kind}s/{name}", "kind": kind, "exit": codes, "words": list(words), **more}
-    if after_merge:
+    if entry["file"] in AFTER_MERGE:
         entry["after_merge"] = True
     entries.append(entry)
 
@@ -145,7 +150,7 @@ def models():
                        ("deep_groups", b"\x3b" * 1000)]:
         add("model", f"{name}.onnx", data, [1, 2])
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1234567\n"
-    add("model", "lfs_pointer.onnx", pointer, [1, 2], after_merge=True)
+    add("model", "lfs_pointer.onnx", pointer, [1, 2])
 
     # sums of a value with itself, and of the last two; work must not double at every step
     head = node("MatMul", ["x", "w"], "logits")
@@ -153,9 +158,9 @@ def models():
     start = node("Cast", ["input_ids"], "v0", to=TensorProto.FLOAT)
     for n in (16, 60):
         double = [node("Add", [f"v{i}", f"v{i}"], f"v{i + 1}" if i + 1 < n else "x") for i in range(n)]
-        add("model", f"double_{n}.onnx", wrap([start, *double, head], [weight]).SerializeToString(), 1, after_merge=True)
+        add("model", f"double_{n}.onnx", wrap([start, *double, head], [weight]).SerializeToString(), 1)
     fibonacci = [node("Add", [f"v{max(i - 1, 0)}", f"v{i}"], f"v{i + 1}" if i < 59 else "x") for i in range(60)]
-    add("model", "fibonacci.onnx", wrap([start, *fibonacci, head], [weight]).SerializeToString(), 1, after_merge=True)
+    add("model", "fibonacci.onnx", wrap([start, *fibonacci, head], [weight]).SerializeToString(), 1)
     constants = [node("Add", ["eps" if i == 0 else f"c{i - 1}"] * 2, f"c{i}") for i in range(50)]
 
     def doubled_constant(model):
@@ -163,7 +168,7 @@ def models():
         model.graph.node.insert(0, node("Identity", ["c49"], "unused"))
         add_node = next(n for n in model.graph.node if n.op_type == "Add" and "eps" in n.input)
         add_node.input[1] = "c49"
-    add("model", "double_constant.onnx", changed(doubled_constant), [0, 1, 2], after_merge=True)
+    add("model", "double_constant.onnx", changed(doubled_constant), [0, 1, 2])
 
     # functions
     for n in (20, 50):
@@ -173,19 +178,18 @@ def models():
             for call in f.node:
                 call.domain = "f"
         call = node("F0", ["input_ids"], "logits", domain="f")
-        add("model", f"functions_call_twice_{n}.onnx", wrap([call], (), twice).SerializeToString(), [1, 2],
-            after_merge=True)
+        add("model", f"functions_call_twice_{n}.onnx", wrap([call], (), twice).SerializeToString(), [1, 2])
     chain = [function(f"F{i}", [node(f"F{i + 1}", ["x"], "y", domain="f") if i < 149 else node("Neg", ["x"], "y")])
              for i in range(150)]
     add("model", "functions_in_a_chain.onnx",
-        wrap([node("F0", ["input_ids"], "logits", domain="f")], (), chain).SerializeToString(), [1, 2], after_merge=True)
+        wrap([node("F0", ["input_ids"], "logits", domain="f")], (), chain).SerializeToString(), [1, 2])
     itself = [function("F0", [node("F0", ["x"], "y", domain="f")])]
     add("model", "function_calls_itself.onnx",
         wrap([node("F0", ["input_ids"], "logits", domain="f")], (), itself).SerializeToString(), [1, 2])
     calls = [helper.make_node("F0", ["input_ids"], [f"u{i}"], name="same", domain="f") for i in range(150)]
     add("model", "one_name_many_calls.onnx",
         wrap([*calls, node("Neg", ["u0"], "logits")], (), [function("F0", [node("Neg", ["x"], "y")])])
-        .SerializeToString(), [1, 2], after_merge=True)
+        .SerializeToString(), [1, 2])
 
     # branches
     def branches(depth: int):
@@ -199,7 +203,7 @@ def models():
     flag = numpy_helper.from_array(np.array(True), "flag")
     nested = branches(16)
     add("model", "nested_branches.onnx",
-        wrap([*nested, node("Neg", ["y16"], "logits")], [flag]).SerializeToString(), [1, 2], after_merge=True)
+        wrap([*nested, node("Neg", ["y16"], "logits")], [flag]).SerializeToString(), [1, 2])
     deep = b""
     for _ in range(150):  # graph in attribute in node in graph ..
         deep = field(1, field(4, b"If") + field(5, field(1, b"then_branch") + field(6, deep) + b"\xa0\x01\x05"))
@@ -208,26 +212,22 @@ def models():
         [node("Neg", ["input_ids"], "q")], "t", [], [helper.make_empty_tensor_value_info("q")]),
         else_branch=helper.make_graph([node("Neg", ["input_ids"], "q")], "t", [],
                                       [helper.make_empty_tensor_value_info("q")])) for k in range(60)]
-    add("model", "many_branches.onnx", wrap([*many, node("Neg", ["i0"], "logits")], [flag]).SerializeToString(), [1, 2],
-        after_merge=True)
+    add("model", "many_branches.onnx", wrap([*many, node("Neg", ["i0"], "logits")], [flag]).SerializeToString(), [1, 2])
 
     # graphs that are none
-    add("model", "logits_nobody_makes.onnx", wrap([node("Identity", ["input_ids"], "x")]).SerializeToString(), [1, 2],
-        after_merge=True)
+    add("model", "logits_nobody_makes.onnx", wrap([node("Identity", ["input_ids"], "x")]).SerializeToString(), [1, 2])
     add("model", "no_outputs.onnx", wrap([node("Identity", ["input_ids"], "x")], outputs=()).SerializeToString(), [1, 2])
     add("model", "cycle.onnx", changed(lambda m: m.graph.node[1].input.__setitem__(0, m.graph.node[-2].output[0])),
-        [1, 2], after_merge=True)
-    add("model", "one_name_twice.onnx", changed(lambda m: m.graph.node[3].output.__setitem__(0, "v1")), [0, 1, 2],
-        after_merge=True)
-    add("model", "empty_nodes.onnx", b"\x08\x09" + field(7, field(1, b"") * 3000), [1, 2], after_merge=True)
+        [1, 2])
+    add("model", "one_name_twice.onnx", changed(lambda m: m.graph.node[3].output.__setitem__(0, "v1")), [0, 1, 2])
+    add("model", "empty_nodes.onnx", b"\x08\x09" + field(7, field(1, b"") * 3000), [1, 2])
     reference = node("Neg", ["x"], "y")
     reference.attribute.append(AttributeProto(name="a", ref_attr_name="a", type=AttributeProto.GRAPH))
     self_attribute = function("F0", [reference])
     self_attribute.attribute.append("a")
     body = helper.make_graph([node("F0", ["q"], "r", domain="f")], "body", [], [])
     outer = helper.make_node("F0", ["input_ids"], ["logits"], domain="f", a=body)
-    add("model", "attribute_inside_itself.onnx", wrap([outer], (), [self_attribute]).SerializeToString(), [1, 2],
-        after_merge=True)
+    add("model", "attribute_inside_itself.onnx", wrap([outer], (), [self_attribute]).SerializeToString(), [1, 2])
 
     # sizes
     def dims(name, *sizes):
@@ -238,8 +238,8 @@ def models():
         return change
     for name, sizes in [("zero", (0, WIDTH)), ("negative", (-1, WIDTH)), ("overflow", (1 << 32, 1 << 32)),
                         ("huge", (1 << 62,)), ("too_many", (1,) * 300), ("other", (VOCABULARY, WIDTH + 1))]:
-        add("model", f"dims_{name}.onnx", changed(dims("embed", *sizes)), [1, 2], after_merge=True)
-    add("model", "dims_zero_head.onnx", changed(dims("head", WIDTH, 0)), [1, 2], after_merge=True)
+        add("model", f"dims_{name}.onnx", changed(dims("embed", *sizes)), [0, 1, 2])
+    add("model", "dims_zero_head.onnx", changed(dims("head", WIDTH, 0)), [1, 2])
     for name, attributes, shape in [
             ("bits_0", {"bits": 0}, (WIDTH, 1, 16)), ("block_0", {"block_size": 0}, (WIDTH, 1, 16)),
             ("block_negative", {"block_size": -16}, (WIDTH, 1, 16)), ("n_0", {"N": 0}, (0, 1, 16)),
@@ -253,7 +253,7 @@ def models():
             made = helper.make_node("MatMulNBits", [product.input[0], "down.q", "down.s"], list(product.output),
                                     domain="com.microsoft", **values)
             product.CopyFrom(made)
-        add("model", f"nbits_{name}.onnx", changed(quantised), [1, 2], after_merge=True)
+        add("model", f"nbits_{name}.onnx", changed(quantised), [0, 1, 2])  # by nodes
 
     def experts(model):
         product = next(n for n in model.graph.node if "down.0" in n.input)
@@ -263,7 +263,7 @@ def models():
         router = product.input[0]
         product.CopyFrom(helper.make_node("QMoE", [router, router, "w1", "w1.s", "", "w2", "w2.s"],
                                           list(product.output), domain="com.microsoft", k=0, expert_weight_bits=4))
-    add("model", "experts_of_size_0.onnx", changed(experts), [1, 2], after_merge=True)
+    add("model", "experts_of_size_0.onnx", changed(experts), [1, 2])
 
     # external data
     for name, where in [
@@ -276,7 +276,7 @@ def models():
             ("mark", {"location": "no.data", "lancet__tensor": "0"}),
             ("escapes", {"location": ESCAPES})]:
         add("model", f"external_{name}.onnx", changed(lambda m, w=where: external(m, "down.0", **w)),
-            [0, 1] if name == "itself" else [1, 2], after_merge=name in ("mark", "itself"))
+            [0, 1] if name == "itself" else [1, 2])
 
     # names that steer a terminal
     def named(model):
@@ -459,7 +459,7 @@ def configs():
             ("size_0", {"hidden_size": 0, "num_hidden_layers": 0, "vocab_size": 0}),
             ("size_text", {"hidden_size": "8"}), ("list", []), ("nested", None)]:
         text = b'{"a":' * 600 if data is None else json.dumps(data)
-        add("config", f"{name}.json", text, [0, 1, 2], *words, after_merge=True)
+        add("config", f"{name}.json", text, [0, 1, 2], *words)
 
 
 def seeds(folder: pathlib.Path, kept: list[str]):

@@ -182,7 +182,7 @@ mod tests {
 
     fn rewritten(source: &str) -> String {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().unwrap();
-        with_bounds(source, &syntax).replace(OF_VARIABLE, "V").replace(OF_MEMBER, "M")
+        with_bounds(source, &syntax).replace(OF_MEMBER, "M").replace(OF_VARIABLE, "V")
     }
 
     #[test]

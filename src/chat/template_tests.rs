@@ -921,10 +921,11 @@ fn what_a_template_builds_is_bounded() {
 
 #[test]
 fn a_template_that_takes_too_long_is_stopped() {
-    let slow = "{% macro f(n, l) %}{% if n %}{{ f(n - 1, [l, l, l, l, l, l, l, l]) }}{% else %}\
-                {{ l == [l[0], l[1], l[2], l[3], l[4], l[5], l[6], [1]] }}{% endif %}{% endmacro %}{{ f(18, [1]) }}";
+    // two trees of ten levels, each a list eight times in a list, compared leaf by leaf
+    let slow = "{% macro g(n, a, b) %}{% if n %}{{ g(n - 1, [a, a, a, a, a, a, a, a], [b, b, b, b, b, b, b, b]) }}\
+                {% else %}{{ a == b }}{% endif %}{% endmacro %}{{ g(11, [1], [1]) }}";
     let error = render(slow).expect_err("endless");
-    assert!(matches!(error, ChatError::TemplateUnbounded { .. } | ChatError::TemplateFailed { .. }), "{error:?}");
+    assert!(matches!(error, ChatError::TemplateUnbounded { .. }), "{error:?}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ mod tests {
 
     #[test]
     fn an_error_is_one_line_with_its_place() {
-        for (text, place) in [("a = 1\nbé = = 2", "at line 2 column 6"), ("a = \u{1b}[2J", "at line 1 column 5")] {
+        for (text, place) in [("a = 1\nbé = = 2", "at line 2 column 6"), ("a = \u{1b}[2J", "at line 1 column 6")] {
             let error = text.parse::<toml::Table>().unwrap_err();
             let words = words(text, &error);
             assert!(words.ends_with(place) && !words.contains('\n'), "{words}");

@@ -16,7 +16,7 @@ export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
 -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing"
 export CARGO_TARGET_DIR="$work/target"
 triple=$(rustc -vV | sed -n 's/^host: //p')
-cargo build --release --manifest-path "$here/Cargo.toml" --target "$triple" --bin "$target" 1>&2
+cargo build --release --manifest-path "$here/Cargo.toml" --target "$triple" 1>&2
 seeds=()
 [ -d "$work/seeds/$target" ] && seeds=("$work/seeds/$target")
 exec "$CARGO_TARGET_DIR/$triple/release/$target" "$work/corpus/$target" "${seeds[@]}" \
