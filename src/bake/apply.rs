@@ -335,9 +335,26 @@ impl<'l> Pair<'l> {
         let (mut input, mut output) = (self.input()?, self.output(total)?);
         input.seek(SeekFrom::Start(from)).map_err(BakeError::read(self.source))?;
         output.seek(SeekFrom::Start(at)).map_err(BakeError::write(&self.path, total))?;
-        let copied = io::copy(&mut input.take(len), &mut output).map_err(BakeError::write(&self.path, total))?;
+        let copied = match io::copy(&mut (&mut input).take(len), &mut output) {
+            Ok(copied) => copied,
+            // which of the two failed is not told
+            Err(error) => match readable(&input, from, len) {
+                Ok(()) => return Err(BakeError::write(&self.path, total)(error)),
+                Err(error) => return Err(BakeError::read(self.source)(error)),
+            },
+        };
         if copied == len { Ok(()) } else { Err(BakeError::read(self.source)(io::ErrorKind::UnexpectedEof.into())) }
     }
+}
+
+/// Whether a stretch of a file can be read.
+fn readable(file: &File, from: u64, len: u64) -> io::Result<()> {
+    let mut block = vec![0u8; BLOCK];
+    for at in (0..len).step_by(BLOCK) {
+        let size = usize::try_from(len - at).map_or(BLOCK, |left| left.min(BLOCK));
+        read_exact_at(file, &mut block[..size], from + at)?;
+    }
+    Ok(())
 }
 
 fn stop_if(cancelled: &AtomicBool) -> Result<(), BakeError> {

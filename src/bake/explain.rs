@@ -322,19 +322,16 @@ fn parts(source: &dyn Source, kind: Kind, range: Range<u64>, budget: &mut usize)
     Ok(found)
 }
 
-/// What differs in a model file. `known` are the keys of metadata entries that were held against the plan elsewhere;
-/// tensors' larger payloads and those of edits are compared elsewhere too.
-pub(super) fn explain(
-    expected: &dyn Source,
-    found: &dyn Source,
-    file: &str,
-    known: &HashSet<String>,
-) -> io::Result<Vec<Finding>> {
+/// What differs in a model file, as far as it can be taken apart. `known` are the keys of metadata entries that were held
+/// against the plan elsewhere; tensors' larger payloads and those of edits are compared elsewhere too.
+pub(super) fn explain(expected: &dyn Source, found: &dyn Source, file: &str, known: &HashSet<String>) -> Vec<Finding> {
     let mut budget = MOST_PARTS;
     let mut findings = Vec::new();
     let mut compare = Compare { expected, found, file, known, budget: &mut budget, findings: &mut findings };
-    compare.messages(Kind::Model, 0..expected.len(), 0..found.len(), "")?;
-    Ok(findings)
+    if let Err(error) = compare.messages(Kind::Model, 0..expected.len(), 0..found.len(), "") {
+        compare.say(What::Model, "", "", format!("it cannot be taken apart: {error}"));
+    }
+    findings
 }
 
 struct Compare<'c> {

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 use rayon::prelude::*;
-use serde::Serialize;
 
 use super::apply::folder;
 use super::elements::Elements;
@@ -15,8 +14,9 @@ use super::error::BakeError;
 use super::explain::{Expected as Planned, Written, explain};
 use super::findings::{Finding, Findings, What};
 use super::layout::{Content, Entries, FileLayout, Layout, model_name, normal};
-use super::metadata::{Claim, Held, hold};
+use super::metadata::{Held, hold};
 use super::plan::{BakePlan, TensorEdit};
+use super::proof::{ByteReport, Difference, Extent, TensorReport};
 use super::quantised;
 use super::tensor::{self, BLOCK, Write};
 use crate::onnx::external::read_exact_at;
@@ -29,119 +29,6 @@ const STRETCH: u64 = 16 << 20;
 
 /// A trailing run of metadata larger than this is not looked at.
 const METADATA_LIMIT: u64 = 1 << 20;
-
-/// The check by plain float64 beside the comparison of bytes: an edited value may be the second-nearest one.
-const MAX_ULP: f64 = 1.0 + 1e-6;
-
-/// The same for levels of a quantised weight, which are decoded in float32.
-const MAX_LEVELS: f64 = 1.0 + 1e-3;
-
-/// A place in a file.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Difference {
-    /// The file of the output.
-    pub file: PathBuf,
-    /// First differing byte.
-    pub offset: u64,
-}
-
-/// An edited tensor as the output holds it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct TensorReport {
-    /// Its name.
-    pub initializer: String,
-    /// `||r^T W'||` of the stored values.
-    pub leak_after: f64,
-    /// Largest difference from the exact `W - r r^T W`, in spacings of the element type or of the levels of a
-    /// quantised weight; 0.5 is nearest rounding, up to 1 second-nearest.
-    pub max_ulp: f64,
-    /// Whether it is quantised.
-    pub quantised: bool,
-    /// Bytes of elements, or of codes and scales, that are not those that editing the base again gives.
-    pub differing_bytes: u64,
-    /// Whether the edit changes any value.
-    pub changed: bool,
-}
-
-impl TensorReport {
-    /// Whether it is what the edit gives, byte for byte.
-    pub fn passed(&self) -> bool {
-        let most = if self.quantised { MAX_LEVELS } else { MAX_ULP };
-        self.leak_after.is_finite() && self.max_ulp <= most && self.differing_bytes == 0
-    }
-}
-
-/// What [`verify_bytes`] found.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ByteReport {
-    /// Bytes that differ although the plan does not touch them, or differ from what it inserts.
-    pub changed_bytes_outside_plan: u64,
-    /// The first of them, in the order of the files.
-    pub first_difference: Option<Difference>,
-    /// `lancet.*` metadata entries at the end of the output that the plan has, or that may be there.
-    pub metadata_entries: usize,
-    /// Every difference by name.
-    pub findings: Findings,
-    /// What the output says of itself and the plan does not.
-    pub claims: Vec<Claim>,
-    /// What was not compared with anything, one sentence each.
-    pub unchecked: Vec<String>,
-    /// Tensors compared byte by byte through the two indices.
-    pub tensors_compared: usize,
-    /// How much the edit changes.
-    pub extent: Extent,
-    /// The edited tensors.
-    pub tensors: Vec<TensorReport>,
-}
-
-impl ByteReport {
-    /// Takes what was found in another file of the model in.
-    pub fn merge(&mut self, other: Self) {
-        self.changed_bytes_outside_plan += other.changed_bytes_outside_plan;
-        self.first_difference = self.first_difference.take().or(other.first_difference);
-        self.metadata_entries += other.metadata_entries;
-        self.findings.merge(other.findings);
-        self.claims.extend(other.claims.into_iter().filter(|claim| !self.claims.contains(claim)).collect::<Vec<_>>());
-        self.unchecked.extend(other.unchecked.into_iter().filter(|s| !self.unchecked.contains(s)).collect::<Vec<_>>());
-        self.tensors_compared += other.tensors_compared;
-        self.extent = self.extent.max(other.extent);
-        self.tensors.extend(other.tensors);
-    }
-
-    /// Whether the output is what the plan makes of the base.
-    pub fn passed(&self) -> bool {
-        self.changed_bytes_outside_plan == 0
-            && self.findings.is_empty()
-            && self.tensors.iter().all(TensorReport::passed)
-    }
-}
-
-/// How much an edit changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub enum Extent {
-    /// No tensor is edited and no node added: there is nothing to check.
-    Nothing,
-    /// Every tensor comes out as it was although it keeps the direction: the share that is taken off is too small.
-    Void,
-    /// Every tensor comes out as it was because it keeps nothing that its type can tell from nothing.
-    Already,
-    /// Something changes.
-    Edited,
-}
-
-impl Extent {
-    fn of(plan: &BakePlan, by_nodes: usize, tensors: &[TensorReport]) -> Self {
-        if by_nodes > 0 || tensors.iter().any(|t| t.changed) {
-            Self::Edited
-        } else if tensors.is_empty() {
-            Self::Nothing
-        } else if plan.tensors.iter().any(|edit| edit.share < 1.0 || edit.plus.is_some()) {
-            Self::Void
-        } else {
-            Self::Already
-        }
-    }
-}
 
 /// Compares the model `out` with what `plan` makes of `base`: every byte of every file, edited tensors with the edit
 /// made again (Wang et al. 2025, eq. 4), and, by the two indices alone, every other tensor. The arithmetic of the edit
@@ -166,7 +53,7 @@ pub fn verify_bytes(base: &Model, out: &Model, plan: &BakePlan) -> Result<ByteRe
     let mut findings = Findings::default();
     findings.extend(metadata.held.findings);
     if differences.iter().any(|(index, ..)| *index == 0) {
-        findings.extend(in_model_file(&layout.files[0], &files[0], &name, &metadata.keys));
+        findings.extend(in_model_file(&layout.files[0], &files[0], &name, &metadata.keys)?);
     }
     let (pairs, unpaired) = pair_tensors(base, out, plan);
     findings.extend(unpaired.into_iter().map(|(tensor, detail)| of_tensor(&name, tensor, detail)));
@@ -243,13 +130,16 @@ fn differences(layout: &Layout, files: &[Pair]) -> Result<Vec<(usize, u64, u64)>
     Ok(found.into_iter().flatten().collect())
 }
 
-/// What differs in the model file, by name; nothing where it cannot be taken apart.
-fn in_model_file(layout: &FileLayout, pair: &Pair, name: &str, known: &HashSet<String>) -> Vec<Finding> {
-    let found = || -> io::Result<Vec<Finding>> {
-        let (base, out) = (File::open(&pair.source)?, File::open(&pair.path)?);
-        explain(&Planned { layout, base: &base }, &Written { file: &out, len: pair.found }, name, known)
-    };
-    found().unwrap_or_default()
+/// What differs in the model file, by name.
+fn in_model_file(
+    layout: &FileLayout,
+    pair: &Pair,
+    name: &str,
+    known: &HashSet<String>,
+) -> Result<Vec<Finding>, BakeError> {
+    let base = File::open(&pair.source).map_err(BakeError::read(&pair.source))?;
+    let out = File::open(&pair.path).map_err(BakeError::read(&pair.path))?;
+    Ok(explain(&Planned { layout, base: &base }, &Written { file: &out, len: pair.found }, name, known))
 }
 
 /// Bytes of the output at `at`, and what they should be.
@@ -388,11 +278,11 @@ fn pair_tensors<'m>(base: &'m Model, out: &'m Model, plan: &BakePlan) -> Paired<
     let constants = plan.patch.nodes.iter().flat_map(|(_, node)| &node.attribute).filter_map(|a| a.t.as_ref());
     let copies = plan.tensors.iter().filter_map(|edit| edit.copy.as_deref());
     let added = plan.patch.initializers.iter().chain(constants).filter_map(|t| t.name.as_deref());
-    let mut added: HashSet<&str> = added.chain(copies).collect();
+    let added: HashSet<&str> = added.chain(copies).collect();
     let mut there: HashMap<&str, VecDeque<TensorId>> = HashMap::new();
     for id in (0..out.tensors.len()).map(TensorId) {
-        // the first of a name that the plan adds is the plan's
-        if !added.remove(out.tensor(id).name.as_str()) {
+        // functions may each hold one of such a name, and the base has none
+        if !added.contains(out.tensor(id).name.as_str()) {
             there.entry(&out.tensor(id).name).or_default().push_back(id);
         }
     }
