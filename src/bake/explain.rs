@@ -363,7 +363,8 @@ impl Compare<'_> {
             }
             for (a, b) in a.iter().zip(b) {
                 let graph = kind == Kind::Model && key.0 == 7;
-                if graph || if a.made { a.bare != b.bare } else { a.hash != b.hash } {
+                let differs = if a.made { a.bare != b.bare } else { a.hash != b.hash };
+                if graph || differs {
                     self.part(kind, key, a, b, within)?;
                 }
             }

@@ -39,6 +39,8 @@ pub struct TensorReport {
     pub differing_bytes: u64,
     /// Whether the edit changes any value.
     pub changed: bool,
+    /// Whether the output has the bytes of the base where the edit gives others.
+    pub untouched: bool,
 }
 
 impl TensorReport {
@@ -99,6 +101,8 @@ impl ByteReport {
 pub enum Extent {
     /// No tensor is edited and no node added: there is nothing to check.
     Nothing,
+    /// The output has every tensor that is to be edited as the base has it.
+    Untouched,
     /// Every tensor comes out as it was although it keeps the direction: the share that is taken off is too small.
     Void,
     /// Every tensor comes out as it was because it keeps nothing that its type can tell from nothing.
@@ -110,7 +114,12 @@ pub enum Extent {
 impl Extent {
     /// Of a plan with so many writers by nodes, whose edited tensors were found like this.
     pub(super) fn of(plan: &BakePlan, by_nodes: usize, tensors: &[TensorReport]) -> Self {
-        if by_nodes > 0 || tensors.iter().any(|t| t.changed) {
+        if !tensors.is_empty()
+            && tensors.iter().all(|t| t.untouched || !t.changed)
+            && tensors.iter().any(|t| t.untouched)
+        {
+            Self::Untouched
+        } else if by_nodes > 0 || tensors.iter().any(|t| t.changed) {
             Self::Edited
         } else if tensors.is_empty() {
             Self::Nothing

@@ -325,6 +325,7 @@ fn check_edits(
                 quantised: edit.quantised.is_some(),
                 differing_bytes: 0,
                 changed: false,
+                untouched: false,
             };
             let other = match &edit.copy {
                 Some(name) => (0..out.tensors.len()).map(TensorId).find(|id| out.tensor(*id).name == *name),
@@ -352,6 +353,7 @@ fn check_edits(
                 quantised: false,
                 differing_bytes,
                 changed,
+                untouched: differing_bytes > 0 && was.equals(&is)?,
             })
         })
         .collect()
@@ -418,6 +420,7 @@ fn check_quantised(
         quantised: true,
         differing_bytes,
         changed,
+        untouched: differing_bytes > 0 && was.equals(&is)?,
     }))
 }
 

@@ -13,6 +13,7 @@ pub fn verdict(bytes: &ByteReport, logits: Option<&LogitReport>, inexact: Vec<St
     let mut unchecked = bytes.unchecked.clone();
     match bytes.extent {
         Extent::Nothing => failures.push("there is nothing to check: no tensor is edited, and no node is added".into()),
+        Extent::Untouched => failures.push("the output is the base: nothing was edited".into()),
         Extent::Void => {
             failures.push("the output is the base: nothing was edited, as the strength changes no stored value".into());
         }

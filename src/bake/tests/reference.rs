@@ -84,6 +84,7 @@ struct Case {
     seed: u64,
 }
 
+#[allow(clippy::needless_range_loop, reason = "plain lines, as one would write them on paper")]
 fn check(case: &Case) {
     let Case { dtype, shape, axis, share, .. } = case.clone();
     let d = shape[axis];
