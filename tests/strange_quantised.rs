@@ -252,7 +252,13 @@ fn a_stricter_bound_of_the_error_sends_writers_to_nodes_and_verify_knows() {
     let by_nodes = told("lancet.quantised_by_nodes").unwrap();
     assert_eq!(by_nodes, "layer.0.attn_out layer.0.mlp_out", "errors of 1.3 times nearest rounding's");
     let verify = ["verify", "m.onnx", "strict.onnx", "--direction", "d.safetensors", "--bytes-only"];
-    assert!(sandbox.lancet(&verify).output().unwrap().status.success());
+    let asked = sandbox.lancet(&[verify.as_slice(), &["--max-rounding-error", "1.2"]].concat()).output().unwrap();
+    assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stdout));
+    // what the file says of itself is not believed: who asks has to know
+    let unasked = sandbox.lancet(&verify).output().unwrap();
+    assert_eq!(unasked.status.code(), Some(1));
+    let said = String::from_utf8(unasked.stdout).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains("pass `--max-rounding-error 1.2` to verify that"), "{said}");
     for wrong in [["0.5", "--quiet"].as_slice(), &["1.5", "--quantised", "round"], &["1.5", "--weights-only"]] {
         assert_eq!(bake("never.onnx", wrong).status.code(), Some(2), "{wrong:?}");
     }

@@ -161,22 +161,27 @@ fn bake_follows_from_a_direction_of_the_sweep_and_verify_repeats_it() {
         bake.arg("bake").arg(fixture("chat")).arg("--direction").arg(&direction).arg("-o").arg(sandbox.path(out));
         json(bake.args(["--json", "--quiet"]).args(more), 0)
     };
-    // strength and factor are told by the model, not by the file
-    let verify = |out: &str, direction: &Path| {
+    // strength and factor are those of the file, or of the flags; what the model says of itself is compared with them
+    let verify = |out: &str, direction: &Path, more: &[&str]| {
         let mut verify = lancet();
         verify.arg("verify").arg(fixture("chat")).arg(sandbox.path(out)).arg("--direction").arg(direction);
         verify.arg("--prompts").arg(fixture("chat").join("prompts"));
+        verify.args(more);
         verify.args(["--json", "--quiet", "--n-val", "6"]).output().map(|o| (o.status.code(), o.stdout)).unwrap()
     };
     bake("part", &[]);
     bake("whole", &["--strength", "1", "--add", "0"]);
     bake("other", &["--add=-1"]);
-    for out in ["part", "whole", "other"] {
-        let (code, stdout) = verify(out, &direction);
+    let asked: [(&str, &[&str]); 3] =
+        [("part", &[]), ("whole", &["--strength", "1", "--add", "0"]), ("other", &["--add=-1"])];
+    for (out, more) in asked {
+        let (code, stdout) = verify(out, &direction, more);
         assert_eq!(code, Some(0), "{out}: {}", String::from_utf8_lossy(&stdout));
     }
+    let (code, stdout) = verify("other", &direction, &["--bytes-only"]);
+    assert!(code == Some(1) && String::from_utf8_lossy(&stdout).contains("pass `--add -1` to verify that"));
     // another direction of the same sweep has another vector beside it, or none
-    let (code, _) = verify("part", &folder.join("direction-1-s0.75.safetensors"));
+    let (code, _) = verify("part", &folder.join("direction-1-s0.75.safetensors"), &[]);
     assert_eq!(code, Some(1));
 }
 

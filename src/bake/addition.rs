@@ -91,11 +91,19 @@ fn plain_bias(graph: &Graph<'_>, writer: &Writer) -> Option<TensorId> {
 }
 
 /// An initializer with the vector, in the type of the write.
-pub(super) fn constant(graph: &Graph<'_>, joined: &Joined<'_>, dtype: DataType, patch: &mut Patch) -> AdditionSource {
+///
+/// # Errors
+/// A vector that overflows that type.
+pub(super) fn constant(
+    graph: &Graph<'_>,
+    joined: &Joined<'_>,
+    dtype: DataType,
+    patch: &mut Patch,
+) -> Result<AdditionSource, BakeError> {
     let name = graph.fresh_name("lancet.addition.vector");
     let dims = vec![joined.addition.vector.len() as i64];
-    store(graph, dtype, (&name, &joined.addition.scaled(), dims), patch);
-    AdditionSource::Constant(name)
+    store(graph, dtype, (&name, &joined.addition.scaled(), dims), patch)?;
+    Ok(AdditionSource::Constant(name))
 }
 
 /// Adds the vector to the write by a node of its own.
@@ -110,13 +118,13 @@ pub(super) fn node(graph: &Graph<'_>, joined: &Joined<'_>, patch: &mut Patch) ->
         let reason = format!("nothing can be added after a {dtype} value");
         return Err(BakeError::Unsupported { tensor: target, reason });
     }
-    let vector = constant(graph, joined, dtype, patch);
+    let vector = constant(graph, joined, dtype, patch)?;
     let steps = Steps { ablation: None, addition: Some(&vector) };
     steer(graph, patch, write, steps, &format!("{}.addition", joined.name));
     Ok(Added { treatment: "nodes", target })
 }
 
-/// What `verify` needs to repeat a strength below 1 and an addition. Written where it is not the default, and where an
+/// What a reader needs to repeat a strength below 1 and an addition; `verify` takes both from who asks, and compares. Written where it is not the default, and where an
 /// earlier bake of the model wrote it.
 pub(super) fn metadata(model: &Model, direction: &Direction) -> Vec<(String, String)> {
     let mut entries = Vec::new();
@@ -139,24 +147,4 @@ pub(super) fn metadata(model: &Model, direction: &Direction) -> Vec<(String, Str
 fn sha256(vector: &[f64]) -> String {
     let singles: Vec<u8> = vector.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
     hex(&Sha256::digest(&singles))
-}
-
-/// The direction as the metadata of a baked model say that it was used: with which strength and which addition.
-///
-/// # Errors
-/// The vector that was added is not the one that came with the direction.
-pub fn as_baked(out: &Model, direction: &Direction) -> Result<Direction, BakeError> {
-    let number = |key: &str| own_metadata(out, key).and_then(|text| text.parse::<f64>().ok());
-    let share = number(STRENGTH).filter(|share| *share > 0.0 && *share <= 1.0).unwrap_or(1.0);
-    let direction = direction.clone().with_share(share);
-    let Some(alpha) = number(ALPHA).filter(|alpha| *alpha != 0.0) else { return Ok(direction.with_addition(None)) };
-    let given = direction.addition().cloned();
-    let same = |addition: &Addition| {
-        Some(sha256(&addition.vector).as_str()) == own_metadata(out, SHA256)
-            && Some(addition.layer.to_string().as_str()) == own_metadata(out, LAYER)
-    };
-    match given.filter(same) {
-        Some(addition) => Ok(direction.with_addition(Some(Addition { alpha, ..addition }))),
-        None => Err(BakeError::OtherAddition),
-    }
 }

@@ -20,7 +20,8 @@ pub(super) fn edits(
     let refused = |reason: String| BakeError::NeedsNodes { writer: name.to_string(), reason };
     let found = replacements(graph, writer, d_model).map_err(|refusal| refused(refusal.to_string()))?;
     let mut edits: Vec<TensorEdit> = Vec::new();
-    for one in found {
+    // what is empty writes nothing
+    for one in found.into_iter().filter(|one| graph.model.tensor(one.target.tensor).elements() > 0) {
         let unit = match one.turns.is_empty() {
             true => None,
             false if direction.share() < 1.0 => {

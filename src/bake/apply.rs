@@ -13,9 +13,9 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::error::BakeError;
-use super::layout::{Content, FileLayout, Layout};
-use super::plan::{BakePlan, Part};
-use super::quantised::{self, Rounded, Tables};
+use super::layout::{Content, Entries, FileLayout, Layout};
+use super::plan::{BakePlan, Part, TensorEdit};
+use super::quantised::{self, Tables};
 use super::tensor::{self, BLOCK, Measured, Rounding, Write};
 use crate::lm::{Layer, WriterKind};
 use crate::onnx::external::{read_exact_at, write_all_at};
@@ -84,6 +84,37 @@ pub struct Edit {
     pub rounding: Option<Rounding>,
 }
 
+impl Edit {
+    /// The edit of a tensor, and what it did.
+    pub(super) fn of(edit: &TensorEdit, found: &Measured) -> Self {
+        let (before, after) = found.sha256.clone().unzip();
+        Self {
+            initializer: edit.name.clone(),
+            kind: edit.kind,
+            part: Some(edit.part),
+            layer: edit.layer,
+            treatment: edit.treatment(),
+            reason: edit.turned.as_ref().map(|_| {
+                "the norm behind it turns the direction: the write is orthogonal, its length is not quite that of an \
+                 exact edit"
+                    .to_string()
+            }),
+            dtype: edit.dtype,
+            shape: Some(edit.shape.clone()),
+            bytes: Some(edit.bytes()),
+            leak_before: Some(found.leak_before),
+            leak_after: Some(found.leak_after),
+            max_abs_delta: Some(found.max_abs_delta),
+            sha256_before: before,
+            sha256_after: after,
+            writer: edit.writer.clone(),
+            quantisation: edit.quantised.as_ref().map(Quantised::words),
+            bits: edit.quantised.as_ref().map(|q| q.bits),
+            rounding: found.rounding,
+        }
+    }
+}
+
 /// What one worker does at a time.
 enum Job<'l> {
     Edit { file: usize, edit: usize, at: u64, from: u64 },
@@ -107,7 +138,7 @@ pub fn apply(
 ) -> Result<Vec<Edit>, BakeError> {
     refuse_source_folder(model, destination)?;
     stop_if(options.cancelled)?;
-    let layout = Layout::new(model, plan, true)?;
+    let layout = Layout::new(model, plan, Entries::Added)?;
     let total = layout.total();
     let available = fs4::available_space(destination).map_err(BakeError::read(destination))?;
     if available < total {
@@ -122,7 +153,7 @@ pub fn apply(
         match job {
             Job::Literal { file, at, bytes } => {
                 let pair = &files[file];
-                write_all_at(&pair.output, bytes, at).map_err(BakeError::write(&pair.path, total))?;
+                write_all_at(&pair.output(total)?, bytes, at).map_err(BakeError::write(&pair.path, total))?;
                 advance(bytes.len() as u64);
                 Ok(())
             }
@@ -134,6 +165,7 @@ pub fn apply(
             }
             Job::Edit { file, edit, at, from } => {
                 let pair = &files[file];
+                let (input, output) = (pair.input()?, pair.output(total)?);
                 if let Some(quantised) = &plan.tensors[edit].quantised {
                     let found = round(model, plan, edit, quantised, (pair, at, from), &layout, &files, options, total)?;
                     advance(quantised.bytes());
@@ -146,10 +178,10 @@ pub fn apply(
                     options.hash,
                     &|block, offset| {
                         stop_if(options.cancelled)?;
-                        read_exact_at(&pair.input, block, from + offset).map_err(BakeError::read(pair.source))
+                        read_exact_at(&input, block, from + offset).map_err(BakeError::read(pair.source))
                     },
                     &mut |block, offset| {
-                        write_all_at(&pair.output, block, at + offset).map_err(BakeError::write(&pair.path, total))?;
+                        write_all_at(&output, block, at + offset).map_err(BakeError::write(&pair.path, total))?;
                         advance(block.len() as u64);
                         Ok(())
                     },
@@ -161,7 +193,9 @@ pub fn apply(
     })?;
     stop_if(options.cancelled)?;
     if options.sync {
-        files.par_iter().try_for_each(|pair| pair.output.sync_all().map_err(BakeError::write(&pair.path, total)))?;
+        files
+            .par_iter()
+            .try_for_each(|pair| pair.output(total)?.sync_all().map_err(BakeError::write(&pair.path, total)))?;
         sync_folders(&files, destination)?;
     }
     let mut measured = measured.into_inner().expect("no worker panics while it holds the lock");
@@ -184,51 +218,44 @@ fn round(
 ) -> Result<Measured, BakeError> {
     let planned = &plan.tensors[edit];
     let tables = Tables::open(model, quantised, &planned.name)?;
+    let (input, output) = (pair.input()?, pair.output(total)?);
     let scales = layout.files.iter().zip(files).find_map(|(file, pair)| {
         let piece = file.pieces.iter().find(|p| matches!(p.content, Content::Scales { edit: of } if of == edit))?;
         Some((pair, piece.at))
     });
-    let put = |pair: &Pair<'_>, bytes: &[u8], at: u64| {
+    let put = |pair: &Pair<'_>, output: &File, bytes: &[u8], at: u64| {
         stop_if(options.cancelled)?;
-        write_all_at(&pair.output, bytes, at).map_err(BakeError::write(&pair.path, total))
+        write_all_at(output, bytes, at).map_err(BakeError::write(&pair.path, total))
     };
-    let mut write_scales =
-        scales.map(|(pair, start)| move |bytes: &[u8], offset: u64| put(pair, bytes, start + offset));
-    let Rounded { tally, grown } = quantised::edit(
+    let scales = match scales {
+        Some((pair, start)) => Some((pair, pair.output(total)?, start)),
+        None => None,
+    };
+    let mut write_scales = scales
+        .as_ref()
+        .map(|(pair, output, start)| move |bytes: &[u8], offset: u64| put(pair, output, bytes, start + offset));
+    let measured = Measured::from(quantised::edit(
         &planned.name,
         quantised,
         plan.unit_of(planned),
         &tables,
         &|block, offset| {
             stop_if(options.cancelled)?;
-            read_exact_at(&pair.input, block, from + offset).map_err(BakeError::read(pair.source))
+            read_exact_at(&input, block, from + offset).map_err(BakeError::read(pair.source))
         },
-        &mut |block, offset| put(pair, block, at + offset),
+        &mut |block, offset| put(pair, &output, block, at + offset),
         write_scales.as_mut().map(|write| write as Write<'_>),
-    )?;
+    )?);
     let sha256 = match options.hash {
         true => {
             let output = File::open(&pair.path).map_err(BakeError::read(&pair.path))?;
-            let before = sha256_of(&pair.input, from, quantised.bytes()).map_err(BakeError::read(pair.source))?;
+            let before = sha256_of(&input, from, quantised.bytes()).map_err(BakeError::read(pair.source))?;
             let after = sha256_of(&output, at, quantised.bytes()).map_err(BakeError::read(&pair.path))?;
             Some((before, after))
         }
         false => None,
     };
-    Ok(Measured {
-        leak_before: tally.leak_before.sqrt(),
-        leak_after: tally.leak_after.sqrt(),
-        max_abs_delta: tally.max_abs_delta,
-        sha256,
-        rounding: Some(Rounding {
-            leak_nearest: tally.leak_nearest.sqrt(),
-            error: tally.error_after.max(0.0).sqrt(),
-            error_nearest: tally.error_nearest.sqrt(),
-            grid_noise: tally.noise.sqrt(),
-            max_levels: tally.max_levels,
-            grown_scales: grown,
-        }),
-    })
+    Ok(Measured { sha256, ..measured })
 }
 
 /// SHA-256 of a stretch of a file, in hexadecimal.
@@ -271,19 +298,17 @@ fn jobs(layout: &Layout) -> Vec<Job<'_>> {
     edits.into_iter().map(|(_, job)| job).chain(rest).collect()
 }
 
-/// A file that is read and the one that is written from it.
+/// A file that is read and the one that is written from it. Each job opens what it needs: a model may have more files
+/// than a process may hold open.
 struct Pair<'l> {
     source: &'l Path,
-    input: File,
     path: PathBuf,
-    output: File,
 }
 
 impl<'l> Pair<'l> {
     fn create(file: &'l FileLayout, destination: &Path) -> Result<Self, BakeError> {
         let path = destination.join(&file.relative);
         let create = |source| BakeError::Io { action: "create", path: path.clone(), source };
-        let input = File::open(&file.source).map_err(BakeError::read(&file.source))?;
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(create)?;
         }
@@ -293,33 +318,43 @@ impl<'l> Pair<'l> {
                 _ => create(error),
             })?;
         output.set_len(file.len).map_err(BakeError::write(&path, file.len))?;
-        Ok(Self { source: &file.source, input, path, output })
+        Ok(Self { source: &file.source, path })
+    }
+
+    fn input(&self) -> Result<File, BakeError> {
+        File::open(self.source).map_err(BakeError::read(self.source))
+    }
+
+    /// The file that was created; `total` bytes are written in all.
+    fn output(&self, total: u64) -> Result<File, BakeError> {
+        OpenOptions::new().write(true).open(&self.path).map_err(BakeError::write(&self.path, total))
     }
 
     /// Copies through handles of its own, whose cursors no other thread moves; within the kernel where it can.
     fn copy(&self, from: u64, at: u64, len: u64, total: u64) -> Result<(), BakeError> {
-        let mut input = File::open(self.source).map_err(BakeError::read(self.source))?;
-        let mut output =
-            OpenOptions::new().write(true).open(&self.path).map_err(BakeError::write(&self.path, total))?;
+        let (mut input, mut output) = (self.input()?, self.output(total)?);
         input.seek(SeekFrom::Start(from)).map_err(BakeError::read(self.source))?;
         output.seek(SeekFrom::Start(at)).map_err(BakeError::write(&self.path, total))?;
-        let copied = io::copy(&mut input.take(len), &mut output).map_err(|error| match self.unreadable(from, len) {
-            Some(read) => BakeError::read(self.source)(read),
-            None => BakeError::write(&self.path, total)(error),
-        })?;
+        let copied = match io::copy(&mut (&mut input).take(len), &mut output) {
+            Ok(copied) => copied,
+            // which of the two failed is not told
+            Err(error) => match readable(&input, from, len) {
+                Ok(()) => return Err(BakeError::write(&self.path, total)(error)),
+                Err(error) => return Err(BakeError::read(self.source)(error)),
+            },
+        };
         if copied == len { Ok(()) } else { Err(BakeError::read(self.source)(io::ErrorKind::UnexpectedEof.into())) }
     }
 }
 
-impl Pair<'_> {
-    /// Why a stretch of the source cannot be read: a failed copy does not tell which side failed.
-    fn unreadable(&self, from: u64, len: u64) -> Option<io::Error> {
-        let mut block = vec![0u8; BLOCK];
-        (0..len).step_by(BLOCK).find_map(|done| {
-            let size = usize::try_from(len - done).map_or(BLOCK, |left| left.min(BLOCK));
-            read_exact_at(&self.input, &mut block[..size], from + done).err()
-        })
+/// Whether a stretch of a file can be read.
+fn readable(file: &File, from: u64, len: u64) -> io::Result<()> {
+    let mut block = vec![0u8; BLOCK];
+    for at in (0..len).step_by(BLOCK) {
+        let size = usize::try_from(len - at).map_or(BLOCK, |left| left.min(BLOCK));
+        read_exact_at(file, &mut block[..size], from + at)?;
     }
+    Ok(())
 }
 
 fn stop_if(cancelled: &AtomicBool) -> Result<(), BakeError> {
@@ -367,34 +402,11 @@ pub(super) fn sync_folder(path: &Path) -> Result<(), BakeError> {
 }
 
 fn edits(plan: &BakePlan, measured: &HashMap<usize, Measured>) -> Vec<Edit> {
-    let by_weights = plan.tensors.iter().enumerate().map(|(index, edit)| {
-        let found = &measured[&edit.same_bytes_as.unwrap_or(index)];
-        let (before, after) = found.sha256.clone().unzip();
-        Edit {
-            initializer: edit.name.clone(),
-            kind: edit.kind,
-            part: Some(edit.part),
-            layer: edit.layer,
-            treatment: edit.treatment(),
-            reason: edit.turned.as_ref().map(|_| {
-                "the norm behind it turns the direction: the write is orthogonal, its length is not quite that of an \
-                 exact edit"
-                    .to_string()
-            }),
-            dtype: edit.dtype,
-            shape: Some(edit.shape.clone()),
-            bytes: Some(edit.bytes()),
-            leak_before: Some(found.leak_before),
-            leak_after: Some(found.leak_after),
-            max_abs_delta: Some(found.max_abs_delta),
-            sha256_before: before,
-            sha256_after: after,
-            writer: edit.writer.clone(),
-            quantisation: edit.quantised.as_ref().map(Quantised::words),
-            bits: edit.quantised.as_ref().map(|q| q.bits),
-            rounding: found.rounding,
-        }
-    });
+    let by_weights = plan
+        .tensors
+        .iter()
+        .enumerate()
+        .map(|(index, edit)| Edit::of(edit, &measured[&edit.same_bytes_as.unwrap_or(index)]));
     let by_nodes = plan.nodes.iter().map(|edit| Edit {
         initializer: edit.name.clone(),
         kind: edit.kind,

@@ -55,9 +55,24 @@ pub enum BakeError {
         /// The other one.
         other: String,
     },
-    /// A model with an activation addition whose vector the direction file lacks.
-    #[error("the model was baked with an activation addition, and the direction file holds no such vector")]
-    OtherAddition,
+    /// A constant whose values are all rounded to zero.
+    #[error("tensor `{tensor}` cannot be stored: {reason}")]
+    Vanishes {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        reason: String,
+    },
+    /// A model file that would pass what protobuf can hold.
+    #[error("`{}` would have {len} bytes with what is added to it, and a model file holds {most} at most", path.display())]
+    TooLarge {
+        /// The model file.
+        path: PathBuf,
+        /// Bytes that it would have.
+        len: u64,
+        /// Bytes that it may have.
+        most: u64,
+    },
     /// An addition that this model cannot be given.
     #[error("the activation addition cannot be baked: {reason}")]
     NoAddition {
@@ -121,11 +136,18 @@ impl BakeError {
                 "with `--quantised auto` the projection is inserted after this write as standard operators".into()
             }
             Self::Unsupported { .. } => "store the tensor as `raw_data` or external data, then bake again".into(),
-            Self::OtherAddition => "pass the direction file that the model was baked with".into(),
+            Self::Vanishes { .. } => "choose a larger `--strength` or `--add`".into(),
+            Self::TooLarge { .. } => {
+                "store the weights beside the model first, with Python's `onnx.save(onnx.load(\"model.onnx\"), \
+                 \"large/model.onnx\", save_as_external_data=True)`, then bake that"
+                    .into()
+            }
             Self::NoAddition { .. } => "leave the addition away with `--add 0`".into(),
             Self::Aliased { .. } => "export the model without shared tensor data, then bake again".into(),
             Self::NotFinite { .. } => {
-                "the model file is damaged, or its weights overflow their type: export it again".into()
+                "the model file is damaged, or the edit overflows the element type: export it again, or choose a smaller \
+                 `--add`"
+                    .into()
             }
             Self::OutputExists { .. } => "remove it or choose another output; nothing is ever overwritten".into(),
             Self::SourceFolder { .. } => "choose an output folder of its own; the input is never written to".into(),

@@ -1,11 +1,12 @@
 //! The files of a baked model: for each, which stretches are copied, replaced or edited.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use prost::Message;
+use prost::encoding::{WireType, decode_key, decode_varint};
 
 use super::error::BakeError;
 use super::kernel;
@@ -32,6 +33,12 @@ const EXTERNAL_ALIGNMENT: u64 = 4096;
 
 /// Protobuf's limit of a message.
 const PROTOBUF_LIMIT: u64 = (1 << 31) - 1;
+
+/// `TensorProto.external_data`.
+const EXTERNAL_DATA: u32 = 13;
+
+/// A `TensorProto` without weights is smaller than this.
+const HEADER_LIMIT: u64 = 1 << 16;
 
 /// One file of the baked model.
 #[derive(Debug)]
@@ -88,11 +95,12 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Lays the baked model out. `metadata` adds the plan's metadata entries.
+    /// Lays the baked model out.
     ///
     /// # Errors
-    /// If a file can no longer be read as it was indexed, or two files would get one name.
-    pub fn new(model: &Model, plan: &BakePlan, metadata: bool) -> Result<Self, BakeError> {
+    /// If a file can no longer be read as it was indexed, if two files would get one name, or if the model file would
+    /// pass the 2 GiB that protobuf can hold.
+    pub fn new(model: &Model, plan: &BakePlan, metadata: Entries) -> Result<Self, BakeError> {
         let mut splices = plan.splices.clone();
         let mut done = Vec::new();
         for (index, edit) in plan.tensors.iter().enumerate() {
@@ -103,23 +111,29 @@ impl Layout {
             }
         }
         let appended = copies(model, plan, &mut splices)?;
-        if metadata && !plan.metadata.is_empty() {
-            // Last: whatever else is inserted at the end of the file belongs to the graph before it.
-            splices.push(metadata_splice(model, &plan.metadata));
-        }
         let mut edited: BTreeMap<Option<PathBuf>, Vec<(Range<u64>, Edited)>> = BTreeMap::new();
         for (index, edit) in plan.tensors.iter().enumerate() {
             if edit.same_bytes_as.is_some() || edit.copy.is_some() {
                 continue;
             }
-            if let Some((file, range)) = place(model, edit.tensor) {
+            if let Some((file, range)) = place(model, edit.tensor).filter(|(_, range)| !range.is_empty()) {
                 edited.entry(file).or_default().push((range, Edited::Values(index)));
             }
-            if let Some((file, range)) = edit.scales().and_then(|scales| place(model, scales)) {
+            if let Some((file, range)) =
+                edit.scales().and_then(|scales| place(model, scales)).filter(|(_, r)| !r.is_empty())
+            {
                 edited.entry(file).or_default().push((range, Edited::Scales(index)));
             }
         }
         edited.values_mut().for_each(|ranges| ranges.sort_by_key(|(range, _)| range.start));
+        let changed = edited.keys().flatten().chain(appended.iter().map(|(file, ..)| file)).cloned().collect();
+        stale_checksums(model, &changed, &mut splices)?;
+        let entries = metadata_splice(model, &plan.metadata);
+        let entries_len = entries.bytes.len() as u64;
+        if metadata == Entries::Added && !plan.metadata.is_empty() {
+            // Last: whatever else is inserted at the end of the file belongs to the graph before it.
+            splices.push(entries);
+        }
         let name = model_name(model);
         let mut main = FileLayout::empty(model.path.clone(), name.clone());
         let own = edited.remove(&None).unwrap_or_default();
@@ -143,6 +157,8 @@ impl Layout {
         });
         let placed = placed.count();
         assert_eq!(placed, own.len(), "tensor data lies outside everything that a splice replaces");
+        let with_entries = if metadata == Entries::Added { main.len } else { main.len + entries_len };
+        check_size(&model.path, with_entries)?;
         let mut files = vec![main];
         for (location, source) in model.external_files() {
             let relative = normal(&location);
@@ -170,6 +186,78 @@ impl Layout {
     pub fn total(&self) -> u64 {
         self.files.iter().map(|f| f.len).sum()
     }
+}
+
+/// Whether a layout holds the metadata entries of the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Entries {
+    /// At the end of the model file.
+    Added,
+    /// Not there: a check looks at them by themselves.
+    LeftOut,
+}
+
+/// Refuses a model file that no protobuf parser would read.
+fn check_size(path: &Path, len: u64) -> Result<(), BakeError> {
+    if len > PROTOBUF_LIMIT {
+        return Err(BakeError::TooLarge { path: path.to_path_buf(), len, most: PROTOBUF_LIMIT });
+    }
+    Ok(())
+}
+
+/// Takes the `checksum` entries off all tensors whose external file the bake changes. An entry is the SHA-1 of the
+/// file as it was; it is optional, and a file without one says nothing that is wrong.
+fn stale_checksums(model: &Model, changed: &BTreeSet<PathBuf>, splices: &mut Vec<Splice>) -> Result<(), BakeError> {
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let file = File::open(&model.path).map_err(BakeError::read(&model.path))?;
+    for tensor in &model.tensors {
+        let Storage::External { location, .. } = &tensor.storage else { continue };
+        if !changed.contains(&normal(location)) {
+            continue;
+        }
+        let body = model.frame(tensor.frame).body.clone();
+        // a message that other splices write anew, or that holds weights as well, is not looked into
+        if body.end - body.start > HEADER_LIMIT
+            || splices.iter().any(|s| s.at.start < body.end && body.start < s.at.end)
+        {
+            continue;
+        }
+        let mut bytes = vec![0u8; (body.end - body.start) as usize];
+        read_exact_at(&file, &mut bytes, body.start).map_err(BakeError::read(&model.path))?;
+        for range in checksum_entries(&bytes) {
+            let at = body.start + range.start as u64..body.start + range.end as u64;
+            splices.push(Splice::new(at, tensor.frame, Vec::new()));
+        }
+    }
+    Ok(())
+}
+
+/// The fields of a `TensorProto` that hold a checksum, as ranges of its bytes.
+fn checksum_entries(tensor: &[u8]) -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    let mut rest = tensor;
+    while !rest.is_empty() {
+        let start = tensor.len() - rest.len();
+        let Ok((number, wire)) = decode_key(&mut rest) else { return found };
+        let value = match wire {
+            WireType::Varint => decode_varint(&mut rest).map(|_| 0),
+            WireType::SixtyFourBit => Ok(8),
+            WireType::ThirtyTwoBit => Ok(4),
+            WireType::LengthDelimited => decode_varint(&mut rest),
+            WireType::StartGroup | WireType::EndGroup => return found,
+        };
+        let Some(value) = value.ok().and_then(|len| rest.split_at_checked(usize::try_from(len).ok()?)) else {
+            return found;
+        };
+        rest = value.1;
+        let checksum = |entry: StringStringEntryProto| entry.key.as_deref() == Some("checksum");
+        if number == EXTERNAL_DATA && StringStringEntryProto::decode(value.0).is_ok_and(checksum) {
+            found.push(start..tensor.len() - rest.len());
+        }
+    }
+    found
 }
 
 /// New initializers with the edited copies of shared tensors: at the end of the external file of the original, or in
@@ -203,11 +291,6 @@ fn copies(model: &Model, plan: &BakePlan, splices: &mut Vec<Splice>) -> Result<V
             put_bytes(&mut bytes, INITIALIZER, &tensor.encode_to_vec());
             splices.push(Splice::new(end..end, graph, bytes));
             continue;
-        }
-        let added: u64 = plan.tensors.iter().filter(|e| e.copy.is_some()).map(TensorEdit::bytes).sum();
-        if model.file_len + added > PROTOBUF_LIMIT {
-            let reason = "the file would pass 2 GiB with a copy of it; store the model's weights as external data";
-            return Err(BakeError::Unsupported { tensor: edit.name.clone(), reason: reason.into() });
         }
         // raw_data (field 9) comes last, so that its bytes can be made while the file is written
         let mut body = tensor.encode_to_vec();

@@ -6,11 +6,16 @@ mod alone;
 mod apply;
 mod elements;
 mod error;
+mod explain;
+mod findings;
 mod kernel;
 mod layout;
 pub mod limits;
+mod metadata;
 mod plan;
+mod proof;
 mod quantised;
+mod rehearse;
 pub mod round;
 mod staging;
 mod tensor;
@@ -19,12 +24,14 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
-pub use addition::{Added, as_baked};
+pub use addition::Added;
 pub use apply::{ApplyOptions, Edit, apply};
 pub use error::BakeError;
-pub use plan::{
-    BakePlan, METADATA_PREFIX, NodeEdit, Part, PlanOptions, QuantisedMode, TensorEdit, by_nodes_of, mode_of,
-};
+pub use findings::{Finding, Findings, What};
+pub use metadata::Claim;
+pub use plan::{BakePlan, METADATA_PREFIX, NodeEdit, Part, PlanOptions, QuantisedMode, TensorEdit};
+pub use proof::{ByteReport, Difference, Extent, TensorReport};
+pub use rehearse::rehearse;
 pub use staging::Staging;
 pub use tensor::{Rounding, hex};
-pub use verify::{ByteReport, Difference, TensorReport, verify_bytes};
+pub use verify::verify_bytes;

@@ -1,6 +1,6 @@
 //! What a bake will change, as a value: tensors to edit, nodes to insert, metadata to add.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -9,6 +9,7 @@ use super::addition::{self, Added};
 use super::error::BakeError;
 use super::kernel::{self, Aim};
 use super::layout::check_aliases;
+use super::metadata::{fresh, keys};
 use super::tensor::hex;
 use crate::lm::projection::{DirectionSource, Steps, steer, write_type};
 use crate::lm::{Layer, Treatment, Writer, WriterKind, tensor_label};
@@ -264,11 +265,11 @@ impl BakePlan {
                     let reason = format!("the projection cannot be inserted after a {dtype} value");
                     return Err(BakeError::Unsupported { tensor: graph.name(write.value).into(), reason });
                 }
-                let source = constants.source(graph, dtype, direction.unit(), &mut patch);
+                let source = constants.source(graph, dtype, direction.unit(), &mut patch)?;
                 let tag = if branch == 0 { name.clone() } else { format!("{name}.cached") };
                 let vector = match &joined {
                     Some(joined) if joined.name == name.as_str() => {
-                        Some(addition::constant(graph, joined, dtype, &mut patch))
+                        Some(addition::constant(graph, joined, dtype, &mut patch)?)
                     }
                     _ => None,
                 };
@@ -357,14 +358,26 @@ fn named(writers: &[Writer]) -> Vec<(String, &Writer)> {
 }
 
 /// Adds an initializer, or a `Constant` node to a file of an old IR version.
+///
+/// # Errors
+/// Values that overflow the element type, or that all vanish in it.
 pub(super) fn store(
     graph: &Graph<'_>,
     dtype: DataType,
     (name, values, dims): (&str, &[f64], Vec<i64>),
     patch: &mut Patch,
-) {
+) -> Result<(), BakeError> {
     let mut raw = vec![0u8; values.len() * kernel::width(dtype)];
     kernel::encode(dtype, values, &mut raw);
+    let mut stored = vec![0.0f64; values.len()];
+    kernel::decode(dtype, &raw, &mut stored);
+    if stored.iter().any(|v| !v.is_finite()) {
+        return Err(BakeError::NotFinite { tensor: name.to_string() });
+    }
+    if values.iter().any(|v| *v != 0.0) && stored.iter().all(|v| *v == 0.0) {
+        let reason = format!("every value of it is too small for {dtype}, so that nothing would be edited");
+        return Err(BakeError::Vanishes { tensor: name.to_string(), reason });
+    }
     let tensor = TensorProto {
         name: Some(name.to_string()),
         dims,
@@ -377,6 +390,7 @@ pub(super) fn store(
     } else {
         patch.initializers.push(tensor);
     }
+    Ok(())
 }
 
 /// Initializers with the direction, one pair an element type: the column as it is, the row times the share.
@@ -387,22 +401,28 @@ struct Constants {
 }
 
 impl Constants {
-    fn source(&mut self, graph: &Graph<'_>, dtype: DataType, unit: &[f64], patch: &mut Patch) -> DirectionSource {
+    fn source(
+        &mut self,
+        graph: &Graph<'_>,
+        dtype: DataType,
+        unit: &[f64],
+        patch: &mut Patch,
+    ) -> Result<DirectionSource, BakeError> {
         if let Some((_, source)) = self.known.iter().find(|(known, _)| *known == dtype) {
-            return source.clone();
+            return Ok(source.clone());
         }
         let suffix = if self.known.is_empty() { String::new() } else { format!(".{dtype}") };
         let mut add = |what: &str, values: &[f64], dims: Vec<i64>| {
             let name = graph.fresh_name(&format!("lancet.direction.{what}{suffix}"));
-            store(graph, dtype, (&name, values, dims), patch);
-            name
+            store(graph, dtype, (&name, values, dims), patch)?;
+            Ok::<String, BakeError>(name)
         };
         let d = unit.len() as i64;
         let row: Vec<f64> = unit.iter().map(|v| self.share * v).collect();
         let source =
-            DirectionSource::Constants { column: add("column", unit, vec![d, 1]), row: add("row", &row, vec![d]) };
+            DirectionSource::Constants { column: add("column", unit, vec![d, 1])?, row: add("row", &row, vec![d])? };
         self.known.push((dtype, source.clone()));
-        source
+        Ok(source)
     }
 }
 
@@ -423,6 +443,9 @@ fn tensor_edits<'w>(
                 continue;
             }
             let tensor = graph.model.tensor(target.tensor);
+            if tensor.elements() == 0 {
+                continue; // nothing is written, and nothing is there to edit
+            }
             let name = tensor_label(graph, target.tensor);
             let unsupported = |reason: &str| BakeError::Unsupported { tensor: name.clone(), reason: reason.into() };
             if !tensor.dtype.is_float() && target.quantised.is_none() {
@@ -456,17 +479,6 @@ fn tensor_edits<'w>(
     Ok(edits)
 }
 
-/// What the metadata of a baked model says about its quantised writers: how they were treated.
-pub fn mode_of(model: &Model) -> Option<QuantisedMode> {
-    let name = own_metadata(model, "quantised")?;
-    [QuantisedMode::Auto, QuantisedMode::Round, QuantisedMode::Nodes].into_iter().find(|mode| mode.name() == name)
-}
-
-/// The same: which of them got nodes although they could be rounded.
-pub fn by_nodes_of(model: &Model) -> BTreeSet<String> {
-    own_metadata(model, BY_NODES_KEY).unwrap_or_default().split_whitespace().map(str::to_string).collect()
-}
-
 /// The last entry of a key: a model that was baked before has older ones.
 pub(super) fn own_metadata<'m>(model: &'m Model, key: &str) -> Option<&'m str> {
     let stem = format!("{METADATA_PREFIX}{key}");
@@ -478,22 +490,12 @@ pub(super) fn own_metadata<'m>(model: &'m Model, key: &str) -> Option<&'m str> {
     entries.find(|entry| entry.key.as_deref().is_some_and(ours)).and_then(|entry| entry.value.as_deref())
 }
 
-/// Entries with keys that the model does not have yet: `metadata_props` may not repeat a key.
+/// Entries with keys that the model does not have yet.
 fn metadata(model: &Model, direction_sha256: &str, extra: &[(String, String)]) -> Vec<(String, String)> {
-    let mut taken: HashSet<String> =
-        model.skeleton.metadata_props.iter().filter_map(|entry| entry.key.clone()).collect();
+    let mut taken = keys(model);
     let own = [(VERSION_KEY, env!("CARGO_PKG_VERSION")), ("direction_sha256", direction_sha256)];
     own.into_iter()
         .chain(extra.iter().map(|(key, value)| (key.as_str(), value.as_str())))
-        .map(|(key, value)| {
-            let stem = format!("{METADATA_PREFIX}{}", key.strip_prefix(METADATA_PREFIX).unwrap_or(key));
-            let mut key = stem.clone();
-            let mut n = 1;
-            while !taken.insert(key.clone()) {
-                n += 1;
-                key = format!("{stem}.{n}");
-            }
-            (key, value.to_string())
-        })
+        .map(|(key, value)| (fresh(&mut taken, key), value.to_string()))
         .collect()
 }

@@ -14,7 +14,7 @@ use super::elements::Elements;
 use super::error::BakeError;
 use super::kernel::{self, NotFinite};
 use super::round::{Grid, Levels, Tally, Unit, Worker};
-use super::tensor::{Read, Write};
+use super::tensor::{Measured, Read, Rounding, Write};
 use crate::onnx::quant::{Blocks, Coding, Quantised, Zeros};
 use crate::onnx::{DataType, Model};
 pub(super) use check::check;
@@ -35,6 +35,25 @@ pub(super) struct Rounded {
     pub tally: Tally,
     /// Scales that were enlarged.
     pub grown: u64,
+}
+
+impl From<Rounded> for Measured {
+    fn from(Rounded { tally, grown }: Rounded) -> Self {
+        Self {
+            leak_before: tally.leak_before.sqrt(),
+            leak_after: tally.leak_after.sqrt(),
+            max_abs_delta: tally.max_abs_delta,
+            sha256: None,
+            rounding: Some(Rounding {
+                leak_nearest: tally.leak_nearest.sqrt(),
+                error: tally.error_after.max(0.0).sqrt(),
+                error_nearest: tally.error_nearest.sqrt(),
+                grid_noise: tally.noise.sqrt(),
+                max_levels: tally.max_levels,
+                grown_scales: grown,
+            }),
+        }
+    }
 }
 
 /// Vectors of `d_model` codes that are in memory together.

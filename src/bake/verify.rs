@@ -1,24 +1,28 @@
 //! Proves from the two files what a bake changed: nothing outside the plan, and inside it what was planned.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use prost::Message;
 use rayon::prelude::*;
-use serde::Serialize;
 
 use super::apply::folder;
 use super::elements::Elements;
 use super::error::BakeError;
-use super::layout::{Content, FileLayout, Layout};
-use super::plan::{BakePlan, METADATA_PREFIX, TensorEdit, VERSION_KEY, own_metadata};
+use super::explain::{Expected as Planned, Written, explain};
+use super::findings::{Finding, Findings, What};
+use super::layout::{Content, Entries, FileLayout, Layout, model_name, normal};
+use super::metadata::{Held, hold};
+use super::plan::{BakePlan, TensorEdit};
+use super::proof::{ByteReport, Difference, Extent, TensorReport};
 use super::quantised;
 use super::tensor::{self, BLOCK, Write};
 use crate::onnx::external::read_exact_at;
 use crate::onnx::proto::ModelProto;
 use crate::onnx::quant::{Quantised, Zeros};
-use crate::onnx::{Model, TensorId};
+use crate::onnx::{Model, Storage, TensorId, TensorRef};
 
 /// Bytes compared by one worker at a time.
 const STRETCH: u64 = 16 << 20;
@@ -26,87 +30,84 @@ const STRETCH: u64 = 16 << 20;
 /// A trailing run of metadata larger than this is not looked at.
 const METADATA_LIMIT: u64 = 1 << 20;
 
-/// An edited value may be the second-nearest one, and no further away.
-const MAX_ULP: f64 = 1.0 + 1e-6;
-
-/// The same for levels of a quantised weight, which are decoded in float32.
-const MAX_LEVELS: f64 = 1.0 + 1e-3;
-
-/// A place in a file.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Difference {
-    /// The file of the output.
-    pub file: PathBuf,
-    /// First differing byte.
-    pub offset: u64,
-}
-
-/// An edited tensor as the output holds it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct TensorReport {
-    /// Its name.
-    pub initializer: String,
-    /// `||r^T W'||` of the stored values.
-    pub leak_after: f64,
-    /// Largest difference from the exact `W - r r^T W`, in spacings of the element type or of the levels of a
-    /// quantised weight; 0.5 is nearest rounding, up to 1 second-nearest.
-    pub max_ulp: f64,
-    /// Whether it is quantised.
-    pub quantised: bool,
-    /// Bytes of codes and scales that are not those that rounding it again gives; 0 where it was not rounded, or by
-    /// another version.
-    pub differing_bytes: u64,
-}
-
-/// What [`verify_bytes`] found.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ByteReport {
-    /// Bytes that differ although the plan does not touch them, or differ from what it inserts.
-    pub changed_bytes_outside_plan: u64,
-    /// The first of them, in the order of the files.
-    pub first_difference: Option<Difference>,
-    /// `lancet.*` metadata entries at the end of the output.
-    pub metadata_entries: usize,
-    /// Tensors of the index that should be equal and are not, or that are missing or added.
-    pub changed_tensors: Vec<String>,
-    /// Tensors compared byte by byte through the two indices.
-    pub tensors_compared: usize,
-    /// The edited tensors.
-    pub tensors: Vec<TensorReport>,
-}
-
-impl ByteReport {
-    /// Takes what was found in another file of the model in.
-    pub fn merge(&mut self, other: Self) {
-        self.changed_bytes_outside_plan += other.changed_bytes_outside_plan;
-        self.first_difference = self.first_difference.take().or(other.first_difference);
-        self.metadata_entries += other.metadata_entries;
-        self.changed_tensors.extend(other.changed_tensors);
-        self.tensors_compared += other.tensors_compared;
-        self.tensors.extend(other.tensors);
-    }
-
-    /// Whether the output is what the plan makes of the base.
-    pub fn passed(&self) -> bool {
-        self.changed_bytes_outside_plan == 0
-            && self.changed_tensors.is_empty()
-            && self.tensors.iter().all(|t| {
-                let most = if t.quantised { MAX_LEVELS } else { MAX_ULP };
-                t.leak_after.is_finite() && t.max_ulp <= most && t.differing_bytes == 0
-            })
-    }
-}
-
-/// Compares the model `out` with what `plan` makes of `base`: every byte outside the edited tensors, every edited
-/// tensor with the exact edit (Wang et al. 2025, eq. 4), and, by the two indices alone, every other tensor.
-/// Metadata entries `lancet.*` at the end of `out` are allowed.
+/// Compares the model `out` with what `plan` makes of `base`: every byte of every file, edited tensors with the edit
+/// made again (Wang et al. 2025, eq. 4), and, by the two indices alone, every other tensor. The arithmetic of the edit
+/// is the same on every machine and with any number of threads. Nothing that `out` says of itself decides what is
+/// looked at.
 ///
 /// # Errors
 /// If a file cannot be read.
 pub fn verify_bytes(base: &Model, out: &Model, plan: &BakePlan) -> Result<ByteReport, BakeError> {
-    let layout = Layout::new(base, plan, false)?;
+    let layout = Layout::new(base, plan, Entries::LeftOut)?;
     let files = layout.files.iter().map(|file| Pair::open(file, base, out)).collect::<Result<Vec<_>, _>>()?;
-    let metadata = trailing_metadata(&files[0])?;
+    let name = model_name(out).to_string_lossy().into_owned();
+    let metadata = metadata(base, out, plan, &files[0], &name)?;
+    let mut differences = differences(&layout, &files)?;
+    for (index, file) in files.iter().enumerate() {
+        let allowed = file.expected + if index == 0 { metadata.bytes } else { 0 };
+        if file.found > allowed {
+            differences.push((index, allowed, file.found - allowed));
+        }
+    }
+    differences.sort_unstable();
+    let mut findings = Findings::default();
+    findings.extend(metadata.held.findings);
+    if differences.iter().any(|(index, ..)| *index == 0) {
+        findings.extend(in_model_file(&layout.files[0], &files[0], &name, &metadata.keys)?);
+    }
+    let (pairs, unpaired) = pair_tensors(base, out, plan);
+    findings.extend(unpaired.into_iter().map(|(tensor, detail)| of_tensor(&name, tensor, detail)));
+    let (tensors, others) =
+        rayon::join(|| check_edits(base, out, plan, &pairs), || compare_others(base, out, plan, &pairs));
+    let (tensors, (others, tensors_compared)) = (tensors?, others?);
+    findings.extend(others.into_iter().map(|tensor| of_tensor(&name, tensor, "it has other bytes".into())));
+    findings.extend(plan.tensors.iter().zip(&tensors).filter(|(_, found)| !found.passed()).map(|(edit, found)| {
+        let detail = match found.differing_bytes {
+            0 => "it is not where the edit puts it, or has another form".to_string(),
+            n => format!("{n} of its bytes are not those that the edit gives"),
+        };
+        Finding { name: edit.name.clone(), ..of_tensor(&name, base.tensor(edit.tensor), detail) }
+    }));
+    for (index, file) in files.iter().enumerate().skip(1) {
+        let here = differences.iter().filter(|(at, ..)| *at == index);
+        let count: u64 = here.clone().map(|(.., count)| count).sum();
+        if let Some((_, first, _)) = here.min() {
+            findings.add(file.differs(*first, count, &layout.files[index]));
+        }
+    }
+    if let Some((_, first, _)) = differences.first()
+        && findings.is_empty()
+    {
+        let count: u64 = differences.iter().map(|(.., count)| count).sum();
+        findings.add(Finding { what: What::Model, ..files[0].differs(*first, count, &layout.files[0]) });
+    }
+    let by_nodes = plan.nodes.len() + usize::from(plan.added.as_ref().is_some_and(|added| added.treatment == "nodes"));
+    Ok(ByteReport {
+        changed_bytes_outside_plan: differences.iter().map(|(.., count)| count).sum(),
+        first_difference: differences
+            .first()
+            .map(|(index, offset, _)| Difference { file: files[*index].path.clone(), offset: *offset }),
+        metadata_entries: metadata.count,
+        findings,
+        claims: metadata.held.claims,
+        unchecked: metadata.held.unchecked,
+        tensors_compared,
+        extent: Extent::of(plan, by_nodes, &tensors),
+        tensors,
+    })
+}
+
+/// A difference in a tensor, with the file that holds it.
+fn of_tensor(model_file: &str, tensor: &TensorRef, detail: String) -> Finding {
+    let file = match &tensor.storage {
+        Storage::External { location, .. } => normal(location).to_string_lossy().into_owned(),
+        _ => model_file.to_string(),
+    };
+    Finding { what: What::Tensor, file, name: tensor.name.clone(), detail }
+}
+
+/// Stretches outside the edited tensors that are not as they should be: file, first differing byte, number of them.
+fn differences(layout: &Layout, files: &[Pair]) -> Result<Vec<(usize, u64, u64)>, BakeError> {
     let mut work: Vec<(usize, Stretch<'_>)> = Vec::new();
     for (index, file) in layout.files.iter().enumerate() {
         for piece in &file.pieces {
@@ -122,33 +123,23 @@ pub fn verify_bytes(base: &Model, out: &Model, plan: &BakePlan) -> Result<ByteRe
             }
         }
     }
-    // (file, first differing byte, number of differing bytes)
     let found: Vec<Option<(usize, u64, u64)>> = work
         .par_iter()
         .map(|(index, stretch)| Ok(files[*index].compare(stretch)?.map(|(first, count)| (*index, first, count))))
         .collect::<Result<_, BakeError>>()?;
-    let mut differences: Vec<(usize, u64, u64)> = found.into_iter().flatten().collect();
-    for (index, file) in files.iter().enumerate() {
-        let allowed = file.expected + if index == 0 { metadata.bytes } else { 0 };
-        if file.found > allowed {
-            differences.push((index, allowed, file.found - allowed));
-        }
-    }
-    let first = differences.iter().min();
-    let (pairs, mut changed_tensors) = pair_tensors(base, out, plan);
-    let (tensors, others) =
-        rayon::join(|| check_edits(base, out, plan, &pairs), || compare_others(base, out, plan, &pairs));
-    let (others, tensors_compared) = others?;
-    changed_tensors.extend(others);
-    Ok(ByteReport {
-        changed_bytes_outside_plan: differences.iter().map(|(_, _, count)| count).sum(),
-        first_difference: first
-            .map(|(index, offset, _)| Difference { file: files[*index].path.clone(), offset: *offset }),
-        metadata_entries: metadata.count,
-        changed_tensors,
-        tensors_compared,
-        tensors: tensors?,
-    })
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// What differs in the model file, by name.
+fn in_model_file(
+    layout: &FileLayout,
+    pair: &Pair,
+    name: &str,
+    known: &HashSet<String>,
+) -> Result<Vec<Finding>, BakeError> {
+    let base = File::open(&pair.source).map_err(BakeError::read(&pair.source))?;
+    let out = File::open(&pair.path).map_err(BakeError::read(&pair.path))?;
+    Ok(explain(&Planned { layout, base: &base }, &Written { file: &out, len: pair.found }, name, known))
 }
 
 /// Bytes of the output at `at`, and what they should be.
@@ -162,24 +153,38 @@ enum Expected<'l> {
     Bytes(&'l [u8]),
 }
 
-/// A base file, the output file that should follow from it, and that one's expected and actual length.
+/// A base file, the output file that should follow from it, and that one's expected and actual length. They are opened
+/// by whoever reads them: a model may have more files than a process may hold open.
 struct Pair {
     source: PathBuf,
-    base: File,
     path: PathBuf,
-    out: File,
     expected: u64,
+    /// 0 where there is no such file.
     found: u64,
+    missing: bool,
 }
 
 impl Pair {
     fn open(file: &FileLayout, base: &Model, out: &Model) -> Result<Self, BakeError> {
         // The model file may have been given another name.
         let path = if file.source == base.path { out.path.clone() } else { folder(&out.path).join(&file.relative) };
-        let input = File::open(&file.source).map_err(BakeError::read(&file.source))?;
-        let output = File::open(&path).map_err(BakeError::read(&path))?;
-        let found = output.metadata().map_err(BakeError::read(&path))?.len();
-        Ok(Self { source: file.source.clone(), base: input, path, out: output, expected: file.len, found })
+        let (found, missing) = match std::fs::metadata(&path) {
+            Ok(meta) => (meta.len(), false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (0, true),
+            Err(error) => return Err(BakeError::read(&path)(error)),
+        };
+        Ok(Self { source: file.source.clone(), path, expected: file.len, found, missing })
+    }
+
+    /// How the whole file differs.
+    fn differs(&self, first: u64, count: u64, layout: &FileLayout) -> Finding {
+        let detail = match (self.missing, self.found == self.expected) {
+            (true, _) => "it is missing".to_string(),
+            (_, true) => format!("{count} bytes are not those that the bake writes, the first at {first}"),
+            (_, false) => format!("it has {} bytes, and the bake writes {}", self.found, self.expected),
+        };
+        let file = layout.relative.to_string_lossy().into_owned();
+        Finding { what: What::ExternalData, file, name: String::new(), detail }
     }
 
     /// First differing byte of the output and the number of differing bytes; missing ones differ.
@@ -189,16 +194,26 @@ impl Pair {
             Expected::Bytes(bytes) => bytes.len() as u64,
         };
         let present = self.found.saturating_sub(stretch.at).min(len);
+        if present == 0 {
+            return Ok((len > 0).then_some((stretch.at, len)));
+        }
+        let open = |path: &Path| File::open(path).map_err(BakeError::read(path));
+        let out = open(&self.path)?;
+        let base = match stretch.expected {
+            Expected::Source { .. } => Some(open(&self.source)?),
+            Expected::Bytes(_) => None,
+        };
         let (mut first, mut count) = (None, 0);
         let (mut was, mut is) = (vec![0u8; BLOCK], vec![0u8; BLOCK]);
         let mut done = 0;
         while done < present {
             let size = usize::try_from(present - done).map_or(BLOCK, |left| left.min(BLOCK));
             let (was, is) = (&mut was[..size], &mut is[..size]);
-            read_exact_at(&self.out, is, stretch.at + done).map_err(BakeError::read(&self.path))?;
+            read_exact_at(&out, is, stretch.at + done).map_err(BakeError::read(&self.path))?;
             match stretch.expected {
                 Expected::Source { from, .. } => {
-                    read_exact_at(&self.base, was, from + done).map_err(BakeError::read(&self.source))?;
+                    let base = base.as_ref().expect("it was opened for this");
+                    read_exact_at(base, was, from + done).map_err(BakeError::read(&self.source))?;
                 }
                 Expected::Bytes(bytes) => {
                     let at = usize::try_from(done).expect("a literal is in memory");
@@ -222,56 +237,74 @@ impl Pair {
     }
 }
 
-#[derive(Default)]
+/// The metadata entries that the output has beyond those of the base.
 struct Metadata {
+    /// Bytes at the end of the model file that are these entries and nothing else.
     bytes: u64,
+    /// How many are as they should be.
     count: usize,
+    held: Held,
+    keys: HashSet<String>,
 }
 
-/// The `lancet.*` metadata entries past the expected end of the model file. Anything else there counts as a change.
-fn trailing_metadata(pair: &Pair) -> Result<Metadata, BakeError> {
+/// Holds the entries of the output against the plan. Bytes past the expected end of the model file that are not
+/// exactly these entries count as a change.
+fn metadata(base: &Model, out: &Model, plan: &BakePlan, pair: &Pair, name: &str) -> Result<Metadata, BakeError> {
+    let (was, is) = (&base.skeleton.metadata_props, &out.skeleton.metadata_props);
+    let entries = &is[was.len().min(is.len())..];
+    let held = hold(base, plan, name, entries);
+    let again = ModelProto { metadata_props: entries.to_vec(), ..Default::default() }.encode_to_vec();
     let extra = pair.found.saturating_sub(pair.expected);
-    if extra == 0 || extra > METADATA_LIMIT {
-        return Ok(Metadata::default());
+    let mut exact = false;
+    if extra == again.len() as u64 && extra <= METADATA_LIMIT {
+        let mut tail = vec![0u8; again.len()];
+        let file = File::open(&pair.path).map_err(BakeError::read(&pair.path))?;
+        read_exact_at(&file, &mut tail, pair.expected).map_err(BakeError::read(&pair.path))?;
+        exact = tail == again;
     }
-    let mut tail = vec![0u8; usize::try_from(extra).expect("it is below the limit")];
-    read_exact_at(&pair.out, &mut tail, pair.expected).map_err(BakeError::read(&pair.path))?;
-    let Ok(model) = ModelProto::decode(tail.as_slice()) else { return Ok(Metadata::default()) };
-    let entries = model.metadata_props;
-    let ours = entries.iter().all(|entry| entry.key.as_deref().is_some_and(|key| key.starts_with(METADATA_PREFIX)));
-    let again = ModelProto { metadata_props: entries, ..Default::default() };
-    if ours && again.encode_to_vec() == tail {
-        Ok(Metadata { bytes: extra, count: again.metadata_props.len() })
-    } else {
-        Ok(Metadata::default())
-    }
+    Ok(Metadata {
+        bytes: if exact { extra } else { 0 },
+        count: if exact { entries.len().saturating_sub(held.findings.len()) } else { 0 },
+        held,
+        keys: entries.iter().filter_map(|entry| entry.key.clone()).collect(),
+    })
 }
 
-/// Pairs the tensors of the two indices in file order, leaving out what the plan adds; the second list names
-/// what has no counterpart or another header.
-fn pair_tensors(base: &Model, out: &Model, plan: &BakePlan) -> (Vec<(TensorId, TensorId)>, Vec<String>) {
+/// Pairs of a tensor of the base and the same one of the output, and those without one, with how they differ.
+type Paired<'m> = (Vec<(TensorId, TensorId)>, Vec<(&'m TensorRef, String)>);
+
+/// Pairs the tensors of the two indices by name, those of one name in file order, leaving out what the plan adds.
+fn pair_tensors<'m>(base: &'m Model, out: &'m Model, plan: &BakePlan) -> Paired<'m> {
     let constants = plan.patch.nodes.iter().flat_map(|(_, node)| &node.attribute).filter_map(|a| a.t.as_ref());
     let copies = plan.tensors.iter().filter_map(|edit| edit.copy.as_deref());
     let added = plan.patch.initializers.iter().chain(constants).filter_map(|t| t.name.as_deref());
-    let added: Vec<&str> = added.chain(copies).collect();
-    let kept = (0..out.tensors.len()).map(TensorId).filter(|&id| !added.contains(&out.tensor(id).name.as_str()));
-    let kept: Vec<TensorId> = kept.collect();
-    let mut changed = Vec::new();
-    let mut pairs = Vec::new();
-    for (id, other) in (0..base.tensors.len()).map(TensorId).zip(&kept) {
-        let (a, b) = (base.tensor(id), out.tensor(*other));
-        if a.name == b.name && a.dtype == b.dtype && a.shape == b.shape {
-            pairs.push((id, *other));
-        } else {
-            changed.push(format!(
-                "`{}` ({} {:?}) became `{}` ({} {:?})",
-                a.name, a.dtype, a.shape, b.name, b.dtype, b.shape
-            ));
+    let added: HashSet<&str> = added.chain(copies).collect();
+    let mut there: HashMap<&str, VecDeque<TensorId>> = HashMap::new();
+    for id in (0..out.tensors.len()).map(TensorId) {
+        // functions may each hold one of such a name, and the base has none
+        if !added.contains(out.tensor(id).name.as_str()) {
+            there.entry(&out.tensor(id).name).or_default().push_back(id);
         }
     }
-    changed.extend(base.tensors.iter().skip(kept.len()).map(|t| format!("`{}` is missing", t.name)));
-    changed.extend(kept.iter().skip(base.tensors.len()).map(|&id| format!("`{}` was added", out.tensor(id).name)));
-    (pairs, changed)
+    let (mut pairs, mut unpaired) = (Vec::new(), Vec::new());
+    for id in (0..base.tensors.len()).map(TensorId) {
+        let a = base.tensor(id);
+        let Some(other) = there.get_mut(a.name.as_str()).and_then(VecDeque::pop_front) else {
+            unpaired.push((a, "it is missing".to_string()));
+            continue;
+        };
+        let b = out.tensor(other);
+        if a.dtype == b.dtype && a.shape == b.shape {
+            pairs.push((id, other));
+        } else {
+            let detail = format!("it is {} {:?}, and was to be {} {:?}", b.dtype, b.shape, a.dtype, a.shape);
+            unpaired.push((a, detail));
+        }
+    }
+    let mut left: Vec<TensorId> = there.into_values().flatten().collect();
+    left.sort_unstable();
+    unpaired.extend(left.into_iter().map(|id| (out.tensor(id), "it was added".to_string())));
+    (pairs, unpaired)
 }
 
 /// Every edited tensor as the output's own index finds it.
@@ -291,6 +324,8 @@ fn check_edits(
                 max_ulp: f64::INFINITY,
                 quantised: edit.quantised.is_some(),
                 differing_bytes: 0,
+                changed: false,
+                untouched: false,
             };
             let other = match &edit.copy {
                 Some(name) => (0..out.tensors.len()).map(TensorId).find(|id| out.tensor(*id).name == *name),
@@ -310,15 +345,34 @@ fn check_edits(
             let found = tensor::check(edit, plan.unit_of(edit), &|block, at| was.read(block, at), &|block, at| {
                 is.read(block, at)
             })?;
+            let (differing_bytes, changed) = edit_again(plan, edit, &was, &is)?;
             Ok(TensorReport {
                 initializer: edit.name.clone(),
                 leak_after: found.leak_after,
                 max_ulp: found.max_ulp,
                 quantised: false,
-                differing_bytes: 0,
+                differing_bytes,
+                changed,
+                untouched: differing_bytes > 0 && was.equals(&is)?,
             })
         })
         .collect()
+}
+
+/// Edits a tensor again and counts the bytes that the output holds otherwise; and whether the edit changes any value.
+fn edit_again(plan: &BakePlan, edit: &TensorEdit, was: &Elements, is: &Elements) -> Result<(u64, bool), BakeError> {
+    let (mut differing, mut there) = (0, Vec::new());
+    let found = tensor::edit(edit, plan.unit_of(edit), false, &|block, at| was.read(block, at), &mut |bytes, at| {
+        there.resize(bytes.len(), 0);
+        is.read(&mut there, at)?;
+        differing += differing_in(bytes, &there);
+        Ok(())
+    })?;
+    Ok((differing, found.max_abs_delta > 0.0))
+}
+
+fn differing_in(a: &[u8], b: &[u8]) -> u64 {
+    if a == b { 0 } else { a.iter().zip(b).filter(|(a, b)| a != b).count() as u64 }
 }
 
 /// An edited quantised weight: codes `other` of the output with the scales that belong to them there.
@@ -358,21 +412,21 @@ fn check_quantised(
         (&|block, at| was.read(block, at), &tables),
         (&|block, at| is.read(block, at), &tables_after),
     )?;
+    let (differing_bytes, changed) = round_again(out, plan, edit, quantised, (&was, &is), &tables, scales)?;
     Ok(Some(TensorReport {
         initializer: edit.name.clone(),
         leak_after: found.leak_after,
         max_ulp: found.max_levels,
         quantised: true,
-        // the same arithmetic on every machine, but not in every version
-        differing_bytes: match own_metadata(out, VERSION_KEY) {
-            Some(version) if version != env!("CARGO_PKG_VERSION") => 0,
-            _ => differing_bytes(out, plan, edit, quantised, (&was, &is), &tables, scales)?,
-        },
+        differing_bytes,
+        changed,
+        untouched: differing_bytes > 0 && was.equals(&is)?,
     }))
 }
 
-/// Rounds a quantised weight again and counts the bytes of codes and scales that the output holds otherwise.
-fn differing_bytes(
+/// Rounds a quantised weight again and counts the bytes of codes and scales that the output holds otherwise; and whether
+/// the rounding changes any value.
+fn round_again(
     out: &Model,
     plan: &BakePlan,
     edit: &TensorEdit,
@@ -380,8 +434,7 @@ fn differing_bytes(
     (was, is): (&Elements, &Elements),
     tables: &quantised::Tables,
     scales: TensorId,
-) -> Result<u64, BakeError> {
-    let count = |a: &[u8], b: &[u8]| a.iter().zip(b).filter(|(a, b)| a != b).count() as u64;
+) -> Result<(u64, bool), BakeError> {
     let stored = match edit.scales() {
         Some(_) => Elements::open(out, out.tensor(scales), false)?,
         None => None,
@@ -396,7 +449,7 @@ fn differing_bytes(
     };
     let mut differing = 0;
     let mut there = Vec::new();
-    quantised::edit(
+    let found = quantised::edit(
         &edit.name,
         quantised,
         plan.unit_of(edit),
@@ -405,7 +458,7 @@ fn differing_bytes(
         &mut |bytes, at| {
             there.resize(bytes.len(), 0);
             is.read(&mut there, at)?;
-            differing += count(bytes, &there);
+            differing += differing_in(bytes, &there);
             Ok(())
         },
         stored.is_some().then_some(&mut write_scales as Write<'_>),
@@ -413,18 +466,18 @@ fn differing_bytes(
     if let Some(stored) = stored {
         let mut there = vec![0u8; again.len()];
         stored.read(&mut there, 0)?;
-        differing += count(&again, &there);
+        differing += differing_in(&again, &there);
     }
-    Ok(differing)
+    Ok((differing, found.tally.max_abs_delta > 0.0 || found.grown > 0))
 }
 
-/// Names of unedited tensors whose bytes differ, and how many were compared.
-fn compare_others(
-    base: &Model,
+/// Unedited tensors whose bytes differ, and how many were compared.
+fn compare_others<'m>(
+    base: &'m Model,
     out: &Model,
     plan: &BakePlan,
     pairs: &[(TensorId, TensorId)],
-) -> Result<(Vec<String>, usize), BakeError> {
+) -> Result<(Vec<&'m TensorRef>, usize), BakeError> {
     let edited: HashSet<TensorId> = plan
         .tensors
         .iter()
@@ -432,7 +485,7 @@ fn compare_others(
         .flat_map(|edit| [edit.tensor].into_iter().chain(edit.scales()))
         .collect();
     let others: Vec<_> = pairs.iter().filter(|(id, _)| !edited.contains(id)).collect();
-    let changed: Vec<Option<String>> = others
+    let changed: Vec<Option<&TensorRef>> = others
         .par_iter()
         .map(|(id, other)| {
             let (a, b) = (base.tensor(*id), out.tensor(*other));
@@ -441,7 +494,7 @@ fn compare_others(
                 (None, None) => true,
                 _ => false,
             };
-            Ok((!equal).then(|| format!("`{}` has other bytes", a.name)))
+            Ok((!equal).then_some(a))
         })
         .collect::<Result<_, BakeError>>()?;
     Ok((changed.into_iter().flatten().collect(), others.len()))

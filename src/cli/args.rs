@@ -447,12 +447,18 @@ pub struct VerifyArgs {
     /// The direction.
     #[arg(long, value_name = "FILE")]
     pub direction: PathBuf,
-    /// Compare bytes only: needs no runtime.
+    /// Share of the direction's component that was ablated, if not what the direction file says.
+    #[arg(long, value_parser = above_zero)]
+    pub strength: Option<f64>,
+    /// Factor of the vector that was added, if not what the direction file says; 0 for none.
+    #[arg(long, value_name = "ALPHA", value_parser = finite, allow_negative_numbers = true)]
+    pub add: Option<f64>,
+    /// Compare bytes only: needs no runtime. Whether the model loads and what its stream keeps is then not checked.
     #[arg(long)]
     pub bytes_only: bool,
-    /// The model was baked with `--weights-only`.
-    #[arg(long)]
-    pub weights_only: bool,
+    /// How it was baked. What the output says of that is compared, and never believed.
+    #[command(flatten)]
+    pub treatment: TreatmentArgs,
     /// The models that were baked, as `--only` of the bake named them; none of the others may be in OUT.
     #[arg(long, value_name = "GLOB")]
     pub only: Vec<String>,

@@ -388,13 +388,14 @@ fn bake_options<'a>(context: &'a Context, treatment: TreatmentArgs, out: &'a Pat
 }
 
 /// The direction with the strength and the addition of its file, or with those that the flags give instead.
-fn steered(direction: Direction, args: &BakeArgs) -> Result<Direction, Error> {
-    let share = args.strength.unwrap_or(direction.share());
-    let addition = match (direction.addition().cloned(), args.add) {
+fn steered(file: &Path, strength: Option<f64>, add: Option<f64>) -> Result<Direction, Error> {
+    let direction = direction_file::load(file)?;
+    let share = strength.unwrap_or(direction.share());
+    let addition = match (direction.addition().cloned(), add) {
         (Some(addition), alpha) => Some(Addition { alpha: alpha.unwrap_or(addition.alpha), ..addition }),
         (None, Some(alpha)) if alpha != 0.0 => {
             return Err(Error::usage(
-                format!("`{}` holds no vector to add", args.direction.display()),
+                format!("`{}` holds no vector to add", file.display()),
                 "make one with `lancet run --add` or `lancet sweep --add`",
             ));
         }
@@ -406,7 +407,7 @@ fn steered(direction: Direction, args: &BakeArgs) -> Result<Direction, Error> {
 /// `lancet bake`.
 pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Outcome> {
     let package = Package::find(&args.model, &[])?.only(&args.only.only)?;
-    let direction = steered(direction_file::load(&args.direction)?, args)?;
+    let direction = steered(&args.direction, args.strength, args.add)?;
     let options = bake_options(context, args.treatment, &args.output)?;
     if args.measure {
         let result = bake_measured(context, &args.measuring, &package, &direction, &options)?;
@@ -415,7 +416,12 @@ pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Outcome> {
     let runtime = if args.bytes_only { None } else { at_hand(&args.measuring.runtime)? };
     let options = BakeOptions { runtime: runtime.as_ref(), ..options };
     let result = pipeline::bake(&package, &direction, &options, None, &context.ui)?;
-    if result.variants.iter().any(|v| !v.verify.inexact.is_empty()) {
+    let inexact = || result.variants.iter().filter(|v| !v.verify.inexact.is_empty());
+    if inexact().any(|v| v.edits.iter().any(|e| e.treatment == "rounded")) {
+        context
+            .ui
+            .say("note: rounded weights are not quite exact in this model; `lancet verify` measures the difference");
+    } else if inexact().next().is_some() {
         context.ui.say(
             "note: weights alone are not exact in this model; `lancet verify --weights-only` measures the difference",
         );
@@ -496,8 +502,8 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
     let inside: Vec<_> =
         args.out.canonicalize().into_iter().filter(|out| !args.base.canonicalize().is_ok_and(|b| b == *out)).collect();
     let package = Package::find(&args.base, &inside)?.only(&args.only)?;
-    let direction = direction_file::load(&args.direction)?;
-    let options = lancet::bake::PlanOptions { weights_only: args.weights_only, ..Default::default() };
+    let direction = steered(&args.direction, args.strength, args.add)?;
+    let options = bake_options(context, args.treatment, &args.out)?;
     let lone = if package.lone && !args.out.is_dir() {
         let base = Opened::of(package.pick(None)?.files.clone())?;
         let mut out = Opened::new(&args.out)?;
@@ -506,13 +512,9 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
     } else {
         None
     };
-    let direction = match &lone {
-        Some((_, out)) => lancet::bake::as_baked(&out.model, &direction).map_err(Error::from)?,
-        None => direction,
-    };
     let model = lone.as_ref().map(|(base, _)| base.understand()).transpose().map_err(Error::from)?;
     let plans = match (&model, &lone) {
-        (Some(model), Some((_, out))) => Some(prove::plans(model, out, &direction, &options)?),
+        (Some(model), Some((base, _))) => Some(prove::plans((base, model), &direction, &options)?),
         _ => None,
     };
     let mut ran = None;

@@ -25,14 +25,16 @@ pub mod prove;
 mod publish;
 pub mod sweep;
 pub mod variant;
+mod verdict;
 mod walk;
 mod weights;
 mod write;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use crate::bake::{self, PlanOptions, QuantisedMode, Staging};
+use crate::bake::{self, BakePlan, PlanOptions, QuantisedMode, Staging};
 use crate::chat::Chat;
 use crate::error::Error;
 use crate::method::direction::Direction;
@@ -52,6 +54,7 @@ pub use package::Package;
 pub use publish::preflight;
 use variant::{Clock, Measuring, Running};
 pub use write::{check_new_folder, check_place, write_whole};
+pub use verdict::verdict;
 
 /// Prompts that a written model's logits are compared on.
 const VERIFY_PROMPTS: usize = 8;
@@ -86,6 +89,17 @@ impl BakeOptions<'_> {
     fn plan(&self, mut metadata: Vec<(String, String)>) -> PlanOptions {
         metadata.extend(self.max_rounding_error.map(|ratio| ("lancet.max_rounding_error".into(), ratio.to_string())));
         PlanOptions { weights_only: self.weights_only, quantised: self.quantised, metadata, ..PlanOptions::default() }
+    }
+
+    /// Whether a quantised writer may get nodes because rounding leaves or costs too much.
+    fn may_fall_back(&self) -> bool {
+        self.quantised == QuantisedMode::Auto && !self.weights_only
+    }
+
+    /// The quantised writers of a file that get nodes instead, as their edits tell; `None` where there are none.
+    fn past_limits(&self, edits: &[bake::Edit], plan: &BakePlan) -> Option<BTreeSet<String>> {
+        let past = bake::limits::past_limits(edits, plan.unit().len(), self.max_rounding_error);
+        (self.may_fall_back() && !past.is_empty()).then_some(past)
     }
 }
 
@@ -406,48 +420,6 @@ pub fn verify_prompts(chat: &Chat, prompts: &Prompts) -> Result<Vec<Vec<u32>>, E
         out.extend(collect::encode(chat, &texts[..texts.len().min(VERIFY_PROMPTS.div_ceil(3))])?);
     }
     Ok(out)
-}
-
-/// The verdict over bytes and logits.
-pub fn verdict(bytes: &bake::ByteReport, logits: Option<&check::LogitReport>, inexact: Vec<String>) -> VerifyResult {
-    let mut failures = Vec::new();
-    if bytes.changed_bytes_outside_plan > 0 {
-        failures.push(format!("{} bytes outside the plan differ", bytes.changed_bytes_outside_plan));
-    }
-    failures.extend(bytes.changed_tensors.iter().map(|what| format!("not to be edited: {what}")));
-    if failures.is_empty() && !bytes.passed() {
-        failures.push("an edited tensor is not what the plan computes".into());
-    }
-    if let Some(logits) = logits {
-        // a NaN must fail too
-        let beyond = inexact.is_empty() && logits.max_abs_logit_diff > logits.bound;
-        if logits.max_abs_logit_diff.is_nan() || beyond {
-            failures.push(format!(
-                "a logit differs from run-time ablation by {:.3e}, more than {:.3e}",
-                logits.max_abs_logit_diff, logits.bound
-            ));
-        }
-        if logits.max_stream_leak.is_nan() || logits.max_stream_leak > logits.leak_bound {
-            failures.push(format!(
-                "the stream keeps {:.3e} of the direction, more than {:.3e}",
-                logits.max_stream_leak, logits.leak_bound
-            ));
-        }
-    }
-    VerifyResult {
-        passed: failures.is_empty(),
-        max_abs_logit_diff: logits.map(|l| l.max_abs_logit_diff),
-        kl: logits.map(|l| l.kl),
-        max_stream_leak: logits.map(|l| l.max_stream_leak),
-        changed_bytes_outside_plan: bytes.changed_bytes_outside_plan,
-        bound: logits.map(|l| l.bound),
-        n_prompts: logits.map_or(0, |l| l.n_prompts),
-        inexact,
-        failures,
-        unexplained: Vec::new(),
-        stream: None,
-        unchecked: Vec::new(),
-    }
 }
 
 /// Summary of a collection.

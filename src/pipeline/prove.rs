@@ -1,5 +1,6 @@
 //! Verifying what is on disk: one model, or a whole package against its base.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -8,7 +9,7 @@ use super::opened::{Opened, Plans, Understood};
 use super::package::{Package, Role, Variant, shown};
 use super::publish::of_variant;
 use super::variant::Running;
-use super::{verdict, verify_prompts};
+use super::{BakeOptions, verdict, verify_prompts};
 use super::consumer::{self, Consumer};
 use crate::bake::{self as baking, BakePlan, PlanOptions, verify_bytes};
 use crate::error::{Error, Kind};
@@ -43,27 +44,41 @@ pub fn model(
     Ok(result)
 }
 
-/// What a bake planned, as the metadata of what it wrote tell: which quantised writers were rounded, and which got nodes.
-/// `direction` is the one that [`baking::as_baked`] gives.
+/// What a bake of `base` with these options plans. Which quantised writers it gives to nodes because rounding leaves or
+/// costs too much is computed again: no output is asked.
 ///
 /// # Errors
-/// As [`Understood::plan`].
+/// As [`Understood::plan`], or if a weight cannot be read.
 pub fn plans(
-    base: &Understood<'_>,
-    out: &Opened,
+    base: (&Opened, &Understood<'_>),
     direction: &Direction,
-    options: &PlanOptions,
+    options: &BakeOptions<'_>,
 ) -> Result<Plans, Error> {
-    let main = base.plan(direction, &as_written(options, &out.model))?;
-    match &out.embedding {
-        Some(embedding) => Ok(Plans { main: main.main, ..base.plan(direction, &as_written(options, embedding))? }),
-        None => Ok(main),
+    let (opened, model) = base;
+    let asked = options.plan(Vec::new());
+    let again = |by_nodes| model.plan(direction, &PlanOptions { by_nodes, ..asked.clone() });
+    let mut plans = model.plan(direction, &asked)?;
+    // where nodes cannot be inserted, rounding is what there is
+    if let (Some(file), Some(plan)) = (&opened.embedding, &mut plans.embedding)
+        && let Some(past) = past_limits(file, plan, options)?
+        && let Ok(other) = again(past)
+    {
+        *plan = other.embedding.expect("it was planned before");
     }
+    if let Some(past) = past_limits(&opened.model, &plans.main, options)?
+        && let Ok(other) = again(past)
+    {
+        plans.main = other.main;
+    }
+    Ok(plans)
 }
 
-fn as_written(options: &PlanOptions, out: &Model) -> PlanOptions {
-    let quantised = baking::mode_of(out).unwrap_or(options.quantised);
-    PlanOptions { quantised, by_nodes: baking::by_nodes_of(out), ..options.clone() }
+/// The quantised writers of one file that get nodes instead, if any: they are rounded in memory to tell.
+fn past_limits(model: &Model, plan: &BakePlan, options: &BakeOptions<'_>) -> Result<Option<BTreeSet<String>>, Error> {
+    if !options.may_fall_back() {
+        return Ok(None);
+    }
+    Ok(options.past_limits(&baking::rehearse(model, plan, options.cancelled)?, plan))
 }
 
 /// An embedding file without a model: its plan, which is made for the width of the direction.
@@ -101,7 +116,7 @@ pub fn package(
     base: &Package,
     out: &Path,
     direction: &Direction,
-    options: &PlanOptions,
+    options: &BakeOptions<'_>,
     running: Option<&Running<'_>>,
 ) -> Result<PackageVerify, Error> {
     if !out.is_dir() {
@@ -166,21 +181,33 @@ fn one(
     variant: &Variant,
     out: &Path,
     direction: &Direction,
-    options: &PlanOptions,
+    options: &BakeOptions<'_>,
     running: Option<&Running<'_>>,
 ) -> Result<VerifyResult, Error> {
     let place = out.join(&variant.relative);
     if variant.role == Role::Embedding {
         let base = Model::open(&variant.files.onnx)?;
-        let written = Model::open(&place)?;
-        let direction = baking::as_baked(&written, direction)?;
-        let plan = embedding_plan(&base, &direction, &as_written(options, &written))?;
-        return embedding(&base, &place, &plan);
+        let asked = options.plan(Vec::new());
+        let mut plan = embedding_plan(&base, direction, &asked)?;
+        if let Some(by_nodes) = past_limits(&base, &plan, options)?
+            && let Ok(other) = embedding_plan(&base, direction, &PlanOptions { by_nodes, ..asked })
+        {
+            plan = other;
+        }
+        return Ok(within(variant, embedding(&base, &place, &plan)?));
     }
     let base = Opened::of(variant.files.clone())?;
     let understood = base.understand()?;
     let written = base.again(place.parent().unwrap_or(out))?;
-    let direction = baking::as_baked(&written.model, direction)?;
-    let plans = plans(&understood, &written, &direction, options)?;
-    model((&base, &understood), &written, &plans, &direction, running)
+    let plans = plans((&base, &understood), direction, options)?;
+    Ok(within(variant, model((&base, &understood), &written, &plans, direction, running)?))
+}
+
+/// The same with files relative to the package.
+fn within(variant: &Variant, mut found: VerifyResult) -> VerifyResult {
+    let folder = variant.relative.parent().unwrap_or(Path::new(""));
+    for difference in &mut found.unexplained {
+        difference.file = shown(&folder.join(&difference.file));
+    }
+    found
 }

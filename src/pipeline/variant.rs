@@ -12,7 +12,7 @@ use super::opened::{Opened, Understood};
 use super::package::{Package, Role, Variant, shown};
 use super::publish::{equal, is_single};
 use super::{BakeOptions, check, evaluate, inspect, pad_token, prove, verify_prompts};
-use crate::bake::{self as baking, BakeError, BakePlan, PlanOptions, QuantisedMode, Staging};
+use crate::bake::{self as baking, BakeError, BakePlan, PlanOptions, Staging};
 use crate::chat::Chat;
 use crate::error::Error;
 use crate::files;
@@ -200,10 +200,10 @@ impl<'a> Desk<'a> {
             apart = Some(made);
         }
         let mut edits = self.apply(model, plan, &folder, stage)?;
-        let past = baking::limits::past_limits(&edits, plan.unit().len(), self.options.max_rounding_error);
-        let fallback = self.options.quantised == QuantisedMode::Auto && !self.options.weights_only && !past.is_empty();
         // where nodes cannot be inserted, rounding is what there is
-        if fallback && let Ok(other) = again(past) {
+        if let Some(past) = self.options.past_limits(&edits, plan)
+            && let Ok(other) = again(past)
+        {
             for output in &outputs {
                 let place = folder.join(output.strip_prefix(under).expect("outputs are below the model's folder"));
                 std::fs::remove_file(&place).map_err(io(&place, "replace"))?;

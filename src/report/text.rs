@@ -391,12 +391,19 @@ pub fn verify_summary(verify: &VerifyResult, width: usize, style: Style) -> Stri
     if let Some(first) = verify.inexact.first() {
         let more = verify.inexact.len() - 1;
         let others = if more == 0 { String::new() } else { format!(" and {}", count(more, "more tensor")) };
-        let note =
-            format!("`{first}`{others}: weights alone are not exact behind a norm; the differences above are the cost");
+        let note = format!(
+            "`{first}`{others}: rounded, or edited behind a norm, which is not exact; the differences above are the cost"
+        );
         labelled(&mut out, style, ("  -", 4), &note, (width, usize::MAX));
     }
     for failure in &verify.failures {
         labelled(&mut out, style, ("  -", 4), failure, (width, usize::MAX));
+    }
+    if !verify.unchecked.is_empty() {
+        out.push('\n');
+    }
+    for unchecked in &verify.unchecked {
+        labelled(&mut out, style, ("  -", 4), &format!("not checked: {unchecked}"), (width, usize::MAX));
     }
     out
 }
