@@ -15,7 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("chat", &[]),
     ("lm", &["onnx"]),
     ("instrument", &["onnx", "lm"]),
-    ("runtime", &["onnx::DataType", "lm::Interface", "lm::Padding"]),
+    ("runtime", &["onnx::DataType", "lm::Interface", "lm::Padding", "lm::interface"]),
     ("method", &["linalg"]),
     ("prompt_files", &["method::prompts"]),
     ("multiple_choice", &["method::prompts::Row"]),

@@ -114,7 +114,7 @@ impl ModelFiles {
             return Ok(ModelConfig {
                 n_layers: number(text, &["num_hidden_layers", "n_layer", "num_layers"]),
                 n_kv_heads: number(text, &["num_key_value_heads"]).or(heads),
-                d_head: number(text, &["head_dim"]).or_else(|| Some(width? / heads?)),
+                d_head: number(text, &["head_dim"]).or_else(|| width?.checked_div(heads?)),
             });
         }
         if let Some(config) = self.json("genai_config.json")?

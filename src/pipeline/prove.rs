@@ -26,11 +26,14 @@ pub fn model(
     direction: &Direction,
     running: Option<&Running<'_>>,
 ) -> Result<VerifyResult, Error> {
-    let logits = match running {
+    let unfed = base.1.lm.interface.unfed.as_ref().filter(|_| running.is_some());
+    let logits = match running.filter(|_| unfed.is_none()) {
         Some(running) => Some(running.check(base.1, &out.understand()?, direction)?),
         None => None,
     };
-    Ok(verdict(&plans.verify(base.0, out)?, logits.as_ref(), plans.inexact()))
+    let mut found = verdict(&plans.verify(base.0, out)?, logits.as_ref(), plans.inexact());
+    found.unchecked.extend(unfed.map(|refusal| format!("the model was not run: {refusal}")));
+    Ok(found)
 }
 
 /// What a bake planned, as the metadata of what it wrote tell: which quantised writers were rounded, and which got nodes.
