@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
+use crate::lm::interface::Line;
 use crate::lm::projection::{self, AdditionSource, DirectionSource, Steps};
 use crate::lm::residual::SKIP_SUM_OUTPUT;
 use crate::lm::{EmbeddingFile, LanguageModel, ResidPoint, ResidualStream, StreamValue};
@@ -252,6 +253,15 @@ fn with_positions(
     int64s: &mut Vec<TensorProto>,
 ) -> String {
     let [batch, shape, output] = ["batch", "shape", "whole"].map(|part| format!("{name}.{part}"));
+    // tokens of one sequence have no axis of rows
+    if lm.interface.feeding.tokens == Line::Flat {
+        let one = "lancet.one_row";
+        if !int64s.iter().any(|t| t.name.as_deref() == Some(one)) {
+            int64s.push(projection::int64s(one, &[1, -1, lm.d_model() as i64]));
+        }
+        patch.nodes.push((place, node("Reshape", &output, &[source, one], &[&output], vec![])));
+        return output;
+    }
     for (name, values) in [("lancet.first", vec![0]), ("lancet.rest", vec![-1, lm.d_model() as i64])] {
         if !int64s.iter().any(|t| t.name.as_deref() == Some(name)) {
             int64s.push(projection::int64s(name, &values));
@@ -531,7 +541,10 @@ fn reference_weights(proto: &mut ModelProto, model: &Model) -> Result<(), OnnxEr
 fn reference(tensor: &mut TensorProto, model: &Model, main: &Path, external: bool) -> Result<(), OnnxError> {
     let Some(id) = Model::tensor_of(tensor) else { return Ok(()) };
     Model::unmark(tensor);
-    let indexed = model.tensor(id);
+    let indexed = model.tensors.get(id.0).ok_or_else(|| OnnxError::BadTensor {
+        tensor: tensor.name.clone().unwrap_or_default(),
+        reason: "its external data hold a key that Lancet keeps for itself".into(),
+    })?;
     let (path, offset, length): (PathBuf, u64, u64) = match &indexed.storage {
         Storage::Embedded { offset, length } => (main.to_path_buf(), *offset, *length),
         Storage::External { path, offset, length, .. } => (path.clone(), *offset, *length),

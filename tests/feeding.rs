@@ -13,7 +13,7 @@ use lancet::onnx::proto::{
     Dimension, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, TensorShapeProto, TypeProto,
     ValueInfoProto, attr_int, dimension, node, type_proto,
 };
-use lancet::pipeline::engine::{Engine, Generation, Observer, Row, Silent, Steering};
+use lancet::pipeline::engine::{Engine, Generation, Observer, Row, Steering};
 use lancet::pipeline::likelihood::{Query, log_likelihoods};
 use lancet::pipeline::{Opened, divergence};
 use lancet::runtime::Decoding;
@@ -173,12 +173,12 @@ fn numbers_at(model: &std::path::Path, new_tokens: usize) -> Numbers {
     let answers: Vec<Vec<u32>> = answers.into_iter().map(|mut samples| samples.remove(0).ids).collect();
     let queries: Vec<Query<'_>> = prompts.iter().map(|tokens| Query { tokens, scored: 4 }).collect();
     let told = Counted::default();
-    let likelihoods = log_likelihoods(&engine, &queries, (16, engine.room()), (&told, "score")).unwrap().concat();
+    let likelihoods = log_likelihoods(&engine, &queries, 16, engine.room(), |_| ()).unwrap().concat();
     let length = 96f32.sqrt().recip();
     let steering = Steering { direction: vec![length; 96], addition: Some((2, vec![0.05; 96])) };
     let steered = Engine { steered: Some(&steering), ..engine };
     let given: Vec<Vec<u32>> = prompts.iter().map(|tokens| tokens[..2].to_vec()).collect();
-    let kl = divergence::measure(&engine, &steered, &prompts, &given, 3, &Silent).unwrap();
+    let kl = divergence::measure(&engine, &steered, &prompts, &given, 3, &told).unwrap();
     let positions = engine.session(Request { logits: 2, last_positions: 1, ..Request::default() }).unwrap().positions();
     Numbers {
         logits: logits.concat(),
@@ -252,9 +252,17 @@ fn logits_of_the_last_token_only_are_measured_by_prefixes() {
     let by_mask = variant(|graph| {
         let last = maker(graph, "logits");
         let activation = std::mem::replace(&mut graph.node[last].input[0], "lo.picked".into());
-        graph.initializer.extend([ints("lo.1", &[1], &[1]), ints("lo.one", &[1, 1], &[1])]);
+        graph.initializer.extend([
+            ints("lo.1", &[1], &[1]),
+            ints("lo.one", &[1, 1], &[1]),
+            ints("lo.to", &[1], &[i64::MAX]),
+        ]);
         let nodes = [
-            node("ReduceSum", "lo.sum", &["attention_mask", "lo.1"], &["lo.count"], vec![attr_int("keepdims", 1)]),
+            node("Shape", "lo.shape", &["input_ids"], &["lo.sizes"], vec![]),
+            node("Gather", "lo.gather", &["lo.sizes", "lo.1"], &["lo.tokens"], vec![]),
+            node("Neg", "lo.neg", &["lo.tokens"], &["lo.from"], vec![]),
+            node("Slice", "lo.slice", &["attention_mask", "lo.from", "lo.to", "lo.1"], &["lo.mask"], vec![]),
+            node("ReduceSum", "lo.sum", &["lo.mask", "lo.1"], &["lo.count"], vec![attr_int("keepdims", 1)]),
             node("Sub", "lo.sub", &["lo.count", "lo.one"], &["lo.index"], vec![]),
             node("GatherND", "lo", &[&activation, "lo.index"], &["lo.picked"], vec![attr_int("batch_dims", 1)]),
         ];
@@ -449,6 +457,10 @@ fn sparse_weights_and_adapters_and_defaults_change_nothing() {
     same(&sparse);
     for defaults in [false, true] {
         let sandbox = adapter(defaults);
+        let mut bake = sandbox.lancet(&["bake", "model", "--direction", "d.safetensors", "-o", "out"]);
+        assert!(bake.output().unwrap().status.success());
+        let baked = Opened::new(&sandbox.path("out")).unwrap();
+        assert!(baked.understand().unwrap().lm.interface.unfed.is_none());
         let opened = Opened::new(&sandbox.path("model")).unwrap();
         // how an adapter's block is told is the trace's own matter
         if opened.understand().is_ok_and(|model| model.lm.n_layers() == 6) {
@@ -546,5 +558,40 @@ fn what_cannot_be_fed_is_edited_all_the_same_and_said() {
         let words = [words, input, "hint: "];
         sandbox.refused_without_hint(&mut sandbox.lancet(&["collect", "model", "-o", "a"]), 1, &words);
         sandbox.refused_without_hint(&mut sandbox.lancet(&["eval", "model"]), 1, &words);
+    }
+}
+
+#[test]
+fn a_buffer_of_fixed_length_is_filled_from_its_begin() {
+    let answers = |length: Option<i64>| {
+        let sandbox = Sandbox::with_fixture("zoo/llama/genai-fp32");
+        let path = sandbox.path("model/model.onnx");
+        let mut model = ModelProto::decode(std::fs::read(&path).unwrap().as_slice()).unwrap();
+        let graph = model.graph.as_mut().unwrap();
+        for input in graph.input.iter_mut().filter(|i| i.name.as_ref().unwrap().starts_with("past")) {
+            let Some(type_proto::Value::TensorType(t)) = input.r#type.as_mut().unwrap().value.as_mut() else {
+                continue;
+            };
+            let dims = &mut t.shape.as_mut().unwrap().dim;
+            if let Some(n) = length {
+                dims[2].value = Some(dimension::Value::DimValue(n));
+            }
+        }
+        open_outputs(graph);
+        std::fs::write(path, model.encode_to_vec()).unwrap();
+        let opened = Opened::new(&sandbox.path("model")).unwrap();
+        let model = opened.understand().unwrap();
+        let runtime = Runtime::load(&common::onnxruntime_library(), Device::Cpu, 1).unwrap();
+        let never = AtomicBool::new(false);
+        let engine = Engine { runtime: &runtime, model: &model, batch: 4, pad: 0, cancelled: &never, steered: None };
+        let prompts: Vec<Vec<u32>> = prompts().iter().map(|p| p.iter().map(|t| t % 32).collect()).collect();
+        let how = Generation { max_new_tokens: 20, stop: vec![], decoding: Decoding::Greedy, samples: 1 };
+        engine.generator().unwrap().answers(&prompts, &how, |_| ()).unwrap()
+    };
+    let (open, fixed) = (answers(None), answers(Some(24)));
+    for (prompt, (open, fixed)) in prompts().iter().zip(open.iter().zip(&fixed)) {
+        // an answer ends where the buffer does
+        let room = 25 - prompt.len();
+        assert_eq!(fixed[0].ids, open[0].ids[..room.min(20)]);
     }
 }

@@ -260,6 +260,11 @@ impl Interface {
         if let Some(mask) = inputs.attention_mask {
             let found = feeding::mask(graph, mask);
             self.feeding.mask = found.map_err(|reason| unfed(mask, format!("the graph takes {reason}")))?;
+            if let (Some(rows), Some(first)) = (self.feeding.rows, self.feeding.mask.axes.first_mut())
+                && *first == MaskAxis::Same(rows)
+            {
+                *first = MaskAxis::Batch;
+            }
         }
         self.plan_positions(inputs)?;
         self.plan_past(graph, inputs, relative)?;
@@ -296,12 +301,13 @@ impl Interface {
                 self.single = true;
             }
             [batch, length] => {
-                if let Some(rows @ 2..) = batch {
-                    return Err(unfed(info, format!("the graph takes batches of {rows} rows, no more and no less")));
-                }
+                self.feeding.rows = batch.filter(|rows| *rows > 1);
                 self.feeding.length = *length;
             }
             _ => return Err(unfed(info, format!("the token input has {} dimensions", dims.len()))),
+        }
+        if self.feeding.length == Some(1) {
+            return Err(unfed(info, "the graph takes one token a run: it decodes, and takes no prompt"));
         }
         Ok(())
     }
@@ -336,7 +342,7 @@ impl Interface {
             match feeding::dims(info).and_then(|dims| dims.get(slot.batch_axis).copied().flatten()) {
                 Some(1) => self.single = true,
                 // heads that are folded into the batch are as many as the slot has
-                Some(n) if n != slot.empty[slot.batch_axis] => {
+                Some(n) if n != slot.empty[slot.batch_axis] * self.feeding.rows.unwrap_or(1) => {
                     return Err(unfed(info, format!("the cache is of {n} rows, no more and no less")));
                 }
                 _ => {}
@@ -349,17 +355,12 @@ impl Interface {
         if lengths.iter().any(|n| *n != Some(first)) {
             return Err(unfed(inputs.past[0], "the parts of the cache are of different fixed lengths"));
         }
-        let scattered = inputs.past.iter().any(|info| scatters(graph, info));
+        if inputs.past.iter().any(|info| scatters(graph, info)) {
+            let reason = format!("the graph writes new positions into a cache of {first}, wherever it is told to");
+            return Err(unfed(inputs.past[0], reason));
+        }
         self.feeding.past = if relative {
             Past::Filled(first)
-        } else if scattered {
-            if self.cache_position.is_none() || self.attention_mask.is_none() {
-                return Err(unfed(
-                    inputs.past[0],
-                    "the graph writes into a cache of fixed length and takes no `cache_position` or no mask",
-                ));
-            }
-            Past::Scattered(first)
         } else if first == 0 || (self.attention_mask.is_some() && self.position_ids.is_some()) {
             Past::Hidden(first)
         } else {

@@ -8,7 +8,7 @@ use super::inspect;
 use super::opened::Understood;
 use crate::error::Error;
 use crate::instrument::{self, ADDITION_INPUT, Cut, DIRECTION_INPUT, Request, SessionModel};
-use crate::lm::{Interface, Padding};
+use crate::lm::{Interface, Padding, ResidPoint};
 use crate::method::direction::{Addition, Direction};
 use crate::onnx::DataType;
 use crate::runtime::batch::{self, Batch, Sharing};
@@ -169,12 +169,28 @@ impl Engine<'_> {
     ///
     /// # Errors
     /// If ONNX Runtime refuses the model, if its inputs cannot be fed, or if what it returns cannot be read.
-    pub fn session(&self, request: Request) -> Result<Session, Error> {
+    pub fn session(&self, mut request: Request) -> Result<Session, Error> {
         self.feedable()?;
+        let steers = request.ablation || request.addition.is_some() || self.steered.is_some();
+        // what steers must know how the stream lies, though nobody asked for it
+        let guarded = steers && request.probes.is_empty();
+        if guarded {
+            request.probes = vec![(0, ResidPoint::Pre), (self.model.lm.n_layers() - 1, ResidPoint::Post)];
+        }
+        let mut failed = None;
         for cut in [Cut::InGraph, Cut::Outside] {
             let mut session = self.load(Request { cut, ..request.clone() })?;
-            let Some(readings) = reading::learn(self, &mut session)? else { continue };
-            for (probe, (layer, point)) in readings.probes.iter().zip(&request.probes) {
+            let readings = match (reading::learn(self, &mut session), cut) {
+                (Ok(Some(readings)), _) => readings,
+                (Ok(None), _) => continue,
+                // a stream of other axes cannot be steered in batches
+                (Err(Error::Runtime(error @ RuntimeError::Run { .. })), Cut::InGraph) => {
+                    failed = Some(error);
+                    continue;
+                }
+                (Err(error), _) => return Err(failed.map_or(error, Error::from)),
+            };
+            for (probe, (layer, point)) in readings.probes.iter().zip(&request.probes).filter(|_| !guarded) {
                 if probe.positions == Positions::Last && request.last_positions > 1 {
                     return Err(Error::failed_with(
                         format!("the stream of layer {layer} ({point:?}) holds the last position only"),
@@ -183,6 +199,13 @@ impl Engine<'_> {
                 }
             }
             session.readings = readings;
+            if steers && cut == Cut::Outside {
+                reading::check_ablation(self, &mut session)?;
+            }
+            if guarded {
+                session.built.probes.clear();
+                session.readings.probes.clear();
+            }
             let sharing = self.sharing(&mut session)?;
             session.interface.single |= sharing == Sharing::Single;
             if sharing == Sharing::EqualLengths {
@@ -190,7 +213,8 @@ impl Engine<'_> {
             }
             return Ok(session);
         }
-        Err(Error::failed("the axes of what the model returns cannot be told apart"))
+        Err(failed
+            .map_or_else(|| Error::failed("the axes of what the model returns cannot be told apart"), Error::from))
     }
 
     /// Loads the branch of a merged decoder that takes a cache; it returns what the plain branch returns.
@@ -308,12 +332,13 @@ impl Engine<'_> {
     ) -> Result<(), Error> {
         let prompts: Vec<&[u32]> = members.iter().map(|&i| rows[i].tokens).collect();
         let batch = Batch::new(&prompts, self.pad).fitted(&session.interface, self.pad)?;
-        let vectors: Vec<&[f32]> = members
+        let mut vectors: Vec<&[f32]> = members
             .iter()
             .map(|&row| directions.get(rows[row].direction).map_or(&[] as &[f32], Vec::as_slice))
             .collect();
-        let arrays = session.arrays(self, &batch, &vectors)?;
         let (n_rows, tokens) = batch.ids.dim();
+        vectors.resize(n_rows, &[]);
+        let arrays = session.arrays(self, &batch, &vectors)?;
         let (of_probes, of_logits) = reading::positions(session, tokens);
         let Readings { probes, logits } = &session.readings;
         let (probe_arrays, logit_arrays) = arrays.split_at(probes.len());

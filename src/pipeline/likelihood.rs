@@ -50,33 +50,64 @@ fn spans<'t>(queries: &[Query<'t>], chunk: usize) -> Vec<Span<'t>> {
     found
 }
 
-/// Log-likelihood of each scored token of each query, in nats: `[query][scored token]`. The work is a stage of `observer`.
+/// Log-likelihood of each scored token of each query, in nats: `[query][scored token]`.
 ///
 /// `chunk` bounds the positions that a row returns logits of; `room` (see [`Engine::room`]) bounds rows times
 /// positions: cutting runs a query more than once and changes no number. Where the file returns logits of the last
-/// position only, every scored token is a run of its own.
+/// position only, every scored token is a run of its own. `advance` is told of every span that is done.
 ///
 /// # Errors
 /// If a run fails, on cancellation, or if a token is outside the model's vocabulary.
 pub fn log_likelihoods(
     engine: &Engine<'_>,
     queries: &[Query<'_>],
-    (chunk, room): (usize, usize),
+    chunk: usize,
+    room: usize,
+    mut advance: impl FnMut(u64),
+) -> Result<Vec<Vec<f64>>, Error> {
+    scored(engine, queries, (chunk, room), (&mut |_, _| (), &mut advance))
+}
+
+/// The same as a stage of `observer`.
+pub(super) fn observed(
+    engine: &Engine<'_>,
+    queries: &[Query<'_>],
+    bounds: (usize, usize),
     (observer, stage): (&dyn Observer, &str),
 ) -> Result<Vec<Vec<f64>>, Error> {
-    let mut spans_found = spans(queries, chunk.clamp(1, room));
+    let mut begin = |spans, positions| {
+        if positions == Positions::Last {
+            observer.note(LAST_ONLY);
+        }
+        observer.start(stage, spans);
+    };
+    let found = scored(engine, queries, bounds, (&mut begin, &mut |spans| observer.advance(spans)))?;
+    observer.finish();
+    Ok(found)
+}
+
+/// Told of the number of spans and of the positions that the file returns, before the first run; and of spans that are done.
+type Told<'t> = (&'t mut dyn FnMut(u64, Positions), &'t mut dyn FnMut(u64));
+
+fn scored(
+    engine: &Engine<'_>,
+    queries: &[Query<'_>],
+    (chunk, room): (usize, usize),
+    (begin, advance): Told<'_>,
+) -> Result<Vec<Vec<f64>>, Error> {
+    let chunk = chunk.clamp(1, room);
+    let mut spans_found = spans(queries, chunk);
     let mut found: Vec<Vec<f64>> = queries.iter().map(|q| vec![0.0; q.scored]).collect();
     let Some(positions) = spans_found.iter().map(|s| s.positions).max() else { return Ok(found) };
     let mut session = engine.session(Request { logits: positions, last_positions: 1, ..Request::default() })?;
     if session.positions() == Positions::Last {
-        observer.note(LAST_ONLY);
         spans_found = spans(queries, 1);
     }
     let spans = spans_found;
     let engine = Engine { batch: engine.batch.clamp(1, (room / positions).max(1)), ..*engine };
     let rows: Vec<Row<'_>> = spans.iter().map(|s| Row { tokens: s.input, direction: 0 }).collect();
     let width = session.width();
-    observer.start(stage, spans.len() as u64);
+    begin(spans.len() as u64, session.positions());
     engine.visit(&mut session, &rows, &[], |result| {
         let span = &spans[result.row];
         let returned = result.logits.len() / width.max(1);
@@ -90,10 +121,9 @@ pub fn log_likelihoods(
                 found[*query][at + scored - tokens.len()] = value;
             }
         }
-        observer.advance(1);
+        advance(1);
         Ok(())
     })?;
-    observer.finish();
     Ok(found)
 }
 
@@ -128,14 +158,5 @@ mod tests {
         assert_eq!(found[3].wanted, [(1, 3..4), (2, 3..4)]);
         assert!(found.iter().all(|s| s.positions <= s.input.len()));
         assert_eq!(spans(&queries, 9).len(), 2);
-    }
-
-    #[test]
-    fn the_vocabulary_is_told_by_a_row_that_fills_the_positions() {
-        let mut vocabulary = Vocabulary::new(3);
-        assert!(vocabulary.of(&[0.0; 20], 2).is_err());
-        assert_eq!(vocabulary.of(&[0.0; 30], 3).unwrap(), 10);
-        assert_eq!(vocabulary.of(&[0.0; 20], 2).unwrap(), 10);
-        assert!(vocabulary.of(&[0.0; 25], 2).is_err());
     }
 }

@@ -26,10 +26,11 @@ pub fn model(
     direction: &Direction,
     running: Option<&Running<'_>>,
 ) -> Result<VerifyResult, Error> {
-    let unfed = base.1.lm.interface.unfed.as_ref().filter(|_| running.is_some());
-    let logits = match running.filter(|_| unfed.is_none()) {
-        Some(running) => Some(running.check(base.1, &out.understand()?, direction)?),
-        None => None,
+    let written = running.map(|_| out.understand()).transpose()?;
+    let unfed = written.as_ref().and_then(|out| [base.1, out].into_iter().find_map(|m| m.lm.interface.unfed.as_ref()));
+    let logits = match (running, &written) {
+        (Some(running), Some(out)) if unfed.is_none() => Some(running.check(base.1, out, direction)?),
+        _ => None,
     };
     let mut found = verdict(&plans.verify(base.0, out)?, logits.as_ref(), plans.inexact());
     found.unchecked.extend(unfed.map(|refusal| format!("the model was not run: {refusal}")));

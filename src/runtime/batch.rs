@@ -37,6 +37,7 @@ fn rows_of(tokens: usize) -> usize {
 /// Returns indices into `lengths`.
 pub fn plan(lengths: &[usize], size: usize, interface: &Interface) -> Vec<Vec<usize>> {
     let size = if interface.single { 1 } else { size.max(1) };
+    let size = interface.feeding.rows.map_or(size, |rows| size.min(rows));
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(lengths[i]), i));
     let mut batches: Vec<Vec<usize>> = Vec::new();
@@ -80,11 +81,18 @@ impl Batch {
         Self { ids, mask }
     }
 
-    /// The same with padding on the left up to the number of tokens that the graph takes, where it takes one number only.
+    /// The same with padding on the left up to the number of tokens that the graph takes, where it takes one number only;
+    /// and with the last row again up to the number of rows, where that is fixed.
     ///
     /// # Errors
     /// [`RuntimeError::Positions`] if the rows are longer, [`RuntimeError::Length`] if they are shorter and cannot be padded.
-    pub fn fitted(self, interface: &Interface, pad: u32) -> Result<Self, RuntimeError> {
+    pub fn fitted(mut self, interface: &Interface, pad: u32) -> Result<Self, RuntimeError> {
+        let missing = interface.feeding.rows.map_or(0, |rows| rows.saturating_sub(self.ids.nrows()));
+        if missing > 0 && self.ids.nrows() > 0 {
+            let last = self.ids.nrows() - 1;
+            let rows: Vec<usize> = (0..=last).chain(std::iter::repeat_n(last, missing)).collect();
+            (self.ids, self.mask) = (self.ids.select(Axis(0), &rows), self.mask.select(Axis(0), &rows));
+        }
         let (rows, width) = self.ids.dim();
         match interface.feeding.length {
             Some(limit) if width > limit => Err(RuntimeError::Positions { tokens: width, limit }),
@@ -146,7 +154,7 @@ pub fn feeds<B: Backend>(
     push(Some(&interface.input_ids), Tensor::I64(line(ids, feeding.tokens)))?;
     if let Some(name) = &interface.attention_mask {
         let dtype = backend.input_type(name).unwrap_or(DataType::INT64);
-        push(Some(name), attention_mask(interface, mask, present, dtype)?)?;
+        push(Some(name), attention_mask(interface, mask, present, dtype))?;
     }
     let all = positions(mask);
     let tail = all.slice_axis(Axis(1), Slice::from(all.ncols() - present..)).to_owned();
@@ -180,26 +188,17 @@ fn line(rows: &Array2<i64>, shape: Line) -> ArrayD<i64> {
 }
 
 /// The mask in the form that the graph takes, for `present` new tokens at the end of what `mask` covers.
-fn attention_mask(
-    interface: &Interface,
-    mask: &Array2<i64>,
-    present: usize,
-    dtype: DataType,
-) -> Result<Tensor, RuntimeError> {
+fn attention_mask(interface: &Interface, mask: &Array2<i64>, present: usize, dtype: DataType) -> Tensor {
     let form = &interface.feeding.mask;
-    // hidden positions in front, or the room of a buffer behind
-    let (front, behind) = match interface.feeding.past {
-        Past::Hidden(n) => (n, 0),
-        Past::Scattered(room) => {
-            let left = room.checked_sub(mask.ncols());
-            (0, left.ok_or(RuntimeError::Positions { tokens: mask.ncols(), limit: room })?)
-        }
-        Past::Empty | Past::Filled(_) => (0, 0),
+    // hidden positions in front
+    let front = match interface.feeding.past {
+        Past::Hidden(n) => n,
+        Past::Empty | Past::Filled(_) => 0,
     };
-    let keys = front + mask.ncols() + behind;
+    let keys = front + mask.ncols();
     let past = mask.ncols() - present;
     let seen = |row: usize, query: Option<usize>, key: usize| -> bool {
-        let Some(key) = key.checked_sub(front).filter(|key| *key < mask.ncols()) else { return false };
+        let Some(key) = key.checked_sub(front) else { return false };
         match query {
             None => mask[[row, key]] != 0,
             // padding looks at itself, so that no row of scores is empty
@@ -223,7 +222,7 @@ fn attention_mask(
         let entry = |axis: Option<usize>| axis.map_or(0, |axis| at[axis]);
         seen(entry(batch), queries.then(|| entry(query)), entry(key))
     });
-    Ok(match form.sense {
+    match form.sense {
         Sense::Keeps => Tensor::I64(sees.mapv(i64::from)),
         Sense::Hides => Tensor::I64(sees.mapv(|sees| i64::from(!sees))),
         Sense::Adds => {
@@ -231,7 +230,7 @@ fn attention_mask(
             let hidden = if dtype == DataType::FLOAT16 { -3e4 } else { HIDDEN as f32 };
             Tensor::F32(sees.mapv(|sees| if sees { 0.0 } else { hidden }))
         }
-    })
+    }
 }
 
 /// Compares what is to be fed with what the model declares.
@@ -338,7 +337,7 @@ mod tests {
             ..interface(Padding::Left)
         };
         let batch = Batch::new(&[&[5, 6, 7], &[8]], 0);
-        let made = |interface: &Interface, dtype| match attention_mask(interface, &batch.mask, 3, dtype).unwrap() {
+        let made = |interface: &Interface, dtype| match attention_mask(interface, &batch.mask, 3, dtype) {
             Tensor::F32(values) => (values.shape().to_vec(), values.iter().copied().collect::<Vec<f32>>()),
             Tensor::I64(values) => (values.shape().to_vec(), values.iter().map(|v| *v as f32).collect()),
             Tensor::Bool(_) => panic!("made as numbers"),
@@ -354,18 +353,12 @@ mod tests {
             made(&with(Sense::Keeps, &plain, Past::Hidden(2)), int),
             (vec![2, 5], vec![0., 0., 1., 1., 1., 0., 0., 0., 0., 1.])
         );
-        assert_eq!(
-            made(&with(Sense::Keeps, &plain, Past::Scattered(4)), int),
-            (vec![2, 4], vec![1., 1., 1., 0., 0., 0., 1., 0.])
-        );
         let full = [MaskAxis::Batch, MaskAxis::Same(1), MaskAxis::Queries, MaskAxis::Keys];
         let (shape, values) = made(&with(Sense::Keeps, &full, Past::Empty), int);
         assert_eq!(shape, [2, 1, 3, 3]);
         // causal; padding sees itself only, and nobody sees padding
         assert_eq!(values[..9], [1., 0., 0., 1., 1., 0., 1., 1., 1.]);
         assert_eq!(values[9..], [1., 0., 0., 0., 1., 0., 0., 0., 1.]);
-        let too_long = attention_mask(&with(Sense::Keeps, &plain, Past::Scattered(2)), &batch.mask, 3, int);
-        assert!(matches!(too_long, Err(RuntimeError::Positions { tokens: 3, limit: 2 })));
     }
 
     #[test]
@@ -378,6 +371,9 @@ mod tests {
         assert_eq!(fitted.mask, ndarray::array![[0, 0, 1, 1]]);
         let short = batch.fitted(&fixed(Padding::EqualLengths), 9);
         assert!(matches!(short, Err(RuntimeError::Length { tokens: 2, length: 4 })));
+        let two = Interface { feeding: Feeding { rows: Some(2), ..Feeding::default() }, ..interface(Padding::Left) };
+        let filled = Batch::new(&[&[5, 6]], 0).fitted(&two, 9).unwrap();
+        assert_eq!(filled.ids, ndarray::array![[5, 6], [5, 6]]);
         let long = Batch::new(&[&[1; 5]], 0).fitted(&fixed(Padding::Left), 9);
         assert!(matches!(long, Err(RuntimeError::Positions { tokens: 5, limit: 4 })));
     }

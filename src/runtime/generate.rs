@@ -190,13 +190,13 @@ fn run<B: Backend>(
     let mut feeds = batch::feeds(backend, interface, &state.ids, &state.mask)?;
     for (name, vector) in decoder.steering {
         let row = ArrayView3::from_shape((1, 1, vector.len()), vector).expect("one row of its own length");
-        let all = row.broadcast((state.rows.len(), 1, vector.len())).expect("one row fits every row").to_owned();
+        let all = row.broadcast((state.ids.nrows(), 1, vector.len())).expect("one row fits every row").to_owned();
         feeds.push((name.clone(), backend.upload(Tensor::F32(all.into_dyn()), DataType::FLOAT)?));
     }
     // the plain branch of a merged decoder takes no cache
     let empty = if state.cache.is_none() && !merged {
         let room = state.ids.ncols() + limits.max_new_tokens;
-        batch::empty_cache(backend, interface, state.rows.len(), room)?
+        batch::empty_cache(backend, interface, state.ids.nrows(), room)?
     } else {
         Vec::new()
     };

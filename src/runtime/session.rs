@@ -47,7 +47,8 @@ impl Runtime {
     /// and the library is built without it.
     pub fn load(path: &Path, device: Device, threads: usize) -> Result<Self, RuntimeError> {
         let environment = environment(path)?;
-        environment.set_log_level(LogLevel::Error);
+        // what fails is returned, and said in our own words
+        environment.set_log_level(LogLevel::Fatal);
         let mut runtime = Self { environment, threads, cuda: device != Device::Cpu, fallback: None };
         if runtime.cuda
             && let Err(reason) = runtime.probe_cuda()

@@ -131,8 +131,10 @@ fn empty_shape(
     }
     let sequence = (0..rank)
         .find(|&i| {
-            fixed(i).is_none()
-                && (label(i).contains("past") || label(i).contains("sequence") || label(i).contains("cache"))
+            let label = label(i);
+            let width = ["dim", "head", "size"].iter().any(|word| label.contains(word));
+            let cache = label.contains("cache") && !width;
+            fixed(i).is_none() && (label.contains("past") || label.contains("sequence") || cache)
         })
         .unwrap_or_else(|| {
             // keys that are held as `[batch, heads, d_head, past]`

@@ -1,6 +1,6 @@
 //! What each input holds: told by its type, its rank and what the graph computes from it, never by its name alone.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::onnx::proto::{ValueInfoProto, dimension};
 use crate::onnx::{DataType, Graph, NodeId, ValueId};
@@ -76,8 +76,6 @@ pub enum Past {
     Hidden(usize),
     /// A buffer of so many positions that an operator of ONNX Runtime fills from its begin; the mask covers tokens only.
     Filled(usize),
-    /// A buffer of so many positions that the graph writes to where `cache_position` says; the mask covers all of it.
-    Scattered(usize),
 }
 
 /// How inputs are filled.
@@ -97,18 +95,20 @@ pub struct Feeding {
     pub keep_rank: usize,
     /// The one number of tokens that a run takes, where the graph fixes it.
     pub length: Option<usize>,
+    /// The one number of rows that a run takes, where the graph fixes it to several; missing ones are filled up.
+    pub rows: Option<usize>,
 }
 
 impl Feeding {
     /// Whether every run is fed with the whole text, since what it returns of the cache cannot be fed again.
     pub fn restarts(&self) -> bool {
-        matches!(self.past, Past::Hidden(_)) || self.length.is_some()
+        matches!(self.past, Past::Hidden(_)) || self.length.is_some() || self.rows.is_some()
     }
 
     /// Positions that the cache has room for, where it is a buffer.
     pub fn room(&self) -> Option<usize> {
         match self.past {
-            Past::Filled(n) | Past::Scattered(n) => Some(n),
+            Past::Filled(n) => Some(n),
             Past::Empty | Past::Hidden(_) => None,
         }
     }
@@ -144,10 +144,10 @@ pub(super) fn mask(graph: &Graph<'_>, info: &ValueInfoProto) -> Result<MaskForm,
     let axes = axes(info)?;
     let plain = axes.len() == 2;
     let name = info.name.as_deref().unwrap_or("");
-    let shown = match graph.value(name) {
-        Some(value) => sense(graph, value),
-        None => Shown::Nothing, // nobody reads it
+    let Some(value) = graph.value(name) else {
+        return Ok(MaskForm { sense: Sense::Keeps, axes }); // nobody reads it
     };
+    let shown = sense(graph, value);
     let sense = match shown {
         // what every exporter means by a two-dimensional mask of whole numbers, if the graph does not show the contrary
         Shown::One(Sense::Hides) => Sense::Hides,
@@ -281,7 +281,12 @@ fn meaning(graph: &Graph<'_>, node: NodeId, slot: usize, value: ValueId) -> Mean
         },
         "Mul" => match constant(1 - slot.min(1)) {
             None => Meaning::Is(Sense::Keeps),
-            Some(_) => Meaning::Nothing,
+            Some(factor) => match number(graph, Some(factor)) {
+                // a large negative number where the mask is 1
+                Some(factor) if factor < -1e3 => Meaning::Is(Sense::Hides),
+                Some(factor) if factor > 0.0 => Meaning::HandsOn,
+                _ => Meaning::Nothing,
+            },
         },
         "And" => Meaning::HandsOn,
         "Where" if slot == 0 => match (number(graph, other(1)), number(graph, other(2))) {
@@ -387,41 +392,49 @@ fn half(tensor: &crate::onnx::proto::TensorProto) -> Option<u16> {
     }
 }
 
-/// Whether a graph does, where input `value` is all zero, what it does without it: every way from it ends in a sum, passes
-/// a product, and meets only operators that make zero of zero.
+/// Whether a graph does, where input `value` is all zero, what it does without it: whatever is zero then is a term of a sum,
+/// behind a product with the input at least once.
 pub(super) fn adds_nothing_at_zero(graph: &Graph<'_>, value: ValueId) -> bool {
+    // values that are zero, and whether a product with another value made them so
+    let mut zero = HashMap::from([(value, false)]);
+    let mut order: Vec<NodeId> = graph.nodes().collect();
+    order.sort_by_key(|&node| graph.rank(node));
     let mut sums = 0;
-    let mut seen = HashSet::new();
-    // whether a product was met on the way
-    let mut open = vec![(value, false)];
-    while let Some((value, multiplied)) = open.pop() {
-        if !seen.insert((value, multiplied)) {
+    for node in order {
+        let slots = 0..graph.node(node).input.len();
+        let held: Vec<(usize, Option<bool>)> = slots
+            .filter_map(|slot| Some((slot, graph.input(node, slot)?)))
+            .map(|(slot, input)| (slot, zero.get(&input).copied()))
+            .collect();
+        let captured = graph.all_inputs(node).iter().filter(|input| zero.contains_key(input)).count();
+        let zeros = held.iter().filter(|(_, zero)| zero.is_some()).count();
+        if captured == 0 {
             continue;
         }
-        if graph.is_output(value) || graph.uses(value).is_empty() {
-            return false;
-        }
-        for one in graph.uses(value) {
-            let node = one.node;
-            if one.slot >= graph.node(node).input.len() {
-                return false;
+        let of = |slot: usize| held.iter().find(|(at, _)| *at == slot).and_then(|(_, zero)| *zero);
+        let multiplied = held.iter().any(|(_, zero)| *zero == Some(true));
+        let made = match graph.op(node) {
+            _ if zeros == 0 => return false, // a subgraph reads it
+            "Shape" | "Size" => continue,
+            "Cast" | "Identity" | "Transpose" | "Unsqueeze" | "Squeeze" | "Reshape" | "Neg" if of(0).is_some() => {
+                multiplied
             }
-            let next = match graph.op(node) {
-                "Cast" | "Identity" | "Transpose" | "Unsqueeze" | "Squeeze" | "Reshape" | "Neg" if one.slot == 0 => {
-                    multiplied
-                }
-                "Mul" => multiplied,
-                "MatMul" | "FusedMatMul" => true,
-                "Gemm" if one.slot < 2 && graph.input(node, 2).is_none() => true,
-                "Add" if multiplied => {
-                    sums += 1;
-                    continue;
-                }
-                _ => return false,
-            };
-            let Some(output) = graph.output(node, 0) else { return false };
-            open.push((output, next));
-        }
+            "Mul" => multiplied,
+            "MatMul" | "FusedMatMul" => true,
+            "Gemm" if graph.input(node, 2).is_none() => true,
+            "Add" | "Sub" | "Sum" if zeros == held.len() => multiplied,
+            "Add" | "Sum" if multiplied => {
+                sums += 1;
+                continue;
+            }
+            "Sub" if of(1) == Some(true) => {
+                sums += 1;
+                continue;
+            }
+            _ => return false,
+        };
+        let Some(output) = graph.output(node, 0).filter(|output| !graph.is_output(*output)) else { return false };
+        zero.insert(output, made);
     }
     sums > 0
 }

@@ -205,7 +205,12 @@ impl Loaded<'_> {
         let mut mask = Array2::ones((rows, prompt));
         let mut cache = match self.then {
             Some(_) => Vec::new(),
-            None => batch::empty_cache(&self.first, &self.interface, rows, prompt + new_tokens)?,
+            None => batch::empty_cache(
+                &self.first,
+                &self.interface,
+                self.interface.feeding.rows.unwrap_or(rows),
+                prompt + new_tokens,
+            )?,
         };
         let restarts = self.interface.feeding.restarts();
         let caching = !self.interface.cache.is_empty() && !restarts;

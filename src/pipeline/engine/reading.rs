@@ -4,7 +4,7 @@ use ndarray::ArrayD;
 
 use super::{Engine, Row, RowResult, Session};
 use crate::error::Error;
-use crate::instrument::{Cut, Scope};
+use crate::instrument::{Cut, DIRECTION_INPUT, Scope};
 use crate::lm::{Padding, Refusal};
 use crate::onnx::{DataType, Graph};
 use crate::runtime::RuntimeError;
@@ -48,6 +48,7 @@ pub fn learn(engine: &Engine<'_>, session: &mut Session) -> Result<Option<Readin
     let (of_probes, of_logits) = positions(session, tokens);
     // rows and positions must differ in number
     let rows = if alone { 1 } else { (2..).find(|n| ![of_probes, of_logits, tokens].contains(n)).unwrap_or(2) };
+    let rows = session.interface.feeding.rows.unwrap_or(rows);
     let prompts: Vec<Vec<u32>> = (0..rows).map(|row| made_up(engine, row, tokens)).collect();
     let arrays = run(engine, session, &prompts)?;
     let d_model = engine.model.lm.d_model();
@@ -100,6 +101,49 @@ fn run(engine: &Engine<'_>, session: &mut Session, prompts: &[Vec<u32>]) -> Resu
     let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let batch = Batch::new(&rows, engine.pad).fitted(&session.interface, engine.pad)?;
     session.arrays(engine, &batch, &vec![&[][..]; rows.len()])
+}
+
+/// Share of the stream that may be left along a direction that was ablated from all of it.
+const LEFT: f64 = 0.02;
+
+/// Checks that a session whose stream lies otherwise than `[batch, n_pos, d_model]` ablates along the right axis: of a
+/// direction that is fed, the probes hold nothing.
+///
+/// # Errors
+/// If a run fails, or if the ablation misses.
+pub fn check_ablation(engine: &Engine<'_>, session: &mut Session) -> Result<(), Error> {
+    if !session.built.inputs.iter().any(|input| input == DIRECTION_INPUT) {
+        return Ok(());
+    }
+    let width = engine.model.lm.d_model();
+    let value = |at: usize| ((37 * at + 11) % 23) as f64 - 10.7;
+    let length = (0..width).map(|at| value(at).powi(2)).sum::<f64>().sqrt();
+    let unit: Vec<f32> = (0..width).map(|at| (value(at) / length) as f32).collect();
+    // the direction of the row, not the one that the whole engine steers by
+    let engine = Engine { steered: None, ..*engine };
+    let tokens = made_up(&engine, 0, session.interface.feeding.length.unwrap_or(TOKENS));
+    let batch = Batch::new(&[&tokens], engine.pad).fitted(&session.interface, engine.pad)?;
+    let arrays = session.arrays(&engine, &batch, &vec![unit.as_slice(); batch.ids.nrows()])?;
+    for (reading, array) in session.readings.probes.iter().zip(&arrays) {
+        for x in reading.row(array, 0).chunks_exact(width) {
+            let dot = |y: &[f32]| x.iter().zip(y).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            let left = dot(&unit).abs() / dot(x).sqrt().max(f64::MIN_POSITIVE);
+            if left.is_nan() || left > LEFT {
+                return Err(Refusal {
+                    node: "(graph)".into(),
+                    op: String::new(),
+                    tensor: reading.name.clone(),
+                    reason: "the residual stream lies in an order of axes in which no ablation can be tried at run time"
+                        .into(),
+                    hint: "`bake` edits the model all the same; to measure it, export it with a stream of [batch, positions, \
+                           width]"
+                        .into(),
+                }
+                .into());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Tells which rows may share a run: the last position of a row among others must be what it is alone.
