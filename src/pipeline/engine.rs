@@ -176,6 +176,7 @@ impl Engine<'_> {
         let guarded = steers && request.probes.is_empty();
         if guarded {
             request.probes = vec![(0, ResidPoint::Pre), (self.model.lm.n_layers() - 1, ResidPoint::Post)];
+            request.last_positions = request.last_positions.max(1);
         }
         let mut failed = None;
         for cut in [Cut::InGraph, Cut::Outside] {
