@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
+use crate::lm::interface::Line;
 use crate::lm::projection::{self, AdditionSource, DirectionSource, Steps};
 use crate::lm::residual::SKIP_SUM_OUTPUT;
 use crate::lm::{EmbeddingFile, LanguageModel, ResidPoint, ResidualStream, StreamValue};
@@ -28,6 +29,16 @@ pub const ADDITION_INPUT: &str = "lancet.addition";
 
 /// Tensors above this size are referenced where they lie instead of being copied into the session's model.
 const REFERENCE_ABOVE: u64 = 1024;
+
+/// Where positions are picked from what a session returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cut {
+    /// In the graph, of values that lie as `[batch, n_pos, _]`.
+    #[default]
+    InGraph,
+    /// By whoever reads them: values are returned as they lie in the graph, with all positions.
+    Outside,
+}
 
 /// What a session is to compute.
 #[derive(Debug, Clone, Default)]
@@ -49,6 +60,20 @@ pub struct Request {
     pub cached_branch: bool,
     /// Compute bfloat16 graphs in float32: ONNX Runtime's CPU provider has no bfloat16 products.
     pub widen_bfloat16: bool,
+    /// Where positions are picked.
+    pub cut: Cut,
+}
+
+/// Which positions of logits a session computes and returns; a file that has the last one only does so whatever is said
+/// here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Those that were asked for.
+    Asked,
+    /// All are computed, those that were asked for are returned.
+    Picked,
+    /// All are computed and returned.
+    All,
 }
 
 /// A model to run, held in memory without its weights.
@@ -59,8 +84,8 @@ pub struct SessionModel {
     pub probes: Vec<String>,
     /// Name of the logits output; it holds the positions that were asked for.
     pub logits: Option<String>,
-    /// Whether logits are computed at every position before those that were asked for are picked.
-    pub whole_logits: bool,
+    /// Which positions of logits are computed and returned.
+    pub scope: Scope,
     /// Names of the inputs that are left after pruning.
     pub inputs: Vec<String>,
 }
@@ -100,19 +125,21 @@ pub fn instrument(
         let Some(value) = value else { continue };
         let (mut source, place) = stream_name(graph, &mut patch, value);
         let name = probe_name(layer, point);
-        if !has_positions(graph, value) {
-            source = with_positions(&mut patch, lm, place, &source, &name, &mut int64s);
+        if request.cut == Cut::InGraph {
+            if !has_positions(graph, value) {
+                source = with_positions(&mut patch, lm, place, &source, &name, &mut int64s);
+            }
+            source = last_positions(&mut patch, place, &source, &name, request.last_positions, &mut int64s);
         }
-        let sliced = last_positions(&mut patch, place, &source, &name, request.last_positions, &mut int64s);
         patch.nodes.push((
             place,
-            node("Cast", &name, &[&sliced], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),
+            node("Cast", &name, &[&source], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),
         ));
         patch.outputs.push(value_info(&name, DataType::FLOAT, &[]));
         probes.push(name);
     }
     let found = (request.logits > 0).then(|| last_logits(graph, lm, request, &mut patch, &mut int64s));
-    let (logits, whole_logits) = found.map_or((None, false), |(name, whole)| (Some(name), whole));
+    let (logits, scope) = found.map_or((None, Scope::Asked), |(name, scope)| (Some(name), scope));
     int64s.dedup_by(|a, b| a.name == b.name);
     patch.initializers.extend(int64s);
     if request.cached_branch {
@@ -157,10 +184,11 @@ pub fn instrument(
         widen_bfloat16(proto.graph.as_mut().expect("still there"));
     }
     let main = proto.graph.as_ref().expect("still there");
-    let defaults: HashSet<&str> = main.initializer.iter().filter_map(|t| t.name.as_deref()).collect();
+    let sparse = main.sparse_initializer.iter().filter_map(|t| t.values.as_ref());
+    let defaults: HashSet<&str> = main.initializer.iter().chain(sparse).filter_map(|t| t.name.as_deref()).collect();
     let inputs =
         main.input.iter().filter_map(|i| i.name.clone()).filter(|name| !defaults.contains(name.as_str())).collect();
-    Ok(SessionModel { bytes: proto.encode_to_vec(), probes, logits, whole_logits, inputs })
+    Ok(SessionModel { bytes: proto.encode_to_vec(), probes, logits, scope, inputs })
 }
 
 /// Puts the ablation into every write, and the addition into the one that it joins.
@@ -229,6 +257,15 @@ fn with_positions(
     int64s: &mut Vec<TensorProto>,
 ) -> String {
     let [batch, shape, output] = ["batch", "shape", "whole"].map(|part| format!("{name}.{part}"));
+    // tokens of one sequence have no axis of rows
+    if lm.interface.feeding.tokens == Line::Flat {
+        let one = "lancet.one_row";
+        if !int64s.iter().any(|t| t.name.as_deref() == Some(one)) {
+            int64s.push(projection::int64s(one, &[1, -1, lm.d_model() as i64]));
+        }
+        patch.nodes.push((place, node("Reshape", &output, &[source, one], &[&output], vec![])));
+        return output;
+    }
     for (name, values) in [("lancet.first", vec![0]), ("lancet.rest", vec![-1, lm.d_model() as i64])] {
         if !int64s.iter().any(|t| t.name.as_deref() == Some(name)) {
             int64s.push(projection::int64s(name, &values));
@@ -268,14 +305,14 @@ fn last_positions(
 }
 
 /// Logits of the positions that are asked for, computed from these positions only where the unembedding is a plain
-/// product: the activation is sliced before it. Returns the output's name, and whether all were computed.
+/// product: the activation is sliced before it. Returns the output's name, and which positions it holds.
 fn last_logits(
     graph: &Graph<'_>,
     lm: &LanguageModel,
     request: &Request,
     patch: &mut Patch,
     int64s: &mut Vec<TensorProto>,
-) -> (String, bool) {
+) -> (String, Scope) {
     let at = lm.stream(request.cached_branch).unembedding;
     let activation = graph.input(at.node, at.slot).expect("found as an input");
     let logits = graph.value(&lm.interface.logits).expect("the interface names a value of the graph");
@@ -292,6 +329,7 @@ fn last_logits(
     }
     let op = graph.op(at.node);
     plain &= matches!(op, "MatMul" | "MatMulNBits" | "FusedMatMul") && graph.rank_of(activation) == Some(3);
+    plain &= request.cut == Cut::InGraph;
     let name = "lancet.logits".to_string();
     let after = graph.producer(logits).map_or(Place::First, Place::After);
     if plain {
@@ -303,15 +341,21 @@ fn last_logits(
             after,
             node("Cast", &name, &[graph.name(logits)], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),
         ));
-    } else {
-        let sliced = last_positions(patch, after, graph.name(logits), "lancet.logits", request.logits, int64s);
-        patch.nodes.push((
-            after,
-            node("Cast", &name, &[&sliced], &[&name], vec![attr_int("to", i64::from(DataType::FLOAT.0))]),
-        ));
+        patch.outputs.push(value_info(&name, DataType::FLOAT, &[]));
+        return (name, Scope::Asked);
     }
+    // the second axis holds positions only where there are three
+    let (source, scope) = match graph.rank_of(logits) == Some(3) && request.cut == Cut::InGraph {
+        true => {
+            let whole = graph.name(logits);
+            (last_positions(patch, after, whole, "lancet.logits", request.logits, int64s), Scope::Picked)
+        }
+        false => (graph.name(logits).to_string(), Scope::All),
+    };
+    let to = vec![attr_int("to", i64::from(DataType::FLOAT.0))];
+    patch.nodes.push((after, node("Cast", &name, &[&source], &[&name], to)));
     patch.outputs.push(value_info(&name, DataType::FLOAT, &[]));
-    (name, !plain)
+    (name, scope)
 }
 
 /// A tensor value; dimensions that parse as numbers are fixed, none at all leaves the rank open.
@@ -364,6 +408,7 @@ fn prune(proto: &mut ModelProto) {
     });
     let is_needed = |name: &Option<String>| name.as_ref().is_some_and(|n| needed.contains(n));
     main.initializer.retain(|t| is_needed(&t.name));
+    main.sparse_initializer.retain(|t| t.values.as_ref().is_some_and(|values| is_needed(&values.name)));
     main.input.retain(|i| is_needed(&i.name));
     // declared shapes of inner values may name the full number of positions
     main.value_info.clear();
@@ -401,7 +446,8 @@ fn join_embedding(proto: &mut ModelProto, embedding: &EmbeddingFile<'_>, fed: &s
     for node in &mut front.node {
         node.input.iter_mut().chain(&mut node.output).for_each(|name| *name = own(name));
     }
-    for tensor in &mut front.initializer {
+    let sparse = front.sparse_initializer.iter_mut().filter_map(|t| t.values.as_mut());
+    for tensor in front.initializer.iter_mut().chain(sparse) {
         tensor.name = tensor.name.as_deref().map(own);
     }
     let main = proto.graph.as_mut().expect("an indexed model has a graph");
@@ -410,6 +456,7 @@ fn join_embedding(proto: &mut ModelProto, embedding: &EmbeddingFile<'_>, fed: &s
     front.node.push(node("Cast", fed, &[&own(output)], &[fed], vec![attr_int("to", to)]));
     main.node.splice(0..0, front.node);
     main.initializer.extend(front.initializer);
+    main.sparse_initializer.extend(front.sparse_initializer);
     main.input.retain(|i| i.name.as_deref() != Some(fed));
     main.input.extend(front.input);
     Ok(())
@@ -462,6 +509,9 @@ fn reference_weights(proto: &mut ModelProto, model: &Model) -> Result<(), OnnxEr
         for tensor in &mut g.initializer {
             reference(tensor, model, main, true)?;
         }
+        for tensor in g.sparse_initializer.iter_mut().flat_map(|t| t.values.iter_mut().chain(&mut t.indices)) {
+            reference(tensor, model, main, false)?;
+        }
         for n in &mut g.node {
             node_tensors(n, model, main)?;
         }
@@ -469,7 +519,8 @@ fn reference_weights(proto: &mut ModelProto, model: &Model) -> Result<(), OnnxEr
     }
     fn node_tensors(n: &mut crate::onnx::proto::NodeProto, model: &Model, main: &Path) -> Result<(), OnnxError> {
         for attribute in &mut n.attribute {
-            for tensor in attribute.t.iter_mut().chain(&mut attribute.tensors) {
+            let sparse = attribute.sparse_tensor.iter_mut().flat_map(|t| t.values.iter_mut().chain(&mut t.indices));
+            for tensor in attribute.t.iter_mut().chain(&mut attribute.tensors).chain(sparse) {
                 // ONNX Runtime reads external data of initializers only
                 reference(tensor, model, main, false)?;
             }
@@ -494,7 +545,10 @@ fn reference_weights(proto: &mut ModelProto, model: &Model) -> Result<(), OnnxEr
 fn reference(tensor: &mut TensorProto, model: &Model, main: &Path, external: bool) -> Result<(), OnnxError> {
     let Some(id) = Model::tensor_of(tensor) else { return Ok(()) };
     Model::unmark(tensor);
-    let indexed = model.tensor(id);
+    let indexed = model.tensors.get(id.0).ok_or_else(|| OnnxError::BadTensor {
+        tensor: tensor.name.clone().unwrap_or_default(),
+        reason: "its external data hold a key that Lancet keeps for itself".into(),
+    })?;
     let (path, offset, length): (PathBuf, u64, u64) = match &indexed.storage {
         Storage::Embedded { offset, length } => (main.to_path_buf(), *offset, *length),
         Storage::External { path, offset, length, .. } => (path.clone(), *offset, *length),

@@ -16,7 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("chat", &["files"]),
     ("lm", &["onnx"]),
     ("instrument", &["onnx", "lm"]),
-    ("runtime", &["onnx::DataType", "lm::Interface", "lm::Padding"]),
+    ("runtime", &["onnx::DataType", "lm::Interface", "lm::Padding", "lm::interface"]),
     ("method", &["linalg"]),
     ("prompt_files", &["files", "method::prompts"]),
     ("multiple_choice", &["files", "method::prompts::Row"]),

@@ -337,15 +337,17 @@ fn one_variant_that_is_not_understood_refuses_them_all_by_name() {
     let sandbox = two();
     let mut strange = decode(&fixture("chat").join("model.onnx"));
     let graph = strange.graph.as_mut().unwrap();
-    graph.input.push(ValueInfoProto { name: Some("mystery".into()), ..graph.input[0].clone() });
+    let sum = "/model/layers.2/Add_1_output_0";
+    let node = graph.node.iter_mut().find(|n| n.output[0] == sum).unwrap();
+    (node.op_type, node.domain) = (Some("Mystery".into()), Some("com.example".into()));
     sandbox.write("pkg/onnx/model_strange.onnx", strange.encode_to_vec());
     sandbox.refused(
         &mut sandbox.lancet(&bake(&[])),
         1,
-        &["`onnx/model_strange.onnx`", "an input that Lancet does not know", "node `(graph)`", "`mystery`"],
+        &["`onnx/model_strange.onnx`", "cannot be followed", "com.example.Mystery", sum],
     );
     let inspected = json(&mut sandbox.lancet(&["inspect", "pkg", "--json"]), 1);
-    assert_eq!(inspected["variants"][2]["refusals"][0]["tensor"], "mystery");
+    assert_eq!(inspected["variants"][2]["refusals"][0]["tensor"], sum);
     assert_eq!(inspected["variants"][0]["refusals"], value!([]));
     json(&mut sandbox.lancet(&bake(&["--only", "model{,_fp16}.onnx"])), 0);
 }

@@ -3,11 +3,18 @@
 //! Inputs are matched by what exporters call them, because an interface is a naming contract; anything
 //! that is not known is refused with its name, never fed with a guess.
 
+mod cache;
+pub mod feeding;
+
+use std::collections::HashSet;
+
 use serde::Serialize;
 
 use super::Refusal;
-use crate::onnx::proto::{ValueInfoProto, dimension};
-use crate::onnx::{DataType, Graph};
+use crate::onnx::proto::ValueInfoProto;
+use crate::onnx::{DataType, Graph, Use};
+use cache::{cache, is_cache, is_present};
+pub use feeding::{Feeding, Line, MaskAxis, MaskForm, Past, Sense};
 
 /// What `config.json` or `genai_config.json` says about dimensions that a graph leaves symbolic.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,6 +52,9 @@ pub struct CacheSlot {
     pub batch_axis: usize,
     /// Axis of the past positions; `None` for a state of fixed size (short convolutions), which starts at zero.
     pub sequence_axis: Option<usize>,
+    /// Whether the graph fixes the number of past positions.
+    #[serde(skip)]
+    pub fixed: bool,
     /// A cache of a sliding window: it is fed with room for this many positions at least, and for all that the run
     /// will see.
     pub window: Option<usize>,
@@ -69,6 +79,8 @@ pub struct Interface {
     pub attention_mask: Option<String>,
     /// Position of each token among the real ones, `[batch, n_pos]`.
     pub position_ids: Option<String>,
+    /// Place of each token in the KV cache, `[n_pos]`.
+    pub cache_position: Option<String>,
     /// Token types, all zero.
     pub token_type_ids: Option<String>,
     /// Merged decoders: whether the cache branch runs.
@@ -77,12 +89,17 @@ pub struct Interface {
     pub num_logits_to_keep: Option<String>,
     /// KV cache, in the order of the graph's inputs.
     pub cache: Vec<CacheSlot>,
-    /// Output with the logits, `[batch, n_pos, d_vocab]`.
+    /// Output with the logits, `[batch, n_pos, d_vocab]`, or of the last position only.
     pub logits: String,
     /// Whether lengths may be mixed in a batch.
     pub padding: Padding,
     /// Whether the graph takes one sequence only.
     pub single: bool,
+    /// How the inputs are filled.
+    #[serde(skip)]
+    pub feeding: Feeding,
+    /// Why the graph cannot be run, where it can only be edited.
+    pub unfed: Option<Refusal>,
 }
 
 fn refuse(tensor: &str, reason: impl Into<String>, hint: impl Into<String>) -> Refusal {
@@ -101,292 +118,334 @@ fn plain(name: &str) -> &str {
     name.strip_suffix('_').unwrap_or(name)
 }
 
-impl Interface {
-    /// Reads the interface off the graph's inputs and outputs.
-    ///
-    /// # Errors
-    /// An input that is not known, or a cache tensor without its counterpart.
-    pub fn new(graph: &Graph<'_>, config: &ModelConfig) -> Result<Self, Refusal> {
+/// Inputs by what they are for, as their names tell.
+#[derive(Default)]
+struct Inputs<'g> {
+    input_ids: Option<&'g ValueInfoProto>,
+    inputs_embeds: Option<&'g ValueInfoProto>,
+    attention_mask: Option<&'g ValueInfoProto>,
+    position_ids: Option<&'g ValueInfoProto>,
+    cache_position: Option<&'g ValueInfoProto>,
+    token_type_ids: Option<&'g ValueInfoProto>,
+    use_cache_branch: Option<&'g ValueInfoProto>,
+    num_logits_to_keep: Option<&'g ValueInfoProto>,
+    past: Vec<&'g ValueInfoProto>,
+    unknown: Vec<&'g ValueInfoProto>,
+}
+
+impl<'g> Inputs<'g> {
+    /// Sorts the graph's inputs; those with a default are left as they are.
+    fn of(graph: &'g Graph<'_>) -> Self {
         let proto = graph.proto();
-        let is_default =
-            |name: &str| graph.value(name).is_some_and(|v| graph.tensor(v).is_some() || graph.is_default(v));
-        let mut input_ids = None;
-        let mut inputs_embeds = None;
-        let mut attention_mask = None;
-        let mut position_ids = None;
-        let mut token_type_ids = None;
-        let mut use_cache_branch = None;
-        let mut num_logits_to_keep = None;
-        let mut past = Vec::new();
+        let dense = proto.initializer.iter().filter_map(|t| t.name.as_deref());
+        let sparse = proto.sparse_initializer.iter().filter_map(|t| t.values.as_ref()?.name.as_deref());
+        let defaults: HashSet<&str> = dense.chain(sparse).collect();
+        let mut found = Self::default();
         for input in &proto.input {
             let name = input.name.as_deref().unwrap_or("");
-            if is_default(name) {
-                continue; // an initializer with an overridable default
+            if defaults.contains(name) {
+                continue;
             }
             let slot = match plain(name) {
-                "input_ids" | "input" | "tokens" | "ids" => &mut input_ids,
-                "attention_mask" | "mask" => &mut attention_mask,
-                "position_ids" | "positions" => &mut position_ids,
-                "token_type_ids" => &mut token_type_ids,
-                "use_cache_branch" => &mut use_cache_branch,
-                "num_logits_to_keep" | "logits_to_keep" => &mut num_logits_to_keep,
-                "inputs_embeds" => &mut inputs_embeds,
+                "input_ids" | "input" | "tokens" | "ids" => &mut found.input_ids,
+                "attention_mask" | "mask" => &mut found.attention_mask,
+                "position_ids" | "positions" => &mut found.position_ids,
+                "cache_position" => &mut found.cache_position,
+                "token_type_ids" => &mut found.token_type_ids,
+                "use_cache_branch" => &mut found.use_cache_branch,
+                "num_logits_to_keep" | "logits_to_keep" => &mut found.num_logits_to_keep,
+                "inputs_embeds" => &mut found.inputs_embeds,
                 _ if is_cache(name, input) => {
-                    past.push(input);
+                    found.past.push(input);
                     continue;
                 }
                 _ => {
-                    return Err(refuse(
-                        name,
-                        "the graph has an input that Lancet does not know",
-                        "Lancet feeds input_ids, attention_mask, position_ids, token_type_ids, use_cache_branch, \
-                         num_logits_to_keep and a KV cache; export a text-generation graph",
-                    ));
+                    found.unknown.push(input);
+                    continue;
                 }
             };
-            *slot = Some(name.to_string());
+            match slot {
+                None => *slot = Some(input),
+                Some(_) => found.unknown.push(input),
+            }
         }
-        let input_ids = input_ids
-            .or_else(|| inputs_embeds.is_some().then(|| "input_ids".to_string()))
+        if found.input_ids.is_none() && found.inputs_embeds.is_none() {
+            found.looked_up(graph);
+        }
+        found
+    }
+
+    /// A token input of another name: the one input of whole numbers that rows of a stored table are picked by.
+    fn looked_up(&mut self, graph: &Graph<'_>) {
+        let picks = |input: &ValueInfoProto| {
+            let Some(value) = input.name.as_deref().and_then(|name| graph.value(name)) else { return false };
+            let table = |one: &Use| {
+                let first = graph.input(one.node, 0).and_then(|v| graph.tensor_ref(v));
+                graph.op(one.node) == "Gather" && one.slot == 1 && first.is_some_and(|t| t.shape.len() == 2)
+            };
+            feeding::is_index(feeding::dtype(input)) && graph.uses(value).iter().any(table)
+        };
+        let found: Vec<usize> = (0..self.unknown.len()).filter(|&at| picks(self.unknown[at])).collect();
+        if let [at] = found.as_slice() {
+            self.input_ids = Some(self.unknown.remove(*at));
+        }
+    }
+}
+
+fn name_of(input: Option<&ValueInfoProto>) -> Option<String> {
+    input.and_then(|info| info.name.clone())
+}
+
+impl Interface {
+    /// Reads the interface off the graph's inputs and outputs. Why it cannot be fed, if it cannot, is kept in
+    /// [`Interface::unfed`]: an edit needs no feeding.
+    ///
+    /// # Errors
+    /// If there is no token input, or no output that can be told to be the logits.
+    pub fn new(graph: &Graph<'_>, config: &ModelConfig) -> Result<Self, Refusal> {
+        let inputs = Inputs::of(graph);
+        let input_ids = name_of(inputs.input_ids)
+            .or_else(|| inputs.inputs_embeds.is_some().then(|| "input_ids".to_string()))
             .ok_or_else(|| refuse("input_ids", "the graph has no token input", "is this a causal language model?"))?;
-        let past_names: Vec<&str> = past.iter().filter_map(|p| p.name.as_deref()).collect();
+        let past_names: Vec<&str> = inputs.past.iter().filter_map(|p| p.name.as_deref()).collect();
         let logits = logits(graph, &past_names)?;
-        let cache = cache(graph, &past, &logits, config)?;
+        let inputs_embeds = name_of(inputs.inputs_embeds);
         let fed = inputs_embeds.as_ref().unwrap_or(&input_ids);
         let declared = graph.declared_shape(
             graph
                 .value(fed)
                 .ok_or_else(|| refuse(fed, "no node reads the token input", "is this a causal language model?"))?,
         );
+        let mut found = Self {
+            input_ids,
+            inputs_embeds,
+            attention_mask: name_of(inputs.attention_mask),
+            position_ids: name_of(inputs.position_ids),
+            cache_position: name_of(inputs.cache_position),
+            token_type_ids: name_of(inputs.token_type_ids),
+            use_cache_branch: name_of(inputs.use_cache_branch),
+            num_logits_to_keep: name_of(inputs.num_logits_to_keep),
+            cache: inputs.past.iter().map(|info| named_slot(info)).collect(),
+            logits,
+            padding: Padding::EqualLengths,
+            single: declared.and_then(|shape| shape.first().copied().flatten()) == Some(1),
+            feeding: Feeding::default(),
+            unfed: None,
+        };
+        if let Err(refusal) = found.plan(graph, &inputs, config) {
+            found.unfed = Some(refusal);
+        }
+        Ok(found)
+    }
+
+    /// Finds out how every input is filled.
+    fn plan(&mut self, graph: &Graph<'_>, inputs: &Inputs<'_>, config: &ModelConfig) -> Result<(), Refusal> {
+        self.cache = cache(graph, &inputs.past, &self.logits, config)?;
+        for input in &inputs.unknown {
+            self.feeding.zeros.push(adapter(graph, input)?);
+        }
+        self.plan_tokens(inputs)?;
+        if let Some(info) = graph.proto().output.iter().find(|o| o.name.as_ref() == Some(&self.logits)) {
+            let dtype = feeding::dtype(info);
+            if dtype != DataType(0) && !dtype.is_float() {
+                return Err(unfed(info, format!("the output is of type {}, not logits", dtype.name())));
+            }
+        }
         let standard = |node| matches!(graph.node(node).domain.as_deref().unwrap_or(""), "" | "ai.onnx");
         // ONNX Runtime runs the standard operators of opset 23 on one sequence at a time only
         let fused = graph.nodes().any(|n| standard(n) && matches!(graph.op(n), "Attention" | "RotaryEmbedding"));
         let relative =
             graph.nodes().any(|n| matches!(graph.op(n), "GroupQueryAttention" | "SparseAttention" | "PagedAttention"));
-        let single = fused || declared.and_then(|shape| shape.first().copied().flatten()) == Some(1);
-        let padding = if position_ids.is_some() && attention_mask.is_some() && !relative && !fused {
-            Padding::Left
-        } else {
-            Padding::EqualLengths
+        self.single |= fused;
+        if let Some(mask) = inputs.attention_mask {
+            let found = feeding::mask(graph, mask);
+            self.feeding.mask = found.map_err(|reason| unfed(mask, format!("the graph takes {reason}")))?;
+            if let (Some(rows), Some(first)) = (self.feeding.rows, self.feeding.mask.axes.first_mut())
+                && *first == MaskAxis::Same(rows)
+            {
+                *first = MaskAxis::Batch;
+            }
+        }
+        self.plan_positions(inputs)?;
+        self.plan_past(graph, inputs, relative)?;
+        let told = self.position_ids.is_some() && self.attention_mask.is_some();
+        let batched = self.feeding.positions == Line::Rows || matches!(self.feeding.positions, Line::Copies(_));
+        let batched = batched && self.feeding.mask.axes.first() == Some(&MaskAxis::Batch) && !self.single;
+        // one row at a time can be padded too, where the graph takes a fixed number of tokens
+        let alone = self.single && self.feeding.length.is_some();
+        if told && (batched || alone) && !relative && !fused {
+            self.padding = Padding::Left;
+        }
+        Ok(())
+    }
+
+    fn plan_tokens(&mut self, inputs: &Inputs<'_>) -> Result<(), Refusal> {
+        for info in inputs.input_ids.into_iter().chain(inputs.token_type_ids) {
+            if !feeding::is_index(feeding::dtype(info)) {
+                let dtype = feeding::dtype(info).name();
+                return Err(unfed(info, format!("the graph takes its tokens as {dtype}, not as whole numbers")));
+            }
+        }
+        if let Some(info) = inputs.num_logits_to_keep {
+            self.feeding.keep_rank = feeding::dims(info).map_or(0, |dims| dims.len().min(1));
+        }
+        let Some(info) = inputs.inputs_embeds.or(inputs.input_ids) else { return Ok(()) };
+        let Some(mut dims) = feeding::dims(info) else { return Ok(()) };
+        if inputs.inputs_embeds.is_some() {
+            dims.pop();
+        }
+        match dims.as_slice() {
+            [length] => {
+                self.feeding.tokens = Line::Flat;
+                self.feeding.length = *length;
+                self.single = true;
+            }
+            [batch, length] => {
+                self.feeding.rows = batch.filter(|rows| *rows > 1);
+                self.feeding.length = *length;
+            }
+            _ => return Err(unfed(info, format!("the token input has {} dimensions", dims.len()))),
+        }
+        if self.feeding.length == Some(1) {
+            return Err(unfed(info, "the graph takes one token a run: it decodes, and takes no prompt"));
+        }
+        Ok(())
+    }
+
+    fn plan_positions(&mut self, inputs: &Inputs<'_>) -> Result<(), Refusal> {
+        for info in inputs.position_ids.into_iter().chain(inputs.cache_position) {
+            if !feeding::is_index(feeding::dtype(info)) {
+                let dtype = feeding::dtype(info).name();
+                return Err(unfed(info, format!("the graph takes positions as {dtype}, not as whole numbers")));
+            }
+        }
+        if let Some(info) = inputs.cache_position.filter(|info| feeding::dims(info).is_some_and(|dims| dims.len() != 1))
+        {
+            return Err(unfed(info, "the places in the cache are not one number a token"));
+        }
+        let Some(info) = inputs.position_ids else { return Ok(()) };
+        let Some(dims) = feeding::dims(info) else { return Ok(()) };
+        self.feeding.positions = match dims.as_slice() {
+            [_] => Line::Flat,
+            // one row for all rows of a batch
+            [Some(1), _] if !self.single => Line::One,
+            [_, _] => Line::Rows,
+            [Some(copies @ 1..=4), _, _] => Line::Copies(*copies),
+            _ => return Err(unfed(info, format!("positions of {} dimensions", dims.len()))),
         };
-        Ok(Self {
-            input_ids,
-            inputs_embeds,
-            attention_mask,
-            position_ids,
-            token_type_ids,
-            use_cache_branch,
-            num_logits_to_keep,
-            cache,
-            logits,
-            padding,
-            single,
-        })
+        Ok(())
+    }
+
+    /// What stands in the KV cache before the first run, and whether what comes back can be fed again.
+    fn plan_past(&mut self, graph: &Graph<'_>, inputs: &Inputs<'_>, relative: bool) -> Result<(), Refusal> {
+        for (slot, info) in self.cache.iter().zip(&inputs.past) {
+            match feeding::dims(info).and_then(|dims| dims.get(slot.batch_axis).copied().flatten()) {
+                Some(1) => self.single = true,
+                // heads that are folded into the batch are as many as the slot has
+                Some(n) if n != slot.empty[slot.batch_axis] * self.feeding.rows.unwrap_or(1) => {
+                    return Err(unfed(info, format!("the cache is of {n} rows, no more and no less")));
+                }
+                _ => {}
+            }
+        }
+        let slots = self.cache.iter().filter(|slot| slot.window.is_none());
+        let length = |slot: &CacheSlot| slot.sequence_axis.map(|axis| slot.fixed.then_some(slot.empty[axis]));
+        let lengths: Vec<Option<usize>> = slots.filter_map(length).collect();
+        let Some(Some(first)) = lengths.iter().copied().find(Option::is_some) else { return Ok(()) };
+        if lengths.iter().any(|n| *n != Some(first)) {
+            return Err(unfed(inputs.past[0], "the parts of the cache are of different fixed lengths"));
+        }
+        if inputs.past.iter().any(|info| scatters(graph, info)) {
+            let reason = format!("the graph writes new positions into a cache of {first}, wherever it is told to");
+            return Err(unfed(inputs.past[0], reason));
+        }
+        self.feeding.past = if relative {
+            Past::Filled(first)
+        } else if first == 0 || (self.attention_mask.is_some() && self.position_ids.is_some()) {
+            Past::Hidden(first)
+        } else {
+            return Err(unfed(
+                inputs.past[0],
+                format!("the graph takes a cache of {first} positions, and no mask and positions that could hide it"),
+            ));
+        };
+        Ok(())
     }
 }
 
-/// A KV cache input: a float tensor that is named so and has at least three dimensions.
-fn is_cache(name: &str, info: &ValueInfoProto) -> bool {
-    let lower = name.to_ascii_lowercase();
-    let named = lower.contains("past") || lower.contains("cache") || lower.contains("key_value");
-    let Some(tensor) = info.tensor() else { return false };
-    let dims = tensor.shape.as_ref().map_or(0, |s| s.dim.len());
-    named && (3..=5).contains(&dims) && DataType(tensor.elem_type.unwrap_or(0)).is_float()
+/// A slot of which only the name is known.
+fn named_slot(info: &ValueInfoProto) -> CacheSlot {
+    CacheSlot {
+        past: info.name.clone().unwrap_or_default(),
+        present: String::new(),
+        empty: Vec::new(),
+        batch_axis: 0,
+        sequence_axis: None,
+        fixed: false,
+        window: None,
+        dtype: feeding::dtype(info),
+    }
 }
 
+/// Why an input cannot be filled.
+fn unfed(info: &ValueInfoProto, reason: impl Into<String>) -> Refusal {
+    let hint = "`bake` edits the model all the same; to measure it, export a text-generation graph with token ids, a mask, \
+                positions and a KV cache of open length";
+    refuse(info.name.as_deref().unwrap_or(""), reason, hint)
+}
+
+/// An input that nobody knows, if it is an adapter that does nothing where it is zero: its name and sizes.
+fn adapter(graph: &Graph<'_>, info: &ValueInfoProto) -> Result<(String, Vec<usize>), Refusal> {
+    let name = info.name.clone().unwrap_or_default();
+    let sizes = feeding::dims(info).and_then(|dims| dims.into_iter().collect::<Option<Vec<usize>>>());
+    let value = graph.value(&name).filter(|_| feeding::dtype(info).is_float());
+    match (sizes, value) {
+        (Some(sizes), Some(value)) if feeding::adds_nothing_at_zero(graph, value) => Ok((name, sizes)),
+        _ => Err(unfed(info, "the graph has an input that Lancet does not know")),
+    }
+}
+
+/// Whether a part of the cache is a buffer that the graph writes new positions into.
+fn scatters(graph: &Graph<'_>, info: &ValueInfoProto) -> bool {
+    let Some(value) = info.name.as_deref().and_then(|name| graph.value(name)) else { return false };
+    let mut value = value;
+    for _ in 0..8 {
+        let uses = graph.uses(value);
+        let writes = |one: &Use| {
+            matches!(graph.op(one.node), "ScatterElements" | "ScatterND" | "Scatter" | "TensorScatter") && one.slot == 0
+        };
+        if uses.iter().any(writes) {
+            return true;
+        }
+        let handed = |one: &&Use| {
+            matches!(graph.op(one.node), "Cast" | "Identity" | "Transpose" | "Reshape" | "DequantizeLinear")
+                && one.slot == 0
+        };
+        let Some(next) = uses.iter().find(handed).and_then(|one| graph.output(one.node, 0)) else { return false };
+        value = next;
+    }
+    false
+}
+
+/// The output with the logits: the one of that name, else the first that may hold a vocabulary a position.
 fn logits(graph: &Graph<'_>, past: &[&str]) -> Result<String, Refusal> {
     let outputs: Vec<&str> = graph.proto().output.iter().filter_map(|o| o.name.as_deref()).collect();
     if outputs.contains(&"logits") {
         return Ok("logits".into());
     }
-    let candidates: Vec<&str> = graph
-        .proto()
-        .output
-        .iter()
-        .filter(|o| !is_present(o.name.as_deref().unwrap_or("")))
-        .filter(|o| o.tensor().and_then(|t| t.shape.as_ref()).is_none_or(|s| s.dim.len() == 3))
-        .filter_map(|o| o.name.as_deref())
-        .collect();
+    let of_ranks = |ranks: std::ops::RangeInclusive<usize>| -> Vec<&str> {
+        let all = graph.proto().output.iter().filter(|o| !is_present(o.name.as_deref().unwrap_or("")));
+        let floats = all.filter(|o| feeding::dtype(o).is_float() || feeding::dtype(o) == DataType(0));
+        let fits = floats.filter(|o| feeding::dims(o).is_none_or(|dims| ranks.contains(&dims.len())));
+        fits.filter_map(|o| o.name.as_deref()).collect()
+    };
+    let wide = of_ranks(3..=3);
+    let candidates = if wide.is_empty() { of_ranks(1..=4) } else { wide };
     match candidates.first() {
         // exporters put the logits first
         Some(first) if candidates.len() == 1 || past.is_empty() || outputs.first() == Some(first) => {
             Ok((*first).to_string())
         }
         _ => Err(refuse(&outputs.join(", "), "no output can be told to be the logits", "name the output `logits`")),
-    }
-}
-
-fn is_present(name: &str) -> bool {
-    let lower = name.to_ascii_lowercase();
-    lower.contains("present") || lower.contains("past") || lower.contains("cache")
-}
-
-/// The numbers in a name, and whether it says key or value: `past_key_values.3.value` is `([3], value)`.
-fn cache_key(name: &str) -> (Vec<u64>, Option<bool>) {
-    let lower = name.to_ascii_lowercase().replace("key_values", "kv").replace("keyvalue", "kv");
-    let numbers = lower
-        .split(|c: char| !c.is_ascii_digit())
-        .filter(|part| !part.is_empty())
-        .filter_map(|part| part.parse().ok())
-        .collect();
-    let parts: Vec<&str> = lower.split(['.', '_', '/', '-']).collect();
-    let says = |words: &[&str]| parts.iter().any(|p| words.contains(&p.trim_end_matches(|c: char| c.is_ascii_digit())));
-    let kind = match (says(&["key", "keys", "k"]), says(&["value", "values", "v"])) {
-        (true, false) => Some(true),
-        (false, true) => Some(false),
-        _ => None,
-    };
-    (numbers, kind)
-}
-
-fn cache(
-    graph: &Graph<'_>,
-    past: &[&ValueInfoProto],
-    logits: &str,
-    config: &ModelConfig,
-) -> Result<Vec<CacheSlot>, Refusal> {
-    let mut presents: Vec<&str> = graph
-        .proto()
-        .output
-        .iter()
-        .filter_map(|o| o.name.as_deref())
-        .filter(|name| *name != logits && is_present(name))
-        .collect();
-    let mut slots = Vec::new();
-    for input in past {
-        let name = input.name.as_deref().unwrap_or("");
-        let key = cache_key(name);
-        let found = presents.iter().position(|p| cache_key(p) == key).or(
-            // same order where names do not pair (old exports)
-            (presents.len() == past.len() - slots.len()).then_some(0),
-        );
-        let Some(found) = found else {
-            return Err(refuse(
-                name,
-                "no output returns this part of the KV cache",
-                "export with the KV cache, or without any",
-            ));
-        };
-        let present = presents.remove(found).to_string();
-        let tensor = input.tensor().expect("a cache input is a tensor");
-        let dims = &tensor.shape.as_ref().expect("a cache input has dimensions").dim;
-        let (empty, batch_axis, sequence_axis) = empty_shape(name, dims, config)?;
-        slots.push(CacheSlot {
-            past: name.to_string(),
-            present,
-            empty,
-            batch_axis,
-            sequence_axis,
-            window: window(graph, name),
-            dtype: DataType(tensor.elem_type.unwrap_or(DataType::FLOAT.0)),
-        });
-    }
-    Ok(slots)
-}
-
-/// The window of a `GroupQueryAttention` that keeps this part of the cache in a buffer of its size.
-fn window(graph: &Graph<'_>, past: &str) -> Option<usize> {
-    graph.uses(graph.value(past)?).iter().find_map(|one| {
-        let node = graph.node(one.node);
-        let sliding = graph.op(one.node) == "GroupQueryAttention" && node.attr_i("sliding_window_cache", 0) != 0;
-        usize::try_from(node.attr_i("local_window_size", -1)).ok().filter(|_| sliding)
-    })
-}
-
-/// Whether a part of the cache holds a state of fixed size, no positions (`past_conv.0`, `past_key_values.0.conv_state`).
-fn is_state(name: &str) -> bool {
-    let lower = name.to_ascii_lowercase();
-    ["conv", "ssm", "recurrent"].iter().any(|word| lower.contains(word))
-}
-
-/// Dimensions of an empty cache for one sequence, with the axes of the batch and of the positions, if any.
-fn empty_shape(
-    name: &str,
-    dims: &[crate::onnx::proto::Dimension],
-    config: &ModelConfig,
-) -> Result<(Vec<usize>, usize, Option<usize>), Refusal> {
-    let rank = dims.len();
-    let label = |i: usize| match &dims[i].value {
-        Some(dimension::Value::DimParam(p)) => p.to_ascii_lowercase(),
-        _ => String::new(),
-    };
-    let fixed = |i: usize| match &dims[i].value {
-        Some(dimension::Value::DimValue(v)) => usize::try_from(*v).ok(),
-        _ => None,
-    };
-    if is_state(name)
-        && let Some(mut state) = (1..rank).map(fixed).collect::<Option<Vec<usize>>>()
-    {
-        state.insert(0, 1);
-        return Ok((state, 0, None));
-    }
-    let sequence = (0..rank)
-        .find(|&i| {
-            fixed(i).is_none()
-                && (label(i).contains("past") || label(i).contains("sequence") || label(i).contains("cache"))
-        })
-        .unwrap_or(rank - 2);
-    let batch_axis =
-        (0..rank).find(|&i| fixed(i).is_none() && label(i).contains("batch") && i != sequence).unwrap_or(0);
-    let symbolic = |what: &str| {
-        refuse(
-            name,
-            format!("the graph leaves the cache dimension {what} open and no config tells it"),
-            "put the model's `config.json` or `genai_config.json` beside it",
-        )
-    };
-    let mut empty = Vec::with_capacity(rank);
-    for i in 0..rank {
-        empty.push(if i == sequence {
-            0
-        } else if i == batch_axis {
-            // old families fold the heads into the batch: `batch_size x num_heads`
-            if label(i).contains("head") { config.n_kv_heads.unwrap_or(1) } else { 1 }
-        } else if let Some(n) = fixed(i) {
-            n
-        } else if i == rank - 1 {
-            config.d_head.ok_or_else(|| symbolic("`head_dim`"))?
-        } else {
-            config.n_kv_heads.ok_or_else(|| symbolic("`num_key_value_heads`"))?
-        });
-    }
-    Ok((empty, batch_axis, Some(sequence)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{ModelConfig, cache_key, empty_shape};
-    use crate::onnx::proto::{Dimension, dimension};
-
-    #[test]
-    fn a_state_of_fixed_size_has_no_positions() {
-        let open = |name: &str| Some(dimension::Value::DimParam(name.into()));
-        let fixed = |n| Some(dimension::Value::DimValue(n));
-        let dims = |values: Vec<Option<dimension::Value>>| -> Vec<Dimension> {
-            values.into_iter().map(|value| Dimension { value }).collect()
-        };
-        let config = ModelConfig::default();
-        // genai and web repositories of lfm2
-        for name in ["past.0.conv", "past_conv.0"] {
-            let state = dims(vec![open("batch_size"), fixed(32), fixed(2)]);
-            assert_eq!(empty_shape(name, &state, &config).unwrap(), (vec![1, 32, 2], 0, None));
-        }
-        let fused = dims(vec![open("batch_size"), open("past_sequence_length"), fixed(32)]);
-        assert_eq!(empty_shape("past_key_values.0", &fused, &config).unwrap(), (vec![1, 0, 32], 0, Some(1)));
-    }
-
-    #[test]
-    fn cache_names_pair_across_exporters() {
-        for (past, present) in [
-            ("past_key_values.3.key", "present.3.key"),
-            ("past_key_values.3.value", "present.3.value"),
-            ("past_key_3", "present_key_3"),
-            ("past_key_values.11.key", "present_key_values.11.key"),
-            ("past_3", "present_3"),
-        ] {
-            assert_eq!(cache_key(past), cache_key(present), "{past} {present}");
-        }
-        assert_ne!(cache_key("past_key_values.3.key"), cache_key("present.3.value"));
-        assert_ne!(cache_key("past_key_values.3.key"), cache_key("present.13.key"));
     }
 }

@@ -99,6 +99,10 @@ pub fn logits(
     let (mut diff, mut scale, mut leak, mut kl) = (0.0f64, 1.0f64, 0.0f64, Vec::new());
     out.visit(&mut plain, &rows, &[], |found| {
         let want = &expected[found.row];
+        if want.len() != found.logits.len() {
+            let (base, out) = (want.len(), found.logits.len());
+            return Err(Error::failed(format!("vocabularies of {base} and {out} tokens do not compare")));
+        }
         for (a, b) in want.iter().zip(&found.logits) {
             diff = diff.max((f64::from(*a) - f64::from(*b)).abs());
             scale = scale.max(f64::from(*a).abs());

@@ -68,6 +68,12 @@ pub fn prove(
     let prompts: Vec<&[u32]> =
         given.iter().take(PROMPTS).map(|p| &p[..p.len().min(POSITIONS)]).filter(|p| !p.is_empty()).collect();
     let run = Run { consumer, interface: &base.1.lm.interface, prompts: &prompts };
+    if let Some(refusal) = &base.1.lm.interface.unfed {
+        if run.loaded(base.0, out, &mut found).is_some() {
+            found.unchecked.push(format!("the output was loaded and not run: {refusal}"));
+        }
+        return Ok(found);
+    }
     let written = run.published(base.0, out, &mut found)?;
     let (before, after) = (Looked::new(base.0, direction.width())?, Looked::new(out, direction.width())?);
     let logits = &run.interface.logits;
@@ -345,27 +351,7 @@ impl Run<'_> {
             );
             return Ok(None);
         }
-        let path = |opened: &Opened| opened.model.path.clone();
-        let loaded = self.load(out);
-        let (mut model, mut embedding) = match loaded {
-            Ok(loaded) => loaded,
-            Err(reason) => {
-                let (out, was) = (path(out), path(base));
-                match self.load(base) {
-                    Ok(_) => found.failures.push(format!(
-                        "ONNX Runtime loads `{}` and does not load `{}`: {reason}",
-                        was.display(),
-                        out.display()
-                    )),
-                    Err(_) => found.unchecked.push(format!(
-                        "ONNX Runtime loads neither `{}` nor `{}`: {reason}",
-                        was.display(),
-                        out.display()
-                    )),
-                }
-                return Ok(None);
-            }
-        };
+        let Some((mut model, mut embedding)) = self.loaded(base, out, found) else { return Ok(None) };
         let mut all = Vec::new();
         for prompt in self.prompts {
             self.check_cancelled()?;
@@ -378,6 +364,20 @@ impl Run<'_> {
             }
         }
         Ok(Some(all))
+    }
+
+    /// Loads the files as a consumer does. `None`, with what that means, where ONNX Runtime refuses them.
+    fn loaded(&self, base: &Opened, out: &Opened, found: &mut Found) -> Option<(OrtModel, Option<OrtModel>)> {
+        let reason = match self.load(out) {
+            Ok(loaded) => return Some(loaded),
+            Err(reason) => reason,
+        };
+        let (was, is) = (base.model.path.display(), out.model.path.display());
+        match self.load(base) {
+            Ok(_) => found.failures.push(format!("ONNX Runtime loads `{was}` and does not load `{is}`: {reason}")),
+            Err(_) => found.unchecked.push(format!("ONNX Runtime loads neither `{was}` nor `{is}`: {reason}")),
+        }
+        None
     }
 
     /// The largest difference between the logits of a base as it is loaded and of its graph as it is looked at.

@@ -1,13 +1,14 @@
 //! KL divergence of a model from its base at the first response positions, along the base's own answers.
 
 use super::engine::{Engine, Observer, Row};
-use super::likelihood::Vocabulary;
+use super::likelihood::{LAST_ONLY, too_few};
 use crate::error::Error;
 use crate::instrument::Request;
 use crate::method::score::{kl_divergence, mean, softmax};
 use crate::report::finite;
 use crate::report::scores::{Divergence, PositionKl};
 use crate::runtime::batch;
+use crate::runtime::reading::Positions;
 
 /// A run's row: a prompt with the begin of its answer.
 struct Span {
@@ -62,13 +63,22 @@ pub fn measure(
     }
     // both models' logits of a batch are there at once
     let room = (base.room().min(other.room()) / 2).max(1);
-    let spans = spans(prompts, answers, positions, positions.min(room));
     let mut found: Vec<Vec<f64>> =
         answers.iter().map(|answer| vec![f64::NAN; positions.min(answer.len() + 1)]).collect();
-    let Some(chunk) = spans.iter().map(|s| s.positions).max() else { return Ok(Divergence::default()) };
+    let mut spans_found = spans(prompts, answers, positions, positions.min(room));
+    let Some(chunk) = spans_found.iter().map(|s| s.positions).max() else { return Ok(Divergence::default()) };
     let request = Request { logits: chunk, last_positions: 1, ..Request::default() };
     let mut sessions = (base.session(request.clone())?, other.session(request)?);
-    let mut vocabularies = (Vocabulary::new(chunk), Vocabulary::new(chunk));
+    if chunk > 1 && [&sessions.0, &sessions.1].iter().any(|session| session.positions() == Positions::Last) {
+        observer.note(LAST_ONLY);
+        spans_found = spans(prompts, answers, positions, 1);
+    }
+    let spans = spans_found;
+    let width = sessions.0.width();
+    if width != sessions.1.width() {
+        let other = sessions.1.width();
+        return Err(Error::failed(format!("vocabularies of {width} and {other} tokens do not compare")));
+    }
     let size = base.batch.min(other.batch).clamp(1, (room / chunk).max(1));
     let engines = (Engine { batch: size, ..*base }, Engine { batch: size, ..*other });
     let lengths: Vec<usize> = spans.iter().map(|s| s.tokens.len()).collect();
@@ -76,22 +86,20 @@ pub fn measure(
     for members in batch::plan(&lengths, size, &base.model.lm.interface) {
         let rows: Vec<Row<'_>> = members.iter().map(|&at| Row { tokens: &spans[at].tokens, direction: 0 }).collect();
         // of the positions that a row returns, the last ones are its own
-        let own = |row: usize, logits: Vec<f32>, vocabulary: &mut Vocabulary| -> Result<(usize, Vec<f32>), Error> {
-            let span = &spans[members[row]];
-            let width = vocabulary.of(&logits, span.tokens.len())?;
-            Ok((width, logits[logits.len() - span.positions * width..].to_vec()))
+        let own = |row: usize, mut logits: Vec<f32>| -> Result<Vec<f32>, Error> {
+            let wanted = spans[members[row]].positions;
+            let returned = logits.len() / width.max(1);
+            let skip = returned.checked_sub(wanted).ok_or_else(|| too_few(returned, wanted))?;
+            Ok(logits.split_off(skip * width))
         };
-        let mut kept = vec![(0, Vec::new()); rows.len()];
+        let mut kept = vec![Vec::new(); rows.len()];
         engines.0.visit(&mut sessions.0, &rows, &[], |result| {
-            kept[result.row] = own(result.row, result.logits, &mut vocabularies.0)?;
+            kept[result.row] = own(result.row, result.logits)?;
             Ok(())
         })?;
         engines.1.visit(&mut sessions.1, &rows, &[], |result| {
-            let (width, logits) = own(result.row, result.logits, &mut vocabularies.1)?;
-            let (base_width, base_logits) = std::mem::take(&mut kept[result.row]);
-            if width != base_width {
-                return Err(Error::failed(format!("vocabularies of {base_width} and {width} tokens do not compare")));
-            }
+            let logits = own(result.row, result.logits)?;
+            let base_logits = std::mem::take(&mut kept[result.row]);
             let span = &spans[members[result.row]];
             for (at, (p, q)) in base_logits.chunks_exact(width).zip(logits.chunks_exact(width)).enumerate() {
                 found[span.prompt][span.begin + at] = kl_divergence(&softmax(p), &softmax(q));

@@ -7,19 +7,22 @@ use ndarray::{Array3, ArrayD, Axis};
 use super::inspect;
 use super::opened::Understood;
 use crate::error::Error;
-use crate::instrument::{self, ADDITION_INPUT, DIRECTION_INPUT, Request, SessionModel};
-use crate::lm::Interface;
+use crate::instrument::{self, ADDITION_INPUT, Cut, DIRECTION_INPUT, Request, SessionModel};
+use crate::lm::{Interface, Padding, ResidPoint};
 use crate::method::direction::{Addition, Direction};
 use crate::onnx::DataType;
-use crate::runtime::batch::{self, Batch};
+use crate::runtime::batch::{self, Batch, Sharing};
+use crate::runtime::reading::{Positions, Reading, Run};
 use crate::runtime::session::{OrtModel, Runtime};
 use crate::runtime::{Backend, Decoding, RuntimeError, Tensor};
 
 pub mod cost;
 mod generator;
 mod positions;
+mod reading;
 
 pub use generator::{Generation, Generator, Progress};
+use reading::Readings;
 
 /// Bytes of float32 logits that one run returns at most, if one row's do not take more.
 const LOGITS_BUDGET: usize = 256 << 20;
@@ -114,18 +117,26 @@ pub struct Session {
     model: OrtModel,
     built: SessionModel,
     interface: Interface,
+    /// Where positions are picked.
+    cut: Cut,
     /// Positions that logits are returned of; 0 for none.
     logits: usize,
+    /// Positions that probes are returned of.
+    last_positions: usize,
+    readings: Readings,
 }
 
 impl Session {
-    /// Runs a batch without a past. Returns probes and logits, `[rows, positions, _]` each.
-    fn run(
+    /// Runs a batch without a past. Returns probes and logits as they lie in the graph.
+    fn arrays(
         &mut self,
+        engine: &Engine<'_>,
         batch: &Batch,
-        feeds: Vec<(String, <OrtModel as Backend>::Value)>,
+        directions: &[&[f32]],
     ) -> Result<Vec<ArrayD<f32>>, RuntimeError> {
         let Self { model, built, interface, .. } = self;
+        let mut feeds = batch::feeds(model, interface, &batch.ids, &batch.mask)?;
+        feeds.extend(engine.steering_feeds(model, built, directions)?);
         let cache = batch::empty_cache(model, interface, batch.ids.nrows(), batch.ids.ncols())?;
         let mut inputs: Vec<_> = feeds.iter().map(|(name, value)| (name.clone(), value)).collect();
         inputs.extend(interface.cache.iter().zip(&cache).map(|(slot, value)| (slot.past.clone(), value)));
@@ -133,26 +144,127 @@ impl Session {
         let found = model.run(inputs, &outputs)?;
         found.iter().map(|v| model.download(v)).collect()
     }
+
+    /// Which positions the file returns logits of.
+    pub fn positions(&self) -> Positions {
+        self.readings.logits.as_ref().map_or(Positions::Every, |reading| reading.positions)
+    }
+
+    /// Logits a position, `d_vocab`; 0 for a session without.
+    pub fn width(&self) -> usize {
+        self.readings.logits.as_ref().map_or(0, |reading| reading.width)
+    }
+
+    /// How logits are read.
+    ///
+    /// # Errors
+    /// If the session returns none.
+    fn reading(&self) -> Result<&Reading, Error> {
+        self.readings.logits.as_ref().ok_or_else(|| Error::failed("the session returns no logits"))
+    }
 }
 
 impl Engine<'_> {
-    /// Builds and loads a session.
+    /// Builds and loads a session, and finds out how what it returns is to be read.
+    ///
+    /// # Errors
+    /// If ONNX Runtime refuses the model, if its inputs cannot be fed, or if what it returns cannot be read.
+    pub fn session(&self, mut request: Request) -> Result<Session, Error> {
+        self.feedable()?;
+        let steers = request.ablation || request.addition.is_some() || self.steered.is_some();
+        // what steers must know how the stream lies, though nobody asked for it
+        let guarded = steers && request.probes.is_empty();
+        if guarded {
+            request.probes = vec![(0, ResidPoint::Pre), (self.model.lm.n_layers() - 1, ResidPoint::Post)];
+            request.last_positions = request.last_positions.max(1);
+        }
+        let mut failed = None;
+        for cut in [Cut::InGraph, Cut::Outside] {
+            let mut session = self.load(Request { cut, ..request.clone() })?;
+            let readings = match (reading::learn(self, &mut session), cut) {
+                (Ok(Some(readings)), _) => readings,
+                (Ok(None), _) => continue,
+                // a stream of other axes cannot be steered in batches
+                (Err(Error::Runtime(error @ RuntimeError::Run { .. })), Cut::InGraph) => {
+                    failed = Some(error);
+                    continue;
+                }
+                (Err(error), _) => return Err(failed.map_or(error, Error::from)),
+            };
+            for (probe, (layer, point)) in readings.probes.iter().zip(&request.probes).filter(|_| !guarded) {
+                if probe.positions == Positions::Last && request.last_positions > 1 {
+                    return Err(Error::failed_with(
+                        format!("the stream of layer {layer} ({point:?}) holds the last position only"),
+                        "export the model so that its last token is picked behind the last layer",
+                    ));
+                }
+            }
+            session.readings = readings;
+            if steers && cut == Cut::Outside {
+                reading::check_ablation(self, &mut session)?;
+            }
+            if guarded {
+                session.built.probes.clear();
+                session.readings.probes.clear();
+            }
+            let sharing = self.sharing(&mut session)?;
+            session.interface.single |= sharing == Sharing::Single;
+            if sharing == Sharing::EqualLengths {
+                session.interface.padding = Padding::EqualLengths;
+            }
+            return Ok(session);
+        }
+        Err(failed
+            .map_or_else(|| Error::failed("the axes of what the model returns cannot be told apart"), Error::from))
+    }
+
+    /// Loads the branch of a merged decoder that takes a cache; it returns what the plain branch returns.
     ///
     /// # Errors
     /// If ONNX Runtime refuses the model.
-    pub fn session(&self, mut request: Request) -> Result<Session, Error> {
+    fn cached_branch(&self, plain: &Session, request: Request) -> Result<Session, Error> {
+        let mut session = self.load(Request { cached_branch: true, cut: plain.cut, ..request })?;
+        session.readings = plain.readings.clone();
+        session.interface.single = plain.interface.single;
+        session.interface.padding = plain.interface.padding;
+        Ok(session)
+    }
+
+    /// Checks that the model can be run.
+    ///
+    /// # Errors
+    /// The refusal of the input that cannot be filled.
+    pub fn feedable(&self) -> Result<(), Error> {
+        self.model.lm.interface.unfed.clone().map_or(Ok(()), |refusal| Err(refusal.into()))
+    }
+
+    fn load(&self, mut request: Request) -> Result<Session, Error> {
         if let Some(steering) = self.steered {
             request.ablation = true;
             request.addition = steering.addition.as_ref().map(|(layer, _)| *layer);
         }
         request.widen_bfloat16 = self.runtime.provider() == "cpu" && self.has_bfloat16();
-        let Understood { graph, lm, embedding } = self.model;
+        let Understood { graph, lm, embedding, .. } = self.model;
         let built = instrument::instrument(graph, lm, embedding.as_ref(), &request)?;
         let model = self.runtime.session(&built.bytes)?;
         // inputs that pruning removed are not fed
         let mut interface = self.model.lm.interface.clone();
         interface.cache.retain(|slot| built.inputs.contains(&slot.past));
-        Ok(Session { model, built, interface, logits: request.logits })
+        let Request { cut, logits, last_positions, .. } = request;
+        let readings = Readings { probes: Vec::new(), logits: None };
+        Ok(Session { model, built, interface, cut, logits, last_positions, readings })
+    }
+
+    /// Which rows may share a run: found once a model.
+    fn sharing(&self, session: &mut Session) -> Result<Sharing, Error> {
+        if session.cut == Cut::Outside || session.interface.single {
+            return Ok(Sharing::Single);
+        }
+        if let Some(known) = self.model.sharing.get() {
+            return Ok(*known);
+        }
+        let found = reading::sharing(self, session)?;
+        Ok(*self.model.sharing.get_or_init(|| found))
     }
 
     /// Whether the file stores bfloat16 tensors.
@@ -176,9 +288,14 @@ impl Engine<'_> {
         mut each: impl FnMut(RowResult) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let lengths: Vec<usize> = rows.iter().map(|r| r.tokens.len()).collect();
+        let width = session.width();
+        let outside = rows.iter().flat_map(|row| row.tokens).find(|token| width > 0 && **token as usize >= width);
+        if let Some(token) = outside {
+            return Err(RuntimeError::Vocabulary { token: *token, vocabulary: width }.into());
+        }
         for members in batch::plan(&lengths, self.batch, &session.interface) {
-            let positions = if session.built.whole_logits { usize::MAX } else { session.logits };
-            for members in members.chunks(self.rows_at_once(positions.min(lengths[members[0]]))) {
+            let positions = reading::positions(session, lengths[members[0]]).1;
+            for members in members.chunks(self.rows_at_once(positions)) {
                 self.check_cancelled()?;
                 self.run_batch(session, rows, directions, members, &mut each)?;
             }
@@ -214,24 +331,39 @@ impl Engine<'_> {
         members: &[usize],
         each: &mut impl FnMut(RowResult) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let Session { model, built, interface, .. } = session;
         let prompts: Vec<&[u32]> = members.iter().map(|&i| rows[i].tokens).collect();
-        let batch = Batch::new(&prompts, self.pad);
-        let mut feeds = batch::feeds(model, interface, &batch.ids, &batch.mask)?;
-        let vectors: Vec<&[f32]> = members
+        let batch = Batch::new(&prompts, self.pad).fitted(&session.interface, self.pad)?;
+        let mut vectors: Vec<&[f32]> = members
             .iter()
             .map(|&row| directions.get(rows[row].direction).map_or(&[] as &[f32], Vec::as_slice))
             .collect();
-        feeds.extend(self.steering_feeds(model, built, &vectors)?);
-        let mut arrays = session.run(&batch, feeds)?;
-        let logits = session.built.logits.as_ref().map(|_| arrays.pop().expect("logits were asked for last"));
+        let (n_rows, tokens) = batch.ids.dim();
+        vectors.resize(n_rows, &[]);
+        let arrays = session.arrays(self, &batch, &vectors)?;
+        let (of_probes, of_logits) = reading::positions(session, tokens);
+        let Readings { probes, logits } = &session.readings;
+        let (probe_arrays, logit_arrays) = arrays.split_at(probes.len());
+        for (reading, array) in probes.iter().zip(probe_arrays) {
+            reading.check(array.shape(), Run { rows: n_rows, tokens, positions: of_probes })?;
+        }
+        let logits = logits.as_ref().zip(logit_arrays.first());
+        if let Some((reading, array)) = logits {
+            reading.check(array.shape(), Run { rows: n_rows, tokens, positions: of_logits })?;
+        }
+        // the last positions of a row, where all are returned
+        let tail = |mut values: Vec<f32>, width: usize, positions: usize| {
+            values.split_off(values.len().saturating_sub(width * positions))
+        };
         for (at, &row) in members.iter().enumerate() {
-            let of_row = |array: &ArrayD<f32>| array.index_axis(Axis(0), at).iter().copied().collect::<Vec<f32>>();
-            let logits = logits.as_ref().map(of_row).unwrap_or_default();
+            let of_row = |(reading, array): (&Reading, &ArrayD<f32>)| {
+                tail(reading.row(array, at), reading.width, session.last_positions)
+            };
+            let found = logits.map(|(reading, array)| tail(reading.row(array, at), reading.width, session.logits));
+            let logits = found.unwrap_or_default();
             if logits.iter().any(|v| !v.is_finite()) {
                 return Err(RuntimeError::not_finite(rows[row].tokens).into());
             }
-            each(RowResult { row, probes: arrays.iter().map(of_row).collect(), logits })?;
+            each(RowResult { row, probes: probes.iter().zip(probe_arrays).map(of_row).collect(), logits })?;
         }
         Ok(())
     }
@@ -242,7 +374,7 @@ impl Engine<'_> {
         model: &OrtModel,
         built: &SessionModel,
         rows: &[&[f32]],
-    ) -> Result<Vec<(String, <OrtModel as Backend>::Value)>, Error> {
+    ) -> Result<Vec<(String, <OrtModel as Backend>::Value)>, RuntimeError> {
         let width = self.model.lm.d_model();
         let mut feeds = Vec::new();
         for (name, part) in [(DIRECTION_INPUT, 0), (ADDITION_INPUT, 1)] {

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::engine::{Engine, Row};
+use super::engine::{Engine, Observer, Row};
 use crate::error::Error;
 use crate::instrument::Request;
 use crate::method::score::log_softmax;
+use crate::runtime::reading::Positions;
 
 /// Tokens whose end is scored, given all that is before it.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +53,8 @@ fn spans<'t>(queries: &[Query<'t>], chunk: usize) -> Vec<Span<'t>> {
 /// Log-likelihood of each scored token of each query, in nats: `[query][scored token]`.
 ///
 /// `chunk` bounds the positions that a row returns logits of; `room` (see [`Engine::room`]) bounds rows times
-/// positions: cutting runs a query more than once and changes no number. `advance` is told of every span that is done.
+/// positions: cutting runs a query more than once and changes no number. Where the file returns logits of the last
+/// position only, every scored token is a run of its own. `advance` is told of every span that is done.
 ///
 /// # Errors
 /// If a run fails, on cancellation, or if a token is outside the model's vocabulary.
@@ -63,23 +65,57 @@ pub fn log_likelihoods(
     room: usize,
     mut advance: impl FnMut(u64),
 ) -> Result<Vec<Vec<f64>>, Error> {
+    scored(engine, queries, (chunk, room), (&mut |_, _| (), &mut advance))
+}
+
+/// The same as a stage of `observer`.
+pub(super) fn observed(
+    engine: &Engine<'_>,
+    queries: &[Query<'_>],
+    bounds: (usize, usize),
+    (observer, stage): (&dyn Observer, &str),
+) -> Result<Vec<Vec<f64>>, Error> {
+    let mut begin = |spans, positions| {
+        if positions == Positions::Last {
+            observer.note(LAST_ONLY);
+        }
+        observer.start(stage, spans);
+    };
+    let found = scored(engine, queries, bounds, (&mut begin, &mut |spans| observer.advance(spans)))?;
+    observer.finish();
+    Ok(found)
+}
+
+/// Told of the number of spans and of the positions that the file returns, before the first run; and of spans that are done.
+type Told<'t> = (&'t mut dyn FnMut(u64, Positions), &'t mut dyn FnMut(u64));
+
+fn scored(
+    engine: &Engine<'_>,
+    queries: &[Query<'_>],
+    (chunk, room): (usize, usize),
+    (begin, advance): Told<'_>,
+) -> Result<Vec<Vec<f64>>, Error> {
     let chunk = chunk.clamp(1, room);
-    let spans = spans(queries, chunk);
+    let mut spans_found = spans(queries, chunk);
     let mut found: Vec<Vec<f64>> = queries.iter().map(|q| vec![0.0; q.scored]).collect();
-    let Some(positions) = spans.iter().map(|s| s.positions).max() else { return Ok(found) };
+    let Some(positions) = spans_found.iter().map(|s| s.positions).max() else { return Ok(found) };
     let mut session = engine.session(Request { logits: positions, last_positions: 1, ..Request::default() })?;
+    if session.positions() == Positions::Last {
+        spans_found = spans(queries, 1);
+    }
+    let spans = spans_found;
     let engine = Engine { batch: engine.batch.clamp(1, (room / positions).max(1)), ..*engine };
     let rows: Vec<Row<'_>> = spans.iter().map(|s| Row { tokens: s.input, direction: 0 }).collect();
-    let mut vocabulary = Vocabulary::new(positions);
+    let width = session.width();
+    begin(spans.len() as u64, session.positions());
     engine.visit(&mut session, &rows, &[], |result| {
         let span = &spans[result.row];
-        let width = vocabulary.of(&result.logits, span.input.len())?;
-        let returned = result.logits.len() / width;
+        let returned = result.logits.len() / width.max(1);
         for (query, range) in &span.wanted {
             let (tokens, scored) = (queries[*query].tokens, queries[*query].scored);
             for at in range.clone() {
                 // the last position of the input predicts the token that ends the range
-                let position = returned - (range.end - at);
+                let position = returned.checked_sub(range.end - at).ok_or_else(|| too_few(returned, range.end - at))?;
                 let logits = &result.logits[position * width..(position + 1) * width];
                 let value = log_softmax(logits, tokens[at]).ok_or_else(|| outside(tokens[at], width))?;
                 found[*query][at + scored - tokens.len()] = value;
@@ -91,36 +127,11 @@ pub fn log_likelihoods(
     Ok(found)
 }
 
-/// How many spans [`log_likelihoods`] will run.
-pub(super) fn steps(queries: &[Query<'_>], chunk: usize, room: usize) -> u64 {
-    spans(queries, chunk.clamp(1, room)).len() as u64
-}
+/// What is said where a file returns logits of the last position only.
+pub(super) const LAST_ONLY: &str = "the model returns logits of the last token only: every position that is scored is a run of its own, which takes longer";
 
-/// The width of the logits, which no graph need declare.
-pub(super) struct Vocabulary {
-    positions: usize,
-    width: Option<usize>,
-}
-
-impl Vocabulary {
-    /// For a session that returns logits of `positions`.
-    pub(super) fn new(positions: usize) -> Self {
-        Self { positions, width: None }
-    }
-
-    /// `d_vocab`, from a row's `[returned, d_vocab]` logits. A batch of short rows returns fewer positions than were
-    /// asked for, so that it is told by a row with `tokens` for all of them: batches are run longest first.
-    ///
-    /// # Errors
-    /// If the logits have another size than the rows before.
-    pub(super) fn of(&mut self, logits: &[f32], tokens: usize) -> Result<usize, Error> {
-        if self.width.is_none() && tokens >= self.positions {
-            self.width = Some(logits.len() / self.positions);
-        }
-        self.width
-            .filter(|width| *width > 0 && logits.len().is_multiple_of(*width))
-            .ok_or_else(|| Error::failed(format!("the model returned {} logits for {tokens} tokens", logits.len())))
-    }
+pub(super) fn too_few(returned: usize, wanted: usize) -> Error {
+    Error::failed(format!("the model returned logits of {returned} positions where {wanted} were asked for"))
 }
 
 fn outside(token: u32, width: usize) -> Error {
@@ -147,14 +158,5 @@ mod tests {
         assert_eq!(found[3].wanted, [(1, 3..4), (2, 3..4)]);
         assert!(found.iter().all(|s| s.positions <= s.input.len()));
         assert_eq!(spans(&queries, 9).len(), 2);
-    }
-
-    #[test]
-    fn the_vocabulary_is_told_by_a_row_that_fills_the_positions() {
-        let mut vocabulary = Vocabulary::new(3);
-        assert!(vocabulary.of(&[0.0; 20], 2).is_err());
-        assert_eq!(vocabulary.of(&[0.0; 30], 3).unwrap(), 10);
-        assert_eq!(vocabulary.of(&[0.0; 20], 2).unwrap(), 10);
-        assert!(vocabulary.of(&[0.0; 25], 2).is_err());
     }
 }

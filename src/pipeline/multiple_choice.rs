@@ -160,9 +160,7 @@ pub fn measure(
     }
     let queries: Vec<Query<'_>> = encoded.iter().map(|(tokens, scored)| Query { tokens, scored: *scored }).collect();
     let room = engine.room();
-    observer.start("multiple choice", likelihood::steps(&queries, room, room));
-    let found = likelihood::log_likelihoods(engine, &queries, room, room, |n| observer.advance(n))?;
-    observer.finish();
+    let found = likelihood::observed(engine, &queries, (room, room), (observer, "multiple choice"))?;
     let mut sums = found.into_iter().map(|of| of.iter().sum::<f64>());
     let scores = items.items.iter().map(|item| score(item, sums.by_ref().take(item.choices.len()), options)).collect();
     Ok(summary(items, scores, options, truncated))

@@ -1,6 +1,7 @@
 //! A model as the user named it: its files, the graph in them, and the language model in the graph.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use sha2::{Digest, Sha256};
 
@@ -11,6 +12,7 @@ use crate::error::Error;
 use crate::lm::{EmbeddingFile, LanguageModel, ModelConfig, Refusal, Writer};
 use crate::method::direction::Direction;
 use crate::onnx::{Graph, Model};
+use crate::runtime::batch::Sharing;
 
 /// An opened model.
 pub struct Opened {
@@ -32,6 +34,8 @@ pub struct Understood<'m> {
     pub lm: LanguageModel,
     /// The file that the stream starts in, where that is another one.
     pub embedding: Option<EmbeddingFile<'m>>,
+    /// Which rows may share a run; found when the model is first run.
+    pub sharing: OnceLock<Sharing>,
 }
 
 /// What a bake changes in each file of a model.
@@ -122,7 +126,7 @@ impl Opened {
         if let Some(embedding) = &embedding {
             lm.interface.input_ids.clone_from(&embedding.input_ids);
         }
-        Ok(Understood { graph, lm, embedding })
+        Ok(Understood { graph, lm, embedding, sharing: OnceLock::new() })
     }
 
     /// Every indexed file.

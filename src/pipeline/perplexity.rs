@@ -197,9 +197,7 @@ pub fn measure(
     let queries: Vec<Query<'_>> =
         windows.iter().map(|(range, scored)| Query { tokens: &tokens[range.clone()], scored: *scored }).collect();
     let room = engine.room();
-    observer.start("perplexity", likelihood::steps(&queries, stride, room));
-    let found = likelihood::log_likelihoods(engine, &queries, stride, room, |n| observer.advance(n))?;
-    observer.finish();
+    let found = likelihood::observed(engine, &queries, (stride, room), (observer, "perplexity"))?;
     let windows: Vec<WindowNll> =
         found.iter().map(|of| WindowNll { tokens: of.len(), nll: -of.iter().sum::<f64>() }).collect();
     let scored: usize = windows.iter().map(|w| w.tokens).sum();

@@ -30,18 +30,19 @@ pub fn model(
     direction: &Direction,
     running: Option<&Running<'_>>,
 ) -> Result<VerifyResult, Error> {
-    let logits = match running {
-        Some(running) => Some(running.check(base.1, &out.understand()?, direction)?),
-        None => None,
+    let written = running.map(|_| out.understand()).transpose()?;
+    let unfed = written.as_ref().and_then(|out| [base.1, out].into_iter().find_map(|m| m.lm.interface.unfed.as_ref()));
+    let logits = match (running, &written) {
+        (Some(running), Some(out)) if unfed.is_none() => Some(running.check(base.1, out, direction)?),
+        _ => None,
     };
-    let mut result = verdict(&plans.verify(base.0, out)?, logits.as_ref(), plans.inexact());
+    let mut found = verdict(&plans.verify(base.0, out)?, logits.as_ref(), plans.inexact());
     if let Some(running) = running {
         let prompts = verify_prompts(running.chat, running.prompts)?;
         let Running { runtime, cancelled, .. } = *running;
-        let found = consumer::prove(&Consumer { runtime, prompts: &prompts, cancelled }, base, out, direction)?;
-        result.take(found);
+        found.take(consumer::prove(&Consumer { runtime, prompts: &prompts, cancelled }, base, out, direction)?);
     }
-    Ok(result)
+    Ok(found)
 }
 
 /// What a bake of `base` with these options plans. Which quantised writers it gives to nodes because rounding leaves or

@@ -68,6 +68,10 @@ fn interface(out: &mut String, style: Style, width: usize, interface: &serde_jso
             ("padding", serde_json::Value::String(how)) => {
                 rest.push(("Padding".to_owned(), how.replace('_', " ")));
             }
+            ("unfed", refusal) => {
+                let words = |key: &str| refusal[key].as_str().unwrap_or_default();
+                rest.push(("Not run".to_owned(), format!("`{}`: {}", words("tensor"), words("reason"))));
+            }
             ("single", _) => rest.push(("Batch".to_owned(), "one sequence only".to_owned())),
             (_, serde_json::Value::String(name)) => inputs.push(name.clone()),
             (key, value) => rest.push((key.to_owned(), value.to_string())),

@@ -15,6 +15,17 @@ pub enum Tensor {
     Bool(ArrayD<bool>),
 }
 
+impl Tensor {
+    /// Its dimensions.
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            Self::F32(a) => a.shape(),
+            Self::I64(a) => a.shape(),
+            Self::Bool(a) => a.shape(),
+        }
+    }
+}
+
 /// An error of the runtime.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
@@ -45,6 +56,34 @@ pub enum RuntimeError {
     Run {
         /// ONNX Runtime's words.
         reason: String,
+        /// What was fed, names with their sizes.
+        fed: String,
+    },
+    /// An input takes other sizes than it would be fed.
+    #[error("input `{name}` takes {expected}, it would be fed {got}")]
+    Input {
+        /// The input.
+        name: String,
+        /// Sizes that the model declares; `?` where it leaves one open.
+        expected: String,
+        /// Sizes of what would be fed.
+        got: String,
+    },
+    /// A number that an input cannot hold.
+    #[error("{value} does not fit an input of type {dtype}")]
+    Range {
+        /// The number.
+        value: i64,
+        /// The input's type.
+        dtype: &'static str,
+    },
+    /// A token that the logits have no number for.
+    #[error("the logits are about {vocabulary} tokens, the prompt holds token {token}")]
+    Vocabulary {
+        /// The token's id.
+        token: u32,
+        /// Logits a position.
+        vocabulary: usize,
     },
     /// A run returned something else than it declares.
     #[error("output `{name}`: expected {expected}, got {got}")]
@@ -69,6 +108,14 @@ pub enum RuntimeError {
         tokens: usize,
         /// Tokens that the model has positions for.
         limit: usize,
+    },
+    /// A prompt has another length than the one that the model takes.
+    #[error("the graph takes {length} tokens a run, no more and no less, the prompt has {tokens}")]
+    Length {
+        /// Tokens that were to be run.
+        tokens: usize,
+        /// Tokens that the model takes.
+        length: usize,
     },
     /// A setting of the sampling makes no sense.
     #[error("tokens cannot be sampled so: {reason}")]
@@ -101,6 +148,19 @@ impl RuntimeError {
                 .into(),
             Self::NotFinite { .. } => {
                 "the exported model is broken (float16 overflow is common): export it again".into()
+            }
+            Self::Run { fed, .. } => format!(
+                "it was fed {fed}; `lancet inspect` shows how the model is understood, and `lancet bake` edits it without \
+                 running it"
+            ),
+            Self::Input { .. } | Self::Length { .. } => {
+                "export the model with open sizes for batch, sequence and past; `lancet bake` edits it as it is".into()
+            }
+            Self::Vocabulary { .. } => "check that the tokenizer belongs to the model".into(),
+            Self::Output { .. } => {
+                "the file returns something else than its graph says; export it again, or report it with \
+                                    `lancet inspect --json`"
+                    .into()
             }
             Self::Positions { .. } => "shorten the prompts, or the system prompt".into(),
             _ => return None,
@@ -150,4 +210,8 @@ pub trait Backend {
 
     /// Declared element type of an input; `None` if the model has no such input.
     fn input_type(&self, name: &str) -> Option<DataType>;
+
+    /// Declared dimensions of an input, `None` for each that is open; `None` if the model has no such input or declares no
+    /// rank.
+    fn input_shape(&self, name: &str) -> Option<Vec<Option<usize>>>;
 }

@@ -1,21 +1,51 @@
 //! Batches of prompts, and the feeds of one run.
 
-use ndarray::{Array2, ArrayD, Axis, IxDyn, Slice};
+use ndarray::{Array2, ArrayD, Axis, IxDyn, Slice, concatenate};
 
 use super::backend::{Backend, RuntimeError, Tensor};
+use crate::lm::interface::feeding::HIDDEN;
+use crate::lm::interface::{Line, MaskAxis, Past, Sense};
 use crate::lm::{Interface, Padding};
 use crate::onnx::DataType;
 
+/// Rows that may share a run, found by comparing a row among others with the same row alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Rows of any lengths, the shorter ones padded on the left.
+    Padded,
+    /// Rows of one length.
+    EqualLengths,
+    /// None.
+    Single,
+}
+
+/// Tokens that a run is fed at most, all rows together, if one row has no more. What a model holds of each token while it
+/// runs bounds the memory.
+const RUN_TOKENS: usize = 1 << 14;
+
+/// The same for pairs of tokens of a row, all rows together: attention may hold scores of each pair.
+const RUN_PAIRS: usize = 1 << 24;
+
+/// Rows of `tokens` tokens that a run is fed at most; one at least.
+fn rows_of(tokens: usize) -> usize {
+    let tokens = tokens.max(1);
+    (RUN_TOKENS / tokens).min(RUN_PAIRS / tokens.saturating_mul(tokens)).max(1)
+}
+
 /// Groups prompts into batches of at most `size` rows: by length, longest first, so that padding is
-/// small and memory peaks in the first run. Returns indices into `lengths`.
+/// small and memory peaks in the first run. Long prompts share a batch with fewer others, so that memory stays bounded.
+/// Returns indices into `lengths`.
 pub fn plan(lengths: &[usize], size: usize, interface: &Interface) -> Vec<Vec<usize>> {
     let size = if interface.single { 1 } else { size.max(1) };
+    let size = interface.feeding.rows.map_or(size, |rows| size.min(rows));
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(lengths[i]), i));
     let mut batches: Vec<Vec<usize>> = Vec::new();
     for index in order {
         let fits = batches.last().is_some_and(|batch| {
-            batch.len() < size && (interface.padding == Padding::Left || lengths[batch[0]] == lengths[index])
+            let longest = lengths[batch[0]];
+            let alike = interface.padding == Padding::Left || longest == lengths[index];
+            batch.len() < size.min(rows_of(longest)) && alike
         });
         if fits {
             batches.last_mut().expect("it fits into the last one").push(index);
@@ -50,6 +80,35 @@ impl Batch {
         }
         Self { ids, mask }
     }
+
+    /// The same with padding on the left up to the number of tokens that the graph takes, where it takes one number only;
+    /// and with the last row again up to the number of rows, where that is fixed.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Positions`] if the rows are longer, [`RuntimeError::Length`] if they are shorter and cannot be padded.
+    pub fn fitted(mut self, interface: &Interface, pad: u32) -> Result<Self, RuntimeError> {
+        let missing = interface.feeding.rows.map_or(0, |rows| rows.saturating_sub(self.ids.nrows()));
+        if missing > 0 && self.ids.nrows() > 0 {
+            let last = self.ids.nrows() - 1;
+            let rows: Vec<usize> = (0..=last).chain(std::iter::repeat_n(last, missing)).collect();
+            (self.ids, self.mask) = (self.ids.select(Axis(0), &rows), self.mask.select(Axis(0), &rows));
+        }
+        let (rows, width) = self.ids.dim();
+        match interface.feeding.length {
+            Some(limit) if width > limit => Err(RuntimeError::Positions { tokens: width, limit }),
+            Some(limit) if width < limit && interface.padding != Padding::Left => {
+                Err(RuntimeError::Length { tokens: width, length: limit })
+            }
+            Some(limit) if width < limit => {
+                let front = |value: i64| Array2::from_elem((rows, limit - width), value);
+                let join = |front: Array2<i64>, rest: &Array2<i64>| {
+                    concatenate(Axis(1), &[front.view(), rest.view()]).expect("one row each")
+                };
+                Ok(Self { ids: join(front(i64::from(pad)), &self.ids), mask: join(front(0), &self.mask) })
+            }
+            _ => Ok(self),
+        }
+    }
 }
 
 /// Position of each token among the real ones of its row; padding gets 1, as transformers does.
@@ -72,7 +131,7 @@ pub fn positions(mask: &Array2<i64>) -> Array2<i64> {
 /// Everything but the KV cache for one run. `mask` covers past and present, `ids` the present only.
 ///
 /// # Errors
-/// If the backend cannot hold a tensor.
+/// If the backend cannot hold a tensor, or if an input is declared with other sizes.
 pub fn feeds<B: Backend>(
     backend: &B,
     interface: &Interface,
@@ -80,23 +139,111 @@ pub fn feeds<B: Backend>(
     mask: &Array2<i64>,
 ) -> Result<Vec<(String, B::Value)>, RuntimeError> {
     let mut out = Vec::new();
-    let present = ids.ncols();
-    let mut push = |name: &Option<String>, tensor: Tensor| -> Result<(), RuntimeError> {
+    let (rows, present) = ids.dim();
+    let past = mask.ncols().saturating_sub(present);
+    let feeding = &interface.feeding;
+    let mut push = |name: Option<&String>, tensor: Tensor| -> Result<(), RuntimeError> {
         if let Some(name) = name
             && let Some(dtype) = backend.input_type(name)
         {
+            check_shape(backend, name, tensor.shape())?;
             out.push((name.clone(), backend.upload(tensor, dtype)?));
         }
         Ok(())
     };
-    push(&Some(interface.input_ids.clone()), Tensor::I64(ids.clone().into_dyn()))?;
-    push(&interface.attention_mask, Tensor::I64(mask.clone().into_dyn()))?;
+    push(Some(&interface.input_ids), Tensor::I64(line(ids, feeding.tokens)))?;
+    if let Some(name) = &interface.attention_mask {
+        let dtype = backend.input_type(name).unwrap_or(DataType::INT64);
+        push(Some(name), attention_mask(interface, mask, present, dtype))?;
+    }
     let all = positions(mask);
     let tail = all.slice_axis(Axis(1), Slice::from(all.ncols() - present..)).to_owned();
-    push(&interface.position_ids, Tensor::I64(tail.into_dyn()))?;
-    push(&interface.token_type_ids, Tensor::I64(Array2::zeros(ids.dim()).into_dyn()))?;
-    push(&interface.num_logits_to_keep, Tensor::I64(ArrayD::from_elem(IxDyn(&[]), 0)))?;
+    push(interface.position_ids.as_ref(), Tensor::I64(line(&tail, feeding.positions)))?;
+    let places = (past..past + present).map(|at| at as i64).collect::<Vec<i64>>();
+    push(
+        interface.cache_position.as_ref(),
+        Tensor::I64(ArrayD::from_shape_vec(IxDyn(&[present]), places).expect("one a token")),
+    )?;
+    push(interface.token_type_ids.as_ref(), Tensor::I64(line(&Array2::zeros((rows, present)), feeding.tokens)))?;
+    let keep = vec![1; feeding.keep_rank];
+    push(interface.num_logits_to_keep.as_ref(), Tensor::I64(ArrayD::from_elem(IxDyn(&keep), 0)))?;
+    for (name, sizes) in &feeding.zeros {
+        push(Some(name), Tensor::F32(ArrayD::zeros(IxDyn(sizes))))?;
+    }
     Ok(out)
+}
+
+/// Rows as an input wants them.
+fn line(rows: &Array2<i64>, shape: Line) -> ArrayD<i64> {
+    match shape {
+        Line::Rows => rows.clone().into_dyn(),
+        Line::Flat => rows.row(0).to_owned().into_dyn(),
+        Line::One => rows.slice_axis(Axis(0), Slice::from(..1)).to_owned().into_dyn(),
+        Line::Copies(copies) => {
+            let view = rows.view().insert_axis(Axis(0));
+            let (n_rows, n_pos) = rows.dim();
+            view.broadcast((copies, n_rows, n_pos)).expect("a new axis of one entry").to_owned().into_dyn()
+        }
+    }
+}
+
+/// The mask in the form that the graph takes, for `present` new tokens at the end of what `mask` covers.
+fn attention_mask(interface: &Interface, mask: &Array2<i64>, present: usize, dtype: DataType) -> Tensor {
+    let form = &interface.feeding.mask;
+    // hidden positions in front
+    let front = match interface.feeding.past {
+        Past::Hidden(n) => n,
+        Past::Empty | Past::Filled(_) => 0,
+    };
+    let keys = front + mask.ncols();
+    let past = mask.ncols() - present;
+    let seen = |row: usize, query: Option<usize>, key: usize| -> bool {
+        let Some(key) = key.checked_sub(front) else { return false };
+        match query {
+            None => mask[[row, key]] != 0,
+            // padding looks at itself, so that no row of scores is empty
+            Some(query) => key == past + query || (key < past + query && mask[[row, key]] != 0),
+        }
+    };
+    let queries = form.has_queries();
+    let shape: Vec<usize> = form
+        .axes
+        .iter()
+        .map(|axis| match axis {
+            MaskAxis::Batch => mask.nrows(),
+            MaskAxis::Same(n) => *n,
+            MaskAxis::Queries => present,
+            MaskAxis::Keys => keys,
+        })
+        .collect();
+    let of_axis = |wanted: MaskAxis| form.axes.iter().position(|axis| *axis == wanted);
+    let (batch, query, key) = (of_axis(MaskAxis::Batch), of_axis(MaskAxis::Queries), of_axis(MaskAxis::Keys));
+    let sees = ArrayD::from_shape_fn(IxDyn(&shape), |at| {
+        let entry = |axis: Option<usize>| axis.map_or(0, |axis| at[axis]);
+        seen(entry(batch), queries.then(|| entry(query)), entry(key))
+    });
+    match form.sense {
+        Sense::Keeps => Tensor::I64(sees.mapv(i64::from)),
+        Sense::Hides => Tensor::I64(sees.mapv(|sees| i64::from(!sees))),
+        Sense::Adds => {
+            // sums of two such masks must stay within float16
+            let hidden = if dtype == DataType::FLOAT16 { -3e4 } else { HIDDEN as f32 };
+            Tensor::F32(sees.mapv(|sees| if sees { 0.0 } else { hidden }))
+        }
+    }
+}
+
+/// Compares what is to be fed with what the model declares.
+fn check_shape<B: Backend>(backend: &B, name: &str, fed: &[usize]) -> Result<(), RuntimeError> {
+    // ONNX Runtime tells no rank of an input that declares none: no dimensions
+    let Some(declared) = backend.input_shape(name).filter(|dims| !dims.is_empty()) else { return Ok(()) };
+    let fits =
+        declared.len() == fed.len() && declared.iter().zip(fed).all(|(want, got)| want.is_none_or(|n| n == *got));
+    if fits {
+        return Ok(());
+    }
+    let words: Vec<String> = declared.iter().map(|n| n.map_or("?".to_string(), |n| n.to_string())).collect();
+    Err(RuntimeError::Input { name: name.into(), expected: format!("[{}]", words.join(", ")), got: format!("{fed:?}") })
 }
 
 /// An empty KV cache for `rows` sequences of up to `positions` tokens.
@@ -118,6 +265,7 @@ pub fn empty_cache<B: Backend>(
             if let (Some(window), Some(axis)) = (slot.window, slot.sequence_axis) {
                 shape[axis] = window.max(positions);
             }
+            check_shape(backend, &slot.past, &shape)?;
             let dtype = backend.input_type(&slot.past).unwrap_or(DataType::FLOAT);
             backend.upload(Tensor::F32(ArrayD::zeros(IxDyn(&shape))), dtype)
         })
@@ -127,6 +275,7 @@ pub fn empty_cache<B: Backend>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lm::interface::{Feeding, MaskForm};
 
     fn interface(padding: Padding) -> Interface {
         Interface {
@@ -134,6 +283,7 @@ mod tests {
             inputs_embeds: None,
             attention_mask: None,
             position_ids: None,
+            cache_position: None,
             token_type_ids: None,
             use_cache_branch: None,
             num_logits_to_keep: None,
@@ -141,6 +291,8 @@ mod tests {
             logits: "logits".into(),
             padding,
             single: false,
+            feeding: Feeding::default(),
+            unfed: None,
         }
     }
 
@@ -167,5 +319,62 @@ mod tests {
         }
         let single = Interface { single: true, ..interface(Padding::Left) };
         assert_eq!(plan(&lengths, 8, &single).len(), 6);
+    }
+
+    #[test]
+    fn long_prompts_share_a_run_with_few_others() {
+        let of =
+            |lengths: &[usize]| plan(lengths, 16, &interface(Padding::Left)).iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(of(&[100; 20]), [16, 4]);
+        assert_eq!(of(&[2000; 5]), [4, 1]);
+        assert_eq!(of(&[10_000, 10_000, 3]), [1, 1, 1]);
+    }
+
+    #[test]
+    fn masks_are_made_as_the_graph_takes_them() {
+        let with = |sense, axes: &[MaskAxis], past| Interface {
+            feeding: Feeding { mask: MaskForm { sense, axes: axes.to_vec() }, past, ..Feeding::default() },
+            ..interface(Padding::Left)
+        };
+        let batch = Batch::new(&[&[5, 6, 7], &[8]], 0);
+        let made = |interface: &Interface, dtype| match attention_mask(interface, &batch.mask, 3, dtype) {
+            Tensor::F32(values) => (values.shape().to_vec(), values.iter().copied().collect::<Vec<f32>>()),
+            Tensor::I64(values) => (values.shape().to_vec(), values.iter().map(|v| *v as f32).collect()),
+            Tensor::Bool(_) => panic!("made as numbers"),
+        };
+        let plain = [MaskAxis::Batch, MaskAxis::Keys];
+        let int = DataType::INT64;
+        assert_eq!(made(&with(Sense::Keeps, &plain, Past::Empty), int), (vec![2, 3], vec![1., 1., 1., 0., 0., 1.]));
+        assert_eq!(made(&with(Sense::Hides, &plain, Past::Empty), int).1, [0., 0., 0., 1., 1., 0.]);
+        let hidden = -1e9;
+        assert_eq!(made(&with(Sense::Adds, &plain, Past::Empty), DataType::FLOAT).1, [0., 0., 0., hidden, hidden, 0.]);
+        assert_eq!(made(&with(Sense::Adds, &plain, Past::Empty), DataType::FLOAT16).1[3], -3e4);
+        assert_eq!(
+            made(&with(Sense::Keeps, &plain, Past::Hidden(2)), int),
+            (vec![2, 5], vec![0., 0., 1., 1., 1., 0., 0., 0., 0., 1.])
+        );
+        let full = [MaskAxis::Batch, MaskAxis::Same(1), MaskAxis::Queries, MaskAxis::Keys];
+        let (shape, values) = made(&with(Sense::Keeps, &full, Past::Empty), int);
+        assert_eq!(shape, [2, 1, 3, 3]);
+        // causal; padding sees itself only, and nobody sees padding
+        assert_eq!(values[..9], [1., 0., 0., 1., 1., 0., 1., 1., 1.]);
+        assert_eq!(values[9..], [1., 0., 0., 0., 1., 0., 0., 0., 1.]);
+    }
+
+    #[test]
+    fn a_fixed_number_of_tokens_is_padded_to_or_refused() {
+        let fixed =
+            |padding| Interface { feeding: Feeding { length: Some(4), ..Feeding::default() }, ..interface(padding) };
+        let batch = Batch::new(&[&[5, 6]], 0);
+        let fitted = batch.clone().fitted(&fixed(Padding::Left), 9).unwrap();
+        assert_eq!(fitted.ids, ndarray::array![[9, 9, 5, 6]]);
+        assert_eq!(fitted.mask, ndarray::array![[0, 0, 1, 1]]);
+        let short = batch.fitted(&fixed(Padding::EqualLengths), 9);
+        assert!(matches!(short, Err(RuntimeError::Length { tokens: 2, length: 4 })));
+        let two = Interface { feeding: Feeding { rows: Some(2), ..Feeding::default() }, ..interface(Padding::Left) };
+        let filled = Batch::new(&[&[5, 6]], 0).fitted(&two, 9).unwrap();
+        assert_eq!(filled.ids, ndarray::array![[5, 6], [5, 6]]);
+        let long = Batch::new(&[&[1; 5]], 0).fitted(&fixed(Padding::Left), 9);
+        assert!(matches!(long, Err(RuntimeError::Positions { tokens: 5, limit: 4 })));
     }
 }

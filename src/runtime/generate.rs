@@ -6,6 +6,7 @@ use ndarray::{Array2, ArrayD, ArrayView3, Axis, concatenate};
 
 use super::backend::{Backend, RuntimeError, Tensor};
 use super::batch::{self, Batch};
+use super::reading::{Reading, Run};
 use super::sample::Chooser;
 pub use super::sample::argmax;
 use crate::lm::Interface;
@@ -49,8 +50,12 @@ pub struct Decoder<'s, B: Backend> {
     pub then: Option<&'s mut B>,
     /// How both are fed.
     pub interface: &'s Interface,
-    /// Name of an output with the logits of the last position, `[rows, 1, d_vocab]`.
+    /// Name of an output with the logits of the last position, or of all.
     pub logits: &'s str,
+    /// How it is read.
+    pub reading: &'s Reading,
+    /// Whether it holds one position, not as many as are fed.
+    pub cut: bool,
     /// Vectors that every row is fed in every run, float32 `[d_model]`, by the name of the input `[rows, 1, d_model]`.
     pub steering: &'s [(String, Vec<f32>)],
 }
@@ -113,8 +118,12 @@ pub fn generate<B: Backend>(
         return Err(RuntimeError::Positions { tokens: longest, limit });
     }
     let done = limits.max_new_tokens == 0;
+    let width = decoder.reading.width;
+    if let Some(token) = jobs.iter().flat_map(|job| job.prompt).find(|token| **token as usize >= width) {
+        return Err(RuntimeError::Vocabulary { token: *token, vocabulary: width });
+    }
     let mut work: Vec<Work<'_>> = jobs.into_iter().map(|job| Work { job, found: Generated::default(), done }).collect();
-    let caching = !decoder.interface.cache.is_empty();
+    let caching = caches(decoder.interface);
     let mut state = None;
     loop {
         if work.iter().all(|w| w.done) {
@@ -123,7 +132,10 @@ pub fn generate<B: Backend>(
         if cancelled.load(Ordering::Relaxed) {
             return Err(RuntimeError::Cancelled);
         }
-        let mut current = state.take().unwrap_or_else(|| start(&work, limits.pad));
+        let mut current = match state.take() {
+            Some(current) => current,
+            None => start(&work, decoder.interface, limits.pad)?,
+        };
         let (logits, cache) = run(decoder, &current, limits)?;
         let mut next = vec![i64::from(limits.pad); current.rows.len()];
         let mut chosen = 0;
@@ -131,9 +143,7 @@ pub fn generate<B: Backend>(
             if work[row].done {
                 continue;
             }
-            let of_row = logits.index_axis(Axis(0), at);
-            let last = of_row.index_axis(Axis(0), of_row.len_of(Axis(0)) - 1);
-            let last: Vec<f32> = last.iter().copied().collect();
+            let last = decoder.reading.last(&logits, at);
             next[at] = i64::from(work[row].step(&last, limits)?);
             chosen += 1;
         }
@@ -151,15 +161,21 @@ pub fn generate<B: Backend>(
     }
 }
 
-/// The first run of all answers in the making: prompts, and what was made of them so far.
-fn start<V>(work: &[Work<'_>], pad: u32) -> State<V> {
-    let rows: Vec<usize> = (0..work.len()).filter(|&row| !work[row].done).collect();
-    let texts: Vec<Vec<u32>> = rows.iter().map(|&row| [work[row].job.prompt, &work[row].found.ids].concat()).collect();
-    let Batch { ids, mask } = Batch::new(&texts.iter().map(Vec::as_slice).collect::<Vec<_>>(), pad);
-    State { rows, ids, mask, cache: None }
+/// Whether a run goes on from what the one before returned of the cache.
+fn caches(interface: &Interface) -> bool {
+    !interface.cache.is_empty() && !interface.feeding.restarts()
 }
 
-/// Logits `[rows, 1, d_vocab]` and the cache of one run.
+/// The first run of all answers in the making: prompts, and what was made of them so far.
+fn start<V>(work: &[Work<'_>], interface: &Interface, pad: u32) -> Result<State<V>, RuntimeError> {
+    let rows: Vec<usize> = (0..work.len()).filter(|&row| !work[row].done).collect();
+    let texts: Vec<Vec<u32>> = rows.iter().map(|&row| [work[row].job.prompt, &work[row].found.ids].concat()).collect();
+    let batch = Batch::new(&texts.iter().map(Vec::as_slice).collect::<Vec<_>>(), pad);
+    let Batch { ids, mask } = batch.fitted(interface, pad)?;
+    Ok(State { rows, ids, mask, cache: None })
+}
+
+/// Logits, read by the decoder's reading, and the cache of one run.
 fn run<B: Backend>(
     decoder: &mut Decoder<'_, B>,
     state: &State<B::Value>,
@@ -174,13 +190,13 @@ fn run<B: Backend>(
     let mut feeds = batch::feeds(backend, interface, &state.ids, &state.mask)?;
     for (name, vector) in decoder.steering {
         let row = ArrayView3::from_shape((1, 1, vector.len()), vector).expect("one row of its own length");
-        let all = row.broadcast((state.rows.len(), 1, vector.len())).expect("one row fits every row").to_owned();
+        let all = row.broadcast((state.ids.nrows(), 1, vector.len())).expect("one row fits every row").to_owned();
         feeds.push((name.clone(), backend.upload(Tensor::F32(all.into_dyn()), DataType::FLOAT)?));
     }
     // the plain branch of a merged decoder takes no cache
     let empty = if state.cache.is_none() && !merged {
         let room = state.ids.ncols() + limits.max_new_tokens;
-        batch::empty_cache(backend, interface, state.rows.len(), room)?
+        batch::empty_cache(backend, interface, state.ids.nrows(), room)?
     } else {
         Vec::new()
     };
@@ -188,9 +204,13 @@ fn run<B: Backend>(
     let mut inputs: Vec<(String, &B::Value)> = feeds.iter().map(|(name, value)| (name.clone(), value)).collect();
     inputs.extend(interface.cache.iter().zip(past).map(|(slot, value)| (slot.past.clone(), value)));
     let mut outputs = vec![decoder.logits.to_string()];
-    outputs.extend(interface.cache.iter().map(|slot| slot.present.clone()));
+    if caches(interface) {
+        outputs.extend(interface.cache.iter().map(|slot| slot.present.clone()));
+    }
     let mut found = backend.run(inputs, &outputs)?.into_iter();
     let logits = backend.download(&found.next().expect("the logits were asked for"))?;
+    let (rows, tokens) = state.ids.dim();
+    decoder.reading.check(logits.shape(), Run { rows, tokens, positions: if decoder.cut { 1 } else { tokens } })?;
     Ok((logits, found.collect()))
 }
 

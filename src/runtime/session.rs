@@ -47,7 +47,8 @@ impl Runtime {
     /// and the library is built without it.
     pub fn load(path: &Path, device: Device, threads: usize) -> Result<Self, RuntimeError> {
         let environment = environment(path)?;
-        environment.set_log_level(LogLevel::Error);
+        // what fails is returned, and said in our own words
+        environment.set_log_level(LogLevel::Fatal);
         let mut runtime = Self { environment, threads, cuda: device != Device::Cpu, fallback: None };
         if runtime.cuda
             && let Err(reason) = runtime.probe_cuda()
@@ -184,7 +185,7 @@ impl OrtModel {
 }
 
 fn run_error(error: ort::Error) -> RuntimeError {
-    RuntimeError::Run { reason: error.message().to_string() }
+    RuntimeError::Run { reason: error.message().to_string(), fed: "nothing yet".into() }
 }
 
 fn data_type(ty: TensorElementType) -> DataType {
@@ -215,17 +216,37 @@ impl Backend for OrtModel {
             (Tensor::F32(a), DataType::FLOAT16) => value!(a.mapv(f16::from_f32)),
             (Tensor::F32(a), DataType::BFLOAT16) => value!(a.mapv(bf16::from_f32)),
             (Tensor::F32(a), DataType::DOUBLE) => value!(a.mapv(f64::from)),
-            (Tensor::F32(a), _) => value!(a),
-            (Tensor::I64(a), DataType::INT32) => value!(a.mapv(|v| i32::try_from(v).unwrap_or(i32::MAX))),
+            (Tensor::F32(a), DataType::INT8) => value!(a.mapv(|v| v as i8)),
+            (Tensor::F32(a), DataType::UINT8) => value!(a.mapv(|v| v as u8)),
+            (Tensor::F32(a), DataType::FLOAT) => value!(a),
+            (Tensor::I64(a), DataType::INT32) => value!(narrow::<i32>(&a, dtype)?),
+            (Tensor::I64(a), DataType::INT8) => value!(narrow::<i8>(&a, dtype)?),
+            (Tensor::I64(a), DataType::UINT8) => value!(narrow::<u8>(&a, dtype)?),
             (Tensor::I64(a), DataType::FLOAT) => value!(a.mapv(|v| v as f32)),
+            (Tensor::I64(a), DataType::FLOAT16) => value!(a.mapv(|v| f16::from_f32(v as f32))),
+            (Tensor::I64(a), DataType::BFLOAT16) => value!(a.mapv(|v| bf16::from_f32(v as f32))),
+            (Tensor::I64(a), DataType::DOUBLE) => value!(a.mapv(|v| v as f64)),
             (Tensor::I64(a), DataType::BOOL) => value!(a.mapv(|v| v != 0)),
-            (Tensor::I64(a), _) => value!(a),
-            (Tensor::Bool(a), _) => value!(a),
+            (Tensor::I64(a), DataType::INT64) => value!(a),
+            (Tensor::Bool(a), DataType::BOOL) => value!(a),
+            (tensor, dtype) => Err(RuntimeError::Input {
+                name: "(value)".into(),
+                expected: format!("a tensor of type {}", dtype.name()),
+                got: format!("{:?}", tensor.shape()),
+            }),
         }
     }
 
     fn run(&mut self, inputs: Vec<(String, &DynValue)>, outputs: &[String]) -> Result<Vec<DynValue>, RuntimeError> {
-        let mut found = self.session.run(inputs).map_err(run_error)?;
+        let shape = |value: &DynValue| match value.dtype() {
+            ValueType::Tensor { shape, .. } => format!("{:?}", shape.to_vec()),
+            other => format!("{other:?}"),
+        };
+        let fed: Vec<String> = inputs.iter().map(|(name, value)| format!("`{name}` {}", shape(value))).collect();
+        let mut found = self.session.run(inputs).map_err(|error| RuntimeError::Run {
+            reason: error.message().lines().next().unwrap_or_default().to_string(),
+            fed: fed.join(", "),
+        })?;
         outputs
             .iter()
             .map(|name| {
@@ -277,6 +298,8 @@ impl Backend for OrtModel {
             Some(TensorElementType::Float16) => taken!(f16),
             Some(TensorElementType::Bfloat16) => taken!(bf16),
             Some(TensorElementType::Float64) => taken!(f64),
+            Some(TensorElementType::Int8) => taken!(i8),
+            Some(TensorElementType::Uint8) => taken!(u8),
             other => Err(RuntimeError::Output {
                 name: "(cache)".into(),
                 expected: "a float tensor".into(),
@@ -292,4 +315,21 @@ impl Backend for OrtModel {
             _ => None,
         }
     }
+
+    fn input_shape(&self, name: &str) -> Option<Vec<Option<usize>>> {
+        let input = self.session.inputs().iter().find(|i| i.name() == name)?;
+        match input.dtype() {
+            ValueType::Tensor { shape, .. } => Some(shape.iter().map(|n| usize::try_from(*n).ok()).collect()),
+            _ => None,
+        }
+    }
+}
+
+/// Whole numbers in a smaller type.
+fn narrow<T: TryFrom<i64> + Clone + Default>(values: &ArrayD<i64>, dtype: DataType) -> Result<ArrayD<T>, RuntimeError> {
+    let fits = |value: &&i64| T::try_from(**value).is_err();
+    if let Some(value) = values.iter().find(fits) {
+        return Err(RuntimeError::Range { value: *value, dtype: dtype.name() });
+    }
+    Ok(values.mapv(|v| T::try_from(v).unwrap_or_default()))
 }

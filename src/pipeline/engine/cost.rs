@@ -12,7 +12,7 @@ use crate::instrument::Request;
 use crate::lm::Interface;
 use crate::onnx::Model;
 use crate::report::{Cost, Latency, Measured, Pair, Ratio};
-use crate::runtime::batch;
+use crate::runtime::batch::{self, Batch, Sharing};
 use crate::runtime::session::OrtModel;
 use crate::runtime::{Backend, RuntimeError};
 
@@ -75,10 +75,11 @@ pub fn measure(
         ..*workload
     };
     for engine in [before, after] {
+        engine.feedable()?;
         if let Some(limit) = positions::limit(engine.model) {
             workload.prompt_tokens = workload.prompt_tokens.min(limit.saturating_sub(workload.decode_tokens));
         }
-        if engine.model.lm.interface.single {
+        if engine.model.lm.interface.single || engine.model.sharing.get() == Some(&Sharing::Single) {
             workload.batch = 1;
         }
     }
@@ -173,7 +174,7 @@ fn load_and_run<'a>(engine: &Engine<'a>, measured: Measured, workload: &Workload
             let request = Request { logits: 1, cache: true, last_positions: 1, ..Request::default() };
             let session = engine.session(request.clone())?;
             let then = match model.lm.cached {
-                Some(_) => Some(engine.session(Request { cached_branch: true, ..request })?),
+                Some(_) => Some(engine.cached_branch(&session, request)?),
                 None => None,
             };
             Loaded {
@@ -204,24 +205,36 @@ impl Loaded<'_> {
         let mut mask = Array2::ones((rows, prompt));
         let mut cache = match self.then {
             Some(_) => Vec::new(),
-            None => batch::empty_cache(&self.first, &self.interface, rows, prompt + new_tokens)?,
+            None => batch::empty_cache(
+                &self.first,
+                &self.interface,
+                self.interface.feeding.rows.unwrap_or(rows),
+                prompt + new_tokens,
+            )?,
         };
-        let caching = !self.interface.cache.is_empty();
+        let restarts = self.interface.feeding.restarts();
+        let caching = !self.interface.cache.is_empty() && !restarts;
         let mut outputs = vec![self.logits.clone()];
-        outputs.extend(self.interface.cache.iter().map(|slot| slot.present.clone()));
+        if caching {
+            outputs.extend(self.interface.cache.iter().map(|slot| slot.present.clone()));
+        }
         let mut spent = [0.0; 2];
         for step in 0..=new_tokens {
             let model = match &mut self.then {
                 Some(then) if step > 0 => then,
                 _ => &mut self.first,
             };
-            let feeds = batch::feeds(model, &self.interface, &ids, &mask)?;
+            let fed = Batch { ids: ids.clone(), mask: mask.clone() };
+            let fed = if caching { fed } else { fed.fitted(&self.interface, 0)? };
+            let feeds = batch::feeds(model, &self.interface, &fed.ids, &fed.mask)?;
             let mut inputs: Vec<_> = feeds.iter().map(|(name, value)| (name.clone(), value)).collect();
             inputs.extend(self.interface.cache.iter().zip(&cache).map(|(slot, value)| (slot.past.clone(), value)));
             let started = Instant::now();
             let found = model.run(inputs, &outputs)?;
             spent[step.min(1)] += started.elapsed().as_secs_f64();
-            cache = found.into_iter().skip(1).collect();
+            if !restarts {
+                cache = found.into_iter().skip(1).collect();
+            }
             let next = Array2::from_shape_fn((rows, 1), |(row, _)| token(row, prompt + step));
             let ones = Array2::ones((rows, 1));
             mask = concatenate(Axis(1), &[mask.view(), ones.view()]).expect("one row each");

@@ -2,7 +2,8 @@
 
 use super::{Engine, Session, positions};
 use crate::error::Error;
-use crate::instrument::Request;
+use crate::instrument::{Cut, Request, Scope};
+use crate::lm::Padding;
 use crate::runtime::batch;
 use crate::runtime::generate::{self, Decoder, Generated, Job, Limits};
 use crate::runtime::{Decoding, RuntimeError};
@@ -47,7 +48,9 @@ impl Engine<'_> {
     /// # Errors
     /// If ONNX Runtime refuses the model, or if the graph is of one length.
     pub fn generator(&self) -> Result<Generator<'_>, Error> {
-        if let Some(length) = positions::fixed_length(self.model) {
+        self.feedable()?;
+        let interface = &self.model.lm.interface;
+        if let Some(length) = interface.feeding.length.filter(|_| interface.padding != Padding::Left) {
             return Err(Error::failed_with(
                 format!("the graph takes {length} tokens a run, no more and no less: it cannot generate"),
                 "export the model with a dynamic sequence length",
@@ -56,7 +59,7 @@ impl Engine<'_> {
         let request = Request { logits: 1, cache: true, last_positions: 1, ..Request::default() };
         let session = self.session(request.clone())?;
         let then = match self.model.lm.cached {
-            Some(_) => Some(self.session(Request { cached_branch: true, ..request })?),
+            Some(_) => Some(self.cached_branch(&session, request)?),
             None => None,
         };
         Ok(Generator { engine: self, session, then, positions: positions::limit(self.model), declared: None })
@@ -135,11 +138,14 @@ impl Generator<'_> {
         let mut runs = 0;
         let interface = self.then.as_ref().map_or(&self.session.interface, |then| &then.interface).clone();
         let steering = self.engine.steered.map(|s| s.inputs(&self.session.built)).unwrap_or_default();
+        let reading = self.session.reading()?.clone();
         let mut decoder = Decoder {
             first: &mut self.session.model,
             then: self.then.as_mut().map(|then| &mut then.model),
             interface: &interface,
             logits: self.session.built.logits.as_deref().expect("logits were asked for"),
+            reading: &reading,
+            cut: self.session.built.scope != Scope::All && self.session.cut == Cut::InGraph,
             steering: &steering,
         };
         let counted = &mut |tokens| {

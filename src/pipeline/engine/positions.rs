@@ -5,7 +5,7 @@ use crate::onnx::{Graph, NodeId, ValueId};
 
 use super::super::opened::Understood;
 
-/// Tokens that can be fed, past ones included: the shortest table of learned positions, of rotary angles, or of a mask
+/// Tokens that can be fed, past ones included: the graph's fixed number of them, the room of its cache, or the shortest table of learned positions, of rotary angles, or of a mask
 /// or bias that is cut to length (MPT; a slice that is too long is silently short). `None` where nothing bounds them.
 pub fn limit(model: &Understood<'_>) -> Option<usize> {
     let graph = &model.graph;
@@ -43,14 +43,7 @@ pub fn limit(model: &Understood<'_>) -> Option<usize> {
             None => Some(rows),
         }
     });
-    tables.min()
-}
-
-/// The one number of tokens that the graph takes a run, where its input is declared so.
-pub fn fixed_length(model: &Understood<'_>) -> Option<usize> {
-    let interface = &model.lm.interface;
-    let fed = model.graph.value(interface.inputs_embeds.as_ref().unwrap_or(&interface.input_ids))?;
-    usize::try_from((*model.graph.declared_shape(fed)?.get(1)?)?).ok()
+    tables.chain(interface.feeding.length).chain(interface.feeding.room()).min()
 }
 
 /// Length of the axis along which a constant is cut to a length that depends on the run.
