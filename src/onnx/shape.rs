@@ -129,10 +129,7 @@ impl Node<'_> {
             Rule::Rank => Shape { rank: first.rank, last: None },
             Rule::Rank3 => Shape::of_rank(3),
             Rule::Vector => Shape::of_rank(1),
-            Rule::ShapeOf => {
-                let whole = self.node.attr("start").is_none() && self.node.attr("end").is_none();
-                Shape { rank: Some(1), last: first.rank.map(|rank| rank as u64).filter(|_| whole) }
-            }
+            Rule::ShapeOf => Shape { rank: Some(1), last: shape_length(self.scope, self.node).map(|n| n as u64) },
             Rule::Scalar => Shape::of_rank(0),
             Rule::Constant => constant_fact(self.node).shape,
             Rule::SkipNorm | Rule::Branches | Rule::Unknown => Shape::default(),
@@ -419,14 +416,7 @@ impl Node<'_> {
                 let length = to.checked_sub(from)?;
                 usize::try_from(length).ok().filter(|_| from >= 0 && to < 16)
             }
-            Rule::ShapeOf => {
-                let rank = i64::try_from(self.scope.fact(node.input.first()?).shape.rank?).ok()?;
-                let at = |attribute: &str, default: i64| {
-                    let index = node.attr_i(attribute, default);
-                    if index < 0 { index.saturating_add(rank) } else { index }.clamp(0, rank)
-                };
-                usize::try_from(at("end", rank).checked_sub(at("start", 0))?).ok()
-            }
+            Rule::ShapeOf => shape_length(self.scope, node),
             _ => None,
         }
     }
@@ -459,6 +449,16 @@ impl Node<'_> {
             _ => None,
         }
     }
+}
+
+/// Number of sizes that a `Shape` node returns.
+fn shape_length(scope: &dyn Scope, node: &NodeProto) -> Option<usize> {
+    let rank = i64::try_from(scope.fact(node.input.first()?).shape.rank?).ok()?;
+    let at = |attribute: &str, default: i64| {
+        let index = node.attr_i(attribute, default);
+        if index < 0 { index.saturating_add(rank) } else { index }.clamp(0, rank)
+    };
+    usize::try_from(at("end", rank) - at("start", 0)).ok()
 }
 
 /// Whether a `Shape` node returns a part of the shape only.
@@ -583,6 +583,8 @@ mod tests {
             (17, "OneHot", &["x", "9", "f 2"], vec![], (Some(4), Some(9))),
             (17, "ArgMax", &["x"], keep(0), (Some(2), Some(6))),
             (17, "Shape", &["x"], vec![], (Some(1), Some(3))),
+            (17, "Shape", &["x"], vec![attr_int("start", 1), attr_int("end", 2)], (Some(1), Some(1))),
+            (17, "Shape", &["x"], vec![attr_int("start", -2)], (Some(1), Some(2))),
             (17, "Tile", &["x", "1 2 1"], vec![], (Some(3), Some(6))),
             (17, "Tile", &["x", "1 2 2"], vec![], (Some(3), None)),
             (17, "Range", &["f", "f", "f"], vec![], (Some(1), None)),
