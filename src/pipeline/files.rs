@@ -133,6 +133,22 @@ impl ModelFiles {
         Ok(ModelConfig::default())
     }
 
+    /// How many tokens there are, from `config.json`, `genai_config.json` or `tokenizer.json`; `None` where none tells it.
+    pub(super) fn vocabulary(&self) -> Option<u64> {
+        let json = |name: &str| self.json(name).ok().flatten();
+        let of_config = || {
+            let config = json("config.json")?;
+            config.pointer("/text_config/vocab_size").or_else(|| config.get("vocab_size"))?.as_u64()
+        };
+        let of_genai = || json("genai_config.json")?.pointer("/model/vocab_size")?.as_u64();
+        let of_tokenizer = || match json("tokenizer.json")?.pointer("/model/vocab")? {
+            Value::Object(tokens) => u64::try_from(tokens.len()).ok(),
+            Value::Array(tokens) => u64::try_from(tokens.len()).ok(),
+            _ => None,
+        };
+        of_config().or_else(of_genai).or_else(of_tokenizer)
+    }
+
     /// Tokens that end an answer, from `generation_config.json`, `genai_config.json` or `config.json`.
     ///
     /// # Errors

@@ -71,7 +71,10 @@ struct Names {
 
 /// Tells a language model from what else lies in such folders. In doubt it is one: a model that is not understood is
 /// refused, a part of one that is copied would stay as it was without a word.
-pub(super) fn kind(model: &Model, named_embedding: bool) -> Kind {
+///
+/// `vocabulary` gives the number of tokens that the configs or the tokenizer beside it tell, for a graph that does not show
+/// its own table.
+pub(super) fn kind(model: &Model, named_embedding: bool, vocabulary: &dyn Fn() -> Option<u64>) -> Kind {
     let graph = Graph::new(model);
     if graph.nodes().any(|node| graph.node(node).op() == "EPContext") {
         return Kind::Blocked(Blocked::new(
@@ -95,8 +98,11 @@ pub(super) fn kind(model: &Model, named_embedding: bool) -> Kind {
         .map(|(name, _)| graph.value(name).and_then(|value| last_dimension(&graph, value)))
         .collect();
     let is_vocabulary = |width: u64, rows: u64| width.saturating_mul(2) >= rows;
-    if let Some(rows) = table
-        && !widths.is_empty()
+    let takes = names.tokens || names.embeddings;
+    if !widths.is_empty()
+        && takes
+        && widths.iter().all(Option::is_some)
+        && let Some(rows) = table.or_else(vocabulary)
         && widths.iter().all(|width| width.is_some_and(|w| !is_vocabulary(w, rows)))
         && (names.logits || !names.cache)
         && !named_embedding
@@ -242,7 +248,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.onnx");
         std::fs::write(&path, model.encode_to_vec()).unwrap();
-        match kind(&Model::open(&path).unwrap(), named_embedding) {
+        match kind(&Model::open(&path).unwrap(), named_embedding, &|| Some(500)) {
             Kind::Model => "model".into(),
             Kind::Embedding => "embedding".into(),
             Kind::Other { reason, .. } => reason,
@@ -340,6 +346,12 @@ mod tests {
             assert_eq!(found(lookup(ids, output, width), false), wanted, "{ids} {output} {width}");
         }
         assert_eq!(found(lookup("input_ids", "embeddings", 4), true), "embedding");
+        // a graph without a table is held against the tokenizer beside it
+        for (width, wanted) in [(1, "makes logits of 1 classes, not of its 500 tokens"), (500, "model")] {
+            let mut bare = lookup("input_ids", "logits", width);
+            bare.node[1].op_type = Some("Mystery".into());
+            assert_eq!(found(bare, false), wanted);
+        }
         let mut text = lookup("ids", "text", 100);
         text.output = vec![info("text", DataType::STRING, &[0])];
         assert_eq!(found(text, false), "makes text");

@@ -205,7 +205,10 @@ impl Package {
         let mut sorted = Sorted::default();
         for relative in found {
             let kind = match Model::open(&root.join(relative)) {
-                Ok(model) => kind(&model, is_embedding(relative)),
+                Ok(model) => {
+                    let files = ModelFiles { onnx: root.join(relative), root: config_folder(root, relative) };
+                    kind(&model, is_embedding(relative), &|| files.vocabulary())
+                }
                 Err(_) => missing(root, relative).map_or(Kind::Model, Kind::Blocked),
             };
             let kind = match kind {

@@ -110,7 +110,7 @@ fn unhindered(package: &Package) -> Result<(), Error> {
 
 /// Refuses a file that was named as a model and, by what it computes, is none.
 fn language_model(model: &Model, variant: &Variant) -> Result<(), Error> {
-    match kind(model, false) {
+    match kind(model, false, &|| variant.files.vocabulary()) {
         Kind::Model | Kind::Embedding | Kind::Other { evidence: Evidence::Names, .. } => Ok(()),
         Kind::Other { reason, evidence: Evidence::Graph } => Err(Error::failed_with(
             format!("`{}` is no language model: it {reason}", variant.name),

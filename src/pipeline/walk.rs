@@ -252,7 +252,7 @@ mod tests {
         let (files, left) = names(&listing);
         assert_eq!(files, ["alias/a", "sub/a"]);
         assert_eq!(left, ["alias/loop", "sub/loop"]);
-        assert_eq!(listing.files[0].bytes, 5);
+        assert_eq!(listing.files[0].bytes, 10);
         assert_eq!(listing.files[0].real, root.canonicalize().unwrap().join("sub/a"));
         let refused: Vec<_> =
             listing.refused.iter().map(|l| (l.relative.to_str().unwrap(), l.reason.as_str())).collect();
