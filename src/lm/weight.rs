@@ -23,14 +23,14 @@ use crate::onnx::{Graph, NodeId, Use, ValueId};
 #[derive(Debug, Clone)]
 pub struct Stop {
     /// The node and the reason.
-    pub refusal: Refusal,
+    pub refusal: Box<Refusal>,
     /// Whether the weight is quantised in a way that is not read, so that it cannot be rounded.
     pub quantised: bool,
 }
 
 impl From<Stop> for Refusal {
     fn from(stop: Stop) -> Self {
-        stop.refusal
+        *stop.refusal
     }
 }
 
@@ -482,5 +482,5 @@ fn stop(graph: &Graph<'_>, node: Option<NodeId>, value: ValueId, reason: impl In
         reason: reason.into(),
         hint: "the projection can be inserted after the write instead".into(),
     };
-    Stop { refusal, quantised: false }
+    Stop { refusal: Box::new(refusal), quantised: false }
 }
