@@ -321,9 +321,7 @@ fn classifier(classes: usize) -> Vec<u8> {
     for output in graph.output.iter_mut().filter(|o| o.name.as_deref() == Some("logits")) {
         output.r#type = None;
     }
-    // no cache: what a classifier has of it is constant
     graph.output.retain(|o| o.name.as_deref() == Some("logits"));
-    graph.input.retain(|i| !i.name.as_deref().unwrap().starts_with("past"));
     model.encode_to_vec()
 }
 

@@ -99,7 +99,16 @@ fn at(graph: &GraphProto, output: &str) -> usize {
 
 fn floats(graph: &GraphProto, name: &str) -> Vec<f32> {
     let tensor = graph.initializer.iter().find(|t| t.name.as_deref() == Some(name)).unwrap();
-    let raw = tensor.raw_data.as_deref().unwrap_or(&[]);
+    let entry = |key: &str| {
+        let found = tensor.external_data.iter().find(|e| e.key.as_deref() == Some(key))?;
+        found.value.clone()
+    };
+    let stored = entry("location").map(|location| {
+        let all = std::fs::read(fixture(PLAIN).with_file_name(location)).unwrap();
+        let number = |key: &str| entry(key).map_or(0, |value| value.parse::<usize>().unwrap());
+        all[number("offset")..number("offset") + number("length")].to_vec()
+    });
+    let raw = stored.as_deref().or(tensor.raw_data.as_deref()).unwrap_or(&[]);
     match raw.is_empty() {
         true => tensor.float_data.clone(),
         false => raw.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
@@ -296,9 +305,9 @@ fn relaid(
     let relaid = |name: &str| format!("{name}.laid");
     let stream: Vec<&str> = std::iter::once("mul").chain(SUMS.iter().map(|sum| sum[0])).collect();
     for sum in SUMS {
-        let place = at(graph, sum[0]);
         let made = write(graph, sum).unwrap_or_else(|| to(sum[2], &relaid(sum[2])));
-        let added = node("Add", sum[0], &[&relaid(sum[1]), &relaid(sum[2])], &[&relaid(sum[0])], vec![]);
+        let place = at(graph, sum[0]);
+        let added = node("Add", &format!("{}.sum", sum[0]), &[&relaid(sum[1]), &relaid(sum[2])], &[&relaid(sum[0])], vec![]);
         let back = from(&relaid(sum[0]), sum[0]);
         graph.node.splice(place..=place, made.into_iter().chain([added]).chain(back));
     }

@@ -535,7 +535,7 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
         cancelled: &context.cancelled,
     });
     if let (Some((base, out)), Some(model), Some(plans)) = (&lone, &model, &plans) {
-        let result = prove::model((base, model), out, plans, &direction, running.as_ref())?;
+        let result = prove::model((base, model), out, plans, &direction, &prove::Runs::of(running.as_ref()))?;
         let result = prove::with_files(result, base, out)?;
         if context.json {
             ui::print_json(&result)?;

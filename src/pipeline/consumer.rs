@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use ndarray::{Array2, ArrayD, IxDyn};
 
+use super::engine::integers;
 use super::inspect;
 use super::opened::{Opened, Understood};
 use crate::error::Error;
@@ -115,14 +116,22 @@ impl Judged<'_> {
         let unit = self.direction.unit();
         let allowed = Allowed::for_base(self.base);
         let (mut was, mut is) = (Kept::default(), Kept::default());
-        self.run.visit(before, None, |look| {
+        let ran = self.run.visit(before, None, |look| {
             was.take(&look.values, unit, allowed.at(look.rounding), 0.0);
             Ok(())
-        })?;
+        });
+        if let Some(reason) = self.run.failed(ran)? {
+            found.unchecked.push(format!("what the stream keeps: ONNX Runtime cannot run the base: {reason}"));
+            return Ok(());
+        }
+        if was.not_finite {
+            found.unchecked.push("what the stream keeps: that of the base holds numbers that are not finite".into());
+            return Ok(());
+        }
         let largest = was.component;
         let mut apart = Some((0.0f64, 0.0f64));
         let mut coarsest = allowed.arithmetic;
-        self.run.visit(after, None, |look| {
+        let ran = self.run.visit(after, None, |look| {
             is.take(&look.values, unit, allowed.at(look.rounding), largest);
             coarsest = coarsest.max(look.rounding);
             if let Some(written) = written {
@@ -130,7 +139,11 @@ impl Judged<'_> {
                 apart = apart.zip(more).map(|(a, b)| (a.0.max(b.0), a.1.max(b.1)));
             }
             Ok(())
-        })?;
+        });
+        if let Some(reason) = self.run.failed(ran)? {
+            found.failures.push(format!("ONNX Runtime runs the base and cannot run the output: {reason}"));
+            return Ok(());
+        }
         let bound = 256.0 * coarsest;
         if apart.is_none_or(|(apart, scale)| apart.is_nan() || apart > bound * scale.max(1.0)) {
             let own = self.run.own_difference(before, self.opened)?;
@@ -154,7 +167,7 @@ impl Judged<'_> {
                 judged.excess
             ));
         }
-        if was.excess <= 1.0 && !was.not_finite {
+        if was.excess <= 1.0 {
             found.unchecked.push(
                 "the stream of the base holds nothing along the direction on these prompts, so nothing can be seen to go"
                     .into(),
@@ -227,6 +240,7 @@ impl Allowed {
     fn for_base(base: &Understood<'_>) -> Self {
         let mut relative: f64 = 1e-5;
         let mut arithmetic: f64 = 0.0;
+        let mut share: f64 = 0.0;
         let of_type = |dtype: Option<DataType>| match dtype {
             Some(DataType::FLOAT16) => 2f64.powi(-9),
             Some(DataType::BFLOAT16) => 2f64.powi(-6),
@@ -238,7 +252,9 @@ impl Allowed {
                 relative = relative.max(of_type(Some(dtype)));
                 arithmetic = arithmetic.max(rounding_of(dtype).unwrap_or(0.0));
                 if let Some(quantised) = target.quantised.filter(|_| writer.treatment == Treatment::Rounded) {
-                    relative = relative.max(if quantised.bits <= 2 { 3e-2 } else { 5e-3 });
+                    let coarse = if quantised.bits <= 2 { 3e-2 } else { 5e-3 };
+                    relative = relative.max(coarse);
+                    share = share.max(0.2 * coarse);
                 }
             }
             relative = relative.max(of_type(writer.writes.first().and_then(|write| graph.elem_type(write.value))));
@@ -253,7 +269,7 @@ impl Allowed {
                 || graph.node(node).attr_i("accuracy_level", 0) == 4
         });
         Self {
-            stream: Tolerance { rounding: if fixed { 2f64.powi(-8) } else { 0.0 }, relative },
+            stream: Tolerance { rounding: if fixed { 2f64.powi(-8) } else { 0.0 }, relative, share },
             arithmetic: if fixed || dynamic { 2f64.powi(-8) } else { arithmetic },
         }
     }
@@ -326,6 +342,12 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Why a run failed, if it did; being stopped is no such reason.
+    fn failed(&self, ran: Result<(), Error>) -> Result<Option<String>, Error> {
+        self.check_cancelled()?;
+        Ok(ran.err().map(|error| error.to_string()))
+    }
+
     fn check_cancelled(&self) -> Result<(), Error> {
         match self.consumer.cancelled.load(std::sync::atomic::Ordering::Relaxed) {
             true => Err(RuntimeError::Cancelled.into()),
@@ -358,7 +380,12 @@ impl Run<'_> {
             match self.consume(&mut model, embedding.as_mut(), prompt) {
                 Ok(logits) => all.push(logits),
                 Err(reason) => {
-                    found.failures.push(format!("ONNX Runtime loads the output and cannot run it: {reason}"));
+                    let of_base = self.load(base).and_then(|(mut m, mut e)| self.consume(&mut m, e.as_mut(), prompt));
+                    let words = format!("ONNX Runtime cannot run the output as it loads it: {reason}");
+                    match of_base {
+                        Ok(_) => found.failures.push(words),
+                        Err(_) => found.unchecked.push(format!("{words}; nor the base")),
+                    }
                     return Ok(None);
                 }
             }
@@ -461,7 +488,7 @@ impl Run<'_> {
             widen_bfloat16: runtime.provider() == "cpu" && looked.bfloat16(),
         };
         let WholeModel { bytes, outputs, .. } = whole(&looked.graph, &how)?;
-        let mut model = runtime.session(&bytes)?;
+        let mut model = runtime.session(&bytes, integers(&looked.graph))?;
         for (index, prompt) in self.prompts.iter().enumerate() {
             self.check_cancelled()?;
             let mut feeds = self.feeds(&model, prompt)?;

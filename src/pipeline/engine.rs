@@ -10,10 +10,10 @@ use crate::error::Error;
 use crate::instrument::{self, ADDITION_INPUT, Cut, DIRECTION_INPUT, Request, SessionModel};
 use crate::lm::{Interface, Padding, ResidPoint};
 use crate::method::direction::{Addition, Direction};
-use crate::onnx::DataType;
+use crate::onnx::{DataType, Graph};
 use crate::runtime::batch::{self, Batch, Sharing};
 use crate::runtime::reading::{Positions, Reading, Run};
-use crate::runtime::session::{OrtModel, Runtime};
+use crate::runtime::session::{Integers, OrtModel, Runtime};
 use crate::runtime::{Backend, Decoding, RuntimeError, Tensor};
 
 pub mod cost;
@@ -39,6 +39,18 @@ pub trait Observer: Sync {
     fn finish(&self);
     /// Something worth a line.
     fn note(&self, text: &str);
+}
+
+/// What the graph computes on 8-bit integers.
+pub(super) fn integers(graph: &Graph<'_>) -> Integers {
+    let has = |any: &[&str]| graph.nodes().any(|node| any.contains(&graph.op(node)));
+    if has(&["QuantizeLinear"]) {
+        Integers::Stored
+    } else if has(&["MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"]) {
+        Integers::Products
+    } else {
+        Integers::None
+    }
 }
 
 /// Says nothing.
@@ -246,7 +258,7 @@ impl Engine<'_> {
         request.widen_bfloat16 = self.runtime.provider() == "cpu" && self.has_bfloat16();
         let Understood { graph, lm, embedding, .. } = self.model;
         let built = instrument::instrument(graph, lm, embedding.as_ref(), &request)?;
-        let model = self.runtime.session(&built.bytes)?;
+        let model = self.runtime.session(&built.bytes, integers(graph))?;
         // inputs that pruning removed are not fed
         let mut interface = self.model.lm.interface.clone();
         interface.cache.retain(|slot| built.inputs.contains(&slot.past));

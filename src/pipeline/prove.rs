@@ -10,7 +10,7 @@ use super::package::{Package, Role, Variant, shown};
 use super::publish::of_variant;
 use super::variant::Running;
 use super::{BakeOptions, verdict, verify_prompts};
-use super::consumer::{self, Consumer};
+use super::consumer::{self, Consumer, Found};
 use crate::bake::{self as baking, BakePlan, PlanOptions, verify_bytes};
 use crate::error::{Error, Kind};
 use crate::lm::EmbeddingFile;
@@ -28,21 +28,51 @@ pub fn model(
     out: &Opened,
     plans: &Plans,
     direction: &Direction,
-    running: Option<&Running<'_>>,
+    runs: &Runs<'_>,
 ) -> Result<VerifyResult, Error> {
+    let bytes = plans.verify(base.0, out)?;
+    let running = match runs {
+        Runs::Compared(running) => Some(*running),
+        Runs::Not | Runs::Whole(_) => None,
+    };
     let written = running.map(|_| out.understand()).transpose()?;
     let unfed = written.as_ref().and_then(|out| [base.1, out].into_iter().find_map(|m| m.lm.interface.unfed.as_ref()));
     let logits = match (running, &written) {
         (Some(running), Some(out)) if unfed.is_none() => Some(running.check(base.1, out, direction)?),
         _ => None,
     };
-    let mut found = verdict(&plans.verify(base.0, out)?, logits.as_ref(), plans.inexact());
-    if let Some(running) = running {
-        let prompts = verify_prompts(running.chat, running.prompts)?;
-        let Running { runtime, cancelled, .. } = *running;
-        found.take(consumer::prove(&Consumer { runtime, prompts: &prompts, cancelled }, base, out, direction)?);
-    }
+    let mut found = verdict(&bytes, logits.as_ref(), plans.inexact());
+    found.take(match runs {
+        Runs::Not => {
+            let what = "that the written model loads, and what its stream keeps of the direction: it was not run, and \
+                        only its bytes were compared";
+            Found { unchecked: vec![what.into()], ..Found::default() }
+        }
+        Runs::Whole(consumer) => consumer::prove(consumer, base, out, direction)?,
+        Runs::Compared(running) => {
+            let prompts = verify_prompts(running.chat, running.prompts)?;
+            let Running { runtime, cancelled, .. } = **running;
+            consumer::prove(&Consumer { runtime, prompts: &prompts, cancelled }, base, out, direction)?
+        }
+    });
     Ok(found)
+}
+
+/// How a written model is run when it is verified.
+pub enum Runs<'a> {
+    /// Not at all.
+    Not,
+    /// Its files whole, and what its stream keeps is looked at.
+    Whole(Consumer<'a>),
+    /// The same, and its logits are compared with run-time ablation of the base.
+    Compared(&'a Running<'a>),
+}
+
+impl<'a> Runs<'a> {
+    /// Compared where there is something to run it with.
+    pub fn of(running: Option<&'a Running<'a>>) -> Self {
+        running.map_or(Self::Not, Self::Compared)
+    }
 }
 
 /// What a bake of `base` with these options plans. Which quantised writers it gives to nodes because rounding leaves or
@@ -201,7 +231,7 @@ fn one(
     let understood = base.understand()?;
     let written = base.again(place.parent().unwrap_or(out))?;
     let plans = plans((&base, &understood), direction, options)?;
-    Ok(within(variant, model((&base, &understood), &written, &plans, direction, running)?))
+    Ok(within(variant, model((&base, &understood), &written, &plans, direction, &Runs::of(running))?))
 }
 
 /// The same with files relative to the package.

@@ -5,7 +5,8 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use super::consumer::{self, Consumer, Found};
+use super::consumer::Consumer;
+use super::prove::Runs;
 use super::engine::{Engine, Observer};
 use super::guard::{Guard, judge};
 use super::opened::{Opened, Understood};
@@ -307,10 +308,12 @@ pub fn bake(
     let place = desk.place(&relative);
     let written = opened.again(place.parent().expect("it is in the staging folder"))?;
     let running = measuring.map(|m| &m.running);
-    let mut verify = prove::model((&opened, &model), &written, &plans, direction, running)?;
-    if running.is_none() {
-        verify.take(unmeasured((&opened, &model), &written, direction, desk.options)?);
-    }
+    let runs = match (running, desk.options.runtime) {
+        (Some(running), _) => Runs::Compared(running),
+        (None, Some(runtime)) => Runs::Whole(Consumer { runtime, prompts: &[], cancelled: desk.options.cancelled }),
+        (None, None) => Runs::Not,
+    };
+    let verify = prove::model((&opened, &model), &written, &plans, direction, &runs)?;
     clock.lap("verify");
 
     let (mut eval, mut guard) = (None, None);
@@ -330,21 +333,6 @@ pub fn bake(
     }
     let graphs: Vec<&Graph<'_>> = model.embedding.iter().map(|e| &e.graph).chain([&model.graph]).collect();
     Ok(Outcome { precision: inspect::precision(&graphs), bake, verify, eval, guard, added: plans.main.added })
-}
-
-/// Runs what was written where nothing is measured, if there is a runtime.
-fn unmeasured(
-    base: (&Opened, &Understood<'_>),
-    written: &Opened,
-    direction: &Direction,
-    options: &BakeOptions<'_>,
-) -> Result<Found, Error> {
-    let Some(runtime) = options.runtime else {
-        let unchecked = vec!["the written files were not run: no ONNX Runtime is at hand; `lancet verify` runs them".into()];
-        return Ok(Found { unchecked, ..Found::default() });
-    };
-    let consumer = Consumer { runtime, prompts: &[], cancelled: options.cancelled };
-    consumer::prove(&consumer, base, written, direction)
 }
 
 /// Metadata entry that tells how the guard was passed by.

@@ -11,6 +11,8 @@ pub struct Tolerance {
     pub rounding: f64,
     /// Share of the largest component in the base that rounded weights, or a rounded direction, may leave.
     pub relative: f64,
+    /// Share of a position's own length that weights which are rounded to a coarse grid may leave, 0 to 1.
+    pub share: f64,
 }
 
 /// How many roundings of a number of the stream may add up.
@@ -114,7 +116,8 @@ impl Kept {
                 if square > 0.0 {
                     self.share = self.share.max(component / square.sqrt());
                 }
-                let explained = ROUNDINGS * tolerance.rounding * noise.sqrt() + tolerance.relative * base;
+                let rounding = ROUNDINGS * tolerance.rounding * noise.sqrt();
+                let explained = rounding + tolerance.relative * base + tolerance.share * square.sqrt();
                 let excess = if component == 0.0 { 0.0 } else { component / explained };
                 if excess > self.excess || !excess.is_finite() {
                     self.excess = excess;
@@ -187,7 +190,7 @@ mod tests {
     #[test]
     fn rounding_is_explained_and_a_missed_write_is_not() {
         let unit = [0.6, 0.8, 0.0];
-        let single = Tolerance { rounding: 2f64.powi(-24), relative: 0.0 };
+        let single = Tolerance { rounding: 2f64.powi(-24), relative: 0.0, share: 0.0 };
         let rows = |values: [f32; 3]| vec![(0, Rows { values: values.to_vec(), d_model: 3 })];
         // orthogonal but for the rounding of one number
         let mut kept = Kept::default();

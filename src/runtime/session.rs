@@ -28,6 +28,19 @@ pub enum Device {
     Cuda,
 }
 
+/// What a model computes on 8-bit integers. Products of signed 8-bit weights overflow on x86 processors without VNNI
+/// (`onnxruntime_session_options_config_keys.h`, `session.x64quantprecision`), so that one file gives other numbers on
+/// other processors. Sessions in memory take the exact way where there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Integers {
+    /// Nothing.
+    None,
+    /// Products that the file spells on integers: the kernels that do not overflow are taken.
+    Products,
+    /// Values that are quantised and dequantised around float products: the products stay floats.
+    Stored,
+}
+
 /// A loaded ONNX Runtime. One library serves the process.
 #[derive(Clone)]
 pub struct Runtime {
@@ -85,8 +98,8 @@ impl Runtime {
     ///
     /// # Errors
     /// [`RuntimeError::Load`] with ONNX Runtime's words.
-    pub fn session(&self, model: &[u8]) -> Result<OrtModel, RuntimeError> {
-        self.try_session(model).map_err(|reason| RuntimeError::Load { reason })
+    pub fn session(&self, model: &[u8], integers: Integers) -> Result<OrtModel, RuntimeError> {
+        self.try_session(model, integers).map_err(|reason| RuntimeError::Load { reason })
     }
 
     /// Loads a file as it is, in ONNX Runtime's default settings.
@@ -100,7 +113,7 @@ impl Runtime {
         Ok(OrtModel { session })
     }
 
-    fn try_session(&self, model: &[u8]) -> Result<OrtModel, String> {
+    fn try_session(&self, model: &[u8], integers: Integers) -> Result<OrtModel, String> {
         let text = |e: ort::Error<SessionBuilder>| e.message().to_string();
         let mut builder = self
             .builder()?
@@ -108,10 +121,15 @@ impl Runtime {
             .with_prepacking(false)
             .map_err(text)?
             .with_config_entry("session.model_external_initializers_file_folder_path", "/")
-            .map_err(text)?
-            // products of signed 8-bit weights overflow on x86 processors without VNNI; this takes the exact kernels
-            .with_config_entry("session.x64quantprecision", "1")
             .map_err(text)?;
+        let entry = match integers {
+            Integers::None => None,
+            Integers::Products => Some("session.x64quantprecision"),
+            Integers::Stored => Some("session.disable_quant_qdq"),
+        };
+        if let Some(key) = entry {
+            builder = builder.with_config_entry(key, "1").map_err(text)?;
+        }
         let session = builder.commit_from_memory(model).map_err(|e| e.message().to_string())?;
         Ok(OrtModel { session })
     }
