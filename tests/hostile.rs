@@ -40,9 +40,6 @@ struct Entry {
     /// The width of a direction that fits, where a bake works.
     #[serde(default)]
     width: Option<usize>,
-    /// Waits for a mend elsewhere: not run yet.
-    #[serde(default)]
-    after_merge: bool,
 }
 
 fn entries() -> Vec<Entry> {
@@ -168,12 +165,9 @@ fn judge(entry: &Entry) -> Vec<String> {
 #[test]
 fn hostile_files_end_in_plain_words() {
     let only = std::env::var("LANCET_HOSTILE").unwrap_or_default();
-    let all = std::env::var_os("LANCET_HOSTILE_ALL").is_some();
     let mut wrong = Vec::new();
     for entry in entries().iter().filter(|entry| entry.file.contains(&only)) {
-        if all || !entry.after_merge {
-            wrong.extend(judge(entry));
-        }
+        wrong.extend(judge(entry));
     }
     assert!(wrong.is_empty(), "{} things are wrong:\n{}", wrong.len(), wrong.join("\n"));
 }

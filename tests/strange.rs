@@ -144,9 +144,9 @@ fn a_graph_that_returns_the_stream_has_no_unembedding() {
         graph.node.truncate(at + 1);
         graph.node.push(node("Identity", "returned", &[&returned], &["logits"], vec![]));
     });
-    // in a folder it is no language model; the file itself is refused by its node
+    // it makes no vocabulary of logits, in a folder and alone
     sandbox.refused_without_hint(&mut sandbox.lancet(&["inspect", "m"]), 2, &["32 classes", "96 tokens"]);
-    let words = ["Add", "no product comes between the stream and the logits", "text-generation"];
+    let words = ["`model.onnx` is no language model", "32 classes"];
     let arguments = ["bake", "m/model.onnx", "--direction", "d.safetensors", "-o", "out"];
     sandbox.refused_without_hint(&mut sandbox.lancet(&arguments), 1, &words);
 }

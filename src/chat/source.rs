@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Map, Value as Json};
 use tokenizers::models::ModelWrapper;
@@ -163,8 +164,14 @@ fn add_missing_tokens(
 /// Runs a part of the tokenizers library that panics on some files (a merge shorter than the
 /// subword prefix, an id of `u32::MAX`).
 fn guarded<T>(path: &Path, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, ChatError> {
-    // What a panic leaves half done is dropped with the error.
+    static ONE: Mutex<()> = Mutex::new(());
+    let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    // What a panic leaves half done is dropped with the error, and so is what it would print.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
     let result = catch_unwind(AssertUnwindSafe(work));
+    std::panic::set_hook(hook);
+    drop(one);
     result
         .unwrap_or_else(|_| Err("the tokenizers library panicked".into()))
         .map_err(|error| ChatError::TokenizerInvalid { path: path.to_owned(), reason: error.to_string() })

@@ -394,6 +394,12 @@ pub fn package_verify(package: &PackageVerify, width: usize, style: Style) -> St
     for failure in own.chain(package.failures.iter().cloned()) {
         labelled(&mut out, style, ("  -", 4), &failure, (width, usize::MAX));
     }
+    for variant in &package.variants {
+        for unchecked in &variant.verify.unchecked {
+            let words = format!("`{}`, not checked: {unchecked}", variant.model);
+            labelled(&mut out, style, ("  -", 4), &words, (width, usize::MAX));
+        }
+    }
     files(&mut out, style, width, &package.copied, &package.left_out);
     out
 }

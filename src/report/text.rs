@@ -13,7 +13,7 @@ pub use super::package::{package_inspect, package_summary, package_verify};
 pub use super::sweep_text::sweep_summary;
 use super::{
     BakeResult, ClassCounts, ClassTable, CollectSummary, EditRow, EvalResult, GuardResult, ModelEval, RunResult,
-    SelectResult, Verdict, VerifyResult, class_label,
+    SelectResult, StreamProof, Verdict, VerifyResult, class_label,
 };
 
 /// The whole job, verdict first, for a terminal of `width` columns.
@@ -374,11 +374,19 @@ pub fn verify_summary(verify: &VerifyResult, width: usize, style: Style) -> Stri
         (Some(_), false) => "not exact".to_owned(),
         (None, _) => String::new(),
     };
+    let stream = verify.stream.as_ref();
+    let probed = |s: &StreamProof| format!("{}, {}", count(s.probes, "place"), count(s.positions, "position"));
     let rows = [
         ("bytes changed outside the plan", verify.changed_bytes_outside_plan.to_string(), "0".to_owned()),
         ("largest logit difference from run-time ablation", significant(verify.max_abs_logit_diff), bound),
         ("mean KL from run-time ablation, nats", significant(verify.kl), String::new()),
         ("largest leak in the residual stream", significant(verify.max_stream_leak), String::new()),
+        ("largest share of what norms read, base", significant(stream.map(|s| s.share_before)), String::new()),
+        (
+            "largest share of what norms read, output",
+            significant(stream.map(|s| s.share_after)),
+            stream.map(probed).unwrap_or_default(),
+        ),
         ("prompts compared", verify.n_prompts.to_string(), String::new()),
     ]
     .map(|(check, value, allowed)| {
