@@ -4,8 +4,8 @@
 mod whole;
 mod widen;
 
-use widen::widen_bfloat16;
 pub use whole::{Wanted, Whole, WholeModel, whole};
+use widen::widen_bfloat16;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

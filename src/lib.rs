@@ -15,8 +15,8 @@ pub mod method;
 pub mod multiple_choice;
 pub mod onnx;
 pub mod pipeline;
-pub mod proof;
 pub mod prompt_files;
+pub mod proof;
 pub mod report;
 pub mod runtime;
 

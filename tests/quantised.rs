@@ -148,7 +148,8 @@ fn bake(
 ) -> Result<(BakeResult, VerifyResult), lancet::Error> {
     let never = AtomicBool::new(false);
     let opened = Opened::new(path)?;
-    let options = BakeOptions { out, weights_only, quantised, max_rounding_error: None, runtime: None, cancelled: &never };
+    let options =
+        BakeOptions { out, weights_only, quantised, max_rounding_error: None, runtime: None, cancelled: &never };
     bake_only(&opened, &direction(), &options, &Silent)
 }
 

@@ -295,19 +295,23 @@ fn a_block_without_what_the_others_have_is_refused() {
     refused(&sandbox, &["block 1 has no feed-forward write"]);
 }
 
+/// Makes a write in the new layout; `None` leads the old one there.
+type Write<'a> = &'a dyn Fn(&mut GraphProto, [&str; 6]) -> Option<Vec<NodeProto>>;
+
 /// Puts the stream into another layout: `to` and `from` make the nodes that lead a value there and back.
 fn relaid(
     graph: &mut GraphProto,
     to: &dyn Fn(&str, &str) -> Vec<NodeProto>,
     from: &dyn Fn(&str, &str) -> Vec<NodeProto>,
-    write: &dyn Fn(&mut GraphProto, [&str; 6]) -> Option<Vec<NodeProto>>,
+    write: Write<'_>,
 ) {
     let relaid = |name: &str| format!("{name}.laid");
     let stream: Vec<&str> = std::iter::once("mul").chain(SUMS.iter().map(|sum| sum[0])).collect();
     for sum in SUMS {
         let made = write(graph, sum).unwrap_or_else(|| to(sum[2], &relaid(sum[2])));
         let place = at(graph, sum[0]);
-        let added = node("Add", &format!("{}.sum", sum[0]), &[&relaid(sum[1]), &relaid(sum[2])], &[&relaid(sum[0])], vec![]);
+        let added =
+            node("Add", &format!("{}.sum", sum[0]), &[&relaid(sum[1]), &relaid(sum[2])], &[&relaid(sum[0])], vec![]);
         let back = from(&relaid(sum[0]), sum[0]);
         graph.node.splice(place..=place, made.into_iter().chain([added]).chain(back));
     }

@@ -46,7 +46,9 @@ const TAMPERINGS: &[(&str, Tampering)] = &[
     }),
     ("all edited tensors but one as in the base", |m, base, edited| {
         let mut others = edited.iter().skip(1).filter(|name| {
-            let (Some(now), Some(was)) = (tensor(m, name), tensor(&mut base.clone(), name).cloned()) else { return false };
+            let (Some(now), Some(was)) = (tensor(m, name), tensor(&mut base.clone(), name).cloned()) else {
+                return false;
+            };
             raw(now).is_some() && std::mem::replace(now, was.clone()) != was
         });
         let any = others.next().is_some();
@@ -248,7 +250,8 @@ fn tensor<'m>(model: &'m mut ModelProto, name: &str) -> Option<&'m mut TensorPro
 fn untouched<'m>(model: &'m mut ModelProto, edited: &[String]) -> Option<&'m mut TensorProto> {
     let all = model.graph.as_mut()?.initializer.iter_mut();
     all.into_iter().find(|t| {
-        let own = edited.iter().any(|name| Some(name.as_str()) == t.name.as_deref()) || t.name.as_deref().unwrap_or_default().starts_with("lancet.");
+        let own = edited.iter().any(|name| Some(name.as_str()) == t.name.as_deref())
+            || t.name.as_deref().unwrap_or_default().starts_with("lancet.");
         !own && t.raw_data.as_ref().is_some_and(|raw| raw.len() >= 4) && t.data_type != Some(6)
     })
 }

@@ -283,7 +283,7 @@ fn key(source: &dyn Source, kind: Kind, field: &Field) -> io::Result<Key> {
             let domain = opset.domain.filter(|d| !d.is_empty()).unwrap_or_else(|| "ai.onnx".into());
             named(What::Model, Some(format!("opset import `{domain}`")))
         }
-        (Kind::Graph, 11 | 12 | 13) | (Kind::Function, 12) => {
+        (Kind::Graph, 11..=13) | (Kind::Function, 12) => {
             named(What::Value, message::<ValueInfoProto>(source, value)?.and_then(|value| value.name))
         }
         (Kind::Graph, 14) => named(What::Value, Some("quantization_annotation".into())),

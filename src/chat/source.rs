@@ -173,7 +173,7 @@ fn guarded<T>(path: &Path, work: impl FnOnce() -> tokenizers::Result<T>) -> Resu
     std::panic::set_hook(hook);
     drop(one);
     result
-        .unwrap_or_else(|_| Err("the tokenizers library panicked".into()))
+        .unwrap_or_else(|_| Err("the tokenizers library fails on it".into()))
         .map_err(|error| ChatError::TokenizerInvalid { path: path.to_owned(), reason: error.to_string() })
 }
 

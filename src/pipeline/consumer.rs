@@ -151,7 +151,8 @@ impl Judged<'_> {
         }
         if is.positions == 0 {
             found.failures.push(
-                "nothing that a normalisation or the unembedding reads is as wide as the direction in the output".into(),
+                "nothing that a normalisation or the unembedding reads is as wide as the direction in the output"
+                    .into(),
             );
             return Ok(());
         }
@@ -356,12 +357,7 @@ impl Run<'_> {
     }
 
     /// Logits of every prompt, from the files as a consumer loads them; `None` where they cannot be run so.
-    fn published(
-        &self,
-        base: &Opened,
-        out: &Opened,
-        found: &mut Found,
-    ) -> Result<Option<Vec<ArrayD<f32>>>, Error> {
+    fn published(&self, base: &Opened, out: &Opened, found: &mut Found) -> Result<Option<Vec<ArrayD<f32>>>, Error> {
         let mut models = out.models();
         if self.consumer.runtime.provider() == "cpu"
             && models.any(|model| model.tensors.iter().any(|t| t.dtype == DataType::BFLOAT16))
@@ -446,7 +442,11 @@ impl Run<'_> {
     }
 
     /// Everything that a model is fed for one prompt, as far as it has the inputs.
-    fn feeds(&self, model: &OrtModel, prompt: &[u32]) -> Result<Vec<(String, <OrtModel as Backend>::Value)>, RuntimeError> {
+    fn feeds(
+        &self,
+        model: &OrtModel,
+        prompt: &[u32],
+    ) -> Result<Vec<(String, <OrtModel as Backend>::Value)>, RuntimeError> {
         let ids = self.ids(model, prompt);
         let mask = Array2::ones(ids.dim());
         let mut feeds = batch::feeds(model, self.interface, &ids, &mask)?;

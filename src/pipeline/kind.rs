@@ -230,16 +230,11 @@ mod tests {
 
     fn info(name: &str, dtype: DataType, dims: &[i64]) -> ValueInfoProto {
         use crate::onnx::proto::{Dimension, dimension::Value};
-        let dim =
-            dims.iter().map(|d| Dimension { value: (*d > 0).then_some(Value::DimValue(*d)), ..Default::default() });
+        let dim = dims.iter().map(|d| Dimension { value: (*d > 0).then_some(Value::DimValue(*d)) });
         let shape = TensorShapeProto { dim: dim.collect() };
         let tensor = type_proto::Tensor { elem_type: Some(dtype.0), shape: Some(shape) };
         let value = Some(type_proto::Value::TensorType(tensor));
-        ValueInfoProto {
-            name: Some(name.into()),
-            r#type: Some(TypeProto { value, ..Default::default() }),
-            ..Default::default()
-        }
+        ValueInfoProto { name: Some(name.into()), r#type: Some(TypeProto { value, ..Default::default() }) }
     }
 
     fn found(graph: GraphProto, named_embedding: bool) -> String {

@@ -53,8 +53,8 @@ pub use opened::{Opened, Understood};
 pub use package::Package;
 pub use publish::preflight;
 use variant::{Clock, Measuring, Running};
-pub use write::{check_new_folder, check_place, write_whole};
 pub use verdict::verdict;
+pub use write::{check_new_folder, check_place, write_whole};
 
 /// Prompts that a written model's logits are compared on.
 const VERIFY_PROMPTS: usize = 8;

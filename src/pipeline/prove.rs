@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use super::beside;
+use super::consumer::{self, Consumer, Found};
 use super::opened::{Opened, Plans, Understood};
 use super::package::{Package, Role, Variant, shown};
 use super::publish::of_variant;
 use super::variant::Running;
 use super::{BakeOptions, verdict, verify_prompts};
-use super::consumer::{self, Consumer, Found};
 use crate::bake::{self as baking, BakePlan, PlanOptions, verify_bytes};
 use crate::error::{Error, Kind};
 use crate::lm::EmbeddingFile;

@@ -6,11 +6,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use super::consumer::Consumer;
-use super::prove::Runs;
 use super::engine::{Engine, Observer};
 use super::guard::{Guard, judge};
 use super::opened::{Opened, Understood};
 use super::package::{Package, Role, Variant, shown};
+use super::prove::Runs;
 use super::publish::{equal, is_single};
 use super::{BakeOptions, check, evaluate, inspect, pad_token, prove, verify_prompts};
 use crate::bake::{self as baking, BakeError, BakePlan, PlanOptions, Staging};

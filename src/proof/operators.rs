@@ -72,17 +72,39 @@ pub(super) fn kind(graph: &Graph<'_>, node: NodeId) -> Kind {
         | "RNN" => Kind::Mixing,
         "Add" | "Sub" | "Sum" | "Mean" | "Where" | "Concat" | "ScatterND" | "ScatterElements" | "Max" | "Min"
         | "QLinearAdd" => Kind::Sum,
-        "Identity" | "Cast" | "CastLike" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" | "Transpose" | "Slice"
-        | "Split" | "Expand" | "Dropout" | "QuantizeLinear" | "DequantizeLinear" | "DynamicQuantizeLinear" | "Pad"
-        | "Tile" | "GatherND" | "GatherElements" | "Trilu" | "Clip" | "DepthToSpace" | "SpaceToDepth" => Kind::Pass,
+        "Identity"
+        | "Cast"
+        | "CastLike"
+        | "Reshape"
+        | "Squeeze"
+        | "Unsqueeze"
+        | "Flatten"
+        | "Transpose"
+        | "Slice"
+        | "Split"
+        | "Expand"
+        | "Dropout"
+        | "QuantizeLinear"
+        | "DequantizeLinear"
+        | "DynamicQuantizeLinear"
+        | "Pad"
+        | "Tile"
+        | "GatherND"
+        | "GatherElements"
+        | "Trilu"
+        | "Clip"
+        | "DepthToSpace"
+        | "SpaceToDepth" => Kind::Pass,
         "Mul" | "Div" => Kind::Scale,
         "Pow" | "Sqrt" | "Reciprocal" | "Exp" | "Log" | "Erf" | "Tanh" | "Sigmoid" | "Relu" | "LeakyRelu" | "Elu"
         | "Selu" | "Celu" | "Gelu" | "FastGelu" | "BiasGelu" | "QuickGelu" | "Swish" | "Silu" | "HardSwish"
         | "HardSigmoid" | "Mish" | "Softplus" | "Softsign" | "ThresholdedRelu" | "PRelu" | "Softmax" | "LogSoftmax"
-        | "Abs" | "Neg" | "Sin" | "Cos" | "Floor" | "Ceil" | "Round" | "Sign" | "Mod" | "CumSum" | "TopK" | "ArgMax"
-        | "ArgMin" | "ReduceMean" | "ReduceSum" | "ReduceL1" | "ReduceL2" | "ReduceSumSquare" | "ReduceMax"
-        | "ReduceMin" | "ReduceProd" | "ReduceLogSumExp" | "Equal" | "Less" | "LessOrEqual" | "Greater"
-        | "GreaterOrEqual" | "And" | "Or" | "Not" | "Xor" | "IsNaN" | "IsInf" | "NonZero" | "OneHot" => Kind::Function,
+        | "Abs" | "Neg" | "Sin" | "Cos" | "Floor" | "Ceil" | "Round" | "Sign" | "Mod" | "CumSum" | "TopK"
+        | "ArgMax" | "ArgMin" | "ReduceMean" | "ReduceSum" | "ReduceL1" | "ReduceL2" | "ReduceSumSquare"
+        | "ReduceMax" | "ReduceMin" | "ReduceProd" | "ReduceLogSumExp" | "Equal" | "Less" | "LessOrEqual"
+        | "Greater" | "GreaterOrEqual" | "And" | "Or" | "Not" | "Xor" | "IsNaN" | "IsInf" | "NonZero" | "OneHot" => {
+            Kind::Function
+        }
         "LayerNormalization"
         | "SimplifiedLayerNormalization"
         | "RMSNormalization"

@@ -218,11 +218,8 @@ impl<'g, 'm> Search<'g, 'm> {
     /// What `node` reads if it is a normalisation, or the reduction inside one that is spelled out.
     fn norms(&self, node: NodeId) -> Vec<Read> {
         let graph = self.graph;
-        let read = |value: ValueId, axis: i64| Read {
-            place: Place::Value(value),
-            width: Width::Axis(axis),
-            reader: node,
-        };
+        let read =
+            |value: ValueId, axis: i64| Read { place: Place::Value(value), width: Width::Axis(axis), reader: node };
         let first = graph.input(node, 0).filter(|value| graph.is_dynamic(*value));
         match self.kind(node) {
             Kind::Norm => first.map(|value| read(self.uncentred(value), self.norm_axis(node))).into_iter().collect(),

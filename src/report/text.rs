@@ -376,22 +376,21 @@ pub fn verify_summary(verify: &VerifyResult, width: usize, style: Style) -> Stri
     };
     let stream = verify.stream.as_ref();
     let probed = |s: &StreamProof| format!("{}, {}", count(s.probes, "place"), count(s.positions, "position"));
-    let rows = [
+    let mut rows = vec![
         ("bytes changed outside the plan", verify.changed_bytes_outside_plan.to_string(), "0".to_owned()),
         ("largest logit difference from run-time ablation", significant(verify.max_abs_logit_diff), bound),
         ("mean KL from run-time ablation, nats", significant(verify.kl), String::new()),
         ("largest leak in the residual stream", significant(verify.max_stream_leak), String::new()),
-        ("largest share of what norms read, base", significant(stream.map(|s| s.share_before)), String::new()),
-        (
-            "largest share of what norms read, output",
-            significant(stream.map(|s| s.share_after)),
-            stream.map(probed).unwrap_or_default(),
-        ),
         ("prompts compared", verify.n_prompts.to_string(), String::new()),
-    ]
-    .map(|(check, value, allowed)| {
+    ];
+    if let Some(stream) = stream {
+        rows.push(("share of the direction in what norms read, base", significant(stream.share_before), String::new()));
+        rows.push(("the same, output", significant(stream.share_after), probed(stream)));
+    }
+    let row = |(check, value, allowed): (&str, String, String)| {
         vec![plain(shorten(check, width.saturating_sub(28).max(20))), plain(value), plain(allowed)]
-    });
+    };
+    let rows: Vec<Vec<Cell>> = rows.into_iter().map(row).collect();
     table(&mut out, style, &["check", "measured", "allowed"], &[false, true, true], &rows);
     if !verify.failures.is_empty() || !verify.inexact.is_empty() {
         out.push('\n');
