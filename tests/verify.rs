@@ -157,3 +157,27 @@ fn more_external_files_than_a_process_may_hold_open() {
         assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
+
+#[test]
+fn a_model_without_a_tokenizer_is_run_on_made_up_tokens() {
+    let sandbox = sandbox();
+    fs::remove_file(sandbox.path("model/tokenizer.json")).unwrap();
+    bake(&sandbox, "out", &[]);
+    common::onnx_runtime();
+    let words = ["verify", "model", "out", "--direction", "d.safetensors", "--json"];
+    let result = json(&mut sandbox.lancet(&words), 0);
+    let stream = &result["stream"];
+    let (before, after) = (stream["share_before"].as_f64().unwrap(), stream["share_after"].as_f64().unwrap());
+    assert!(before > 0.1 && after < 1e-6 && stream["probes"] == 13, "{result}");
+    assert!(result["unchecked"].to_string().contains("no prompts"), "{result}");
+    // a weight put back shows in the stream even where nobody compares bytes
+    let mut written = decode(&sandbox, "out/model.onnx");
+    let base = decode(&sandbox, "model/model.onnx");
+    let (now, was) = (written.graph.as_mut().unwrap(), base.graph.unwrap());
+    let changed = now.initializer.iter_mut().zip(&was.initializer).rfind(|(now, was)| now != was).unwrap();
+    changed.0.clone_from(changed.1);
+    fs::write(sandbox.path("out/model.onnx"), written.encode_to_vec()).unwrap();
+    let result = json(&mut sandbox.lancet(&words), 1);
+    assert!(says(&result, "not every write is ablated"), "{result}");
+    assert!(says(&result, "of its bytes are not those"), "{result}");
+}

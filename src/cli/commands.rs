@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use lancet::bake::QuantisedMode;
-use lancet::chat::{Chat, ChatOptions};
+use lancet::chat::{Chat, ChatError, ChatOptions};
 use lancet::error::Error;
 use lancet::eval::policy::Limit;
 use lancet::files;
@@ -14,7 +14,9 @@ use lancet::method::direction::{Addition, Direction};
 use lancet::method::prompts::{LoadOptions, OverlapPolicy, Prompts, SplitSizes};
 use lancet::method::select::Rules;
 use lancet::pipeline::collect::{self, Activations, RefusalTokens};
+use lancet::pipeline::consumer::Consumer;
 use lancet::pipeline::engine::Engine;
+use lancet::pipeline::prove::Runs;
 use lancet::pipeline::variant::{Measuring, Running};
 use lancet::pipeline::{
     self, BakeOptions, Opened, Package, RunOptions, Understood, choose, direction_file, evaluate, inspect, prove,
@@ -517,25 +519,32 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
         (Some(model), Some((base, _))) => Some(prove::plans((base, model), &direction, &options)?),
         _ => None,
     };
-    let mut ran = None;
+    let (mut chat, mut runtime) = (None, None);
     if !args.bytes_only {
         let opened = match package.models().next() {
             Some(first) => Opened::of(first.files.clone())?,
             None => return Err(Error::usage("no model to run", "give `--bytes-only`").into()),
         };
-        let chat = load_chat(&opened, &args.chat)?;
-        let prompts = load_prompts(&args.prompts, false, &context.ui)?;
-        ran = Some((chat, prompts, load_runtime(context, &args.runtime)?));
+        chat = match load_chat(&opened, &args.chat) {
+            Ok(chat) => Some((chat, load_prompts(&args.prompts, false, &context.ui)?)),
+            // the model is run on made-up tokens, and that is said
+            Err(Error::Chat(ChatError::TokenizerMissing { .. })) if args.chat.tokenizer.is_none() => None,
+            Err(error) => return Err(error.into()),
+        };
+        runtime = Some(load_runtime(context, &args.runtime)?);
     }
-    let running = ran.as_ref().map(|(chat, prompts, runtime)| Running {
-        runtime,
-        chat,
-        prompts,
-        batch: args.runtime.batch_size,
-        cancelled: &context.cancelled,
+    let cancelled = &context.cancelled;
+    let running = chat.as_ref().zip(runtime.as_ref()).map(|((chat, prompts), runtime)| {
+        let batch = args.runtime.batch_size;
+        Running { runtime, chat, prompts, batch, cancelled }
     });
+    let runs = match (&running, &runtime) {
+        (Some(running), _) => Runs::Compared(running),
+        (None, Some(runtime)) => Runs::Whole(Consumer { runtime, prompts: &[], cancelled }),
+        (None, None) => Runs::Not,
+    };
     if let (Some((base, out)), Some(model), Some(plans)) = (&lone, &model, &plans) {
-        let result = prove::model((base, model), out, plans, &direction, &prove::Runs::of(running.as_ref()))?;
+        let result = prove::model((base, model), out, plans, &direction, &runs)?;
         let result = prove::with_files(result, base, out)?;
         if context.json {
             ui::print_json(&result)?;
@@ -544,7 +553,7 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
         }
         return Ok(if result.passed { Outcome::Done } else { Outcome::Failed });
     }
-    let result = prove::package(&package, &args.out, &direction, &options, running.as_ref())?;
+    let result = prove::package(&package, &args.out, &direction, &options, &runs)?;
     if package.lone {
         let result = result.into_lone();
         if context.json {

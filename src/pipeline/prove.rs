@@ -48,7 +48,13 @@ pub fn model(
                         only its bytes were compared";
             Found { unchecked: vec![what.into()], ..Found::default() }
         }
-        Runs::Whole(consumer) => consumer::prove(consumer, base, out, direction)?,
+        Runs::Whole(consumer) => {
+            let mut whole = consumer::prove(consumer, base, out, direction)?;
+            whole
+                .unchecked
+                .push("the logits against run-time ablation of the base: there are no prompts for it".into());
+            whole
+        }
         Runs::Compared(running) => {
             let prompts = verify_prompts(running.chat, running.prompts)?;
             let Running { runtime, cancelled, .. } = **running;
@@ -69,9 +75,13 @@ pub enum Runs<'a> {
 }
 
 impl<'a> Runs<'a> {
-    /// Compared where there is something to run it with.
-    pub fn of(running: Option<&'a Running<'a>>) -> Self {
-        running.map_or(Self::Not, Self::Compared)
+    /// Whether whoever runs it asked to stop.
+    fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Not => false,
+            Self::Whole(consumer) => consumer.cancelled.load(Ordering::Relaxed),
+            Self::Compared(running) => running.cancelled.load(Ordering::Relaxed),
+        }
     }
 }
 
@@ -148,7 +158,7 @@ pub fn package(
     out: &Path,
     direction: &Direction,
     options: &BakeOptions<'_>,
-    running: Option<&Running<'_>>,
+    runs: &Runs<'_>,
 ) -> Result<PackageVerify, Error> {
     if !out.is_dir() {
         return Err(Error::usage(
@@ -163,9 +173,9 @@ pub fn package(
             result.left_out.push(FileRow { file: variant.name.clone(), reason });
             continue;
         }
-        let verify = match one(variant, out, direction, options, running) {
+        let verify = match one(variant, out, direction, options, runs) {
             Ok(verify) => verify,
-            Err(error) => unlike(error, running).map_err(of_variant(base, variant))?,
+            Err(error) => unlike(error, runs).map_err(of_variant(base, variant))?,
         };
         result.variants.push(VariantVerify { model: variant.name.clone(), verify });
     }
@@ -184,8 +194,8 @@ pub fn package(
 }
 
 /// A model of the output that cannot be held against the base at all does not verify.
-fn unlike(error: Error, running: Option<&Running<'_>>) -> Result<VerifyResult, Error> {
-    let interrupted = running.is_some_and(|running| running.cancelled.load(Ordering::Relaxed));
+fn unlike(error: Error, runs: &Runs<'_>) -> Result<VerifyResult, Error> {
+    let interrupted = runs.is_cancelled();
     if interrupted || error.kind() != Kind::Failed {
         return Err(error);
     }
@@ -213,7 +223,7 @@ fn one(
     out: &Path,
     direction: &Direction,
     options: &BakeOptions<'_>,
-    running: Option<&Running<'_>>,
+    runs: &Runs<'_>,
 ) -> Result<VerifyResult, Error> {
     let place = out.join(&variant.relative);
     if variant.role == Role::Embedding {
@@ -231,7 +241,7 @@ fn one(
     let understood = base.understand()?;
     let written = base.again(place.parent().unwrap_or(out))?;
     let plans = plans((&base, &understood), direction, options)?;
-    Ok(within(variant, model((&base, &understood), &written, &plans, direction, &Runs::of(running))?))
+    Ok(within(variant, model((&base, &understood), &written, &plans, direction, runs)?))
 }
 
 /// The same with files relative to the package.
