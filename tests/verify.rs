@@ -164,7 +164,7 @@ fn a_model_without_a_tokenizer_is_run_on_made_up_tokens() {
     fs::remove_file(sandbox.path("model/tokenizer.json")).unwrap();
     bake(&sandbox, "out", &[]);
     common::onnx_runtime();
-    let words = ["verify", "model", "out", "--direction", "d.safetensors", "--json"];
+    let words = ["verify", "model/model.onnx", "out", "--direction", "d.safetensors", "--json"];
     let result = json(&mut sandbox.lancet(&words), 0);
     let stream = &result["stream"];
     let (before, after) = (stream["share_before"].as_f64().unwrap(), stream["share_after"].as_f64().unwrap());
