@@ -6,7 +6,7 @@ mod common;
 #[allow(dead_code, reason = "only entries and references are used")]
 mod zoo;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
@@ -101,7 +101,7 @@ fn baked(
 }
 
 /// The honest edit passes; the one that leaves out a single writer fails, whichever it is.
-fn every_writer(path: &PathBuf, direction: &Direction, ids: &[Vec<u32>]) -> Result<(), Failed> {
+fn every_writer(path: &Path, direction: &Direction, ids: &[Vec<u32>]) -> Result<(), Failed> {
     let opened = Opened::new(path)?;
     let folder = tempfile::tempdir()?;
     let found = baked(&opened, &folder.path().join("honest"), direction, ids, &|_| ())?;

@@ -41,7 +41,7 @@ pub struct Finding {
 /// Differences in the order in which they were found, each thing once.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Findings {
-    /// The first [`MOST`] of them.
+    /// The first 100 of them.
     pub listed: Vec<Finding>,
     /// How many more there are.
     pub more: usize,

@@ -51,7 +51,7 @@ impl TensorReport {
     }
 }
 
-/// What [`verify_bytes`] found.
+/// What [`super::verify_bytes`] found.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ByteReport {
     /// Bytes that differ although the plan does not touch them, or differ from what it inserts.

@@ -58,7 +58,7 @@ pub fn trace_weight(graph: &Graph<'_>, value: ValueId, width: Option<usize>, axi
     run(Walk { axis, ..Walk::new(graph, width) }, value)
 }
 
-/// The same through norms, whose scales and means turn the direction ([`Part::turns`]). Weights found so cannot be
+/// The same through norms, whose scales and means turn the direction ([`super::path::Part::turns`]). Weights found so cannot be
 /// edited exactly: the norm's own factor depends on them.
 ///
 /// # Errors
