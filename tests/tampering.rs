@@ -98,11 +98,13 @@ const TAMPERINGS: &[(&str, Tampering)] = &[
         Some(())
     }),
     ("a tensor added", |m, _, _| {
-        let mut added = TensorProto::default();
-        added.name = Some("extra".into());
-        added.data_type = Some(1);
-        added.dims.push(1);
-        added.raw_data = Some(vec![0; 4]);
+        let added = TensorProto {
+            name: Some("extra".into()),
+            data_type: Some(1),
+            raw_data: Some(vec![0; 4]),
+            dims: vec![1],
+            ..Default::default()
+        };
         m.graph.as_mut()?.initializer.push(added);
         Some(())
     }),
@@ -119,10 +121,12 @@ const TAMPERINGS: &[(&str, Tampering)] = &[
         (all.len() > 1).then(|| all.swap(0, 1))
     }),
     ("a node added", |m, _, _| {
-        let mut added = NodeProto::default();
-        added.op_type = Some("Identity".into());
-        added.input.push(m.graph.as_ref()?.input.first()?.name.clone()?);
-        added.output.push("extra_output".into());
+        let added = NodeProto {
+            op_type: Some("Identity".into()),
+            input: vec![m.graph.as_ref()?.input.first()?.name.clone()?],
+            output: vec!["extra_output".into()],
+            ..Default::default()
+        };
         m.graph.as_mut()?.node.push(added);
         Some(())
     }),
@@ -150,9 +154,7 @@ const TAMPERINGS: &[(&str, Tampering)] = &[
         Some(())
     }),
     ("an attribute added", |m, _, _| {
-        let mut added = AttributeProto::default();
-        added.name = Some("extra".into());
-        added.i = Some(1);
+        let added = AttributeProto { name: Some("extra".into()), i: Some(1), ..Default::default() };
         m.graph.as_mut()?.node.first_mut()?.attribute.push(added);
         Some(())
     }),
@@ -169,9 +171,7 @@ const TAMPERINGS: &[(&str, Tampering)] = &[
         Some(())
     }),
     ("an opset added", |m, _, _| {
-        let mut added = OperatorSetIdProto::default();
-        added.domain = Some("other".into());
-        added.version = Some(1);
+        let added = OperatorSetIdProto { domain: Some("other".into()), version: Some(1), ..Default::default() };
         m.opset_import.push(added);
         Some(())
     }),
@@ -200,9 +200,7 @@ const TAMPERINGS: &[(&str, Tampering)] = &[
         Some(())
     }),
     ("a local function added", |m, _, _| {
-        let mut added = FunctionProto::default();
-        added.name = Some("extra".into());
-        added.domain = Some("other".into());
+        let added = FunctionProto { name: Some("extra".into()), domain: Some("other".into()), ..Default::default() };
         m.functions.push(added);
         Some(())
     }),
@@ -271,17 +269,13 @@ fn flip(tensor: &mut TensorProto, at: usize, bits: u8) -> Option<()> {
 }
 
 fn entry(model: &mut ModelProto, key: &str, value: &str) -> Option<()> {
-    let mut added = StringStringEntryProto::default();
-    added.key = Some(key.into());
-    added.value = Some(value.into());
+    let added = StringStringEntryProto { key: Some(key.into()), value: Some(value.into()), ..Default::default() };
     model.metadata_props.push(added);
     Some(())
 }
 
 fn named(name: &str) -> ValueInfoProto {
-    let mut info = ValueInfoProto::default();
-    info.name = Some(name.into());
-    info
+    ValueInfoProto { name: Some(name.into()), ..Default::default() }
 }
 
 /// A direction of the model's width, from the fixture or made up.
