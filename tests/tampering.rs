@@ -171,7 +171,7 @@ const TAMPERINGS: &[(&str, Tampering)] = &[
         Some(())
     }),
     ("an opset added", |m, _, _| {
-        let added = OperatorSetIdProto { domain: Some("other".into()), version: Some(1), ..Default::default() };
+        let added = OperatorSetIdProto { domain: Some("other".into()), version: Some(1) };
         m.opset_import.push(added);
         Some(())
     }),
@@ -224,7 +224,9 @@ const TAMPERINGS: &[(&str, Tampering)] = &[
 ];
 
 /// The same on the bytes of the file.
-const BYTES: &[(&str, fn(&mut Vec<u8>))] = &[
+type OnBytes = fn(&mut Vec<u8>);
+
+const BYTES: &[(&str, OnBytes)] = &[
     ("a byte appended", |bytes| bytes.push(0)),
     ("the last byte cut off", |bytes| {
         bytes.pop();
@@ -269,13 +271,13 @@ fn flip(tensor: &mut TensorProto, at: usize, bits: u8) -> Option<()> {
 }
 
 fn entry(model: &mut ModelProto, key: &str, value: &str) -> Option<()> {
-    let added = StringStringEntryProto { key: Some(key.into()), value: Some(value.into()), ..Default::default() };
+    let added = StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
     model.metadata_props.push(added);
     Some(())
 }
 
 fn named(name: &str) -> ValueInfoProto {
-    ValueInfoProto { name: Some(name.into()), ..Default::default() }
+    ValueInfoProto { name: Some(name.into()), r#type: None }
 }
 
 /// A direction of the model's width, from the fixture or made up.
