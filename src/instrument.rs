@@ -21,7 +21,7 @@ use crate::onnx::proto::{
     Dimension, ModelProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, attr_int,
     dimension, node, type_proto,
 };
-use crate::onnx::{DataType, Graph, Model, OnnxError, Storage, Use};
+use crate::onnx::{DataType, Graph, Model, NodeId, OnnxError, Storage, Use};
 
 /// Name of the graph input that holds a direction a batch row, float32 `[batch, 1, d_model]`.
 pub const DIRECTION_INPUT: &str = "lancet.direction";
@@ -154,15 +154,8 @@ pub fn instrument(
     }
     patch.check(graph);
 
-    let skeleton = &graph.model.skeleton;
-    let mut proto = ModelProto {
-        graph: Some(graph.proto().clone()),
-        functions: Vec::new(),
-        opset_import: skeleton.opset_import.iter().chain(&graph.flat().imports).cloned().collect(),
-        metadata_props: Vec::new(),
-        ..skeleton.clone()
-    };
-    let main = proto.graph.as_mut().expect("set above");
+    let mut proto = flat_model(graph);
+    let main = proto.graph.as_mut().expect("a flat model has a graph");
     patch.apply(main);
     let mut wanted: HashSet<String> = probes.iter().cloned().chain(logits.iter().cloned()).collect();
     if request.cache {
@@ -193,6 +186,29 @@ pub fn instrument(
     Ok(SessionModel { bytes: proto.encode_to_vec(), probes, logits, scope, inputs })
 }
 
+/// The flat graph as a model of its own, without functions and metadata.
+fn flat_model(graph: &Graph<'_>) -> ModelProto {
+    let skeleton = &graph.model.skeleton;
+    ModelProto {
+        graph: Some(graph.proto().clone()),
+        functions: Vec::new(),
+        opset_import: skeleton.opset_import.iter().chain(&graph.flat().imports).cloned().collect(),
+        metadata_props: Vec::new(),
+        ..skeleton.clone()
+    }
+}
+
+/// The name of an output that the file leaves unnamed; it gets one in `patch` the first time.
+fn output_name(graph: &Graph<'_>, patch: &mut Patch, node: NodeId, slot: usize) -> String {
+    let named = patch.renames.iter().find(|(n, s, _)| *n == node && *s == slot);
+    if let Some((.., name)) = named {
+        return name.clone();
+    }
+    let name = graph.fresh_name(&format!("lancet.output.{}.{slot}", node.0));
+    patch.renames.push((node, slot, name.clone()));
+    name
+}
+
 /// Puts the ablation into every write, and the addition into the one that it joins.
 fn steer(graph: &Graph<'_>, stream: &ResidualStream, request: &Request, patch: &mut Patch) {
     let mut inputs = Vec::new();
@@ -220,15 +236,7 @@ fn steer(graph: &Graph<'_>, stream: &ResidualStream, request: &Request, patch: &
 /// A name for a stream value, and the place from which it is there.
 fn stream_name(graph: &Graph<'_>, patch: &mut Patch, value: StreamValue) -> (String, Place) {
     match value {
-        StreamValue::Sum(node) => {
-            let named = patch.renames.iter().find(|(n, slot, _)| *n == node && *slot == SKIP_SUM_OUTPUT);
-            let name = named.map(|(.., name)| name.clone()).unwrap_or_else(|| {
-                let name = graph.fresh_name(&format!("lancet.sum.{}", node.0));
-                patch.renames.push((node, SKIP_SUM_OUTPUT, name.clone()));
-                name
-            });
-            (name, Place::After(node))
-        }
+        StreamValue::Sum(node) => (output_name(graph, patch, node, SKIP_SUM_OUTPUT), Place::After(node)),
         StreamValue::Value(value) => {
             let Some(producer) = graph.producer(value) else {
                 // a graph input that is steered: its readers read another value

@@ -14,11 +14,13 @@ use lancet::bake::limits::past_limits;
 use lancet::bake::{ApplyOptions, PlanOptions, apply};
 use lancet::lm::Treatment;
 use lancet::method::direction::Direction;
+use lancet::onnx::proto::{AttributeProto, ModelProto};
 use lancet::pipeline::Opened;
 use lancet::pipeline::consumer::{Consumer, Found, prove};
 use lancet::pipeline::opened::Understood;
 use lancet::runtime::session::{Device, Runtime};
 use libtest_mimic::{Arguments, Failed, Trial};
+use prost::Message;
 
 fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
@@ -27,7 +29,7 @@ fn runtime() -> &'static Runtime {
 
 fn main() {
     let arguments = Arguments::from_args();
-    let mut trials = Vec::new();
+    let mut trials = vec![Trial::test("a_file_that_does_not_load_fails", what_is_loaded)];
     for entry in zoo::entries().into_iter().filter(|entry| entry.model.is_some() && entry.runs()) {
         trials.push(Trial::test(format!("{}::{}", entry.arch, entry.exporter), move || {
             let reference = zoo::reference(&entry.arch);
@@ -68,11 +70,12 @@ fn quantised() -> (Vec<Vec<u32>>, Direction) {
     (ids.chunks_exact(shape[1]).map(<[u32]>::to_vec).collect(), Direction::new(values.collect()).unwrap())
 }
 
-/// Bakes what `sabotage` leaves of an understood model, and looks at what was written.
+/// Bakes the first direction into what `sabotage` leaves of an understood model, and looks for the second in what was
+/// written.
 fn baked(
     opened: &Opened,
     out: &Path,
-    direction: &Direction,
+    (direction, proved): (&Direction, &Direction),
     ids: &[Vec<u32>],
     sabotage: &dyn Fn(&mut Understood<'_>),
 ) -> Result<Found, Failed> {
@@ -97,14 +100,49 @@ fn baked(
     }
     let written = opened.again(out)?;
     let consumer = Consumer { runtime: runtime(), prompts: ids, cancelled: &never };
-    Ok(prove(&consumer, (opened, &honest), &written, direction)?)
+    Ok(prove(&consumer, (opened, &honest), &written, proved)?)
+}
+
+/// The same direction with its entries in another order.
+fn another(direction: &Direction) -> Direction {
+    let mut values = direction.unit().to_vec();
+    values.rotate_left(1);
+    Direction::new(values).unwrap()
+}
+
+/// A file that ONNX Runtime does not load, while it loads the base, fails.
+fn what_is_loaded() -> Result<(), Failed> {
+    let (ids, direction) = quantised();
+    let never = AtomicBool::new(false);
+    let consumer = Consumer { runtime: runtime(), prompts: &ids, cancelled: &never };
+    let opened = Opened::new(&common::fixture("quant/nbits4-b32-sym.onnx"))?;
+    let base = opened.understand()?;
+    let folder = tempfile::tempdir()?;
+    let honest = folder.path().join("honest");
+    let found = baked(&opened, &honest, (&direction, &direction), &ids, &|_| ())?;
+    assert_eq!(found.failures, Vec::<String>::new());
+    // an attribute of a wrong type, which Lancet does not read
+    let file = honest.join(opened.files.relative());
+    let mut model = ModelProto::decode(std::fs::read(&file)?.as_slice())?;
+    let node = model.graph.as_mut().unwrap().node.iter_mut().find(|n| n.op() == "Softmax").unwrap();
+    node.attribute.retain(|a| a.name.as_deref() != Some("axis"));
+    node.attribute.push(AttributeProto {
+        name: Some("axis".into()),
+        s: Some(b"last".to_vec()),
+        r#type: Some(3),
+        ..Default::default()
+    });
+    std::fs::write(&file, model.encode_to_vec())?;
+    let found = prove(&consumer, (&opened, &base), &opened.again(&honest)?, &direction)?;
+    assert!(found.failures.iter().any(|f| f.contains("does not load")), "{found:?}");
+    Ok(())
 }
 
 /// The honest edit passes; the one that leaves out a single writer fails, whichever it is.
 fn every_writer(path: &Path, direction: &Direction, ids: &[Vec<u32>]) -> Result<(), Failed> {
     let opened = Opened::new(path)?;
     let folder = tempfile::tempdir()?;
-    let found = baked(&opened, &folder.path().join("honest"), direction, ids, &|_| ())?;
+    let found = baked(&opened, &folder.path().join("honest"), (direction, direction), ids, &|_| ())?;
     if std::env::var_os("LANCET_SHOW").is_some() {
         println!("{} {found:?}", path.display());
     }
@@ -115,7 +153,7 @@ fn every_writer(path: &Path, direction: &Direction, ids: &[Vec<u32>]) -> Result<
     let mut missed = Vec::new();
     for (index, _) in writers.iter().enumerate().filter(|(_, writer)| writer.treatment != Treatment::Elsewhere) {
         let out = folder.path().join(index.to_string());
-        let found = baked(&opened, &out, direction, ids, &|understood| {
+        let found = baked(&opened, &out, (direction, direction), ids, &|understood| {
             understood.lm.writers.remove(index);
         })?;
         if std::env::var_os("LANCET_SHOW").is_some() {
@@ -124,6 +162,10 @@ fn every_writer(path: &Path, direction: &Direction, ids: &[Vec<u32>]) -> Result<
         if found.failures.is_empty() {
             missed.push(format!("writer {index} left out: {:?}", found.stream));
         }
+    }
+    let found = baked(&opened, &folder.path().join("another"), (&another(direction), direction), ids, &|_| ())?;
+    if found.failures.is_empty() {
+        missed.push(format!("another direction ablated: {:?}", found.stream));
     }
     if missed.is_empty() { Ok(()) } else { Err(missed.join("; ").into()) }
 }

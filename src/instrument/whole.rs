@@ -5,10 +5,10 @@ use std::collections::HashSet;
 
 use prost::Message;
 
-use super::{Request, join_embedding, prune, reference_weights, steer, widen_bfloat16};
+use super::{Request, flat_model, join_embedding, output_name, prune, reference_weights, steer, widen_bfloat16};
 use crate::lm::{EmbeddingFile, ResidualStream};
 use crate::onnx::patch::Patch;
-use crate::onnx::proto::{ModelProto, ValueInfoProto};
+use crate::onnx::proto::ValueInfoProto;
 use crate::onnx::{Graph, NodeId, OnnxError, ValueId};
 
 /// A value to return.
@@ -39,8 +39,6 @@ pub struct WholeModel {
     pub bytes: Vec<u8>,
     /// Names of the outputs.
     pub outputs: Vec<String>,
-    /// Names of the inputs that those outputs depend on.
-    pub inputs: Vec<String>,
 }
 
 /// Builds the model.
@@ -56,28 +54,11 @@ pub fn whole(graph: &Graph<'_>, how: &Whole<'_>) -> Result<WholeModel, OnnxError
     for wanted in how.wanted {
         outputs.push(match *wanted {
             Wanted::Value(value) => graph.name(value).to_string(),
-            Wanted::Unnamed(node, slot) => {
-                let named = patch.renames.iter().find(|(n, s, _)| *n == node && *s == slot);
-                match named.map(|(.., name)| name.clone()) {
-                    Some(name) => name,
-                    None => {
-                        let name = graph.fresh_name(&format!("lancet.read.{}", node.0));
-                        patch.renames.push((node, slot, name.clone()));
-                        name
-                    }
-                }
-            }
+            Wanted::Unnamed(node, slot) => output_name(graph, &mut patch, node, slot),
         });
     }
-    let skeleton = &graph.model.skeleton;
-    let mut proto = ModelProto {
-        graph: Some(graph.proto().clone()),
-        functions: Vec::new(),
-        opset_import: skeleton.opset_import.iter().chain(&graph.flat().imports).cloned().collect(),
-        metadata_props: Vec::new(),
-        ..skeleton.clone()
-    };
-    let main = proto.graph.as_mut().expect("set above");
+    let mut proto = flat_model(graph);
+    let main = proto.graph.as_mut().expect("a flat model has a graph");
     patch.apply(main);
     // ONNX Runtime infers the types; each name once
     let mut seen = HashSet::new();
@@ -94,9 +75,5 @@ pub fn whole(graph: &Graph<'_>, how: &Whole<'_>) -> Result<WholeModel, OnnxError
     if how.widen_bfloat16 {
         widen_bfloat16(proto.graph.as_mut().expect("still there"));
     }
-    let main = proto.graph.as_ref().expect("still there");
-    let defaults: HashSet<&str> = main.initializer.iter().filter_map(|t| t.name.as_deref()).collect();
-    let inputs =
-        main.input.iter().filter_map(|i| i.name.clone()).filter(|name| !defaults.contains(name.as_str())).collect();
-    Ok(WholeModel { bytes: proto.encode_to_vec(), outputs, inputs })
+    Ok(WholeModel { bytes: proto.encode_to_vec(), outputs })
 }

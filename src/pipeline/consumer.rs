@@ -76,7 +76,12 @@ pub fn prove(
         return Ok(found);
     }
     let written = run.published(base.0, out, &mut found)?;
-    let (before, after) = (Looked::new(base.0, direction.width())?, Looked::new(out, direction.width())?);
+    let width = direction.width();
+    let graph = Graph::new(&out.model);
+    let embedding =
+        out.embedding.as_ref().map(|model| EmbeddingFile::new(Graph::new(model), Some(width))).transpose()?;
+    let before = Looked { graph: &base.1.graph, embedding: base.1.embedding.as_ref(), width };
+    let after = Looked { graph: &graph, embedding: embedding.as_ref(), width };
     let logits = &run.interface.logits;
     let (was, is) = (before.branches(logits), after.branches(logits));
     if was.len() != is.len() || is.is_empty() {
@@ -282,9 +287,9 @@ impl Allowed {
 }
 
 /// One of the two models.
-struct Looked<'m> {
-    graph: Graph<'m>,
-    embedding: Option<EmbeddingFile<'m>>,
+struct Looked<'a> {
+    graph: &'a Graph<'a>,
+    embedding: Option<&'a EmbeddingFile<'a>>,
     width: usize,
 }
 
@@ -295,25 +300,17 @@ struct Branch {
     reads: Vec<Read>,
 }
 
-impl<'m> Looked<'m> {
-    fn new(opened: &'m Opened, width: usize) -> Result<Self, Error> {
-        let embedding = match &opened.embedding {
-            Some(model) => Some(EmbeddingFile::new(Graph::new(model), Some(width))?),
-            None => None,
-        };
-        Ok(Self { graph: Graph::new(&opened.model), embedding, width })
-    }
-
+impl Looked<'_> {
     /// The branch that returns the value `logits`, then the one with a cache where there is one.
     fn branches(&self, logits: &str) -> Vec<Branch> {
         let plain = self.graph.value(logits);
         let cached = plain.and_then(|logits| self.graph.alternate(logits));
-        let of = |logits| Branch { logits, reads: stream_reads(&self.graph, logits, self.width) };
+        let of = |logits| Branch { logits, reads: stream_reads(self.graph, logits, self.width) };
         plain.into_iter().chain(cached).map(of).collect()
     }
 
     fn bfloat16(&self) -> bool {
-        let models = std::iter::once(self.graph.model).chain(self.embedding.as_ref().map(|e| e.graph.model));
+        let models = std::iter::once(self.graph.model).chain(self.embedding.map(|e| e.graph.model));
         models.flat_map(|model| &model.tensors).any(|t| t.dtype == DataType::BFLOAT16)
     }
 
@@ -483,12 +480,12 @@ impl Run<'_> {
         let wanted = branch.wanted();
         let how = Whole {
             wanted: &wanted,
-            embedding: looked.embedding.as_ref().zip(self.interface.inputs_embeds.as_deref()),
+            embedding: looked.embedding.zip(self.interface.inputs_embeds.as_deref()),
             ablated: ablated.map(|(stream, _)| stream),
             widen_bfloat16: runtime.provider() == "cpu" && looked.bfloat16(),
         };
-        let WholeModel { bytes, outputs, .. } = whole(&looked.graph, &how)?;
-        let mut model = runtime.session(&bytes, integers(&looked.graph))?;
+        let WholeModel { bytes, outputs } = whole(looked.graph, &how)?;
+        let mut model = runtime.session(&bytes, integers(looked.graph))?;
         for (index, prompt) in self.prompts.iter().enumerate() {
             self.check_cancelled()?;
             let mut feeds = self.feeds(&model, prompt)?;

@@ -1,6 +1,6 @@
 //! What is left of a direction in the values that are read.
 
-use ndarray::{ArrayD, Axis};
+use ndarray::ArrayD;
 
 use super::reads::Width;
 
@@ -145,18 +145,6 @@ pub fn difference(a: &ArrayD<f32>, b: &ArrayD<f32>) -> Option<(f64, f64)> {
     Some(most)
 }
 
-/// The last entry along the axis before the last: logits of the last position.
-#[must_use]
-pub fn last_position(logits: &ArrayD<f32>) -> ArrayD<f32> {
-    match logits.ndim() {
-        0 | 1 => logits.clone(),
-        rank => match logits.shape()[rank - 2] {
-            0 => logits.clone(),
-            n => logits.index_axis(Axis(rank - 2), n - 1).to_owned(),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use ndarray::{ArrayD, IxDyn};
@@ -219,6 +207,5 @@ mod tests {
         assert_eq!(difference(&a, &array(&[4])), None);
         a[[0, 0]] = f32::NAN;
         assert_eq!(difference(&a, &array(&[2, 2])).map(|d| d.0), Some(f64::INFINITY));
-        assert_eq!(last_position(&array(&[1, 2, 2])).as_slice(), Some(&[2.0, 3.0][..]));
     }
 }
