@@ -17,6 +17,7 @@ use super::layout::{Content, Entries, FileLayout, Layout};
 use super::plan::{BakePlan, Part, TensorEdit};
 use super::quantised::{self, Tables};
 use super::tensor::{self, BLOCK, Measured, Rounding, Write};
+use crate::files;
 use crate::lm::{Layer, WriterKind};
 use crate::onnx::external::{read_exact_at, write_all_at};
 use crate::onnx::{DataType, Model, Quantised};
@@ -248,7 +249,7 @@ fn round(
     )?);
     let sha256 = match options.hash {
         true => {
-            let output = File::open(&pair.path).map_err(BakeError::read(&pair.path))?;
+            let output = files::open(&pair.path).map_err(BakeError::read(&pair.path))?;
             let before = sha256_of(&input, from, quantised.bytes()).map_err(BakeError::read(pair.source))?;
             let after = sha256_of(&output, at, quantised.bytes()).map_err(BakeError::read(&pair.path))?;
             Some((before, after))
@@ -322,7 +323,7 @@ impl<'l> Pair<'l> {
     }
 
     fn input(&self) -> Result<File, BakeError> {
-        File::open(self.source).map_err(BakeError::read(self.source))
+        files::open(self.source).map_err(BakeError::read(self.source))
     }
 
     /// The file that was created; `total` bytes are written in all.
@@ -395,10 +396,7 @@ fn sync_folders(files: &[Pair<'_>], destination: &Path) -> Result<(), BakeError>
 
 /// Makes the names in a folder durable, where the system has a notion of that.
 pub(super) fn sync_folder(path: &Path) -> Result<(), BakeError> {
-    if cfg!(unix) {
-        File::open(path).and_then(|folder| folder.sync_all()).map_err(BakeError::write(path, 0))?;
-    }
-    Ok(())
+    files::sync_folder(path).map_err(BakeError::write(path, 0))
 }
 
 fn edits(plan: &BakePlan, measured: &HashMap<usize, Measured>) -> Vec<Edit> {

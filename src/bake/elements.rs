@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::error::BakeError;
 use super::tensor::BLOCK;
+use crate::files;
 use crate::onnx::external::read_exact_at;
 use crate::onnx::graph::varint_halves;
 use crate::onnx::wire::unpack_varints;
@@ -26,7 +27,7 @@ impl Elements {
             Storage::External { path, offset, length, .. } => (path, *offset, *length),
             Storage::Opaque => return Ok(None),
         };
-        let file = File::open(path).map_err(BakeError::read(path))?;
+        let file = files::open(path).map_err(BakeError::read(path))?;
         let found = Self::File { file, path: path.clone(), offset, length };
         if plain && matches!(tensor.storage, Storage::Varints { .. }) {
             let mut coded = vec![0u8; usize::try_from(length).expect("a decoded tensor fits in memory")];

@@ -12,6 +12,7 @@ use super::error::BakeError;
 use super::kernel;
 use super::plan::{BakePlan, TensorEdit};
 use super::tensor::{self, Measured};
+use crate::files;
 use crate::onnx::external::read_exact_at;
 use crate::onnx::graph::varint_halves;
 use crate::onnx::patch::{Hole, Segment, Splice, layout, metadata_splice};
@@ -211,7 +212,7 @@ fn stale_checksums(model: &Model, changed: &BTreeSet<PathBuf>, splices: &mut Vec
     if changed.is_empty() {
         return Ok(());
     }
-    let file = File::open(&model.path).map_err(BakeError::read(&model.path))?;
+    let file = files::open(&model.path).map_err(BakeError::read(&model.path))?;
     for tensor in &model.tensors {
         let Storage::External { location, .. } = &tensor.storage else { continue };
         if !changed.contains(&normal(location)) {
@@ -439,7 +440,7 @@ fn edit_varints(
     let unsupported = |reason: &str| BakeError::Unsupported { tensor: edit.name.clone(), reason: reason.into() };
     let prefix = varint(payload.end - payload.start);
     let start = payload.start - prefix.len() as u64;
-    let file = File::open(&model.path).map_err(BakeError::read(&model.path))?;
+    let file = files::open(&model.path).map_err(BakeError::read(&model.path))?;
     let size = usize::try_from(payload.end - start + 1).map_err(|_| unsupported("it is larger than memory"))?;
     let mut bytes = vec![0u8; size];
     read_exact_at(&file, &mut bytes, start - 1).map_err(BakeError::read(&model.path))?;

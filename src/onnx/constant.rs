@@ -213,7 +213,7 @@ fn tensor(graph: &Graph<'_>, value: ValueId) -> Result<Option<Vec<f64>>, OnnxErr
     let Some(size) = usize::try_from(length).ok().filter(|_| length <= 10 * LIMIT) else { return Ok(None) };
     let mut bytes = vec![0; size];
     let io = |source| OnnxError::Io { path: path.clone(), source };
-    read_exact_at(&std::fs::File::open(path).map_err(io)?, &mut bytes, offset).map_err(io)?;
+    read_exact_at(&crate::files::open(path).map_err(io)?, &mut bytes, offset).map_err(io)?;
     if matches!(tensor.storage, Storage::Varints { .. }) {
         let Some(halves) = varint_halves(&bytes) else { return Ok(None) };
         bytes = halves.into_iter().flat_map(u16::to_le_bytes).collect();
