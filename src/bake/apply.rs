@@ -22,7 +22,7 @@ use crate::lm::{Layer, WriterKind};
 use crate::onnx::external::{read_exact_at, write_all_at};
 use crate::onnx::{DataType, Model, Quantised};
 
-/// Bytes that one copy job moves; between jobs it is looked whether the caller cancelled.
+/// Bytes that one copy job moves. Between two jobs the writer checks whether the caller cancelled.
 const COPY: u64 = 16 << 20;
 
 /// How a planned bake is written.
@@ -204,7 +204,8 @@ pub fn apply(
     Ok(edits(plan, &measured))
 }
 
-/// Edits a quantised weight: its codes at `at`, made from the source's bytes at `from`, and its scales wherever they lie.
+/// Edits a quantised weight: its codes at `at`, made from the source's bytes at `from`, and its scales wherever they
+/// lie.
 #[expect(clippy::too_many_arguments, reason = "what one job needs of the whole")]
 fn round(
     model: &Model,
@@ -299,8 +300,8 @@ fn jobs(layout: &Layout) -> Vec<Job<'_>> {
     edits.into_iter().map(|(_, job)| job).chain(rest).collect()
 }
 
-/// A file that is read and the one that is written from it. Each job opens what it needs: a model may have more files
-/// than a process may hold open.
+/// A file that is read, and the file that is written from it. Each job opens the files that it needs, as a model may
+/// have more files than a process may hold open.
 struct Pair<'l> {
     source: &'l Path,
     path: PathBuf,

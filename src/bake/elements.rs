@@ -18,7 +18,8 @@ pub(super) enum Elements {
 }
 
 impl Elements {
-    /// `plain` decodes varints; otherwise they are taken as they are stored. `None` without stored bytes.
+    /// Opens the tensor's bytes. With `plain`, values that are stored as varints are decoded to plain little-endian
+    /// ones; without it, they are taken as they are stored. `None` where the tensor has no stored bytes.
     pub(super) fn open(model: &Model, tensor: &TensorRef, plain: bool) -> Result<Option<Self>, BakeError> {
         let (path, offset, length) = match &tensor.storage {
             Storage::Embedded { offset, length } | Storage::Varints { offset, length } => {

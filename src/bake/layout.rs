@@ -86,12 +86,13 @@ pub(super) enum Content {
     },
 }
 
-/// All files of the baked model, and the edits that had to be made to know their lengths.
+/// All files of the baked model. Some edits are made already, as their length is known only then.
 #[derive(Debug)]
 pub(super) struct Layout {
     /// The `.onnx` file first.
     pub files: Vec<FileLayout>,
-    /// Edits of varint-coded tensors, by index into [`BakePlan::tensors`]; their bytes are literals.
+    /// The edits of tensors that are stored as varints, by index into [`BakePlan::tensors`]. Their bytes are in the
+    /// layout as literals.
     pub done: Vec<(usize, Measured)>,
 }
 
@@ -327,7 +328,7 @@ impl FileLayout {
         }
     }
 
-    /// Copies `range` of the source but for the edits in it.
+    /// Adds the stretches for `range` of the source: a copy of it, with the edits that lie in it in their places.
     fn copy(&mut self, range: Range<u64>, edited: &[(Range<u64>, Edited)]) {
         let mut at = range.start;
         for (edit, what) in edited.iter().filter(|(e, _)| range.start <= e.start && e.end <= range.end) {

@@ -25,7 +25,8 @@ pub const METADATA_PREFIX: &str = "lancet.";
 /// Metadata key, behind the prefix, of the version that baked a model.
 pub(super) const VERSION_KEY: &str = "version";
 
-/// Metadata key, behind the prefix, of the quantised writers that got nodes, by blanks.
+/// Metadata key, behind the prefix, of the quantised writers that got nodes. Its value is their names with blanks
+/// between.
 const BY_NODES_KEY: &str = "quantised_by_nodes";
 
 /// Why a quantised weight gets nodes where only a share of the component is taken off.
@@ -38,12 +39,12 @@ pub(super) const FREE_INITIALIZERS: i64 = 4;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QuantisedMode {
-    /// Rounded; those whose leak or error is past [`super::limits`] get nodes instead.
+    /// They are rounded. Those whose leak or error is past the limits ([`super::limits`]) get nodes instead.
     #[default]
     Auto,
-    /// Rounded, whatever that leaves.
+    /// They are rounded, whatever that leaves or costs.
     Round,
-    /// Left as they are, with the projection inserted after their write.
+    /// They are left as they are, and the projection is inserted after their write.
     Nodes,
 }
 
@@ -61,7 +62,8 @@ impl QuantisedMode {
 /// How a bake is planned.
 #[derive(Debug, Clone, Default)]
 pub struct PlanOptions {
-    /// Add no nodes: shared tensors are edited in a copy, norms turn the direction.
+    /// Whether no nodes may be added. A tensor that others read too is then edited in a copy, and where a norm follows
+    /// the write, the direction is turned by that norm.
     pub weights_only: bool,
     /// What is done to quantised weights.
     pub quantised: QuantisedMode,
@@ -102,11 +104,12 @@ pub struct TensorEdit {
     pub shape: Vec<u64>,
     /// The axis of length `d_model`.
     pub axis: usize,
-    /// Another edit of the same bytes, which does this one too.
+    /// Index of another edit of the same bytes in the plan. That edit is made, and this one with it.
     pub same_bytes_as: Option<usize>,
     /// The name of a new initializer that holds the edited values, where others read the tensor too.
     pub copy: Option<String>,
-    /// The direction as a norm behind the write turns it, `[d_model]`, length 1: the plan's own where there is none.
+    /// Where a norm follows the write: the direction as that norm turns it, `[d_model]`, length 1. `None` where the
+    /// plan's own direction is taken off.
     pub turned: Option<Vec<f64>>,
     /// How the weight is quantised; the shape is then that of the matrix.
     pub quantised: Option<Quantised>,

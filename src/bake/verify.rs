@@ -425,8 +425,8 @@ fn check_quantised(
     }))
 }
 
-/// Rounds a quantised weight again and counts the bytes of codes and scales that the output holds otherwise; and whether
-/// the rounding changes any value.
+/// Rounds a quantised weight again and counts the bytes of codes and scales that the output holds otherwise; and
+/// whether the rounding changes any value.
 fn round_again(
     out: &Model,
     plan: &BakePlan,

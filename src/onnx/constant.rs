@@ -17,8 +17,9 @@ const LIMIT: u64 = 1 << 20;
 const STEPS: usize = 64;
 
 /// The elements of a tensor whose payload the skeleton holds whole, whichever field they are in: `raw_data`,
-/// `float_data`, `double_data`, `int32_data` (which holds 8- and 16-bit types and `bool` too, 16-bit floats by their bits),
-/// `int64_data`, `uint64_data`. `None` for other types, for data elsewhere and where the number of elements is wrong.
+/// `float_data`, `double_data`, `int32_data` (which holds 8- and 16-bit types and `bool` too, 16-bit floats by their
+/// bits), `int64_data`, `uint64_data`. `None` for other types, for data elsewhere and where the number of elements is
+/// wrong.
 pub fn numbers(tensor: &TensorProto) -> Option<Vec<f64>> {
     let dtype = DataType(tensor.data_type?);
     let raw = tensor.raw_data.as_deref().unwrap_or(&[]);

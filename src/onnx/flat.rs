@@ -15,8 +15,8 @@ use super::twins::Redirected;
 /// Calls may nest this deep; deeper ones stay calls, which nothing takes for a known operator.
 const MAX_DEPTH: usize = 32;
 
-/// So many nodes may come from inlined calls and branches, with the nodes of their subgraphs. `onnx::check` refuses a file
-/// that would exceed it; what only the attributes of calls multiply is met here, and then nothing is inlined.
+/// So many nodes may come from inlined calls and branches, with the nodes of their subgraphs. `onnx::check` refuses a
+/// file that would exceed it; what only the attributes of calls multiply is met here, and then nothing is inlined.
 pub(super) const MAX_INLINED: usize = 500_000;
 
 /// So many bytes of names may be given to inlined values and nodes.
@@ -539,9 +539,9 @@ fn call_label(call: &NodeProto) -> String {
     stem.unwrap_or("call").to_string()
 }
 
-/// An attribute as it is in this scope: with the call's value where it refers to one of the function's own, and with flat
-/// names in its subgraphs. The call's value has the flat names of the call's scope already: nothing in it is renamed
-/// again, and an attribute that refers to itself ends here.
+/// An attribute as it is in this scope: with the call's value where it refers to one of the function's own, and with
+/// flat names in its subgraphs. The call's value has the flat names of the call's scope already: nothing in it is
+/// renamed again, and an attribute that refers to itself ends here.
 fn resolve(attribute: &AttributeProto, scope: &Scope<'_>) -> Option<AttributeProto> {
     if let (Some(wanted), Some(given)) = (&attribute.ref_attr_name, scope.attributes)
         && !wanted.is_empty()

@@ -356,8 +356,8 @@ impl<'m> Graph<'m> {
     }
 
     /// Whether the value is an initializer that is also a graph input (IR version 4 and later): whoever runs the model
-    /// may replace it, so that its elements and its sizes are a default and no constant. Such a value is dynamic and has
-    /// no [`Self::tensor`], as any other input, except in files that list nearly all of their weights (by elements)
+    /// may replace it, so that its elements and its sizes are a default and no constant. Such a value is dynamic and
+    /// has no [`Self::tensor`], as any other input, except in files that list nearly all of their weights (by elements)
     /// among the inputs: there they are read as weights, and only this function tells.
     pub fn is_default(&self, id: ValueId) -> bool {
         self.defaults.contains(&id)

@@ -27,8 +27,9 @@ const MAX_DEPTH: usize = 60;
 /// thousand.
 const MAX_NODES: usize = 1_000_000;
 
-/// Memory that the structure of a file may take: this, and so many times the length of the file, up to a limit. Messages
-/// without content take a few bytes in a file and some hundred in memory; real ones take about twenty times their bytes.
+/// Memory that the structure of a file may take: this, and so many times the length of the file, up to a limit.
+/// Messages without content take a few bytes in a file and some hundred in memory; real ones take about twenty times
+/// their bytes.
 const STRUCTURE: (u64, u64, u64) = (256 << 20, 64, 4 << 30);
 
 /// `TensorProto.index`, which is Lancet's own.
