@@ -65,7 +65,7 @@ fn lines_are_short() {
 /// What `[text](target)` and `![text](target)` lead to, outside of code.
 fn targets(text: &str) -> Vec<String> {
     let prose: Vec<&str> = lines(text).filter(|(.., code)| !code).map(|(_, line, _)| line).collect();
-    let prose = prose.join("\n");
+    let prose: String = prose.join("\n").split('`').step_by(2).collect();
     prose.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0.to_string())).collect()
 }
 

@@ -22,13 +22,17 @@ STARTS = re.compile(r"^([-*+>#|]|\d+[.)]|=+|#+)$")
 
 
 def words(text):
-    """The text cut at spaces, code spans kept whole unless they are long."""
+    """The text cut at spaces; code spans are kept whole unless they are long, and nothing begins a line that would turn
+    it into a list or a heading."""
     out, held = [], ""
     for word in text.split():
         held = f"{held} {word}" if held else word
         if held.count("`") % 2 and len(held) < WIDTH - 10:
             continue
-        out.append(held)
+        if out and STARTS.match(held):
+            out[-1] += f" {held}"
+        else:
+            out.append(held)
         held = ""
     if held:
         out.append(held)
@@ -39,7 +43,7 @@ def wrap(text, first, rest):
     lines, line = [], first
     empty = True
     for word in words(text):
-        if not empty and len(line) + 1 + len(word) > WIDTH and not STARTS.match(word.split(" ")[0]):
+        if not empty and len(line) + 1 + len(word) > WIDTH:
             lines.append(line)
             line, empty = rest, True
         line += word if empty else f" {word}"
@@ -95,7 +99,7 @@ def wrapped(text):
 
 
 def documents():
-    names = ["*.md", "docs/*.md", "tools/*/README.md", "fixtures/README.md", "fixtures/*/README.md", "src/docs/*.md"]
+    names = ["*.md", "docs/*.md", "tools/*/README.md", "src/docs/*.md"]
     return sorted(path for name in names for path in ROOT.glob(name))
 
 

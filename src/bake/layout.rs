@@ -1,7 +1,6 @@
 //! The files of a baked model: for each, which stretches are copied, replaced or edited.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 

@@ -179,6 +179,30 @@ pub struct NodeEdit {
 }
 
 /// Everything a bake will change. Nothing is written before [`super::apply`].
+///
+/// ```
+/// use std::path::Path;
+/// use std::sync::atomic::AtomicBool;
+/// use lancet::bake::{ApplyOptions, BakePlan, PlanOptions, apply, verify_bytes};
+/// use lancet::lm::{LanguageModel, ModelConfig};
+/// use lancet::method::direction::Direction;
+/// use lancet::onnx::{Graph, Model};
+///
+/// let model = Model::open(Path::new("fixtures/chat/model.onnx"))?;
+/// let graph = Graph::new(&model);
+/// let lm = LanguageModel::new(&graph, &ModelConfig::default()).map_err(|refusal| refusal.reason)?;
+/// let direction = Direction::new((0..lm.d_model()).map(|i| (i as f64).sin()).collect())?;
+///
+/// let plan = BakePlan::new(&graph, &lm.writers, lm.d_model(), &direction, &PlanOptions::default())?;
+/// assert_eq!((plan.tensors.len(), plan.nodes.len()), (13, 0));
+///
+/// let folder = tempfile::tempdir()?;
+/// let cancelled = AtomicBool::new(false);
+/// apply(&model, &plan, folder.path(), &ApplyOptions::new(&cancelled), &|_written, _total| ())?;
+/// let written = Model::open(&folder.path().join("model.onnx"))?;
+/// assert!(verify_bytes(&model, &written, &plan)?.passed());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct BakePlan {
     /// Tensors edited in place, each once.

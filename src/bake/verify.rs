@@ -1,7 +1,6 @@
 //! Proves from the two files what a bake changed: nothing outside the plan, and inside it what was planned.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 

@@ -37,6 +37,19 @@ pub struct Use {
 ///
 /// Values that the remaining subgraphs (`If`, `Loop`, `Scan` bodies) capture count as used by the node that
 /// holds the subgraph, with a slot past its inputs.
+///
+/// ```
+/// use std::path::Path;
+/// use lancet::onnx::{Graph, Model};
+///
+/// let model = Model::open(Path::new("fixtures/chat/model.onnx"))?;
+/// let graph = Graph::new(&model);
+/// let logits = graph.value("logits").expect("the model has an output of this name");
+/// let node = graph.producer(logits).expect("a node computes it");
+/// assert_eq!(graph.op_name(node), "MatMul");
+/// assert!(graph.uses(logits).is_empty());
+/// # Ok::<(), lancet::onnx::OnnxError>(())
+/// ```
 pub struct Graph<'m> {
     /// The model this is a view of.
     pub model: &'m Model,

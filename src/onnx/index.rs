@@ -80,6 +80,17 @@ pub struct NodeIndex {
 }
 
 /// An indexed model file. Holds no weights: memory is the size of the graph structure.
+///
+/// ```
+/// use std::path::Path;
+/// use lancet::onnx::Model;
+///
+/// let model = Model::open(Path::new("fixtures/chat/model.onnx"))?;
+/// let table = model.tensors.iter().find(|tensor| tensor.name == "model.embed_tokens.weight").expect("it is there");
+/// assert_eq!(table.dtype.to_string(), "float32");
+/// assert_eq!(table.shape, [1400, 96]);
+/// # Ok::<(), lancet::onnx::OnnxError>(())
+/// ```
 #[derive(Debug)]
 pub struct Model {
     /// The `.onnx` file, as it was named.
