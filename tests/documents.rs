@@ -150,7 +150,30 @@ fn is_test(path: &str) -> bool {
     path.contains("/tests/") || stem == "tests" || stem == "testing" || stem.ends_with("_tests")
 }
 
-/// Lines of code of each room before tests, and what it names of the others: `crate::room` within the library,
+/// The lines of code of a file, without comments and without the items that are compiled for tests only.
+fn code(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut in_test = false;
+    for line in text.lines().filter(|line| !line.trim_start().starts_with("//") && !line.trim().is_empty()) {
+        in_test |= line.starts_with("#[cfg(test)]") || line.starts_with("#[cfg(all(test");
+        if !in_test {
+            found.push(line);
+        } else if !line.starts_with('#') {
+            // the item ends with its line, or with the brace that stands where it began
+            in_test = !(line.ends_with(';') || line == "}") || line.starts_with(' ');
+        }
+    }
+    found
+}
+
+#[test]
+fn items_of_tests_are_no_code() {
+    let text = "use a;\n#[cfg(test)]\n#[path = \"x.rs\"]\nmod tests;\n// b\nfn c() {\n    d();\n}\n\
+                #[cfg(test)]\nmod more {\n    use e;\n    fn f() {\n    }\n}\nfn g() {}\n";
+    assert_eq!(code(text), ["use a;", "fn c() {", "    d();", "}", "fn g() {}"]);
+}
+
+/// Lines of code of each room without its tests, and what it names of the others: `crate::room` within the library,
 /// `lancet::room` in the binary.
 fn rooms() -> BTreeMap<String, (usize, BTreeSet<String>)> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -173,11 +196,7 @@ fn rooms() -> BTreeMap<String, (usize, BTreeSet<String>)> {
         let room = name.split('/').next().unwrap().trim_end_matches(".rs").to_string();
         let room = if room == "main" { "cli".to_string() } else { room };
         let text = fs::read_to_string(&path).unwrap();
-        let code: Vec<&str> = text
-            .lines()
-            .take_while(|line| !line.starts_with("#[cfg(test)]") && !line.starts_with("#[cfg(all(test"))
-            .filter(|line| !line.trim_start().starts_with("//") && !line.trim().is_empty())
-            .collect();
+        let code = code(&text);
         let entry = found.entry(room.clone()).or_default();
         entry.0 += code.len();
         let prefix = if room == "cli" { "lancet::" } else { "crate::" };
@@ -218,7 +237,7 @@ fn picture() -> String {
     let all = rooms();
     let mut out = String::from("```mermaid\nflowchart TD\n");
     for (room, (lines, _)) in &all {
-        let _ = writeln!(out, "  {room}[\"{room}<br>{:.1}k lines\"]", *lines as f64 / 1000.0);
+        let _ = writeln!(out, "  {room}[\"{room}<br>{} lines\"]", (lines + 5) / 10 * 10);
     }
     for (room, (_, others)) in &all {
         for other in others.iter().filter(|other| !reaches(&all, room, other)) {

@@ -10,10 +10,10 @@ use super::ops::{Elements, Rule};
 use super::proto::{NodeProto, TensorProto};
 use super::tensor::{DataType, Storage};
 
-/// Vectors above this many elements are no norm scale.
+/// Constants with more elements than this are not read: they are weights, not the scale of a norm.
 const LIMIT: u64 = 1 << 20;
 
-/// Values that are looked at before a constant counts as too involved; exporters leave a handful.
+/// Number of values that are followed back before a constant counts as unknown. Exporters leave a handful.
 const STEPS: usize = 64;
 
 /// The elements of a tensor whose payload the skeleton holds whole, whichever field they are in: `raw_data`,

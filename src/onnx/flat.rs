@@ -12,7 +12,7 @@ use super::ops::Domain;
 use super::proto::{AttributeProto, FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto, node};
 use super::twins::Redirected;
 
-/// Calls may nest this deep; deeper ones stay calls, which nothing takes for a known operator.
+/// Calls of local functions are inlined up to this depth. Deeper ones stay calls, which no rule takes for an operator.
 const MAX_DEPTH: usize = 32;
 
 /// So many nodes may come from inlined calls and branches, with the nodes of their subgraphs. `onnx::check` refuses a
@@ -232,7 +232,7 @@ type Attributes<'a> = HashMap<&'a str, &'a AttributeProto>;
 /// Names and attributes that hold in a body.
 struct Scope<'a> {
     instance: usize,
-    /// What stands in front of the names of its nodes.
+    /// The prefix that the names of its nodes get.
     label: String,
     /// Flat names by local ones, for the names that the body defines.
     names: HashMap<String, String>,
@@ -533,7 +533,7 @@ pub(super) fn nodes_within(attributes: &[AttributeProto]) -> usize {
     count
 }
 
-/// What the values of a call are named after.
+/// The prefix that the names of the values of a call get.
 fn call_label(call: &NodeProto) -> String {
     let stem = call.name.as_deref().filter(|name| !name.is_empty()).or(call.output.first().map(String::as_str));
     stem.unwrap_or("call").to_string()
