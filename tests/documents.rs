@@ -62,11 +62,14 @@ fn lines_are_short() {
     assert!(wrong.is_empty(), "run `python tools/wrap_docs.py`, or shorten code by hand:\n{}", wrong.join("\n"));
 }
 
-/// What `[text](target)` and `![text](target)` lead to, outside of code.
+/// What `[text](target)`, `![text](target)` and `<img src="target">` lead to, outside of code.
 fn targets(text: &str) -> Vec<String> {
     let prose: Vec<&str> = lines(text).filter(|(.., code)| !code).map(|(_, line, _)| line).collect();
     let prose: String = prose.join("\n").split('`').step_by(2).collect();
-    prose.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0.to_string())).collect()
+    let between = |from: &str, to: char| -> Vec<String> {
+        prose.split(from).skip(1).filter_map(|rest| Some(rest.split_once(to)?.0.to_string())).collect()
+    };
+    [between("](", ')'), between("src=\"", '"')].concat()
 }
 
 /// The name that a heading has in a link.
