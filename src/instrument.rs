@@ -18,8 +18,8 @@ use crate::lm::residual::SKIP_SUM_OUTPUT;
 use crate::lm::{EmbeddingFile, LanguageModel, ResidPoint, ResidualStream, StreamValue};
 use crate::onnx::patch::{Patch, Place};
 use crate::onnx::proto::{
-    Dimension, ModelProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, attr_int,
-    dimension, node, type_proto,
+    Dimension, GraphProto, ModelProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto,
+    ValueInfoProto, attr_int, dimension, node, type_proto,
 };
 use crate::onnx::{DataType, Graph, Model, NodeId, OnnxError, Storage, Use};
 
@@ -152,6 +152,7 @@ pub fn instrument(
             }
         }
     }
+    names_are_free(&patch, graph)?;
     patch.check(graph);
 
     let mut proto = flat_model(graph);
@@ -184,6 +185,16 @@ pub fn instrument(
     let inputs =
         main.input.iter().filter_map(|i| i.name.clone()).filter(|name| !defaults.contains(name.as_str())).collect();
     Ok(SessionModel { bytes: proto.encode_to_vec(), probes, logits, scope, inputs })
+}
+
+/// Refuses a file that has values of names that the session's own nodes and inputs have.
+fn names_are_free(patch: &Patch, graph: &Graph<'_>) -> Result<(), OnnxError> {
+    match patch.taken(graph) {
+        Some(name) => Err(OnnxError::Unsupported {
+            what: format!("running a graph that has a value named `{name}`, a name that Lancet keeps for itself,"),
+        }),
+        None => Ok(()),
+    }
 }
 
 /// The flat graph as a model of its own, without functions and metadata.
@@ -449,27 +460,57 @@ fn join_embedding(proto: &mut ModelProto, embedding: &EmbeddingFile<'_>, fed: &s
         }
     }
     let mut front = other.graph.expect("set above");
+    // features that a prompt of text alone has none of
+    for feature in embedding.features.iter().filter(|feature| feature.is_empty()) {
+        front.input.retain(|input| input.name.as_deref() != Some(&feature.name));
+        front.initializer.push(TensorProto {
+            name: Some(feature.name.clone()),
+            dims: feature.shape.iter().map(|&n| n as i64).collect(),
+            data_type: Some(feature.dtype.0),
+            raw_data: Some(Vec::new()),
+            ..Default::default()
+        });
+    }
     let own = |name: &str| match name {
         name if name == embedding.input_ids || name.is_empty() => name.to_string(),
         name => format!("lancet.embedding/{name}"),
     };
-    for node in &mut front.node {
-        node.input.iter_mut().chain(&mut node.output).for_each(|name| *name = own(name));
-    }
-    let sparse = front.sparse_initializer.iter_mut().filter_map(|t| t.values.as_mut());
-    for tensor in front.initializer.iter_mut().chain(sparse) {
-        tensor.name = tensor.name.as_deref().map(own);
-    }
+    rename(&mut front, &own);
     let main = proto.graph.as_mut().expect("an indexed model has a graph");
     let wanted = main.input.iter().find(|i| i.name.as_deref() == Some(fed)).and_then(|i| i.tensor()?.elem_type);
     let to = i64::from(wanted.unwrap_or(DataType::FLOAT.0));
     front.node.push(node("Cast", fed, &[&own(output)], &[fed], vec![attr_int("to", to)]));
+    for other in &embedding.others {
+        if main.input.iter().any(|input| input.name.as_ref() == Some(other)) {
+            front.node.push(node("Identity", other, &[&own(other)], &[other], vec![]));
+            main.input.retain(|input| input.name.as_ref() != Some(other));
+        }
+    }
     main.node.splice(0..0, front.node);
     main.initializer.extend(front.initializer);
     main.sparse_initializer.extend(front.sparse_initializer);
     main.input.retain(|i| i.name.as_deref() != Some(fed));
     main.input.extend(front.input);
     Ok(())
+}
+
+/// Gives every node and value of a graph and its subgraphs another name; inputs and outputs of the graph itself keep
+/// theirs.
+fn rename(graph: &mut GraphProto, own: &dyn Fn(&str) -> String) {
+    for node in &mut graph.node {
+        node.name = node.name.as_deref().map(own);
+        node.input.iter_mut().chain(&mut node.output).for_each(|name| *name = own(name));
+        for inner in node.attribute.iter_mut().flat_map(|a| a.g.iter_mut().chain(&mut a.graphs)) {
+            for value in inner.input.iter_mut().chain(&mut inner.output).chain(&mut inner.value_info) {
+                value.name = value.name.as_deref().map(own);
+            }
+            rename(inner, own);
+        }
+    }
+    let sparse = graph.sparse_initializer.iter_mut().filter_map(|t| t.values.as_mut());
+    for tensor in graph.initializer.iter_mut().chain(sparse) {
+        tensor.name = tensor.name.as_deref().map(own);
+    }
 }
 
 /// Points every large tensor of the graph to its bytes in the original files.
