@@ -41,8 +41,7 @@ fn table(sides: &[&'static str], measures: Vec<Measure>) -> Table {
 pub(super) fn both(eval: &EvalResult) -> Section {
     let kl = Text::from("harmless KL, nats").aside("at the first response position");
     let kl_interval = between(eval.harmless_kl_interval, significant);
-    let mut measures: Vec<Measure> =
-        vec![(kl, vec![MISSING.to_owned(), significant(eval.harmless_kl)], kl_interval)];
+    let mut measures: Vec<Measure> = vec![(kl, vec![MISSING.to_owned(), significant(eval.harmless_kl)], kl_interval)];
     measures.extend(eval.perplexity.as_ref().map(|Pair { before, after }| perplexity(&[before, after])));
     measures.extend(eval.multiple_choice.as_ref().map(|Pair { before, after }| multiple_choice(&[before, after])));
     let section = Section::new("ability", "Harmless prompts and general ability");

@@ -129,7 +129,8 @@ fn edited(facts: Facts, bake: &BakeResult) -> Facts {
         (others, "edit", "otherwise"),
     ];
     let ways = ways.into_iter().enumerate().filter(|(i, (n, ..))| *n > 0 || bake.edits.is_empty() && *i == 0);
-    let ways: Vec<String> = ways.map(|(_, way)| way).map(|(n, what, how)| format!("{} {how}", count(n, what))).collect();
+    let ways: Vec<String> =
+        ways.map(|(_, way)| way).map(|(n, what, how)| format!("{} {how}", count(n, what))).collect();
     let line = format!("{}; {} written in {}", ways.join(", "), bytes(bake.bytes_written), seconds(bake.seconds));
     let mut facts = facts.summary("Baked", line);
     if let Some((edit, leak)) = worst_leak(&bake.edits) {

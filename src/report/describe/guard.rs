@@ -49,9 +49,8 @@ pub(super) fn guard(guard: &GuardResult) -> Section {
         [Text::from(&c.name), passed(c.passed)].into_iter().chain(numbers)
     });
     let table = Table::new("checks", "Checks of the guard", columns).with(rows);
-    let words = |c: &Checked| {
-        Text::of(Look::Strong, &c.name).then(" ").join(passed(c.passed)).then(format!(": {}", c.words))
-    };
+    let words =
+        |c: &Checked| Text::of(Look::Strong, &c.name).then(" ").join(passed(c.passed)).then(format!(": {}", c.words));
     let mut section = Section::new("guard", "The guard")
         .summary(Facts::default().summary("Guard", line(guard)))
         .summary(Block::List(guard.reasons.iter().map(Text::from).collect()))

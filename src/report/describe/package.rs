@@ -114,7 +114,8 @@ pub fn inspect(package: &PackageInspect) -> Document {
     });
     let section = Section::new("variants", "Variants").summary(Table::new("plain", "Variants", columns).with(rows));
     let refused = package.variants.iter().flat_map(|v| v.inspect.refusals.iter().map(move |r| (v, r)));
-    let refused: Vec<Text> = refused.map(|(v, r)| Text::of(Look::Code, &v.variant).then(": ").join(refusal(r))).collect();
+    let refused: Vec<Text> =
+        refused.map(|(v, r)| Text::of(Look::Code, &v.variant).then(": ").join(refusal(r))).collect();
     let section = match refused.is_empty() {
         true => section,
         false => section.summary(Block::Heading(Text::of(Look::Bad, "Refused:"))).summary(Block::List(refused)),

@@ -105,7 +105,9 @@ pub(super) fn limits(run: &RunResult) -> Section {
         say("Memory and latency were not measured.");
     }
     if run.sweep.is_some() {
-        say("The sweep's recommended setting is the best of several on the same prompts, so its rates lean to the good side.");
+        say(
+            "The sweep's recommended setting is the best of several on the same prompts, so its rates lean to the good side.",
+        );
     }
     Section::new("limits", "What this does not show").full(Block::List(all))
 }

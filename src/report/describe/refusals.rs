@@ -6,7 +6,7 @@ use super::super::document::{
 use super::super::layout::single_line;
 use super::super::number::{count, percent, score};
 use super::super::{AnswerPair, ClassResult, ClassTable, EvalResult, Outcomes, RunResult, class_label};
-use super::words::{between, or_missing, percents, rates, track};
+use super::words::{between, or_missing, percents, rates, tracked};
 
 /// The classes in the order of every table.
 const CLASSES: [&str; 3] = ["pseudo_harmful", "harmful", "harmless"];
@@ -61,7 +61,7 @@ fn rates_and_scores(tables: &[&ClassTable]) -> Table {
             let interval = between(r.score_interval, score).unwrap_or_default();
             cells.push(Text::from(score(r.mean_refusal_score)).aside(interval));
         }
-        cells.push(track(&results));
+        cells.push(tracked(Text::default(), &results));
         cells
     });
     Table::new("classes", "Refusals by class", columns).with(rows)

@@ -137,9 +137,8 @@ fn charts(sweep: &SweepResult) -> Block {
     let harmful = points(sweep, "harmful refused", |row| {
         Some((row.classes.harmful.refusal_rate, row.classes.harmful.interval()))
     });
-    let mut wrapped = points(sweep, "harmful refused inside wrappers", |row| {
-        Some((row.wrapped_refusal_rate?, row.wrapped_interval))
-    });
+    let mut wrapped =
+        points(sweep, "harmful refused inside wrappers", |row| Some((row.wrapped_refusal_rate?, row.wrapped_interval)));
     // The points of the same setting stand above each other: one of them carries the name and the bar.
     wrapped.iter_mut().for_each(|point| (point.label, point.across) = (String::new(), None));
     let kl = points(sweep, "harmless KL", |row| Some((row.harmless_kl?, None)));

@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use super::super::document::{Document, html, markdown, terminal};
-use super::package;
 use super::super::package::{PackageInspect, PackageVerify, VariantInspect, VariantVerify};
 use super::super::*;
+use super::package;
 use super::*;
 use crate::report::layout::columns;
 

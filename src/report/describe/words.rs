@@ -35,14 +35,14 @@ pub(super) fn mark(value: f64, interval: Option<Interval>) -> Mark {
     Mark { value, interval: interval.map(|i| (i.low, i.high)) }
 }
 
-/// Refusal rates before and after as a drawing; nothing for one model alone.
-pub(super) fn track(results: &[&ClassResult]) -> Text {
+/// Text with refusal rates before and after as a drawing beside it; one model alone has none.
+pub(super) fn tracked(text: Text, results: &[&ClassResult]) -> Text {
     match results {
         [before, after] => {
             let [before, after] = [before, after].map(|r| mark(r.refusal_rate, r.interval()));
-            Text::default().figure(Figure::Track(Track { before, after }))
+            text.figure(Figure::Track(Track { before, after }))
         }
-        _ => Text::default(),
+        _ => text,
     }
 }
 
@@ -54,5 +54,5 @@ pub(super) fn rates(results: &[&ClassResult]) -> Text {
         [one] => percent(one.refusal_rate),
         _ => MISSING.to_owned(),
     };
-    Text::from(text).aside(intervals.join(" → "))
+    tracked(Text::from(text).aside(intervals.join(" → ")), results)
 }

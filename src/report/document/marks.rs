@@ -63,7 +63,9 @@ impl Shares {
                 let wide = 200.0 * *n as f64 / total;
                 let seen = (wide - 1.0).max(0.6);
                 let y = 13 * row;
-                out.push_str(&format!("<rect class=\"part{part}\" x=\"{at:.2}\" y=\"{y}\" width=\"{seen:.2}\" height=\"10\"/>"));
+                out.push_str(&format!(
+                    "<rect class=\"part{part}\" x=\"{at:.2}\" y=\"{y}\" width=\"{seen:.2}\" height=\"10\"/>"
+                ));
                 at += wide;
             }
         }

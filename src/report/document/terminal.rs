@@ -148,8 +148,7 @@ impl Screen {
         for (i, row) in std::iter::once(titles).chain(rows).enumerate() {
             let mut line = String::new();
             for ((cell, column), width) in row.into_iter().zip(&table.columns).zip(&widths) {
-                let text: String =
-                    cell.spans.iter().map(|span| self.paint(span.look, &shown(span, false))).collect();
+                let text: String = cell.spans.iter().map(|span| self.paint(span.look, &shown(span, false))).collect();
                 let pad = " ".repeat(width - wide(cell));
                 line.push_str(&if column.right { format!("  {pad}{text}") } else { format!("  {text}{pad}") });
             }
