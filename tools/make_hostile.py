@@ -12,6 +12,7 @@ import pathlib
 import struct
 
 import numpy as np
+import onnx
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 
 HERE = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "hostile"
@@ -500,6 +501,20 @@ def seeds(folder: pathlib.Path, kept: list[str]):
         "addition": {**one, "data_offsets": [32, 64]}}, vector.tobytes() * 2))
     put("policy", "good", b"confidence = 0.9\nmax_harmful_drop = 0.1\nmax_perplexity_ratio = 'off'\n")
     put("policy", "flag", b"min_prompts=10")
+    seeds_of_fixtures(put)
+
+
+def seeds_of_fixtures(put):
+    """The models of fixtures/zoo and fixtures/quant whose weights, put into the file, leave it small."""
+    fixtures = HERE.parent
+    for kind, most in (("zoo", 60_000), ("quant", 130_000)):
+        for path in sorted((fixtures / kind).rglob("*.onnx")):
+            data = onnx.load(str(path)).SerializeToString()
+            if len(data) <= most:
+                quantised = kind == "quant" or "int" in path.parent.name
+                smaller = ("index", "trace") if quantised or len(data) < 40_000 else ()
+                for target in ("quantised" if quantised else "bake", *smaller):
+                    put(target, "good_" + "_".join(path.relative_to(fixtures).parts), data)
 
 
 def good_quantised(bits: int) -> bytes:
@@ -539,7 +554,8 @@ def main():
     policies()
     configs()
     (HERE / "tiny_tokenizer.json").write_text(json.dumps(tokenizer(), separators=(",", ":")))
-    known = {entry["file"] for entry in entries} | {"tiny_tokenizer.json", "expected.json", "README.md"}
+    known = {entry["file"] for entry in entries} | {
+        "tiny_tokenizer.json", "expected.json", "found.json", "README.md"}
     for path in HERE.rglob("*"):
         if path.is_file() and path.relative_to(HERE).as_posix() not in known and not path.name.startswith("found_"):
             path.unlink()
