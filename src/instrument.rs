@@ -1,9 +1,11 @@
 //! Patches that expose the residual stream and put a steerable ablation into it, and the in-memory
 //! model that a session runs: weights stay in the original files, nodes that nothing needs are gone.
 
+mod join;
 mod whole;
 mod widen;
 
+use join::join_embedding;
 pub use whole::{Wanted, Whole, WholeModel, whole};
 use widen::widen_bfloat16;
 
@@ -152,6 +154,7 @@ pub fn instrument(
             }
         }
     }
+    names_are_free(&patch, graph)?;
     patch.check(graph);
 
     let mut proto = flat_model(graph);
@@ -184,6 +187,16 @@ pub fn instrument(
     let inputs =
         main.input.iter().filter_map(|i| i.name.clone()).filter(|name| !defaults.contains(name.as_str())).collect();
     Ok(SessionModel { bytes: proto.encode_to_vec(), probes, logits, scope, inputs })
+}
+
+/// Refuses a file that has values of names that the session's own nodes and inputs have.
+fn names_are_free(patch: &Patch, graph: &Graph<'_>) -> Result<(), OnnxError> {
+    match patch.taken(graph) {
+        Some(name) => Err(OnnxError::Unsupported {
+            what: format!("running a graph that has a value named `{name}`, a name that Lancet keeps for itself,"),
+        }),
+        None => Ok(()),
+    }
 }
 
 /// The flat graph as a model of its own, without functions and metadata.
@@ -424,52 +437,6 @@ fn prune(proto: &mut ModelProto) {
     main.value_info.clear();
     main.quantization_annotation.clear();
     proto.metadata_props.clear();
-}
-
-/// Puts the embedding file's graph in front of the one that takes its output as input `fed`.
-fn join_embedding(proto: &mut ModelProto, embedding: &EmbeddingFile<'_>, fed: &str) -> Result<(), OnnxError> {
-    let graph = &embedding.graph;
-    let output = graph.name(embedding.output);
-    let mut other = ModelProto {
-        graph: Some(graph.proto().clone()),
-        opset_import: graph.model.skeleton.opset_import.iter().chain(&graph.flat().imports).cloned().collect(),
-        ..Default::default()
-    };
-    prune(&mut other);
-    reference_weights(&mut other, graph.model)?;
-    for import in other.opset_import {
-        let domain = import.domain.as_deref().unwrap_or("");
-        match proto.opset_import.iter().find(|i| i.domain.as_deref().unwrap_or("") == domain) {
-            Some(known) if known.version == import.version => {}
-            Some(_) => {
-                let what = format!("an embedding file of another version of the operators `{domain}`");
-                return Err(OnnxError::Unsupported { what });
-            }
-            None => proto.opset_import.push(import),
-        }
-    }
-    let mut front = other.graph.expect("set above");
-    let own = |name: &str| match name {
-        name if name == embedding.input_ids || name.is_empty() => name.to_string(),
-        name => format!("lancet.embedding/{name}"),
-    };
-    for node in &mut front.node {
-        node.input.iter_mut().chain(&mut node.output).for_each(|name| *name = own(name));
-    }
-    let sparse = front.sparse_initializer.iter_mut().filter_map(|t| t.values.as_mut());
-    for tensor in front.initializer.iter_mut().chain(sparse) {
-        tensor.name = tensor.name.as_deref().map(own);
-    }
-    let main = proto.graph.as_mut().expect("an indexed model has a graph");
-    let wanted = main.input.iter().find(|i| i.name.as_deref() == Some(fed)).and_then(|i| i.tensor()?.elem_type);
-    let to = i64::from(wanted.unwrap_or(DataType::FLOAT.0));
-    front.node.push(node("Cast", fed, &[&own(output)], &[fed], vec![attr_int("to", to)]));
-    main.node.splice(0..0, front.node);
-    main.initializer.extend(front.initializer);
-    main.sparse_initializer.extend(front.sparse_initializer);
-    main.input.retain(|i| i.name.as_deref() != Some(fed));
-    main.input.extend(front.input);
-    Ok(())
 }
 
 /// Points every large tensor of the graph to its bytes in the original files.

@@ -16,7 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("chat", &["files"]),
     ("lm", &["onnx"]),
     ("instrument", &["onnx", "lm"]),
-    ("runtime", &["onnx::DataType", "lm::Interface", "lm::Padding", "lm::interface"]),
+    ("runtime", &["files::abandon_too", "onnx::DataType", "lm::Interface", "lm::Padding", "lm::interface"]),
     ("method", &["linalg"]),
     ("proof", &["onnx"]),
     ("prompt_files", &["files", "method::prompts"]),

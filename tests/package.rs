@@ -9,11 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Sandbox, assert_same, copy_folder, fixture, json, onnx_runtime, snapshot, some_direction, width};
 use lancet::method::direction::Direction;
+use lancet::onnx::DataType;
 use lancet::onnx::proto::{
-    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, ValueInfoProto,
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
+    ValueInfoProto, node,
 };
 use lancet::pipeline::engine::Observer;
 use lancet::pipeline::{self, BakeOptions, Package};
+use lancet::runtime::session::{Device, Runtime};
+use lancet::runtime::{Backend, Tensor};
+use ndarray::ArrayD;
 use prost::Message;
 use serde_json::{Value, json as value};
 
@@ -729,4 +734,121 @@ fn a_folder_with_one_model_is_told_of_as_before_and_copied_whole() {
     json(&mut sandbox.lancet(&["bake", "pkg/onnx/model.onnx", "--direction", "d", "-o", "file", "--json"]), 0);
     assert!(sandbox.path("file/onnx/model.onnx").is_file() && sandbox.path("file/tokenizer.json").is_file());
     assert!(!sandbox.path("file/images").exists());
+}
+
+/// A fixture's graph, changed, beside its external data.
+fn change(sandbox: &Sandbox, file: &str, change: impl FnOnce(&mut GraphProto)) {
+    let mut model = ModelProto::decode(fs::read(sandbox.path(file)).unwrap().as_slice()).unwrap();
+    change(model.graph.as_mut().unwrap());
+    fs::write(sandbox.path(file), model.encode_to_vec()).unwrap();
+}
+
+/// A float value `[batch, sequence, width]`, or `[rows, width]` with an open number of rows.
+fn floats_of(name: &str, open: &[&str], width: i64) -> ValueInfoProto {
+    use lancet::onnx::proto::{Dimension, TensorShapeProto, TypeProto, dimension, type_proto};
+    let open = open.iter().map(|name| dimension::Value::DimParam((*name).into()));
+    let dim = open.chain([dimension::Value::DimValue(width)]).map(|value| Dimension { value: Some(value) }).collect();
+    let tensor = type_proto::Tensor { elem_type: Some(1), shape: Some(TensorShapeProto { dim }) };
+    let value = Some(type_proto::Value::TensorType(tensor));
+    ValueInfoProto { name: Some(name.into()), r#type: Some(TypeProto { value, denotation: None }) }
+}
+
+/// A constant of the file.
+fn constant(name: &str, dims: &[i64], data_type: i32, raw: Vec<u8>) -> TensorProto {
+    let (name, dims) = (Some(name.into()), dims.to_vec());
+    TensorProto { name, dims, data_type: Some(data_type), raw_data: Some(raw), ..Default::default() }
+}
+
+/// Bakes `pkg` and verifies it with ONNX Runtime: what the stream keeps is measured on the files as published.
+#[track_caller]
+fn baked_and_run(sandbox: &Sandbox) -> Value {
+    let result = json(&mut sandbox.lancet(&bake(&[])), 0);
+    let verify = json(&mut sandbox.lancet(&["verify", "pkg", "out", "--direction", "d", "--json"]), 0);
+    let stream = &verify["stream"];
+    assert!(stream["share_before"].as_f64().unwrap() > 1e-2, "{verify}");
+    assert!(stream["share_after"].as_f64().unwrap() < 1e-5, "{verify}");
+    result
+}
+
+#[test]
+fn an_embedding_file_that_takes_image_features_is_edited_behind_them() {
+    onnx_runtime();
+    let sandbox = Sandbox::new();
+    copy_folder(&fixture("zoo/llama/split"), &sandbox.path("pkg"));
+    let direction = some_direction(32);
+    sandbox.write_direction("d", &direction);
+    // as onnxruntime-genai's Phi-3-vision: features take the places of token 5
+    change(&sandbox, "pkg/embed_tokens.onnx", |graph| {
+        graph.node[0].output[0] = "text".into();
+        graph.input.push(floats_of("image_features", &["num_image_tokens"], 32));
+        graph.initializer.push(constant("image_token", &[], 7, 5i64.to_le_bytes().to_vec()));
+        let perm =
+            AttributeProto { name: Some("perm".into()), ints: vec![1, 0], r#type: Some(7), ..Default::default() };
+        graph.node.extend([
+            node("Equal", "is_image", &["input_ids", "image_token"], &["is_image"], vec![]),
+            node("NonZero", "where", &["is_image"], &["where"], vec![]),
+            node("Transpose", "rows", &["where"], &["rows"], vec![perm]),
+            node("ScatterND", "scatter", &["text", "rows", "image_features"], &["inputs_embeds"], vec![]),
+        ]);
+    });
+    let result = baked_and_run(&sandbox);
+    let embed = result["edits"].as_array().unwrap().iter().find(|e| e["kind"] == "embed").unwrap();
+    assert_eq!(embed["treatment"], "nodes", "{embed}");
+
+    // text and image positions alike are those of the base without the direction
+    let runtime = Runtime::load(&common::onnxruntime_library(), Device::Cpu, 1).unwrap();
+    let features: Vec<f32> = (0..64).map(|i| (i as f32 * 0.37).sin()).collect();
+    let embeddings = |folder: &str| {
+        let mut model = runtime.published(&sandbox.path(folder).join("embed_tokens.onnx")).unwrap();
+        let ids = ArrayD::from_shape_vec(vec![1, 5], vec![3, 5, 7, 5, 9]).unwrap();
+        let ids = model.upload(Tensor::I64(ids), DataType::INT64).unwrap();
+        let rows = ArrayD::from_shape_vec(vec![2, 32], features.clone()).unwrap();
+        let rows = model.upload(Tensor::F32(rows), DataType::FLOAT).unwrap();
+        let fed = vec![("input_ids".to_string(), &ids), ("image_features".to_string(), &rows)];
+        let found = model.run(fed, &["inputs_embeds".to_string()]).unwrap();
+        model.download(&found[0]).unwrap().into_raw_vec_and_offset().0
+    };
+    let (before, after) = (embeddings("pkg"), embeddings("out"));
+    let length: f64 = direction.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    for (x, y) in before.chunks(32).zip(after.chunks(32)) {
+        let along: f64 = x.iter().zip(&direction).map(|(x, r)| f64::from(*x) * f64::from(*r) / length).sum();
+        assert!(along.abs() > 1e-3, "the base has something to lose");
+        for ((x, y), r) in x.iter().zip(y).zip(&direction) {
+            let wanted = f64::from(*x) - along * f64::from(*r) / length;
+            assert!((wanted - f64::from(*y)).abs() < 1e-6, "{wanted} {y}");
+        }
+    }
+}
+
+#[test]
+fn an_embedding_file_that_makes_an_input_for_each_layer_too_feeds_its_decoder() {
+    onnx_runtime();
+    let sandbox = Sandbox::new();
+    copy_folder(&fixture("zoo/llama/split"), &sandbox.path("pkg"));
+    sandbox.write_direction("d", &some_direction(32));
+    // as Gemma 3n: a small embedding of its own that the decoder writes into the stream
+    change(&sandbox, "pkg/embed_tokens.onnx", |graph| {
+        let table: Vec<u8> = (0..96 * 6).flat_map(|i| ((i as f32 * 0.71).sin()).to_le_bytes()).collect();
+        graph.initializer.push(constant("per_layer", &[96, 6], 1, table));
+        graph.node.push(node("Gather", "per_layer", &["per_layer", "input_ids"], &["per_layer_inputs"], vec![]));
+        graph.output.push(floats_of("per_layer_inputs", &["batch", "sequence"], 6));
+    });
+    let missing = ["bake", "pkg/decoder_model_merged.onnx", "--direction", "d", "-o", "alone"];
+    change(&sandbox, "pkg/decoder_model_merged.onnx", |graph| {
+        let weight: Vec<u8> = (0..6 * 32).flat_map(|i| ((i as f32 * 0.53).cos()).to_le_bytes()).collect();
+        graph.initializer.push(constant("per_layer_projection", &[6, 32], 1, weight));
+        graph.input.push(floats_of("per_layer_inputs", &["batch", "sequence"], 6));
+        let down = graph.node.iter().position(|n| n.output[0] == "linear_6").unwrap();
+        graph.node[down].output[0] = "down".into();
+        let product = ["per_layer_inputs", "per_layer_projection"];
+        graph.node.splice(
+            down + 1..down + 1,
+            [
+                node("MatMul", "per_layer", &product, &["per_layer"], vec![]),
+                node("Add", "joined", &["down", "per_layer"], &["linear_6"], vec![]),
+            ],
+        );
+    });
+    baked_and_run(&sandbox);
+    assert!(sandbox.lancet(&missing).output().unwrap().status.success());
 }

@@ -29,7 +29,10 @@ fn runtime() -> &'static Runtime {
 
 fn main() {
     let arguments = Arguments::from_args();
-    let mut trials = vec![Trial::test("a_file_that_does_not_load_fails", what_is_loaded)];
+    let mut trials = vec![
+        Trial::test("a_file_that_does_not_load_fails", what_is_loaded),
+        Trial::test("a_file_that_computes_other_logits_fails", what_is_looked_at),
+    ];
     for entry in zoo::entries().into_iter().filter(|entry| entry.model.is_some() && entry.runs()) {
         trials.push(Trial::test(format!("{}::{}", entry.arch, entry.exporter), move || {
             let reference = zoo::reference(&entry.arch);
@@ -138,6 +141,37 @@ fn what_is_loaded() -> Result<(), Failed> {
     Ok(())
 }
 
+/// What ONNX Runtime loads is not what Lancet read: the file is changed after it was opened.
+fn what_is_looked_at() -> Result<(), Failed> {
+    let (ids, direction) = quantised();
+    let never = AtomicBool::new(false);
+    let consumer = Consumer { runtime: runtime(), prompts: &ids, cancelled: &never };
+    let opened = Opened::new(&common::fixture("quant/nbits4-b32-sym.onnx"))?;
+    let folder = tempfile::tempdir()?;
+    let found = baked(&opened, folder.path(), (&direction, &direction), &ids, &|_| ())?;
+    assert_eq!(found.failures, Vec::<String>::new());
+    let written = opened.again(folder.path())?;
+    let file = folder.path().join(opened.files.relative());
+    let mut bytes = std::fs::read(&file)?;
+    let model = ModelProto::decode(bytes.as_slice())?;
+    let scales = model.graph.as_ref().unwrap().initializer.iter().filter_map(|tensor| {
+        let raw =
+            tensor.raw_data.as_ref().filter(|raw| tensor.dims.len() == 1 && raw.len() == 4 * direction.width())?;
+        Some(raw.as_slice())
+    });
+    let scale = scales.last().expect("the scale of a norm");
+    let at = bytes.windows(scale.len()).position(|window| window == scale).expect("it lies in the file");
+    // another scale for half of the channels
+    for value in bytes[at..at + scale.len() / 2].as_chunks_mut::<4>().0 {
+        *value = (f32::from_le_bytes(*value) * 1.5).to_le_bytes();
+    }
+    std::fs::write(&file, bytes)?;
+    let base = opened.understand()?;
+    let found = prove(&consumer, (&opened, &base), &written, &direction)?;
+    assert!(found.failures.iter().any(|f| f.contains("computes other logits")), "{found:?}");
+    Ok(())
+}
+
 /// The honest edit passes; the one that leaves out a single writer fails, whichever it is.
 fn every_writer(path: &Path, direction: &Direction, ids: &[Vec<u32>]) -> Result<(), Failed> {
     let opened = Opened::new(path)?;
@@ -161,6 +195,27 @@ fn every_writer(path: &Path, direction: &Direction, ids: &[Vec<u32>]) -> Result<
         }
         if found.failures.is_empty() {
             missed.push(format!("writer {index} left out: {:?}", found.stream));
+        }
+    }
+    // weights that are square along both axes, edited along the other one
+    let turn = |understood: &mut Understood<'_>| {
+        let mut any = false;
+        for target in understood.lm.writers.iter_mut().flat_map(|writer| &mut writer.weights) {
+            let shape = target.shape(&opened.model);
+            if target.quantised.is_none() && shape.len() == 2 && shape[0] == shape[1] {
+                target.axis = 1 - target.axis;
+                any = true;
+            }
+        }
+        any
+    };
+    if turn(&mut opened.understand()?) {
+        let out = folder.path().join("turned");
+        let found = baked(&opened, &out, (direction, direction), ids, &|understood| {
+            turn(understood);
+        })?;
+        if found.failures.is_empty() {
+            missed.push(format!("square weights edited along the wrong axis: {:?}", found.stream));
         }
     }
     let found = baked(&opened, &folder.path().join("another"), (&another(direction), direction), ids, &|_| ())?;

@@ -66,6 +66,19 @@ const TAMPERINGS: &[(&str, Tampering)] = &[
         tensor(m, &a)?.raw_data = second;
         Some(())
     }),
+    ("an edit along the wrong axis of a square weight", |m, base, edited| {
+        let (name, was) = edited.iter().find_map(|name| {
+            let was = tensor(&mut base.clone(), name)?.clone();
+            let square = was.dims.len() == 2 && was.dims[0] == was.dims[1];
+            (square && was.data_type == Some(1) && was.raw_data.is_some()).then_some((name, was))
+        })?;
+        let now = raw(tensor(m, name)?)?;
+        let along = turned(&was, 0);
+        // the honest edit is one of the two, up to rounding
+        let differ = now.iter().zip(&along).filter(|(a, b)| a != b).count();
+        *now = if differ * 8 < now.len() { turned(&was, 1) } else { along };
+        Some(())
+    }),
     ("lowest bit of an edited value", |m, _, edited| flip(tensor(m, edited.first()?)?, 0, 1)),
     ("lowest bit of the last edited value", |m, _, edited| {
         let tensor = tensor(m, edited.last()?)?;
@@ -280,12 +293,36 @@ fn named(name: &str) -> ValueInfoProto {
     ValueInfoProto { name: Some(name.into()), r#type: None }
 }
 
+/// Entry `i` of the direction, before it is made unit.
+fn direction_entry(i: usize) -> f64 {
+    f64::from(((i * 37) % 11) as u32) - 5.0
+}
+
+/// A square float32 weight without the direction along one of its axes, as raw data.
+fn turned(tensor: &TensorProto, axis: usize) -> Vec<u8> {
+    let values: Vec<f64> = (tensor.raw_data.as_ref().unwrap().as_chunks::<4>().0.iter())
+        .map(|bytes| f64::from(f32::from_le_bytes(*bytes)))
+        .collect();
+    let n = values.len().isqrt();
+    let length = (0..n).map(|i| direction_entry(i).powi(2)).sum::<f64>().sqrt();
+    let r = |i: usize| direction_entry(i) / length;
+    let at = |along: usize, across: usize| if axis == 0 { along * n + across } else { across * n + along };
+    let mut out = values.clone();
+    for across in 0..n {
+        let share: f64 = (0..n).map(|i| r(i) * values[at(i, across)]).sum();
+        for along in 0..n {
+            out[at(along, across)] -= r(along) * share;
+        }
+    }
+    out.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect()
+}
+
 /// A direction of the model's width, from the fixture or made up.
 fn direction(model: &Path, at: &Path) -> PathBuf {
     let inspected = lancet().arg("inspect").arg(model).arg("--json").output().unwrap();
     let inspected: serde_json::Value = serde_json::from_slice(&inspected.stdout).unwrap();
     let width = inspected["d_model"].as_u64().expect("a width") as usize;
-    let values: Vec<u8> = (0..width).flat_map(|i| (((i * 37) % 11) as f32 - 5.0).to_le_bytes()).collect();
+    let values: Vec<u8> = (0..width).flat_map(|i| (direction_entry(i) as f32).to_le_bytes()).collect();
     let header = format!(r#"{{"direction":{{"dtype":"F32","shape":[{width}],"data_offsets":[0,{}]}}}}"#, values.len());
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());

@@ -5,7 +5,9 @@ use std::collections::HashSet;
 
 use prost::Message;
 
-use super::{Request, flat_model, join_embedding, output_name, prune, reference_weights, steer, widen_bfloat16};
+use super::{
+    Request, flat_model, join_embedding, names_are_free, output_name, prune, reference_weights, steer, widen_bfloat16,
+};
 use crate::lm::{EmbeddingFile, ResidualStream};
 use crate::onnx::patch::Patch;
 use crate::onnx::proto::ValueInfoProto;
@@ -57,6 +59,8 @@ pub fn whole(graph: &Graph<'_>, how: &Whole<'_>) -> Result<WholeModel, OnnxError
             Wanted::Unnamed(node, slot) => output_name(graph, &mut patch, node, slot),
         });
     }
+    names_are_free(&patch, graph)?;
+    patch.check(graph);
     let mut proto = flat_model(graph);
     let main = proto.graph.as_mut().expect("a flat model has a graph");
     patch.apply(main);

@@ -2,10 +2,24 @@
 //! takes `inputs_embeds`.
 
 use super::Role;
+use super::interface::is_index;
 use super::residual::Contribution;
 use super::writer::{Writer, single};
 use super::{Refusal, StreamLayout, weight};
-use crate::onnx::{Graph, ValueId};
+use crate::onnx::{DataType, Graph, ValueId};
+
+/// What an embedding file calls the embeddings, and a decoder its input, where nothing else is known.
+const EMBEDDINGS: &str = "inputs_embeds";
+
+/// An input of an embedding file beside the tokens: rows of image or audio features that take the places of tokens.
+pub struct Feature {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub dtype: DataType,
+    /// Its sizes for a prompt of text alone: 0 where the file leaves a size open.
+    pub shape: Vec<usize>,
+}
 
 /// The embedding file, understood.
 pub struct EmbeddingFile<'m> {
@@ -13,18 +27,38 @@ pub struct EmbeddingFile<'m> {
     pub graph: Graph<'m>,
     /// Its token input, `[batch, n_pos]`.
     pub input_ids: String,
+    /// What else it takes.
+    pub features: Vec<Feature>,
     /// Its output, `[batch, n_pos, d_model]`.
     pub output: ValueId,
+    /// Names of its further outputs, which a decoder may take too (an embedding for each layer).
+    pub others: Vec<String>,
     /// What is edited in it.
     pub writer: Writer,
 }
 
+impl Feature {
+    /// Whether a prompt of text alone has none of it.
+    pub fn is_empty(&self) -> bool {
+        self.shape.contains(&0)
+    }
+}
+
+fn feature(graph: &Graph<'_>, value: ValueId) -> Feature {
+    let sizes = graph.declared_shape(value).unwrap_or_default();
+    Feature {
+        name: graph.name(value).to_string(),
+        dtype: graph.elem_type(value).unwrap_or(DataType::FLOAT),
+        shape: sizes.into_iter().map(|size| size.and_then(|n| usize::try_from(n).ok()).unwrap_or(0)).collect(),
+    }
+}
+
 impl<'m> EmbeddingFile<'m> {
-    /// Understands the graph of an embedding file.
+    /// Understands the graph of an embedding file. `taken` is the decoder's name for the embeddings, where there is one.
     ///
     /// # Errors
     /// If it does not make one embedding from token ids.
-    pub fn new(graph: Graph<'m>, d_model: Option<usize>) -> Result<Self, Refusal> {
+    pub fn new(graph: Graph<'m>, taken: Option<&str>, d_model: Option<usize>) -> Result<Self, Refusal> {
         let refuse = |tensor: &str, reason: &str| Refusal {
             node: "(embedding file)".into(),
             op: String::new(),
@@ -34,14 +68,28 @@ impl<'m> EmbeddingFile<'m> {
                 .into(),
         };
         let fed = |name: &str| graph.value(name).filter(|v| graph.tensor(*v).is_none() && !graph.is_default(*v));
-        let inputs: Vec<&str> =
-            graph.proto().input.iter().filter_map(|i| i.name.as_deref()).filter(|name| fed(name).is_some()).collect();
-        let outputs: Vec<&str> = graph.proto().output.iter().filter_map(|o| o.name.as_deref()).collect();
-        let ([input], [output]) = (inputs.as_slice(), outputs.as_slice()) else {
-            let all = inputs.iter().chain(&outputs).copied().collect::<Vec<_>>().join(", ");
-            return Err(refuse(&all, "the embedding file has more than one input or output"));
+        let inputs = graph.proto().input.iter().filter_map(|i| Some((i, fed(i.name.as_deref()?)?)));
+        let is_index = |value: ValueId| graph.elem_type(value).is_some_and(is_index);
+        let (tokens, features): (Vec<_>, Vec<_>) = inputs.partition(|(_, value)| is_index(*value));
+        let name_of = |&(_, value): &(_, ValueId)| graph.name(value).to_string();
+        let input_ids = match tokens.as_slice() {
+            [token] => name_of(token),
+            several => several.iter().map(name_of).find(|name| name == "input_ids").ok_or_else(|| {
+                let all = several.iter().map(name_of).collect::<Vec<_>>().join(", ");
+                refuse(&all, "the embedding file has not one input of whole numbers, for the tokens")
+            })?,
         };
-        let (input_ids, output_name) = ((*input).to_string(), (*output).to_string());
+        let features = features.into_iter().chain(tokens.into_iter().filter(|token| name_of(token) != input_ids));
+        let features = features.map(|(_, value)| feature(&graph, value)).collect();
+        let outputs: Vec<&str> = graph.proto().output.iter().filter_map(|o| o.name.as_deref()).collect();
+        let output_name = match outputs.as_slice() {
+            [output] => *output,
+            several => several.iter().copied().find(|name| *name == taken.unwrap_or(EMBEDDINGS)).ok_or_else(|| {
+                refuse(&several.join(", "), "which output of the embedding file is the embedding is unknown")
+            })?,
+        };
+        let output_name = output_name.to_string();
+        let others = outputs.into_iter().filter(|name| *name != output_name).map(String::from).collect();
         let output = graph.value(&output_name).filter(|v| graph.producer(*v).is_some());
         let output = output.ok_or_else(|| refuse(&output_name, "no node computes the embedding"))?;
         let found = weight::trace_weight(&graph, output, d_model, 0).ok().and_then(|path| path.width(&graph));
@@ -51,6 +99,6 @@ impl<'m> EmbeddingFile<'m> {
         let layout = StreamLayout::by_rank(graph.rank_of(output), 0);
         let write = Contribution { value: output, site: None, bias: None, role: Role::Embed, layer: None, layout };
         let writer = single(&graph, write, width);
-        Ok(Self { graph, input_ids, output, writer })
+        Ok(Self { graph, input_ids, features, output, others, writer })
     }
 }

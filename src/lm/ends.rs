@@ -2,9 +2,9 @@
 
 use super::path::{EditTarget, Part};
 use super::quantised::{self, Found};
-use super::rows::{is_scalar, is_transparent, is_zero, keeps_rows};
+use super::rows::{is_scalar, is_transparent, keeps_rows};
 use super::weight::{Stop, Walk};
-use crate::onnx::{DataType, NodeId, Storage, TensorId, Use, ValueId};
+use crate::onnx::{DataType, NodeId, Storage, TensorId, Use, ValueId, constant};
 
 impl Walk<'_, '_> {
     /// Takes the weight behind an input; `d_model` is its axis `from_end`, counted from the last one.
@@ -136,7 +136,7 @@ impl Walk<'_, '_> {
     /// A constant bias whose axis `axis`, counted from the end, is `d_model`.
     pub(super) fn bias(&mut self, value: ValueId, entry: Use, axis: usize) -> Result<(), Stop> {
         let graph = self.graph;
-        if is_zero(graph, value) {
+        if constant::is_zero(graph, value) {
             return Ok(());
         }
         let mut at = value;

@@ -14,6 +14,7 @@ use super::Refusal;
 use crate::onnx::proto::ValueInfoProto;
 use crate::onnx::{DataType, Graph, Use};
 use cache::{cache, is_cache, is_present};
+pub(super) use feeding::is_index;
 pub use feeding::{Feeding, Line, MaskAxis, MaskForm, Past, Sense};
 
 /// What `config.json` or `genai_config.json` says about dimensions that a graph leaves symbolic.
@@ -203,7 +204,16 @@ impl Interface {
     /// # Errors
     /// If there is no token input, or no output that can be told to be the logits.
     pub fn new(graph: &Graph<'_>, config: &ModelConfig) -> Result<Self, Refusal> {
-        let inputs = Inputs::of(graph);
+        Self::beside(graph, config, &[])
+    }
+
+    /// The same for a graph whose inputs of the names `given` another file makes.
+    ///
+    /// # Errors
+    /// As [`Interface::new`].
+    pub fn beside(graph: &Graph<'_>, config: &ModelConfig, given: &[String]) -> Result<Self, Refusal> {
+        let mut inputs = Inputs::of(graph);
+        inputs.unknown.retain(|input| !given.iter().any(|name| input.name.as_ref() == Some(name)));
         let input_ids = name_of(inputs.input_ids)
             .or_else(|| inputs.inputs_embeds.is_some().then(|| "input_ids".to_string()))
             .ok_or_else(|| refuse("input_ids", "the graph has no token input", "is this a causal language model?"))?;

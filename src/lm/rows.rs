@@ -247,46 +247,6 @@ pub(super) fn adds_or_sets(graph: &Graph<'_>, node: NodeId) -> bool {
     matches!(reduction.as_deref(), None | Some(b"none" | b"add"))
 }
 
-/// Whether a tensor of one element is zero: a present field says so, in whatever form.
-fn holds_zero(t: &crate::onnx::proto::TensorProto) -> bool {
-    let raw = t.raw_data.as_deref().unwrap_or(&[]);
-    let fields = [t.float_data.len(), t.int32_data.len(), t.int64_data.len(), t.double_data.len(), t.uint64_data.len()];
-    raw.len() + fields.iter().sum::<usize>() > 0
-        && raw.iter().all(|b| *b == 0)
-        && t.float_data.iter().all(|v| *v == 0.0)
-        && t.int32_data.iter().all(|v| *v == 0)
-        && t.int64_data.iter().all(|v| *v == 0)
-        && t.double_data.iter().all(|v| *v == 0.0)
-        && t.uint64_data.iter().all(|v| *v == 0)
-}
-
-/// Whether a value is zero whatever is fed.
-pub(super) fn is_zero(graph: &Graph<'_>, value: ValueId) -> bool {
-    if graph.is_default(value) {
-        return false;
-    }
-    if let Some(tensor) = graph.tensor_ref(value) {
-        let zero = |t: &crate::onnx::proto::TensorProto| {
-            let raw = t.raw_data.as_deref().unwrap_or(&[]);
-            (!raw.is_empty() && raw.iter().all(|b| *b == 0))
-                || (raw.is_empty() && !t.float_data.is_empty() && t.float_data.iter().all(|v| *v == 0.0))
-        };
-        // only what the skeleton holds whole
-        return tensor.elements() > 0 && tensor.elements() <= 64 && graph.small_tensor(value).is_some_and(zero);
-    }
-    let Some(node) = graph.producer(value) else { return false };
-    match graph.op(node) {
-        "ConstantOfShape" => match graph.node(node).attr("value") {
-            Some(value) => value.t.as_ref().is_some_and(holds_zero),
-            None => true,
-        },
-        "Cast" | "Identity" | "Expand" | "Reshape" | "Unsqueeze" | "Squeeze" => {
-            graph.input(node, 0).is_some_and(|v| is_zero(graph, v))
-        }
-        _ => false,
-    }
-}
-
 /// Whether a dynamic value is picked from constant weights (mixture of experts).
 pub(super) fn picks_weight(graph: &Graph<'_>, value: ValueId) -> bool {
     let mut value = value;

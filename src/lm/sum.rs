@@ -3,9 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::role::role;
-use super::rows::{is_zero, root};
+use super::rows::root;
 use super::{Interface, Refusal, Role};
-use crate::onnx::{Graph, NodeId, Use, ValueId};
+use crate::onnx::{Graph, NodeId, Use, ValueId, constant};
 
 /// No sum of a model has more terms, the sums in it opened (a mixture may add up each of its experts).
 const MAX_TERMS: usize = 1024;
@@ -79,7 +79,7 @@ pub(super) fn dynamic_terms(graph: &Graph<'_>, node: NodeId) -> Vec<Term> {
 pub(super) fn terms_of_node(graph: &Graph<'_>, node: NodeId) -> Result<Vec<Term>, Refusal> {
     let terms = dynamic_terms(graph, node);
     let mut constants = slots(graph, node).filter_map(|slot| graph.input(node, slot));
-    match constants.find(|&v| !graph.is_dynamic(v) && !is_zero(graph, v)).filter(|_| terms.len() >= 2) {
+    match constants.find(|&v| !graph.is_dynamic(v) && !constant::is_zero(graph, v)).filter(|_| terms.len() >= 2) {
         Some(constant) => {
             Err(Refusal::on_stream(graph, node, Some(constant), "a constant is added to the stream with activations"))
         }

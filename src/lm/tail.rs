@@ -4,9 +4,9 @@
 use std::collections::HashSet;
 
 use super::Refusal;
-use super::rows::{handed_on, is_row_factor, is_zero};
+use super::rows::{handed_on, is_row_factor};
 use super::sum::{SKIP_SUM_OUTPUT, StreamValue, dynamic_terms, skip_norm_bias};
-use crate::onnx::{Graph, NodeId, ValueId};
+use crate::onnx::{Graph, NodeId, ValueId, constant};
 
 /// Operators that move rows of their first input.
 const MOVES: [&str; 11] = [
@@ -147,7 +147,8 @@ fn added_behind(graph: &Graph<'_>, node: NodeId) -> Option<Refusal> {
         return None;
     }
     let inputs = || (0..graph.node(node).input.len()).filter_map(|slot| graph.input(node, slot));
-    let constant = inputs().find(|&v| !graph.is_dynamic(v) && !is_row_factor(graph, v, 0) && !is_zero(graph, v))?;
+    let constant =
+        inputs().find(|&v| !graph.is_dynamic(v) && !is_row_factor(graph, v, 0) && !constant::is_zero(graph, v))?;
     let normed = inputs().filter(|&v| graph.is_dynamic(v)).all(|v| is_normed(graph, v));
     let reason = "a constant is added to the residual stream behind its last sum";
     (!normed).then(|| Refusal::on_stream(graph, node, Some(constant), reason))

@@ -14,10 +14,10 @@ use super::alone::Turn;
 use super::path::{EditTarget, WeightPath};
 use super::quantised;
 use super::rows::{
-    adds_or_sets, carried, einsum_weight, handed_on, is_row_factor, is_same_along_rows, is_transparent, is_zero,
-    keeps_rows, picks_weight, reads_elements,
+    adds_or_sets, carried, einsum_weight, handed_on, is_row_factor, is_same_along_rows, is_transparent, keeps_rows,
+    picks_weight, reads_elements,
 };
-use crate::onnx::{Graph, NodeId, Use, ValueId};
+use crate::onnx::{Graph, NodeId, Use, ValueId, constant};
 
 /// Why the weights behind a write cannot be edited, and at which node.
 #[derive(Debug, Clone)]
@@ -120,7 +120,8 @@ impl<'g, 'm> Walk<'g, 'm> {
 
     /// A scale of the channels by a constant.
     fn turn(&mut self, scale: ValueId, node: NodeId, value: ValueId) -> Result<(), Stop> {
-        let found = crate::onnx::constant::vector(self.graph, scale);
+        let found = constant::vector(self.graph, scale)
+            .map_err(|error| self.stop(Some(node), value, format!("the scale of the norm cannot be read: {error}")))?;
         match found.filter(|g| g.len() == 1 || Some(g.len()) == self.width) {
             Some(scale) => self.turns.push(Turn::Scale(scale)),
             None => return Err(self.stop(Some(node), value, "the scale of the norm is no constant of the file")),
@@ -190,7 +191,7 @@ impl<'g, 'm> Walk<'g, 'm> {
         if let Some(reader) = reader.filter(|_| !self.through_norms) {
             self.read_only_by(value, reader)?;
         }
-        if is_zero(graph, value) {
+        if constant::is_zero(graph, value) {
             return Ok(());
         }
         let op = graph.op(node);
@@ -387,7 +388,7 @@ impl<'g, 'm> Walk<'g, 'm> {
         for &slot in slots {
             match (self.moving(node, slot), self.fixed(node, slot)) {
                 (Some(rows), _) => self.follow(Some(rows), node),
-                (None, Some(constant)) if is_zero(self.graph, constant) => {}
+                (None, Some(constant)) if constant::is_zero(self.graph, constant) => {}
                 _ => return Err(self.stop(Some(node), value, "the write is mixed with a constant")),
             }
         }

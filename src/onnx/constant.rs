@@ -152,18 +152,11 @@ fn node_numbers(node: &NodeProto) -> Option<Vec<f64>> {
 }
 
 /// The elements of a constant float value, flattened: a tensor of the file, or one that is cast, added to or
-/// multiplied with others. `None` where it is something else, and where it cannot be read; [`read_vector`] tells these
-/// apart.
-pub fn vector(graph: &Graph<'_>, value: ValueId) -> Option<Vec<f64>> {
-    read_vector(graph, value).ok().flatten()
-}
-
-/// The elements of a constant float value, flattened: a tensor of the file, or one that is cast, added to or
 /// multiplied with others. `None` where it is something else.
 ///
 /// # Errors
 /// If a file that holds its elements cannot be read.
-pub fn read_vector(graph: &Graph<'_>, value: ValueId) -> Result<Option<Vec<f64>>, OnnxError> {
+pub fn vector(graph: &Graph<'_>, value: ValueId) -> Result<Option<Vec<f64>>, OnnxError> {
     evaluate(graph, value, &mut STEPS.clone())
 }
 
@@ -320,8 +313,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let opened = open_in(folder.path(), &proto).unwrap();
         let graph = Graph::new(&opened);
-        assert_eq!(vector(&graph, graph.value("s2").unwrap()), Some(vec![8.0; 4]));
-        assert_eq!(vector(&graph, graph.value("s39").unwrap()), None);
+        assert_eq!(vector(&graph, graph.value("s2").unwrap()).unwrap(), Some(vec![8.0; 4]));
+        assert_eq!(vector(&graph, graph.value("s39").unwrap()).unwrap(), None);
     }
 
     #[test]
@@ -330,8 +323,7 @@ mod tests {
         proto.graph.as_mut().unwrap().initializer = vec![floats("ones", &[4])];
         let opened = open(&proto).unwrap(); // its folder is gone now
         let graph = Graph::new(&opened);
-        let found = read_vector(&graph, graph.value("ones").unwrap());
+        let found = vector(&graph, graph.value("ones").unwrap());
         assert!(matches!(found, Err(OnnxError::Io { .. })), "{found:?}");
-        assert_eq!(vector(&graph, graph.value("ones").unwrap()), None);
     }
 }

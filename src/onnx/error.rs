@@ -65,6 +65,19 @@ pub enum OnnxError {
         /// The path as written.
         location: String,
     },
+    /// An external data path that stands for no file here.
+    #[error("external data path `{location}` of tensor `{tensor}` {}", match fault {
+        LocationFault::Backslash => "separates folders by `\\`, as Windows does",
+        LocationFault::Memory => "is an address in the memory of the program that saved the model",
+    })]
+    BadLocation {
+        /// The tensor.
+        tensor: String,
+        /// The path as written.
+        location: String,
+        /// Why it stands for no file.
+        fault: LocationFault,
+    },
     /// A graph that the ONNX specification rules out, and that no runtime loads.
     #[error("the graph is malformed: {reason}")]
     BadGraph {
@@ -87,6 +100,15 @@ pub enum OnnxError {
     },
 }
 
+/// Why an external data path stands for no file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LocationFault {
+    /// It separates folders as Windows does.
+    Backslash,
+    /// ONNX Runtime's mark for tensors in memory, which its Python API leaves in models that are saved too early.
+    Memory,
+}
+
 impl OnnxError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
@@ -100,6 +122,14 @@ impl OnnxError {
             Self::ShortExternal { .. } => "the data file was probably cut short: fetch it again".into(),
             Self::EscapingExternal { .. } => {
                 "external data must lie in the folder of the `.onnx` file; move it there and correct `location`".into()
+            }
+            Self::BadLocation { fault: LocationFault::Backslash, .. } => {
+                "write the location with `/`, as the ONNX specification says; other systems read no other".into()
+            }
+            Self::BadLocation { fault: LocationFault::Memory, .. } => {
+                "the tensor's data was never written: save the model again with the program that made it, with its data \
+                 in the file or in external files"
+                    .into()
             }
             Self::BadTensor { .. } => "re-export the model, or check it with `onnx.checker`".into(),
             Self::BadGraph { .. } => "check the model with `onnx.checker`, and export it again".into(),

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use super::error::OnnxError;
+use super::error::{LocationFault, OnnxError};
 use crate::files::{Place, Stray};
 
 /// Fills `buf` from `offset`; the file's cursor is not used, so threads may share the file.
@@ -57,13 +57,19 @@ pub fn write_all_at(file: &File, buf: &[u8], offset: u64) -> io::Result<()> {
 /// Hugging Face cache, among the blobs of the same repository ([`Place`]).
 ///
 /// # Errors
-/// [`OnnxError::EscapingExternal`], [`OnnxError::MissingExternal`].
+/// [`OnnxError::BadLocation`], [`OnnxError::EscapingExternal`], [`OnnxError::MissingExternal`].
 pub fn resolve(model: &Path, location: &str, tensor: &str) -> Result<PathBuf, OnnxError> {
     let escaping = || OnnxError::EscapingExternal { tensor: tensor.into(), location: location.into() };
+    let fault = |fault| OnnxError::BadLocation { tensor: tensor.into(), location: location.into(), fault };
+    if location.contains("_ORT_MEM_ADDR_") {
+        return Err(fault(LocationFault::Memory));
+    }
+    if location.contains('\\') {
+        return Err(fault(LocationFault::Backslash));
+    }
     let relative = Path::new(location);
     let lexically_inside = !location.is_empty()
         && !location.contains('\0')
-        && !location.contains('\\')
         && relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if !lexically_inside {
         return Err(escaping());
@@ -102,8 +108,16 @@ mod tests {
         std::fs::write(outer.path().join("secret"), b"x").unwrap();
         assert!(resolve(&model, "sub/w.bin", "t").is_ok());
         assert!(resolve(&model, "./sub/w.bin", "t").is_ok());
-        for bad in ["../secret", "sub/../../secret", "/etc/passwd", "", "..", "a\\b", "a\0b"] {
+        for bad in ["../secret", "sub/../../secret", "/etc/passwd", "", "..", "a\0b"] {
             assert!(matches!(resolve(&model, bad, "t"), Err(OnnxError::EscapingExternal { .. })), "{bad}");
+        }
+        for (bad, why) in [
+            ("a\\b", LocationFault::Backslash),
+            ("..\\secret", LocationFault::Backslash),
+            ("*/_ORT_MEM_ADDR_/*", LocationFault::Memory),
+        ] {
+            let error = resolve(&model, bad, "t").unwrap_err();
+            assert!(matches!(&error, OnnxError::BadLocation { fault, .. } if *fault == why), "{error}");
         }
         assert!(matches!(resolve(&model, "absent", "t"), Err(OnnxError::MissingExternal { .. })));
     }

@@ -54,23 +54,37 @@ impl Patch {
             && self.outputs.is_empty()
     }
 
+    /// Names that the patch defines.
+    fn defined(&self) -> impl Iterator<Item = &str> {
+        self.nodes
+            .iter()
+            .flat_map(|(_, node)| node.output.iter().map(String::as_str))
+            .chain(self.initializers.iter().filter_map(|t| t.name.as_deref()))
+            .chain(self.inputs.iter().filter_map(|i| i.name.as_deref()))
+            .chain(self.promised.iter().map(String::as_str))
+            .chain(self.renames.iter().map(|(.., name)| name.as_str()))
+    }
+
+    /// Values whose names the patch frees, by renaming the outputs that have them.
+    fn freed(&self, graph: &Graph<'_>) -> HashSet<ValueId> {
+        self.renames.iter().filter_map(|(n, slot, _)| graph.output(*n, *slot)).collect()
+    }
+
+    /// A name that the patch defines and that a value of the graph has already.
+    pub fn taken(&self, graph: &Graph<'_>) -> Option<&str> {
+        let freed = self.freed(graph);
+        self.defined().find(|name| graph.value(name).is_some_and(|value| !freed.contains(&value)))
+    }
+
     /// Checks that every name that the patch defines is new or free, and that every name it reads is defined by
     /// the graph or by the patch.
     ///
     /// # Panics
     /// If not: a patch is made by this crate, so that would be a bug that must not reach a file.
     pub fn check(&self, graph: &Graph<'_>) {
-        let freed: HashSet<ValueId> = self.renames.iter().filter_map(|(n, slot, _)| graph.output(*n, *slot)).collect();
+        let freed = self.freed(graph);
         let mut defined: HashSet<&str> = HashSet::new();
-        let all = self
-            .nodes
-            .iter()
-            .flat_map(|(_, node)| node.output.iter().map(String::as_str))
-            .chain(self.initializers.iter().filter_map(|t| t.name.as_deref()))
-            .chain(self.inputs.iter().filter_map(|i| i.name.as_deref()))
-            .chain(self.promised.iter().map(String::as_str))
-            .chain(self.renames.iter().map(|(.., name)| name.as_str()));
-        for name in all {
+        for name in self.defined() {
             let free = graph.value(name).is_none_or(|v| freed.contains(&v));
             assert!(free && defined.insert(name), "the patch redefines `{name}`");
         }

@@ -1,6 +1,7 @@
 //! The proof that does not look through the eyes of the edit: what was written is loaded as a consumer loads it and run,
 //! and every value that a normalisation or the unembedding reads is looked at in the whole graph ([`crate::proof`]).
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -68,7 +69,8 @@ pub fn prove(
     let given = if consumer.prompts.is_empty() { &made_up } else { consumer.prompts };
     let prompts: Vec<&[u32]> =
         given.iter().take(PROMPTS).map(|p| &p[..p.len().min(POSITIONS)]).filter(|p| !p.is_empty()).collect();
-    let run = Run { consumer, interface: &base.1.lm.interface, prompts: &prompts };
+    let run =
+        Run { consumer, interface: &base.1.lm.interface, embedding: base.1.embedding.as_ref(), prompts: &prompts };
     if let Some(refusal) = &base.1.lm.interface.unfed {
         if run.loaded(base.0, out, &mut found).is_some() {
             found.unchecked.push(format!("the output was loaded and not run: {refusal}"));
@@ -78,8 +80,9 @@ pub fn prove(
     let written = run.published(base.0, out, &mut found)?;
     let width = direction.width();
     let graph = Graph::new(&out.model);
+    let taken = base.1.lm.interface.inputs_embeds.as_deref();
     let embedding =
-        out.embedding.as_ref().map(|model| EmbeddingFile::new(Graph::new(model), Some(width))).transpose()?;
+        (out.embedding.as_ref()).map(|model| EmbeddingFile::new(Graph::new(model), taken, Some(width))).transpose()?;
     let before = Looked { graph: &base.1.graph, embedding: base.1.embedding.as_ref(), width };
     let after = Looked { graph: &graph, embedding: embedding.as_ref(), width };
     let logits = &run.interface.logits;
@@ -228,9 +231,26 @@ fn other_logits(apart: Option<(f64, f64)>, own: Option<f64>) -> Option<String> {
 fn made_up(base: &Understood<'_>) -> Vec<Vec<u32>> {
     // a file that does not tell its vocabulary has one of some size
     let vocabulary = inspect::vocabulary(&base.graph, &base.lm).unwrap_or(64).max(1);
-    let token = |row: usize, at: usize| (7919 * row + 104_729 * at + 5) % vocabulary;
+    let marks = base.embedding.as_ref().map(marks).unwrap_or_default();
+    let token = |row: usize, at: usize| {
+        let first = (7919 * row + 104_729 * at + 5) % vocabulary;
+        (first..first + vocabulary)
+            .map(|token| token % vocabulary)
+            .find(|token| !marks.contains(token))
+            .unwrap_or(first)
+    };
     let row = |row: usize| (0..ROW).map(|at| u32::try_from(token(row, at)).unwrap_or(0)).collect();
     (0..PROMPTS).map(row).collect()
+}
+
+/// Tokens that an embedding file may put features in the place of: the whole numbers that its graph holds.
+fn marks(file: &EmbeddingFile<'_>) -> HashSet<usize> {
+    if file.features.is_empty() {
+        return HashSet::new();
+    }
+    let graph = &file.graph;
+    let values = graph.nodes().flat_map(|node| graph.all_inputs(node));
+    values.filter_map(|value| graph.const_ints(value)).flatten().filter_map(|n| usize::try_from(n).ok()).collect()
 }
 
 /// What is allowed for the types that a base computes in.
@@ -336,6 +356,8 @@ impl Branch {
 struct Run<'a> {
     consumer: &'a Consumer<'a>,
     interface: &'a Interface,
+    /// The file that makes the embeddings, as the base has it.
+    embedding: Option<&'a EmbeddingFile<'a>>,
     prompts: &'a [&'a [u32]],
 }
 
@@ -425,12 +447,26 @@ impl Run<'_> {
         prompt: &[u32],
     ) -> Result<ArrayD<f32>, RuntimeError> {
         let mut feeds = self.feeds(model, prompt)?;
-        if let (Some(embedding), Some(fed)) = (embedding, &self.interface.inputs_embeds) {
-            let ids = self.feeds(embedding, prompt)?;
-            let output = embedding.outputs().into_iter().next().unwrap_or_default();
-            let inputs = ids.iter().map(|(name, value)| (name.clone(), value)).collect();
-            let mut made = embedding.run(inputs, std::slice::from_ref(&output))?;
-            feeds.extend(made.pop().map(|value| (fed.clone(), value)));
+        if let (Some(session), Some(file), Some(fed)) = (embedding, self.embedding, &self.interface.inputs_embeds) {
+            let mut own = self.feeds(session, prompt)?;
+            for feature in &file.features {
+                if session.input_type(&feature.name).is_none() || own.iter().any(|(name, _)| *name == feature.name) {
+                    continue;
+                }
+                let shape = IxDyn(&feature.shape);
+                let none = match feature.dtype.is_float() {
+                    true => Tensor::F32(ArrayD::zeros(shape)),
+                    false => Tensor::I64(ArrayD::zeros(shape)),
+                };
+                own.push((feature.name.clone(), session.upload(none, feature.dtype)?));
+            }
+            let (mut outputs, mut taken) = (vec![file.graph.name(file.output).to_string()], vec![fed.clone()]);
+            for other in file.others.iter().filter(|other| model.input_type(other).is_some()) {
+                outputs.push(other.clone());
+                taken.push(other.clone());
+            }
+            let inputs = own.iter().map(|(name, value)| (name.clone(), value)).collect();
+            feeds.extend(taken.into_iter().zip(session.run(inputs, &outputs)?));
         }
         let inputs = feeds.iter().map(|(name, value)| (name.clone(), value)).collect();
         let outputs = [self.interface.logits.clone()];

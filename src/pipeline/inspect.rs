@@ -79,7 +79,7 @@ fn variant(variant: &Variant) -> VariantInspect {
         Role::Embedding => match Model::open(&variant.files.onnx) {
             Ok(model) => {
                 let mut found = file(&[&model]);
-                match EmbeddingFile::new(Graph::new(&model), None) {
+                match EmbeddingFile::new(Graph::new(&model), None, None) {
                     Ok(file) => {
                         let shape = file.writer.weights.first().map(|w| &file.graph.model.tensor(w.tensor).shape);
                         found.d_model = shape.and_then(|s| usize::try_from(*s.last()?).ok()).unwrap_or(0);

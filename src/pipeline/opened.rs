@@ -9,7 +9,7 @@ use super::files::ModelFiles;
 use super::package::{Package, undownloaded};
 use crate::bake::{BakeError, BakePlan, ByteReport, PlanOptions, hex, verify_bytes};
 use crate::error::Error;
-use crate::lm::{EmbeddingFile, LanguageModel, ModelConfig, Refusal, Writer};
+use crate::lm::{EmbeddingFile, Interface, LanguageModel, ModelConfig, Refusal, Writer};
 use crate::method::direction::Direction;
 use crate::onnx::{Graph, Model};
 use crate::runtime::batch::Sharing;
@@ -50,6 +50,19 @@ pub struct Plans {
 pub fn takes_embeddings(model: &Model) -> bool {
     let inputs = model.skeleton.graph.iter().flat_map(|graph| &graph.input);
     inputs.filter_map(|input| input.name.as_deref()).any(|name| name == "inputs_embeds")
+}
+
+/// The refusal to run an embedding file that takes features with every prompt.
+fn no_text_alone(feature: &str) -> Refusal {
+    Refusal {
+        node: "(embedding file)".into(),
+        op: String::new(),
+        tensor: feature.into(),
+        reason: "the embedding file takes features of a fixed size with every prompt, so none is of text alone".into(),
+        hint:
+            "`bake` edits the model all the same; to measure it, export the embedding with an open number of features"
+                .into(),
+    }
 }
 
 /// Indexes an `.onnx` file; one that was not downloaded is told as such.
@@ -109,7 +122,7 @@ impl Opened {
         let mut lm = LanguageModel::new(&graph, &self.config)?;
         let embedding = match (&lm.interface.inputs_embeds, &self.embedding) {
             (None, _) => None,
-            (Some(_), Some(model)) => Some(EmbeddingFile::new(Graph::new(model), Some(lm.d_model()))?),
+            (Some(name), Some(model)) => Some(EmbeddingFile::new(Graph::new(model), Some(name), Some(lm.d_model()))?),
             (Some(name), None) => {
                 return Err(Refusal {
                     node: "(graph)".into(),
@@ -124,7 +137,13 @@ impl Opened {
             }
         };
         if let Some(embedding) = &embedding {
+            if !embedding.others.is_empty() {
+                lm.interface = Interface::beside(&graph, &self.config, &embedding.others)?;
+            }
             lm.interface.input_ids.clone_from(&embedding.input_ids);
+            if let Some(feature) = embedding.features.iter().find(|feature| !feature.is_empty()) {
+                lm.interface.unfed.get_or_insert_with(|| no_text_alone(&feature.name));
+            }
         }
         Ok(Understood { graph, lm, embedding, sharing: OnceLock::new() })
     }

@@ -127,7 +127,7 @@ fn past_limits(model: &Model, plan: &BakePlan, options: &BakeOptions<'_>) -> Res
 /// # Errors
 /// If the graph makes no embedding, or one of another width.
 pub fn embedding_plan(base: &Model, direction: &Direction, options: &PlanOptions) -> Result<BakePlan, Error> {
-    let file = EmbeddingFile::new(Graph::new(base), Some(direction.width()))?;
+    let file = EmbeddingFile::new(Graph::new(base), None, Some(direction.width()))?;
     let writer = std::slice::from_ref(&file.writer);
     Ok(BakePlan::new(&file.graph, writer, direction.width(), direction, options)?)
 }

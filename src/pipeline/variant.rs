@@ -118,8 +118,9 @@ pub struct Desk<'a> {
     observer: &'a dyn Observer,
     /// Every file written so far, relative to the output, with the `.onnx` file that it was written for.
     written: BTreeMap<PathBuf, String>,
-    /// Edits of every `.onnx` file written so far.
-    edits: BTreeMap<PathBuf, Vec<EditRow>>,
+    /// Edits of every `.onnx` file written so far, and the quantised writers that got nodes in it because rounding was
+    /// past its limits.
+    edits: BTreeMap<PathBuf, (Vec<EditRow>, BTreeSet<String>)>,
     /// Whether one model is baked: then its name goes without saying.
     lone: bool,
 }
@@ -176,8 +177,11 @@ impl<'a> Desk<'a> {
         relative: &Path,
         stage: &str,
     ) -> Result<(Vec<EditRow>, u64), Error> {
-        if let Some(edits) = self.edits.get(relative) {
+        if let Some((edits, by_nodes)) = self.edits.get(relative) {
             // the embedding of several models: what it holds is proved for each
+            if !by_nodes.is_empty() {
+                *plan = again(by_nodes.clone())?;
+            }
             return Ok((edits.clone(), 0));
         }
         let under = relative.parent().unwrap_or(Path::new(""));
@@ -202,9 +206,11 @@ impl<'a> Desk<'a> {
         }
         let mut edits = self.apply(model, plan, &folder, stage)?;
         // where nodes cannot be inserted, rounding is what there is
+        let mut by_nodes = BTreeSet::new();
         if let Some(past) = self.options.past_limits(&edits, plan)
-            && let Ok(other) = again(past)
+            && let Ok(other) = again(past.clone())
         {
+            by_nodes = past;
             for output in &outputs {
                 let place = folder.join(output.strip_prefix(under).expect("outputs are below the model's folder"));
                 std::fs::remove_file(&place).map_err(io(&place, "replace"))?;
@@ -244,7 +250,7 @@ impl<'a> Desk<'a> {
             bytes += std::fs::metadata(&place).map_err(io(&place, "read"))?.len();
             self.written.insert(output, shown(relative));
         }
-        self.edits.insert(relative.to_path_buf(), edits.clone());
+        self.edits.insert(relative.to_path_buf(), (edits.clone(), by_nodes));
         Ok((edits, bytes))
     }
 

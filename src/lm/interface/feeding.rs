@@ -130,7 +130,7 @@ pub(super) fn dtype(info: &ValueInfoProto) -> DataType {
 }
 
 /// Whether a type holds integers that tokens and positions come in.
-pub(super) fn is_index(dtype: DataType) -> bool {
+pub(in crate::lm) fn is_index(dtype: DataType) -> bool {
     matches!(dtype, DataType::INT64 | DataType::INT32)
 }
 

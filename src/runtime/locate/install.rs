@@ -84,6 +84,7 @@ fn install_wheel(
         .prefix(TEMPORARY)
         .tempdir_in(&cache)
         .map_err(failed("create a temporary folder in", &cache))?;
+    crate::files::abandon_too(temporary.path());
 
     let archive = download(environment, wheel, temporary.path(), on_event)?;
     on_event(InstallEvent::Verifying(&archive));
