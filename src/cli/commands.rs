@@ -22,7 +22,7 @@ use lancet::pipeline::{
     self, BakeOptions, Opened, Package, RunOptions, Understood, choose, direction_file, evaluate, inspect, prove,
 };
 use lancet::prompt_files::{self, PromptLocation};
-use lancet::report::{PackageResult, RunResult, text};
+use lancet::report::{PackageResult, RunResult, describe};
 use lancet::runtime::session::Runtime;
 
 use super::args::{
@@ -51,11 +51,6 @@ pub enum Outcome {
     Failed,
     /// The guard refused.
     Guarded,
-}
-
-/// How results are coloured.
-pub fn style() -> text::Style {
-    text::Style { color: ui::colour() }
 }
 
 /// Share of the mean activation's norm below which a candidate is rounding noise.
@@ -213,7 +208,7 @@ fn published(out: &str, printed: anyhow::Result<()>) -> anyhow::Result<()> {
 pub fn finish(context: &Context, result: &RunResult) -> anyhow::Result<Outcome> {
     let printed = match context.json {
         true => ui::print_json(result),
-        false => ui::print(&text::run_summary(result, ui::width(), style())),
+        false => ui::show(&describe::run(result)),
     };
     match &result.outputs.model {
         Some(out) => published(out, printed)?,
@@ -257,7 +252,7 @@ pub fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<Outcome>
         if context.json {
             ui::print_json(&result)?;
         } else {
-            ui::print(&text::package_inspect(&result, ui::width(), style()))?;
+            ui::show(&describe::package::inspect(&result))?;
         }
         let refused = result.variants.iter().any(|v| !v.inspect.refusals.is_empty());
         return Ok(if refused { Outcome::Failed } else { Outcome::Done });
@@ -279,7 +274,7 @@ pub fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<Outcome>
     if context.json {
         ui::print_json(&result)?;
     } else {
-        ui::print(&text::inspect_table(&result, ui::width(), style()))?;
+        ui::show(&describe::inspect(&result))?;
     }
     Ok(if result.refusals.is_empty() { Outcome::Done } else { Outcome::Failed })
 }
@@ -316,7 +311,7 @@ pub fn collect(context: &Context, args: &CollectArgs) -> anyhow::Result<Outcome>
     if context.json {
         ui::print_json(&summary)?;
     } else {
-        ui::print(&text::collect_summary(&summary, ui::width(), style()))?;
+        ui::show(&describe::collect(&summary))?;
     }
     Ok(Outcome::Done)
 }
@@ -367,7 +362,7 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Outcome> {
     if context.json {
         ui::print_json(&choice.result)?;
     } else {
-        ui::print(&text::select_summary(&choice.result, ui::width(), style()))?;
+        ui::show(&describe::select(&choice.result))?;
     }
     Ok(Outcome::Done)
 }
@@ -437,7 +432,7 @@ pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Outcome> {
     let (result, _) = result.into_lone();
     let printed = match context.json {
         true => ui::print_json(&result),
-        false => ui::print(&text::bake_summary(&result, ui::width(), style())),
+        false => ui::show(&describe::bake(&result)),
     };
     published(&result.output, printed)?;
     Ok(Outcome::Done)
@@ -481,7 +476,7 @@ fn bake_measured(
 fn finish_package(context: &Context, result: &PackageResult) -> anyhow::Result<Outcome> {
     let printed = match context.json {
         true => ui::print_json(result),
-        false => ui::print(&text::package_summary(result, ui::width(), style())),
+        false => ui::show(&describe::package::bake(result)),
     };
     match result.published {
         true => published(&result.output, printed)?,
@@ -549,7 +544,7 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
         if context.json {
             ui::print_json(&result)?;
         } else {
-            ui::print(&text::verify_summary(&result, ui::width(), style()))?;
+            ui::show(&describe::verify(&result))?;
         }
         return Ok(if result.passed { Outcome::Done } else { Outcome::Failed });
     }
@@ -559,14 +554,14 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
         if context.json {
             ui::print_json(&result)?;
         } else {
-            ui::print(&text::verify_summary(&result, ui::width(), style()))?;
+            ui::show(&describe::verify(&result))?;
         }
         return Ok(if result.passed { Outcome::Done } else { Outcome::Failed });
     }
     if context.json {
         ui::print_json(&result)?;
     } else {
-        ui::print(&text::package_verify(&result, ui::width(), style()))?;
+        ui::show(&describe::package::verify(&result))?;
     }
     Ok(if result.passed { Outcome::Done } else { Outcome::Failed })
 }
@@ -592,7 +587,7 @@ pub fn eval(context: &Context, args: &EvalArgs) -> anyhow::Result<Outcome> {
     if context.json {
         ui::print_json(&result)?;
     } else {
-        ui::print(&text::model_eval_summary(&result, ui::width(), style()))?;
+        ui::show(&describe::model_eval(&result))?;
     }
     Ok(Outcome::Done)
 }

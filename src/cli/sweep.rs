@@ -9,7 +9,7 @@ use lancet::pipeline::sweep::{self, SweepOptions, Swept};
 use lancet::pipeline::variant::Running;
 use lancet::pipeline::{self, direction_file};
 use lancet::prompt_files;
-use lancet::report::text;
+use lancet::report::describe;
 
 use super::args::{CrossSet, MethodArgs, PromptArgs, SweepArgs};
 use super::commands::{self, Context, Outcome};
@@ -52,7 +52,7 @@ pub fn sweep(context: &Context, args: &SweepArgs) -> anyhow::Result<Outcome> {
     if context.json {
         ui::print_json(&swept.result)?;
     } else {
-        ui::print(&text::sweep_summary(&swept.result, ui::width(), commands::style()))?;
+        ui::show(&describe::sweep(&swept.result))?;
     }
     Ok(if swept.result.recommended.is_some() { Outcome::Done } else { Outcome::Guarded })
 }

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lancet::pipeline::engine::Observer;
-use lancet::report::text::{escaped, tame};
+use lancet::report::document::{Document, terminal};
+use lancet::report::layout::{escaped, tame};
 
 /// Progress bars on a terminal; a line a stage elsewhere; nothing when quiet.
 pub struct Ui {
@@ -123,6 +124,11 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Writes the summary of a document to stdout, in lines that fit.
+pub fn show(document: &Document) -> anyhow::Result<()> {
+    print(&terminal(document, width(), colour()))
+}
+
 /// Writes a value as JSON to stdout. What steers a terminal stands in strings alone, and is written there as its number.
 pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     let mut text = String::new();
@@ -138,12 +144,12 @@ pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 }
 
 /// Width to wrap at.
-pub fn width() -> usize {
+fn width() -> usize {
     std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).filter(|c| (40..=400).contains(c)).unwrap_or(100)
 }
 
 /// Whether results on stdout are coloured.
-pub fn colour() -> bool {
+fn colour() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 

@@ -271,7 +271,9 @@ impl<'m> Graph<'m> {
         for node in by_rank {
             let node = NodeId(node);
             let random = self.node(node).op().starts_with("Random") || self.op(node) == "Bernoulli";
-            if random || self.all_inputs(node).iter().any(|v| self.dynamic[v.0]) {
+            // the second input of a CastLike gives a type, no elements
+            let given = if self.op(node) == "CastLike" { 1 } else { usize::MAX };
+            if random || self.all_inputs(node).iter().take(given).any(|v| self.dynamic[v.0]) {
                 for output in self.outputs(node).collect::<Vec<_>>() {
                     self.dynamic[output.0] = true;
                 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use super::WriterRow;
-use super::layout::{blanked, pattern};
 
 /// The writers of one layer, or, without a number, those that start the stream.
 pub(super) struct Block<'a> {
@@ -110,9 +109,56 @@ pub(super) fn numbers<'a: 'b, 'b>(blocks: impl Iterator<Item = &'b Block<'a>>) -
     }
 }
 
+/// Names that differ in their numbers only, as one: `layers.*.o_proj` for `layers.0.o_proj`, `layers.1.o_proj`.
+pub(super) fn pattern(names: &[&str]) -> String {
+    let pieces = |name: &str| -> Vec<String> {
+        let mut all: Vec<String> = Vec::new();
+        let mut digits = None;
+        for c in name.chars() {
+            if digits != Some(c.is_ascii_digit()) {
+                all.push(String::new());
+                digits = Some(c.is_ascii_digit());
+            }
+            all.last_mut().expect("just pushed").push(c);
+        }
+        all
+    };
+    let Some(first) = names.first() else {
+        return String::new();
+    };
+    let all: Vec<Vec<String>> = names.iter().map(|n| pieces(n)).collect();
+    let joined: String = pieces(first)
+        .iter()
+        .enumerate()
+        .map(|(i, piece)| if all.iter().all(|p| p.get(i) == Some(piece)) { piece } else { "*" })
+        .collect();
+    joined.replace("*.*", "*")
+}
+
+/// A name with its numbers blanked: equal for names that [`pattern`] can join.
+pub(super) fn blanked(name: &str) -> String {
+    let mut out = String::new();
+    for c in name.chars() {
+        match c {
+            '0'..='9' if out.ends_with('*') => {}
+            '0'..='9' => out.push('*'),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_join() {
+        assert_eq!(pattern(&["a.0.w4", "a.11.w4"]), "a.*.w4");
+        assert_eq!(pattern(&["KL 0.31 > 0.2", "KL 1.05 > 0.2"]), "KL * > 0.2");
+        assert_eq!(blanked("a.11.w4"), "a.*.w*");
+        assert_eq!(pattern(&[]), "");
+    }
 
     fn writers(kinds: &str) -> Vec<WriterRow> {
         let row = |(layer, kind): (usize, char)| WriterRow {

@@ -1,36 +1,6 @@
-//! Laying out terminal text: colour, safe lines, wrapping, tables.
+//! Characters and columns: text that steers no terminal and no page, and how much of it fits into a line.
 
-/// How text may look.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Style {
-    /// Whether ANSI colours are used.
-    pub color: bool,
-}
-
-/// What a piece of text is, and with it its colour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Tone {
-    Plain,
-    Strong,
-    Faint,
-    Good,
-    Doubtful,
-    Bad,
-}
-
-impl Style {
-    pub(super) fn paint(self, tone: Tone, text: &str) -> String {
-        let code = match tone {
-            Tone::Strong => "1",
-            Tone::Faint => "2",
-            Tone::Good => "1;32",
-            Tone::Doubtful => "1;33",
-            Tone::Bad => "1;31",
-            Tone::Plain => return text.to_owned(),
-        };
-        if self.color && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-    }
-}
+use unicode_width::UnicodeWidthChar;
 
 /// Text from a model, a file or a user as one line that is safe on a terminal: white space runs become one
 /// space; control and direction-changing characters, with which it could rewrite the screen, become `�`.
@@ -89,19 +59,7 @@ fn colour_code(text: &str) -> usize {
 
 /// Terminal columns of a character: 0 for combining marks, 2 for East Asian wide ones and emoji.
 fn columns_of(c: char) -> usize {
-    match u32::from(c) {
-        0x300..=0x36f | 0x200b..=0x200d | 0x20d0..=0x20ff | 0xfe00..=0xfe0f => 0,
-        0x1100..=0x115f
-        | 0x2e80..=0xa4cf
-        | 0xac00..=0xd7a3
-        | 0xf900..=0xfaff
-        | 0xfe30..=0xfe6f
-        | 0xff00..=0xff60
-        | 0xffe0..=0xffe6
-        | 0x1f300..=0x1faff
-        | 0x20000..=0x3fffd => 2,
-        _ => 1,
-    }
+    c.width().unwrap_or(0)
 }
 
 /// Terminal columns of text without escape sequences.
@@ -144,11 +102,11 @@ pub(super) fn shorten_middle(text: &str, width: usize) -> String {
 /// `text` with a no-break space between a number and its unit.
 fn glue_units(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for word in text.split(' ') {
+    for (i, word) in text.split(' ').enumerate() {
         let unit = word.trim_end_matches([',', ';', '.', ')']);
         let unit = ["%", "s", "min", "B", "kB", "MB", "GB", "TB"].contains(&unit);
         let glued = unit && out.ends_with(|c: char| c.is_ascii_digit());
-        if !out.is_empty() {
+        if i > 0 {
             out.push(if glued { '\u{a0}' } else { ' ' });
         }
         out.push_str(word);
@@ -156,116 +114,67 @@ fn glue_units(text: &str) -> String {
     out
 }
 
-/// One line of text broken at spaces into lines of at most `width` columns; longer words are cut.
-pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
+/// Pieces of one line of text, each with what belongs to it (its look, say), broken at spaces into lines of at most
+/// `width` columns. Longer words are cut; a number stays beside its unit.
+pub(super) fn wrap_pieces<L: Copy>(pieces: &[(&str, L)], width: usize) -> Vec<Vec<(String, L)>> {
     let width = width.max(8);
-    let mut lines = vec![String::new()];
-    let text = glue_units(text);
-    for mut word in text.split(' ').filter(|w| !w.is_empty()) {
-        let line = lines.last_mut().expect("starts with one line");
-        if !line.is_empty() {
-            if columns(line) + 1 + columns(word) <= width {
-                line.push(' ');
-                line.push_str(word);
-                continue;
+    let mut words: Vec<Vec<(String, L)>> = vec![vec![]];
+    for (text, look) in pieces {
+        for (i, part) in glue_units(text).split(' ').enumerate() {
+            if i > 0 {
+                words.push(vec![]);
             }
-            lines.push(String::new());
-        }
-        while columns(word) > width {
-            let (start, rest) = word.split_at(fitting(word, width));
-            *lines.last_mut().expect("starts with one line") = start.to_owned();
-            lines.push(String::new());
-            word = rest;
-        }
-        lines.last_mut().expect("starts with one line").push_str(word);
-    }
-    lines.into_iter().map(|line| line.replace('\u{a0}', " ")).collect()
-}
-
-/// `label  text`, wrapped, with the text in its own column; at most `most` lines.
-pub(super) fn labelled(out: &mut String, style: Style, label: (&str, usize), text: &str, frame: (usize, usize)) {
-    let (width, most) = frame;
-    let (label, indent) = label;
-    let mut lines = wrap(&single_line(text), width.saturating_sub(indent));
-    if lines.len() > most {
-        lines.truncate(most);
-        let last = lines.last_mut().expect("most is at least 1");
-        *last = shorten(&format!("{last} …"), width.saturating_sub(indent));
-    }
-    for (i, line) in lines.iter().enumerate() {
-        let head = if i == 0 { label } else { "" };
-        let pad = " ".repeat(indent.saturating_sub(columns(head)));
-        out.push_str(&format!("{}{pad}{line}\n", style.paint(Tone::Faint, head)));
-    }
-}
-
-/// Width of the label column of facts.
-pub(super) const LABEL: usize = 12;
-
-/// A line `label  text` of a list of facts.
-pub(super) fn fact(out: &mut String, style: Style, width: usize, label: &str, text: &str) {
-    labelled(out, style, (label, LABEL), text, (width, usize::MAX));
-}
-
-/// A table cell.
-pub(super) type Cell = (String, Tone);
-
-pub(super) fn plain(text: impl Into<String>) -> Cell {
-    (text.into(), Tone::Plain)
-}
-
-/// Rows under a faint header, columns aligned to the right where `right` says so, two spaces between.
-pub(super) fn table(out: &mut String, style: Style, header: &[&str], right: &[bool], rows: &[Vec<Cell>]) {
-    let header: Vec<Cell> = header.iter().map(|h| ((*h).to_owned(), Tone::Faint)).collect();
-    let rows: Vec<&Vec<Cell>> = std::iter::once(&header).chain(rows).collect();
-    let widths: Vec<usize> = (0..header.len())
-        .map(|i| rows.iter().filter_map(|r| r.get(i)).map(|c| columns(&c.0)).max().unwrap_or(0))
-        .collect();
-    for row in rows {
-        let mut line = String::new();
-        for (i, (text, tone)) in row.iter().enumerate() {
-            let pad = " ".repeat(widths[i] - columns(text));
-            let text = style.paint(*tone, text);
-            line.push_str(&if right[i] { format!("  {pad}{text}") } else { format!("  {text}{pad}") });
-        }
-        out.push_str(line.trim_end());
-        out.push('\n');
-    }
-}
-
-/// Names that differ in their numbers only, as one: `layers.*.o_proj` for `layers.0.o_proj`, `layers.1.o_proj`.
-pub(super) fn pattern(names: &[&str]) -> String {
-    let pieces = |name: &str| -> Vec<String> {
-        let mut all: Vec<String> = Vec::new();
-        let mut digits = None;
-        for c in name.chars() {
-            if digits != Some(c.is_ascii_digit()) {
-                all.push(String::new());
-                digits = Some(c.is_ascii_digit());
+            if let Some(word) = words.last_mut().filter(|_| !part.is_empty()) {
+                word.push((part.replace('\u{a0}', " "), *look));
             }
-            all.last_mut().expect("just pushed").push(c);
         }
-        all
-    };
-    let Some(first) = names.first() else {
-        return String::new();
-    };
-    let all: Vec<Vec<String>> = names.iter().map(|n| pieces(n)).collect();
-    let joined: String = pieces(first)
-        .iter()
-        .enumerate()
-        .map(|(i, piece)| if all.iter().all(|p| p.get(i) == Some(piece)) { piece } else { "*" })
-        .collect();
-    joined.replace("*.*", "*")
+    }
+    let mut lines = vec![vec![]];
+    let mut used = 0;
+    for word in words.into_iter().filter(|word| !word.is_empty()) {
+        let wide: usize = word.iter().map(|(text, _)| columns(text)).sum();
+        if used > 0 && used + 1 + wide <= width {
+            let space = (" ".to_owned(), word[0].1);
+            lines.last_mut().expect("starts with one line").push(space);
+            used += 1;
+        } else if used > 0 {
+            lines.push(vec![]);
+            used = 0;
+        }
+        for (mut text, look) in word {
+            while used + columns(&text) > width {
+                let rest = text.split_off(fitting(&text, width - used));
+                lines.last_mut().expect("starts with one line").push((text, look));
+                lines.push(vec![]);
+                (text, used) = (rest, 0);
+            }
+            used += columns(&text);
+            lines.last_mut().expect("starts with one line").push((text, look));
+        }
+    }
+    lines
 }
 
-/// A name with its numbers blanked: equal for names that [`pattern`] can join.
-pub(super) fn blanked(name: &str) -> String {
-    let mut out = String::new();
-    for c in name.chars() {
+/// One line of text as [`wrap_pieces`] breaks it.
+pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
+    let lines = wrap_pieces(&[(text, ())], width);
+    lines.into_iter().map(|line| line.into_iter().map(|(text, ())| text).collect()).collect()
+}
+
+/// Text as HTML or XML, in content and in quoted attributes, for drawings: markup is escaped; control characters other
+/// than line breaks and tabs, and characters that change the direction of what follows, become `�`.
+#[must_use]
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
         match c {
-            '0'..='9' if out.ends_with('*') => {}
-            '0'..='9' => out.push('*'),
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            '\n' | '\t' => out.push(c),
+            c if is_unsafe(c) => out.push('\u{fffd}'),
             c => out.push(c),
         }
     }
@@ -301,10 +210,24 @@ mod tests {
     }
 
     #[test]
-    fn names_join() {
-        assert_eq!(pattern(&["a.0.w4", "a.11.w4"]), "a.*.w4");
-        assert_eq!(pattern(&["KL 0.31 > 0.2", "KL 1.05 > 0.2"]), "KL * > 0.2");
-        assert_eq!(blanked("a.11.w4"), "a.*.w*");
-        assert_eq!(pattern(&[]), "");
+    fn pieces_keep_what_belongs_to_them() {
+        let lines = wrap_pieces(&[("(a bb", 1), ("ccc", 2), (") d", 1)], 8);
+        let flat = |line: &[(String, i32)]| line.iter().map(|(text, look)| format!("{text}{look}")).collect::<String>();
+        assert_eq!(lines.iter().map(|line| flat(line)).collect::<Vec<_>>(), ["(a1", "bb1ccc2)1 1d1"]);
+    }
+
+    #[test]
+    fn escape_table() {
+        for (text, expected) in [
+            ("plain", "plain"),
+            ("</script><img onerror=\"x\">", "&lt;/script&gt;&lt;img onerror=&quot;x&quot;&gt;"),
+            ("&amp; it's", "&amp;amp; it&#39;s"),
+            ("a\nb\tc", "a\nb\tc"),
+            ("\u{0}\u{1b}[31m\r\u{9f}", "\u{fffd}\u{fffd}[31m\u{fffd}\u{fffd}"),
+            ("\u{202e}evil\u{2066}", "\u{fffd}evil\u{fffd}"),
+            ("日本語 → é", "日本語 → é"),
+        ] {
+            assert_eq!(escape(text), expected);
+        }
     }
 }

@@ -4,13 +4,11 @@
 //! Rates, drops and leaks are fractions (0.344, not 34.4). No field ever holds NaN or an infinity (JSON has
 //! neither): what could not be measured is `None`, see [`finite`].
 
-pub mod html;
-mod inspect;
+pub mod describe;
+pub mod document;
 mod layers;
-mod layout;
-pub mod markdown;
+pub mod layout;
 mod measured;
-mod measured_text;
 pub mod number;
 pub mod package;
 #[cfg(test)]
@@ -22,8 +20,6 @@ mod schema;
 pub mod scores;
 pub mod stream_graph;
 mod sweep;
-mod sweep_text;
-pub mod text;
 mod verdict;
 
 use std::collections::BTreeMap;
@@ -32,8 +28,6 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::eval::outcome::OutcomeCounts as Outcomes;
 pub use crate::eval::statistics::Interval;
-pub use html::html;
-pub use markdown::markdown;
 pub use measured::{
     Answer, AnswerPair, Checked, ClassResult, ClassRow, ClassTable, Condition, Cost, EvalResult, GuardResult,
     JudgeCounts, Latency, Measured, ModelEval, OneCondition, Pair, Ratio, SetRow, Setup,
@@ -44,6 +38,21 @@ pub use verdict::Verdict;
 
 /// Version of the JSON layout that [`RunResult::schema`] holds.
 pub const SCHEMA: u32 = 2;
+
+/// Longest Markdown summary of a run, in characters: that of a comment on a pull request.
+pub const COMMENT: usize = 6000;
+
+/// A run as a page.
+#[must_use]
+pub fn html(run: &RunResult) -> String {
+    document::html(&describe::run(run))
+}
+
+/// A run as Markdown of at most [`COMMENT`] characters.
+#[must_use]
+pub fn markdown(run: &RunResult) -> String {
+    document::markdown(&describe::run(run), COMMENT)
+}
 
 /// `Some(value)` where `value` is a number that JSON can hold, `None` for NaN and infinities.
 #[must_use]

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::super::InspectResult;
-use super::super::html::escape;
-use super::super::layout::{blanked, columns, pattern, shorten, shorten_middle, single_line, wrap};
+use super::super::layers::{blanked, pattern};
+use super::super::layout::{columns, escape, shorten, shorten_middle, single_line, wrap};
 use super::super::number::count;
 use super::{Card, Plan, Segment, logits, meaning, refusal_facts, summary, unembedding};
 

@@ -1,36 +1,41 @@
 //! A heat map of candidates, position by layer, as inline SVG.
 
-use super::super::number::{score, significant};
-use super::escape;
+use super::drawing::{Drawing, Key};
+use crate::report::layout::escape;
+use crate::report::number::{score, significant};
 
 /// One candidate.
-pub(super) struct Cell {
+#[derive(Debug, Clone)]
+pub struct HeatCell {
+    /// Its column.
     pub layer: usize,
+    /// Its row.
     pub position: i64,
     /// What shades it; none where it was not run. Finite.
     pub value: Option<f64>,
     /// What a pointer that rests on it is told, after its place.
     pub tip: String,
+    /// Why it was discarded.
     pub discarded: Option<String>,
+    /// Whether it was selected.
     pub selected: bool,
 }
 
-/// Position by layer.
-pub(super) struct HeatMap<'a> {
-    pub title: &'a str,
+/// Candidates, position by layer.
+#[derive(Debug, Clone)]
+pub struct HeatMap {
+    /// What shades them.
+    pub title: &'static str,
     /// For values over several orders of magnitude.
     pub logarithmic: bool,
-    pub cells: Vec<Cell>,
-    /// The token at a position.
-    pub token: &'a dyn Fn(i64) -> Option<String>,
-    /// Where the numbers stand.
-    pub table: &'a str,
+    /// The candidates.
+    pub cells: Vec<HeatCell>,
 }
 
-impl HeatMap<'_> {
-    /// The map as a figure, with a key to its shades.
-    pub fn draw(&self) -> String {
-        let (title, table) = (self.title, self.table);
+impl HeatMap {
+    /// The drawing, with a key to its shades.
+    pub(super) fn draw(&self) -> Drawing {
+        let title = self.title;
         let mut positions: Vec<i64> = self.cells.iter().map(|c| c.position).collect();
         positions.sort_unstable();
         positions.dedup();
@@ -46,7 +51,7 @@ impl HeatMap<'_> {
         let (left, bottom) = (48, 40);
         let (width, height) = (left + n_layers * cell + 2, positions.len() * tall + bottom + 2);
         let mut out = format!(
-            "<figure>\n<h3>{title}</h3>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{title}\">\n<svg class=\"map\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{title}, position by layer; the numbers are in {table}\">\n"
+            "<svg class=\"map\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{title}, position by layer; the numbers are in a table of this section\">\n"
         );
         for (row, position) in positions.iter().enumerate() {
             let y = row * tall + tall / 2 + 5;
@@ -73,13 +78,12 @@ impl HeatMap<'_> {
                 continue;
             };
             let (x, y) = (left + c.layer * cell, row * tall);
-            let token = (self.token)(c.position).map(|t| format!(" {t}")).unwrap_or_default();
             let fate = match &c.discarded {
                 Some(reason) => format!("\ndiscarded: {reason}"),
                 None if c.selected => "\nselected".to_owned(),
                 None => String::new(),
             };
-            let tip = escape(&format!("layer {}, position {}{token}\n{}{fate}", c.layer, c.position, c.tip));
+            let tip = escape(&format!("layer {}, position {}\n{}{fate}", c.layer, c.position, c.tip));
             let (w, h) = (cell - 2, tall - 2);
             let place = format!("x=\"{}\" y=\"{}\" width=\"{w}\" height=\"{h}\" rx=\"2\"", x + 1, y + 1);
             out.push_str("<g>");
@@ -102,23 +106,20 @@ impl HeatMap<'_> {
             }
         }
         out.push_str(&pick);
-        out.push_str("</svg>\n</div>\n");
-        if !values.is_empty() {
-            let write = |v: f64| if self.logarithmic { significant(v) } else { score(v) };
-            let scale = if self.logarithmic { " nats, logarithmic" } else { " nats" };
-            out.push_str(&format!(
-                "<p class=\"key\">{} <svg class=\"ramp\" viewBox=\"0 0 10 1\" preserveAspectRatio=\"none\" aria-hidden=\"true\">{}</svg> {}{scale}</p>\n",
-                write(low),
-                (0..10)
-                    .map(|i| format!(
-                        "<rect x=\"{i}\" width=\"1\" height=\"1\" fill=\"var(--heat)\" fill-opacity=\"{:.2}\"/>",
-                        0.1 + 0.9 * f64::from(i) / 9.0
-                    ))
-                    .collect::<String>(),
-                write(high),
-            ));
-        }
-        out.push_str("</figure>\n");
-        out
+        out.push_str("</svg>\n");
+        let write = |v: f64| if self.logarithmic { significant(v) } else { score(v) };
+        let scale = if self.logarithmic { "nats, logarithmic" } else { "nats" };
+        let key = Key { low: write(low), ramp: ramp(), high: format!("{} {scale}", write(high)) };
+        Drawing { title, scrolls: true, svg: out, legend: vec![], key: (!values.is_empty()).then_some(key) }
     }
+}
+
+/// The shades from the lowest value to the highest.
+fn ramp() -> String {
+    let step = |i: u8| {
+        let opacity = 0.1 + 0.9 * f64::from(i) / 9.0;
+        format!("<rect x=\"{i}\" width=\"1\" height=\"1\" fill=\"var(--heat)\" fill-opacity=\"{opacity:.2}\"/>")
+    };
+    let steps: String = (0..10).map(step).collect();
+    format!("<svg class=\"ramp\" viewBox=\"0 0 10 1\" preserveAspectRatio=\"none\" aria-hidden=\"true\">{steps}</svg>")
 }

@@ -1,7 +1,8 @@
 //! Line and point charts as inline SVG: axes with ticks and units, series told apart by colour, mark and dash, intervals
 //! as bars, labels that keep clear of each other. The numbers stand in tables beside them.
 
-use super::escape;
+use super::drawing::{Drawing, Entry};
+use crate::report::layout::escape;
 
 /// Width and height of the drawing, in its own units: readable on a phone, where it is shown as wide.
 const WIDTH: f64 = 360.0;
@@ -12,8 +13,8 @@ const TOP: f64 = 18.0;
 const BOTTOM: f64 = 42.0;
 
 /// How an axis counts.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum Scale {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Scale {
     /// As it is.
     Linear,
     /// Fractions, written as percentages.
@@ -23,18 +24,22 @@ pub(super) enum Scale {
 }
 
 /// One axis.
-pub(super) struct Axis<'a> {
+#[derive(Debug, Clone)]
+pub struct Axis {
     /// What is counted, with its unit.
-    pub title: &'a str,
+    pub title: &'static str,
+    /// How it is counted.
     pub scale: Scale,
     /// Values that must be on it besides the data.
-    pub include: &'a [f64],
+    pub include: &'static [f64],
 }
 
 /// A measured point.
-#[derive(Default, Clone)]
-pub(super) struct Point {
+#[derive(Debug, Default, Clone)]
+pub struct Point {
+    /// Along the horizontal axis.
     pub x: f64,
+    /// Along the vertical axis.
     pub y: f64,
     /// Interval of `x`.
     pub across: Option<(f64, f64)>,
@@ -49,8 +54,11 @@ pub(super) struct Point {
 }
 
 /// Points that belong together; its place in the list gives colour, mark and dash.
-pub(super) struct Series<'a> {
-    pub name: &'a str,
+#[derive(Debug, Clone)]
+pub struct Series {
+    /// What they are.
+    pub name: &'static str,
+    /// In the order in which they are joined.
     pub points: Vec<Point>,
     /// Whether the points are joined.
     pub joined: bool,
@@ -59,13 +67,18 @@ pub(super) struct Series<'a> {
 }
 
 /// A whole chart.
-pub(super) struct Chart<'a> {
-    pub title: &'a str,
-    pub x: Axis<'a>,
-    pub y: Axis<'a>,
-    pub series: Vec<Series<'a>>,
+#[derive(Debug, Clone)]
+pub struct Chart {
+    /// What it shows.
+    pub title: &'static str,
+    /// The horizontal axis.
+    pub x: Axis,
+    /// The vertical axis.
+    pub y: Axis,
+    /// What is drawn.
+    pub series: Vec<Series>,
     /// A vertical line, with its label.
-    pub at: Option<(f64, &'a str)>,
+    pub at: Option<(f64, &'static str)>,
 }
 
 /// Range and ticks of an axis.
@@ -78,7 +91,7 @@ struct Ruler {
 }
 
 impl Ruler {
-    fn of(axis: &Axis<'_>, values: impl Iterator<Item = f64>, most: f64) -> Self {
+    fn of(axis: &Axis, values: impl Iterator<Item = f64>, most: f64) -> Self {
         let all: Vec<f64> = values.chain(axis.include.iter().copied()).filter(|v| v.is_finite()).collect();
         let mut low = all.iter().copied().fold(f64::INFINITY, f64::min);
         let mut high = all.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -136,29 +149,22 @@ fn mark(look: usize, x: f64, y: f64) -> String {
     }
 }
 
-/// The names of the series, each with its mark.
-fn legend(series: &[Series<'_>]) -> String {
-    let entries: String = series
-        .iter()
-        .map(|s| {
-            let line = if s.joined { "<path class=\"line\" d=\"M0 6H24\"/>" } else { "" };
-            let look = s.look % 5;
-            format!(
-                "<li><svg class=\"swatch s{look}\" viewBox=\"0 0 24 12\" width=\"24\" height=\"12\" aria-hidden=\"true\">{line}{}</svg> {}</li>\n",
-                mark(look, 12.0, 6.0),
-                escape(s.name)
-            )
-        })
-        .collect();
-    format!("<ul class=\"legend\">\n{entries}</ul>\n")
+/// A series' mark with a piece of its line, for the legend.
+fn swatch(series: &Series) -> String {
+    let line = if series.joined { "<path class=\"line\" d=\"M0 6H24\"/>" } else { "" };
+    let look = series.look % 5;
+    let mark = mark(look, 12.0, 6.0);
+    format!(
+        "<svg class=\"swatch s{look}\" viewBox=\"0 0 24 12\" width=\"24\" height=\"12\" aria-hidden=\"true\">{line}{mark}</svg>"
+    )
 }
 
-impl Chart<'_> {
-    /// The chart as a figure; empty where there is nothing to draw.
-    pub fn draw(&self) -> String {
+impl Chart {
+    /// The drawing; empty where there is nothing to draw.
+    pub(super) fn draw(&self) -> Drawing {
         let points = || self.series.iter().flat_map(|s| &s.points).filter(|p| p.x.is_finite() && p.y.is_finite());
         if points().next().is_none() {
-            return String::new();
+            return Drawing::default();
         }
         let ends = |interval: Option<(f64, f64)>| interval.into_iter().flat_map(|(low, high)| [low, high]);
         let x = Ruler::of(&self.x, points().flat_map(|p| ends(p.across).chain([p.x])), 6.0);
@@ -171,8 +177,7 @@ impl Chart<'_> {
         let py = |v: f64| HEIGHT - BOTTOM - y.share(v) * (HEIGHT - TOP - BOTTOM);
         let title = escape(self.title);
         let mut out = format!(
-            "<figure class=\"plot\">\n<h3>{title}</h3>\n{}<svg class=\"chart\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}: {} against {}; the numbers are in a table of this section\">\n",
-            legend(&self.series),
+            "<svg class=\"chart\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}: {} against {}; the numbers are in a table of this section\">\n",
             escape(self.y.title),
             escape(self.x.title),
         );
@@ -248,8 +253,9 @@ impl Chart<'_> {
             out.push_str("</g>\n");
         }
         out.push_str(&labels);
-        out.push_str("</svg>\n</figure>\n");
-        out
+        out.push_str("</svg>\n");
+        let legend = self.series.iter().map(|series| Entry { mark: swatch(series), name: series.name }).collect();
+        Drawing { title: self.title, svg: out, legend, ..Drawing::default() }
     }
 }
 

@@ -1,0 +1,322 @@
+//! How the direction was found: activations, candidates, and the classes along it through the layers.
+
+use std::collections::BTreeMap;
+
+use super::super::document::{
+    Axis, Block, Chart, Column, Detail, Document, Facts, Figure, HeatCell, HeatMap, Look, Point, Scale, Section,
+    Series, Table, Text,
+};
+use super::super::layers::{blanked, pattern};
+use super::super::layout::{is_unsafe, shorten};
+use super::super::number::{count, score, seconds, setting, significant};
+use super::super::{Addition, Candidate, CollectSummary, LayerProjection, SelectResult};
+use super::words::or_missing;
+
+/// What `lancet collect` did.
+#[must_use]
+pub fn collect(collect: &CollectSummary) -> Document {
+    let resumed = if collect.resumed > 0 { format!(" ({} resumed)", collect.resumed) } else { String::new() };
+    let prompts = &collect.prompts;
+    let mut facts = Facts::default()
+        .summary(
+            "Collected",
+            format!(
+                "{} harmful, {} pseudo-harmful, {} harmless prompts in {}{resumed}",
+                prompts.harmful,
+                prompts.pseudo_harmful,
+                prompts.harmless,
+                seconds(collect.seconds)
+            ),
+        )
+        .summary(
+            "Means",
+            format!(
+                "{} x {} of width {}",
+                count(collect.n_pos, "position"),
+                count(collect.n_layers, "layer"),
+                collect.d_model
+            ),
+        );
+    if let Some(path) = &collect.output {
+        facts = facts.summary("Output", Text::of(Look::Path, path));
+    }
+    Document { sections: vec![Section::new("collect", "Activations").summary(facts)], ..Document::default() }
+}
+
+/// What `lancet select` found: the selected direction, the best candidates, and how many were discarded for what.
+#[must_use]
+pub fn select(select: &SelectResult) -> Document {
+    let section = Section::new("direction", "The direction").summary(facts(select, Detail::Summary));
+    Document { sections: vec![discarded(best(section, select), select)], ..Document::default() }
+}
+
+/// The direction within a run: the candidates and the layers are drawn, and all numbers are folded.
+pub(super) fn direction(select: &SelectResult) -> Section {
+    let section = Section::new("direction", "The direction").summary(facts(select, Detail::Full));
+    let section = if select.candidates.is_empty() { section } else { candidates(section, select) };
+    if select.layers.is_empty() { section } else { layers(section, select) }
+}
+
+/// The token at a position, white space made visible.
+fn position_token(select: &SelectResult, position: i64) -> Option<String> {
+    let label = select.positions.iter().find(|p| p.position == position)?;
+    let visible = label.token.replace('\n', "\\n").replace('\t', "\\t").replace('\r', "\\r");
+    let safe: String = visible.chars().map(|c| if is_unsafe(c) { '\u{fffd}' } else { c }).collect();
+    Some(shorten(&safe, 24))
+}
+
+/// The selected direction; from `more` on, what it was selected with.
+fn facts(select: &SelectResult, more: Detail) -> Facts {
+    let (s, base, kept, total) = (&select.selected, &select.baseline, &select.kept, &select.total);
+    let mut place = Text::from(format!("layer {}, position {}", s.layer, s.position));
+    if let Some(token) = position_token(select, s.position) {
+        place = place.then(" ").code(token);
+    }
+    let place = place.then(format!(", lambda {}", setting(s.lambda)));
+    let validation = format!(
+        "refusal score {} → {} pseudo-harmful, {} → {} harmful; harmless KL {}",
+        score(base.refusal_score),
+        score(s.refusal_score),
+        score(base.harmful_refusal_score),
+        score(s.harmful_refusal_score),
+        significant(s.kl),
+    );
+    let kept = format!(
+        "{} of {} harmful, {} of {} pseudo-harmful, {} of {} harmless prompts",
+        kept.harmful, total.harmful, kept.pseudo_harmful, total.pseudo_harmful, kept.harmless, total.harmless
+    );
+    let tokens = select.refusal_tokens.iter().map(|t| Text::of(Look::Code, &t.text).then(format!(" ({})", t.id)));
+    let tokens = Text::list(tokens, ", ").then(format!("; {}", select.refusal_tokens_chosen));
+    let procedure = if select.paper { "as published" } else { "as published, with Lancet's additions" };
+    Facts::default()
+        .summary("Direction", place.aside("lambda 1 keeps it clear of true refusal, 0 is the raw vector"))
+        .summary("Validation", validation)
+        .at(more, "Kept", kept)
+        .at(more, "Refusal tokens", tokens)
+        .at(more, "Procedure", procedure)
+}
+
+fn is_selected(select: &SelectResult, candidate: &Candidate) -> bool {
+    (candidate.layer, candidate.position) == (select.selected.layer, select.selected.position)
+}
+
+/// Candidates with what was measured of them.
+fn table<'a>(select: &SelectResult, candidates: impl Iterator<Item = &'a Candidate>) -> Table {
+    let columns = [
+        Column::numbers("layer"),
+        Column::numbers("position"),
+        Column::numbers("pseudo-harmful"),
+        Column::numbers("harmful"),
+        Column::numbers("harmless KL"),
+        Column::numbers("raw norm"),
+        Column::words(""),
+    ];
+    let row = |c: &Candidate| {
+        let numbers = [
+            c.layer.to_string(),
+            c.position.to_string(),
+            score(c.refusal_score),
+            score(c.harmful_refusal_score),
+            significant(c.kl),
+            significant(c.raw_norm),
+        ];
+        let fate = match &c.discarded {
+            Some(reason) => Text::from(reason),
+            None if is_selected(select, c) => Text::of(Look::Strong, "selected"),
+            None => Text::default(),
+        };
+        numbers.map(Text::from).into_iter().chain([fate])
+    };
+    Table::new("candidates", "Candidates", columns).with(candidates.map(row))
+}
+
+/// Candidates that a summary names.
+const BEST: usize = 5;
+
+fn best(section: Section, select: &SelectResult) -> Section {
+    let mut ranked: Vec<_> = select.candidates.iter().filter(|c| c.discarded.is_none()).collect();
+    let by = |c: &Candidate| c.refusal_score.unwrap_or(f64::INFINITY);
+    ranked.sort_by(|a, b| by(a).total_cmp(&by(b)).then(a.layer.cmp(&b.layer)).then(a.position.cmp(&b.position)));
+    let section = section.summary(table(select, ranked.iter().take(BEST).copied()));
+    match ranked.len().checked_sub(BEST) {
+        Some(more @ 1..) => section.summary(Block::Paragraph(Text::from(format!("and {more} more")))),
+        _ => section,
+    }
+}
+
+fn discarded(section: Section, select: &SelectResult) -> Section {
+    let mut reasons: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for reason in select.candidates.iter().filter_map(|c| c.discarded.as_deref()) {
+        reasons.entry(blanked(reason)).or_default().push(reason);
+    }
+    let mut reasons: Vec<_> = reasons.into_values().collect();
+    reasons.sort_by_key(|all| std::cmp::Reverse(all.len()));
+    let n: usize = reasons.iter().map(Vec::len).sum();
+    if n == 0 {
+        return section;
+    }
+    let heading = format!("Discarded {n} of {}", count(select.candidates.len(), "candidate"));
+    let items = reasons.iter().map(|all| Text::from(format!("{}: {}", all.len(), pattern(all))));
+    section.summary(Block::Heading(Text::from(heading))).summary(Block::List(items.collect()))
+}
+
+/// What two heat maps show of a candidate of either kind.
+struct Tried {
+    layer: usize,
+    position: i64,
+    score: Option<f64>,
+    kl: Option<f64>,
+    discarded: Option<String>,
+    selected: bool,
+}
+
+/// Refusal score and KL of candidates as two heat maps.
+fn maps(select: &SelectResult, titles: [&'static str; 2], tried: &[Tried]) -> Block {
+    let cell = |t: &Tried, value: Option<f64>| {
+        let token = position_token(select, t.position).map(|token| format!("{token}\n")).unwrap_or_default();
+        HeatCell {
+            layer: t.layer,
+            position: t.position,
+            value: value.filter(|v| v.is_finite()),
+            tip: format!("{token}refusal score {}, harmless KL {}", score(t.score), significant(t.kl)),
+            discarded: t.discarded.clone(),
+            selected: t.selected,
+        }
+    };
+    let [scores, kls] = titles;
+    let of = |title, logarithmic, value: fn(&Tried) -> Option<f64>| {
+        let cells = tried.iter().map(|t| cell(t, value(t))).collect();
+        Figure::HeatMap(HeatMap { title, logarithmic, cells })
+    };
+    Block::Figures(vec![of(scores, false, |t| t.score), of(kls, true, |t| t.kl)])
+}
+
+fn candidates(section: Section, select: &SelectResult) -> Section {
+    let tried = |c: &Candidate| Tried {
+        layer: c.layer,
+        position: c.position,
+        score: c.refusal_score,
+        kl: c.kl,
+        discarded: c.discarded.clone(),
+        selected: is_selected(select, c),
+    };
+    let tried: Vec<Tried> = select.candidates.iter().map(tried).collect();
+    let all = format!("All {}", count(select.candidates.len(), "candidate"));
+    section
+        .full(maps(select, ["Refusal score of each candidate", "Harmless KL of each candidate"], &tried))
+        .full(Block::Note(Text::from(
+            "A cell is one candidate, ablated on validation prompts: lower (paler) is better in both. The outlined one was \
+             selected; a struck-out one was discarded; an empty one was not run.",
+        )))
+        .full(Block::folded(all, table(select, select.candidates.iter())))
+}
+
+/// A line through the layers for each of some values.
+fn through_layers(
+    select: &SelectResult,
+    title: &'static str,
+    y: Axis,
+    lines: Vec<(&'static str, usize, Vec<(usize, f64)>)>,
+) -> Figure {
+    let series = lines.into_iter().map(|(name, look, values)| {
+        let point = |(layer, y): (usize, f64)| Point {
+            x: layer as f64,
+            y,
+            tip: format!("layer {layer}, {name}: {}", significant(y)),
+            ..Point::default()
+        };
+        Series { name, joined: true, look, points: values.into_iter().map(point).collect() }
+    });
+    let x = Axis { title: "layer", scale: Scale::Whole, include: &[] };
+    let at = Some((select.selected.layer as f64, "selected"));
+    Figure::Chart(Chart { title, x, y, series: series.collect(), at })
+}
+
+/// The classes along three directions, and the cosine between two of them, a layer each.
+fn layers(section: Section, select: &SelectResult) -> Section {
+    type Values = fn(&LayerProjection) -> [f64; 3];
+    let all = &select.layers;
+    let projection = |title: &'static str, values: Values| {
+        let y = Axis { title: "mean projection", scale: Scale::Linear, include: &[0.0] };
+        let line = |i: usize| all.iter().map(|l| (l.layer, values(l)[i])).collect();
+        let names = ["harmful", "pseudo-harmful", "harmless"];
+        let lines = names.iter().enumerate().map(|(i, name)| (*name, i, line(i)));
+        through_layers(select, title, y, lines.collect())
+    };
+    let mut figures = vec![
+        projection("On the true-refusal direction", |l| l.on_true),
+        projection("On the false-refusal direction", |l| l.on_false),
+    ];
+    // An older run or another tool may not have measured it.
+    if all.iter().any(|l| l.on_selected != [0.0; 3]) {
+        figures.push(projection("On the selected direction", |l| l.on_selected));
+    }
+    let y = Axis { title: "cosine", scale: Scale::Linear, include: &[0.0, 1.0] };
+    let cosines = all.iter().filter_map(|l| Some((l.layer, l.cosine?))).collect();
+    let line = vec![("before orthogonalisation", 3, cosines)];
+    figures.push(through_layers(select, "Cosine between the true and the false direction", y, line));
+    let titles = ["layer", "cosine", "true: harmful", "pseudo-harmful", "harmless", "false: harmful", "pseudo-harmful"];
+    let titles = titles.into_iter().chain(["harmless", "selected: harmful", "pseudo-harmful", "harmless"]);
+    let rows = all.iter().map(|l| {
+        let start = [l.layer.to_string(), or_missing(l.cosine, |c| format!("{c:.3}"))];
+        let numbers = [l.on_true, l.on_false, l.on_selected].into_iter().flatten().map(significant);
+        start.into_iter().chain(numbers).map(Text::from).collect::<Vec<_>>()
+    });
+    let table = Table::new("layers", "Projections by layer", titles.map(Column::numbers)).with(rows);
+    section
+        .full(Block::Heading(Text::from("The classes along the directions")))
+        .full(Block::Figures(figures))
+        .full(Block::Note(Text::from(
+            "Mean activation of each class at the selected position, along the unit direction of the layer itself (the \
+             first two) and along the one that was selected. Where harmful prompts lie apart from pseudo-harmful ones on \
+             the true direction, the two kinds of refusal can be told apart.",
+        )))
+        .full(Block::folded("The layers in numbers", table))
+}
+
+/// The true-refusal vector that was added.
+pub(super) fn addition(addition: &Addition, select: &SelectResult) -> Section {
+    let vector = format!(
+        "true refusal of layer {}, position {}; norm {}, times {}",
+        addition.layer,
+        addition.position,
+        significant(addition.norm),
+        setting(addition.alpha)
+    );
+    let validation = format!(
+        "refusal score {} on harmless prompts, harmless KL {}, both with the whole vector",
+        score(addition.refusal_score),
+        significant(addition.kl)
+    );
+    let facts = Facts::default()
+        .full("Vector", vector)
+        .full("Baked", Text::from(format!("{} into ", addition.treatment)).code(&addition.target))
+        .full("On validation", validation);
+    let section = Section::new("addition", "Activation addition").full(facts);
+    if addition.candidates.is_empty() {
+        return section;
+    }
+    let tried: Vec<Tried> = (addition.candidates.iter())
+        .map(|c| Tried {
+            layer: c.layer,
+            position: c.position,
+            score: c.refusal_score,
+            kl: c.kl,
+            discarded: c.discarded.clone(),
+            selected: (c.layer, c.position) == (addition.layer, addition.position),
+        })
+        .collect();
+    let titles = ["layer", "position", "refusal score", "harmless KL"].map(Column::numbers);
+    let titles = titles.into_iter().chain([Column::words("discarded")]);
+    let rows = tried.iter().map(|t| {
+        let numbers = [t.layer.to_string(), t.position.to_string(), score(t.score), significant(t.kl)];
+        numbers.into_iter().chain([t.discarded.clone().unwrap_or_default()]).map(Text::from).collect::<Vec<_>>()
+    });
+    let table = Table::new("candidates", "Candidates of the addition", titles).with(rows);
+    section
+        .full(maps(select, ["Refusal score with the vector added", "Harmless KL with the vector added"], &tried))
+        .full(Block::Note(Text::from(
+            "Measured on harmless validation prompts: a high refusal score tells that the vector carries refusal.",
+        )))
+        .full(Block::folded(format!("All {}", count(tried.len(), "candidate")), table))
+}
