@@ -60,6 +60,8 @@ fn the_bundled_model_loses_a_direction() {
     let direction = Direction::new((1..=96).map(f64::from).collect()).unwrap();
     let base = Path::new("fixtures/chat/model.onnx");
     assert_eq!(bake(base, &direction, &out).unwrap(), 13);
-    // What was written holds nothing of the direction: baking it again changes next to nothing.
-    assert_eq!(std::fs::metadata(out.join("model.onnx")).unwrap().len() / 1024, 3656616 / 1024);
+    // Only metadata were added to the file: the tensors are where they were.
+    let length = |path: &Path| std::fs::metadata(path).unwrap().len();
+    let grown = length(&out.join("model.onnx")) - length(base);
+    assert!((1..1024).contains(&grown), "{grown} bytes more");
 }
