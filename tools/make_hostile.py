@@ -233,6 +233,19 @@ def models():
                         ("huge", (1 << 62,)), ("too_many", (1,) * 300), ("other", (VOCABULARY, WIDTH + 1))]:
         add("model", f"dims_{name}.onnx", changed(dims("embed", *sizes)), [0, 1, 2])
     add("model", "dims_zero_head.onnx", changed(dims("head", WIDTH, 0)), [1, 2])
+    # more bytes than 64 bits count, and a size that is harmless only until the 0 beside it is left out
+    add("model", "dims_more_bytes.onnx", changed(dims("embed", 1 << 60, WIDTH)), [1, 2], "overflow")
+    def empty(model):
+        dims("embed", 0, 1 << 62)(model)
+        find(model, "embed").ClearField("raw_data")
+    add("model", "dims_beside_zero.onnx", changed(empty), [1, 2], "overflow")
+    def few_values(model):
+        tensor = find(model, "down.0")
+        tensor.ClearField("raw_data")
+        tensor.data_type = TensorProto.FLOAT16
+        tensor.int32_data.extend([0x3C00] * 8)
+        tensor.dims[0] = 1 << 40
+    add("model", "few_packed_values.onnx", changed(few_values), [1, 2], "needs more")
     for name, attributes, shape in [
             ("bits_0", {"bits": 0}, (WIDTH, 1, 16)), ("block_0", {"block_size": 0}, (WIDTH, 1, 16)),
             ("block_negative", {"block_size": -16}, (WIDTH, 1, 16)), ("n_0", {"N": 0}, (0, 1, 16)),
