@@ -154,12 +154,12 @@ fn what_is_looked_at() -> Result<(), Failed> {
     let file = folder.path().join(opened.files.relative());
     let mut bytes = std::fs::read(&file)?;
     let model = ModelProto::decode(bytes.as_slice())?;
-    let scales = model.graph.as_ref().unwrap().initializer.iter().filter_map(|tensor| {
+    let mut scales = model.graph.as_ref().unwrap().initializer.iter().filter_map(|tensor| {
         let raw =
             tensor.raw_data.as_ref().filter(|raw| tensor.dims.len() == 1 && raw.len() == 4 * direction.width())?;
         Some(raw.as_slice())
     });
-    let scale = scales.last().expect("the scale of a norm");
+    let scale = scales.next_back().expect("the scale of a norm");
     let at = bytes.windows(scale.len()).position(|window| window == scale).expect("it lies in the file");
     // another scale for half of the channels
     for value in bytes[at..at + scale.len() / 2].as_chunks_mut::<4>().0 {

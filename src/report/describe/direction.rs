@@ -211,12 +211,15 @@ fn candidates(section: Section, select: &SelectResult) -> Section {
         .full(Block::folded(all, table(select, select.candidates.iter())))
 }
 
+/// A line through the layers: its name, its look, and its values by layer.
+type LayerLine = (&'static str, usize, Vec<(usize, f64)>);
+
 /// A line through the layers for each of some values.
 fn through_layers(
     select: &SelectResult,
     title: &'static str,
     y: Axis,
-    lines: Vec<(&'static str, usize, Vec<(usize, f64)>)>,
+    lines: Vec<LayerLine>,
 ) -> Figure {
     let series = lines.into_iter().map(|(name, look, values)| {
         let point = |(layer, y): (usize, f64)| Point {
