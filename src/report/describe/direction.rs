@@ -215,12 +215,7 @@ fn candidates(section: Section, select: &SelectResult) -> Section {
 type LayerLine = (&'static str, usize, Vec<(usize, f64)>);
 
 /// A line through the layers for each of some values.
-fn through_layers(
-    select: &SelectResult,
-    title: &'static str,
-    y: Axis,
-    lines: Vec<LayerLine>,
-) -> Figure {
+fn through_layers(select: &SelectResult, title: &'static str, y: Axis, lines: Vec<LayerLine>) -> Figure {
     let series = lines.into_iter().map(|(name, look, values)| {
         let point = |(layer, y): (usize, f64)| Point {
             x: layer as f64,
