@@ -529,7 +529,7 @@ fn reference(tensor: &mut TensorProto, model: &Model, main: &Path, external: boo
 fn read(path: &Path, offset: u64, length: u64) -> Result<Vec<u8>, OnnxError> {
     let io = |source| OnnxError::Io { path: path.to_path_buf(), source };
     let mut bytes = vec![0; usize::try_from(length).map_err(|e| io(std::io::Error::other(e)))?];
-    let file = std::fs::File::open(path).map_err(io)?;
+    let file = crate::files::open(path).map_err(io)?;
     crate::onnx::external::read_exact_at(&file, &mut bytes, offset).map_err(io)?;
     Ok(bytes)
 }

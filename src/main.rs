@@ -1,6 +1,8 @@
 //! The command line of Lancet: parse, dispatch, exit code.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::unwrap_used)]
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 mod cli;
 

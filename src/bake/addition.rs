@@ -47,7 +47,8 @@ pub(super) fn joined<'w>(named: &'w [(String, &'w Writer)], direction: &'w Direc
     Some(Joined { name, writer, addition })
 }
 
-/// Adds the vector to a bias that is edited in place anyway, added to the whole write as it is, and read by nothing else.
+/// Adds the vector to a bias that is edited in place anyway, added to the whole write as it is, and read by nothing
+/// else.
 pub(super) fn into_bias(graph: &Graph<'_>, joined: &Joined<'_>, tensors: &mut [TensorEdit]) -> Option<Added> {
     let tensor = plain_bias(graph, joined.writer)?;
     let width = joined.addition.vector.len() as u64;
@@ -124,8 +125,9 @@ pub(super) fn node(graph: &Graph<'_>, joined: &Joined<'_>, patch: &mut Patch) ->
     Ok(Added { treatment: "nodes", target })
 }
 
-/// What a reader needs to repeat a strength below 1 and an addition; `verify` takes both from who asks, and compares. Written where it is not the default, and where an
-/// earlier bake of the model wrote it.
+/// The metadata entries that tell the strength and the addition. They are written where the strength is below 1 or
+/// there is an addition, and where an earlier bake of the model wrote them. `verify` takes both from its own options
+/// and compares.
 pub(super) fn metadata(model: &Model, direction: &Direction) -> Vec<(String, String)> {
     let mut entries = Vec::new();
     if direction.share() < 1.0 || own_metadata(model, STRENGTH).is_some() {

@@ -8,7 +8,8 @@ use crate::method::direction::Direction;
 use crate::onnx::patch::{Patch, Place};
 use crate::onnx::{Graph, Storage};
 
-/// Edits that stand in for the nodes after `writer`; the patch leads its readers to copies.
+/// The edits that replace the nodes after `writer`. Where an edit is made in a copy of the tensor, the patch makes the
+/// writer read the copy.
 pub(super) fn edits(
     graph: &Graph<'_>,
     writer: &Writer,

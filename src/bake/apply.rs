@@ -17,11 +17,12 @@ use super::layout::{Content, Entries, FileLayout, Layout};
 use super::plan::{BakePlan, Part, TensorEdit};
 use super::quantised::{self, Tables};
 use super::tensor::{self, BLOCK, Measured, Rounding, Write};
+use crate::files;
 use crate::lm::{Layer, WriterKind};
 use crate::onnx::external::{read_exact_at, write_all_at};
 use crate::onnx::{DataType, Model, Quantised};
 
-/// Bytes that one copy job moves; between jobs it is looked whether the caller cancelled.
+/// Bytes that one copy job moves. Between two jobs the writer checks whether the caller cancelled.
 const COPY: u64 = 16 << 20;
 
 /// How a planned bake is written.
@@ -203,7 +204,8 @@ pub fn apply(
     Ok(edits(plan, &measured))
 }
 
-/// Edits a quantised weight: its codes at `at`, made from the source's bytes at `from`, and its scales wherever they lie.
+/// Edits a quantised weight: its codes at `at`, made from the source's bytes at `from`, and its scales wherever they
+/// lie.
 #[expect(clippy::too_many_arguments, reason = "what one job needs of the whole")]
 fn round(
     model: &Model,
@@ -248,7 +250,7 @@ fn round(
     )?);
     let sha256 = match options.hash {
         true => {
-            let output = File::open(&pair.path).map_err(BakeError::read(&pair.path))?;
+            let output = files::open(&pair.path).map_err(BakeError::read(&pair.path))?;
             let before = sha256_of(&input, from, quantised.bytes()).map_err(BakeError::read(pair.source))?;
             let after = sha256_of(&output, at, quantised.bytes()).map_err(BakeError::read(&pair.path))?;
             Some((before, after))
@@ -298,8 +300,8 @@ fn jobs(layout: &Layout) -> Vec<Job<'_>> {
     edits.into_iter().map(|(_, job)| job).chain(rest).collect()
 }
 
-/// A file that is read and the one that is written from it. Each job opens what it needs: a model may have more files
-/// than a process may hold open.
+/// A file that is read, and the file that is written from it. Each job opens the files that it needs, as a model may
+/// have more files than a process may hold open.
 struct Pair<'l> {
     source: &'l Path,
     path: PathBuf,
@@ -322,7 +324,7 @@ impl<'l> Pair<'l> {
     }
 
     fn input(&self) -> Result<File, BakeError> {
-        File::open(self.source).map_err(BakeError::read(self.source))
+        files::open(self.source).map_err(BakeError::read(self.source))
     }
 
     /// The file that was created; `total` bytes are written in all.
@@ -395,10 +397,7 @@ fn sync_folders(files: &[Pair<'_>], destination: &Path) -> Result<(), BakeError>
 
 /// Makes the names in a folder durable, where the system has a notion of that.
 pub(super) fn sync_folder(path: &Path) -> Result<(), BakeError> {
-    if cfg!(unix) {
-        File::open(path).and_then(|folder| folder.sync_all()).map_err(BakeError::write(path, 0))?;
-    }
-    Ok(())
+    files::sync_folder(path).map_err(BakeError::write(path, 0))
 }
 
 fn edits(plan: &BakePlan, measured: &HashMap<usize, Measured>) -> Vec<Edit> {

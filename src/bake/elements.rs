@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::error::BakeError;
 use super::tensor::BLOCK;
+use crate::files;
 use crate::onnx::external::read_exact_at;
 use crate::onnx::graph::varint_halves;
 use crate::onnx::wire::unpack_varints;
@@ -17,7 +18,8 @@ pub(super) enum Elements {
 }
 
 impl Elements {
-    /// `plain` decodes varints; otherwise they are taken as they are stored. `None` without stored bytes.
+    /// Opens the tensor's bytes. With `plain`, values that are stored as varints are decoded to plain little-endian
+    /// ones; without it, they are taken as they are stored. `None` where the tensor has no stored bytes.
     pub(super) fn open(model: &Model, tensor: &TensorRef, plain: bool) -> Result<Option<Self>, BakeError> {
         let (path, offset, length) = match &tensor.storage {
             Storage::Embedded { offset, length } | Storage::Varints { offset, length } => {
@@ -26,7 +28,7 @@ impl Elements {
             Storage::External { path, offset, length, .. } => (path, *offset, *length),
             Storage::Opaque => return Ok(None),
         };
-        let file = File::open(path).map_err(BakeError::read(path))?;
+        let file = files::open(path).map_err(BakeError::read(path))?;
         let found = Self::File { file, path: path.clone(), offset, length };
         if plain && matches!(tensor.storage, Storage::Varints { .. }) {
             let mut coded = vec![0u8; usize::try_from(length).expect("a decoded tensor fits in memory")];

@@ -322,8 +322,8 @@ fn parts(source: &dyn Source, kind: Kind, range: Range<u64>, budget: &mut usize)
     Ok(found)
 }
 
-/// What differs in a model file, as far as it can be taken apart. `known` are the keys of metadata entries that were held
-/// against the plan elsewhere; tensors' larger payloads and those of edits are compared elsewhere too.
+/// What differs in a model file, as far as it can be taken apart. `known` are the keys of metadata entries that were
+/// held against the plan elsewhere; tensors' larger payloads and those of edits are compared elsewhere too.
 pub(super) fn explain(expected: &dyn Source, found: &dyn Source, file: &str, known: &HashSet<String>) -> Vec<Finding> {
     let mut budget = MOST_PARTS;
     let mut findings = Vec::new();

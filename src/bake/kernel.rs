@@ -21,13 +21,14 @@ use half::{bf16, f16};
 use crate::linalg::dot;
 use crate::onnx::DataType;
 
-/// Elements converted at a time where rows are long; keeps the scratch in the first-level cache.
+/// Number of elements that are converted at a time where rows are long, so that the buffers stay in the first-level
+/// cache.
 const STRETCH: usize = 2048;
 
-/// Leak, relative to the component that was removed, below which no entry is flipped any more.
+/// Entries are sent to their second-nearest value until the leak is below this share of the component that was removed.
 const LEAK_TARGET: f64 = 1.0 / (1 << 18) as f64;
 
-/// An entry is flipped if that leaves at most this share of the leak.
+/// An entry is sent to its second-nearest value only if this leaves at most this share of the leak.
 const FLIP_LEAVES: f64 = 0.875;
 
 /// What an edit makes of a vector `w` of `d_model` entries: `w - share r (r.w) + plus`.
@@ -98,7 +99,7 @@ impl Scratch {
     }
 }
 
-/// Bytes an element of an editable type.
+/// Number of bytes of one element of a float type.
 ///
 /// # Panics
 /// For a type that is no float type; a plan holds none.
@@ -111,7 +112,7 @@ pub fn width(dtype: DataType) -> usize {
     }
 }
 
-/// Whether leaks are spent by flips.
+/// Whether the type is so coarse that some entries are sent to their second-nearest value to take the leak off.
 pub fn is_half(dtype: DataType) -> bool {
     matches!(dtype, DataType::FLOAT16 | DataType::BFLOAT16)
 }
@@ -244,9 +245,10 @@ fn worthwhile(dtype: DataType, rounded: f64, exact: f64, r: f64, e: f64, (typica
     (second.abs() <= largest && error.abs() >= off * step.abs() && enough).then_some(step)
 }
 
-/// How near the middle between two values an entry must lie to be flipped, in steps: the first half of a vector
-/// is choosy, so that flips cost little accuracy; the second takes what it gets. A small component spread over
-/// many coarse entries moves each by less than a quarter of a step, and would otherwise stay.
+/// How far from its nearest value an entry must lie to be sent to the second-nearest one, in steps between the values.
+/// In the first half of the entries that are tried it must be a quarter of a step, so that the moves cost little
+/// accuracy. In the second half any entry will do: a small component that is spread over many coarse entries moves each
+/// of them by less than a quarter of a step, and would otherwise stay.
 fn off(tried: usize, d: usize) -> f64 {
     if 2 * tried < d { 0.25 } else { 0.0 }
 }
@@ -456,7 +458,7 @@ pub fn check_columns(
     worst
 }
 
-/// NaN counts as infinitely far.
+/// The largest distance of a found value from the exact one, in spacings of the type. NaN counts as infinitely far.
 fn worst_spacing(dtype: DataType, exact: &[f64], found: &[f64]) -> f64 {
     let mut worst = 0.0f64;
     for (exact, found) in exact.iter().zip(found) {

@@ -1,7 +1,6 @@
 //! The files of a baked model: for each, which stretches are copied, replaced or edited.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
@@ -12,6 +11,7 @@ use super::error::BakeError;
 use super::kernel;
 use super::plan::{BakePlan, TensorEdit};
 use super::tensor::{self, Measured};
+use crate::files;
 use crate::onnx::external::read_exact_at;
 use crate::onnx::graph::varint_halves;
 use crate::onnx::patch::{Hole, Segment, Splice, layout, metadata_splice};
@@ -85,12 +85,13 @@ pub(super) enum Content {
     },
 }
 
-/// All files of the baked model, and the edits that had to be made to know their lengths.
+/// All files of the baked model. Some edits are made already, as their length is known only then.
 #[derive(Debug)]
 pub(super) struct Layout {
     /// The `.onnx` file first.
     pub files: Vec<FileLayout>,
-    /// Edits of varint-coded tensors, by index into [`BakePlan::tensors`]; their bytes are literals.
+    /// The edits of tensors that are stored as varints, by index into [`BakePlan::tensors`]. Their bytes are in the
+    /// layout as literals.
     pub done: Vec<(usize, Measured)>,
 }
 
@@ -211,7 +212,7 @@ fn stale_checksums(model: &Model, changed: &BTreeSet<PathBuf>, splices: &mut Vec
     if changed.is_empty() {
         return Ok(());
     }
-    let file = File::open(&model.path).map_err(BakeError::read(&model.path))?;
+    let file = files::open(&model.path).map_err(BakeError::read(&model.path))?;
     for tensor in &model.tensors {
         let Storage::External { location, .. } = &tensor.storage else { continue };
         if !changed.contains(&normal(location)) {
@@ -326,7 +327,7 @@ impl FileLayout {
         }
     }
 
-    /// Copies `range` of the source but for the edits in it.
+    /// Adds the stretches for `range` of the source: a copy of it, with the edits that lie in it in their places.
     fn copy(&mut self, range: Range<u64>, edited: &[(Range<u64>, Edited)]) {
         let mut at = range.start;
         for (edit, what) in edited.iter().filter(|(e, _)| range.start <= e.start && e.end <= range.end) {
@@ -439,7 +440,7 @@ fn edit_varints(
     let unsupported = |reason: &str| BakeError::Unsupported { tensor: edit.name.clone(), reason: reason.into() };
     let prefix = varint(payload.end - payload.start);
     let start = payload.start - prefix.len() as u64;
-    let file = File::open(&model.path).map_err(BakeError::read(&model.path))?;
+    let file = files::open(&model.path).map_err(BakeError::read(&model.path))?;
     let size = usize::try_from(payload.end - start + 1).map_err(|_| unsupported("it is larger than memory"))?;
     let mut bytes = vec![0u8; size];
     read_exact_at(&file, &mut bytes, start - 1).map_err(BakeError::read(&model.path))?;

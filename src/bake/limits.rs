@@ -1,38 +1,47 @@
 //! When rounding a quantised weight is not good enough, so that its write is projected by nodes instead.
+//!
+//! Words: the *leak* of a tensor is what it keeps of the direction, `||r^T W'||`. Its *error* is the distance of the
+//! stored values from the exact edit, `||W' - (W - r r^T W)||`. A *level* is a value that a code can stand for.
 
 use std::collections::BTreeSet;
 
 use super::apply::Edit;
 
-/// Largest leak that rounding may leave, as a share of the component that was to be removed.
+/// Largest leak that rounding may leave at 4 and 8 bits, as a share of the component that was to be removed,
+/// `||r^T W||`.
 pub const MAX_LEAK: f64 = 1e-3;
 
-/// The same at 2 bits.
+/// Largest leak that rounding may leave at 2 bits, as a share of the component that was to be removed.
 pub const MAX_LEAK_2_BITS: f64 = 1e-2;
 
-/// Rounding may cost this many times the error of nearest rounding to the grid as it was ...
+/// Largest error below 8 bits, as a multiple of the error of nearest rounding to the grid of the file. A larger error
+/// is allowed as long as [`MAX_NOISE`] allows it.
 pub const MAX_ERROR: f64 = 1.6;
 
-/// ... at 8 bits this many, ...
+/// Largest error at 8 bits, as a multiple of the error of nearest rounding to the grid of the file.
 pub const MAX_ERROR_8_BITS: f64 = 1.05;
 
-/// ... and below 8 bits as much as this share of the error that any rounding to a grid as coarse makes, if that is more:
-/// the wider the stream, the more of the codes nearest rounding leaves as they were, and its error tells ever less.
+/// Error below 8 bits that is always allowed, as a share of the noise of the grid, `sqrt(sum step^2 / 12)`: the error
+/// that rounding arbitrary values to such a grid makes. It is needed for wide models. There nearest rounding returns
+/// most entries to the codes they had, so that its error is small only because it does not make the edit.
 pub const MAX_NOISE: f64 = 0.55;
 
-/// Values may lie this many levels from the exact ones.
+/// Largest distance of a stored value from the exact one, in spacings of the levels. A little more than 1, so that
+/// rounding in the arithmetic does not decide.
 pub const MAX_LEVELS: f64 = 1.001;
 
-/// A component below this share of what the grid itself leaves along any direction is no reason for nodes: that of a
-/// model that was baked before, say.
+/// A component is negligible below this share of what the grid itself leaves along any direction. Such a component is
+/// no reason for nodes. It is found in a model that was baked before.
 const NEGLIGIBLE: f64 = 0.05;
 
-/// The same at 8 bits, where the grid is so fine that what a bake may leave is more than that of it, and nearest rounding
-/// costs so little that nothing compares with it: a second bake would give a writer to nodes for nothing.
+/// [`NEGLIGIBLE`] at 8 bits. The grid is so fine that what a bake may leave can be more than 5 % of what the grid
+/// leaves, and nearest rounding costs so little that any other rounding looks dear beside it. With the smaller share a
+/// second bake would give a writer to nodes for nothing.
 const NEGLIGIBLE_8_BITS: f64 = 0.25;
 
-/// The quantised writers of width `d_model` whose rounding left or cost too much, as the edits that were made tell.
-/// `max_error` stands in for the limits of the error: a multiple of nearest rounding's, whatever the bits.
+/// Names of the quantised writers whose rounding left or cost too much, as told by the edits that were made.
+/// `d_model` is the width of the stream. `max_error`, where given, replaces the limits of the error at any number of
+/// bits: it is the largest multiple of nearest rounding's error.
 pub fn past_limits(edits: &[Edit], d_model: usize, max_error: Option<f64>) -> BTreeSet<String> {
     edits.iter().filter(|edit| is_past(edit, d_model, max_error)).map(|edit| edit.writer.clone()).collect()
 }

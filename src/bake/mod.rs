@@ -8,7 +8,7 @@ mod elements;
 mod error;
 mod explain;
 mod findings;
-mod kernel;
+pub mod kernel;
 mod layout;
 pub mod limits;
 mod metadata;

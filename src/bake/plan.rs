@@ -25,7 +25,8 @@ pub const METADATA_PREFIX: &str = "lancet.";
 /// Metadata key, behind the prefix, of the version that baked a model.
 pub(super) const VERSION_KEY: &str = "version";
 
-/// Metadata key, behind the prefix, of the quantised writers that got nodes, by blanks.
+/// Metadata key, behind the prefix, of the quantised writers that got nodes. Its value is their names with blanks
+/// between.
 const BY_NODES_KEY: &str = "quantised_by_nodes";
 
 /// Why a quantised weight gets nodes where only a share of the component is taken off.
@@ -38,12 +39,12 @@ pub(super) const FREE_INITIALIZERS: i64 = 4;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QuantisedMode {
-    /// Rounded; those whose leak or error is past [`super::limits`] get nodes instead.
+    /// They are rounded. Those whose leak or error is past the limits ([`super::limits`]) get nodes instead.
     #[default]
     Auto,
-    /// Rounded, whatever that leaves.
+    /// They are rounded, whatever that leaves or costs.
     Round,
-    /// Left as they are, with the projection inserted after their write.
+    /// They are left as they are, and the projection is inserted after their write.
     Nodes,
 }
 
@@ -61,7 +62,8 @@ impl QuantisedMode {
 /// How a bake is planned.
 #[derive(Debug, Clone, Default)]
 pub struct PlanOptions {
-    /// Add no nodes: shared tensors are edited in a copy, norms turn the direction.
+    /// Whether no nodes may be added. A tensor that others read too is then edited in a copy, and where a norm follows
+    /// the write, the direction is turned by that norm.
     pub weights_only: bool,
     /// What is done to quantised weights.
     pub quantised: QuantisedMode,
@@ -102,11 +104,12 @@ pub struct TensorEdit {
     pub shape: Vec<u64>,
     /// The axis of length `d_model`.
     pub axis: usize,
-    /// Another edit of the same bytes, which does this one too.
+    /// Index of another edit of the same bytes in the plan. That edit is made, and this one with it.
     pub same_bytes_as: Option<usize>,
     /// The name of a new initializer that holds the edited values, where others read the tensor too.
     pub copy: Option<String>,
-    /// The direction as a norm behind the write turns it, `[d_model]`, length 1: the plan's own where there is none.
+    /// Where a norm follows the write: the direction as that norm turns it, `[d_model]`, length 1. `None` where the
+    /// plan's own direction is taken off.
     pub turned: Option<Vec<f64>>,
     /// How the weight is quantised; the shape is then that of the matrix.
     pub quantised: Option<Quantised>,
@@ -176,6 +179,30 @@ pub struct NodeEdit {
 }
 
 /// Everything a bake will change. Nothing is written before [`super::apply`].
+///
+/// ```
+/// use std::path::Path;
+/// use std::sync::atomic::AtomicBool;
+/// use lancet::bake::{ApplyOptions, BakePlan, PlanOptions, apply, verify_bytes};
+/// use lancet::lm::{LanguageModel, ModelConfig};
+/// use lancet::method::direction::Direction;
+/// use lancet::onnx::{Graph, Model};
+///
+/// let model = Model::open(Path::new("fixtures/chat/model.onnx"))?;
+/// let graph = Graph::new(&model);
+/// let lm = LanguageModel::new(&graph, &ModelConfig::default()).map_err(|refusal| refusal.reason)?;
+/// let direction = Direction::new((0..lm.d_model()).map(|i| (i as f64).sin()).collect())?;
+///
+/// let plan = BakePlan::new(&graph, &lm.writers, lm.d_model(), &direction, &PlanOptions::default())?;
+/// assert_eq!((plan.tensors.len(), plan.nodes.len()), (13, 0));
+///
+/// let folder = tempfile::tempdir()?;
+/// let cancelled = AtomicBool::new(false);
+/// apply(&model, &plan, folder.path(), &ApplyOptions::new(&cancelled), &|_written, _total| ())?;
+/// let written = Model::open(&folder.path().join("model.onnx"))?;
+/// assert!(verify_bytes(&model, &written, &plan)?.passed());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct BakePlan {
     /// Tensors edited in place, each once.

@@ -8,7 +8,8 @@ use super::findings::Findings;
 use super::metadata::Claim;
 use super::plan::BakePlan;
 
-/// The check by plain float64 beside the comparison of bytes: an edited value may be the second-nearest one.
+/// Largest distance of an edited value from the exact one, in spacings of its type, in the check by plain float64 that
+/// is made beside the comparison of bytes. It is 1, as an entry may go to its second-nearest value.
 const MAX_ULP: f64 = 1.0 + 1e-6;
 
 /// The same for levels of a quantised weight, which are decoded in float32.
@@ -75,7 +76,7 @@ pub struct ByteReport {
 }
 
 impl ByteReport {
-    /// Takes what was found in another file of the model in.
+    /// Adds what was found in another file of the model.
     pub fn merge(&mut self, other: Self) {
         self.changed_bytes_outside_plan += other.changed_bytes_outside_plan;
         self.first_difference = self.first_difference.take().or(other.first_difference);

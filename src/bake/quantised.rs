@@ -19,7 +19,7 @@ use crate::onnx::quant::{Blocks, Coding, Quantised, Zeros};
 use crate::onnx::{DataType, Model};
 pub(super) use check::check;
 
-/// Unpacked codes held at a time; a few in tests, whose matrices are small.
+/// Number of unpacked codes that a worker holds at a time. Small in tests, whose matrices are small.
 const PANEL: usize = if cfg!(test) { 1 << 10 } else { 8 << 20 };
 
 /// Vectors that one worker rounds in a row.
@@ -93,7 +93,7 @@ impl<'q> View<'q> {
         }
     }
 
-    /// Vectors of a panel: whole bytes, and whole blocks where one fits.
+    /// Number of vectors in a panel. A panel ends where a byte ends, and where a block ends if one fits.
     fn panel(&self) -> u64 {
         let a_byte = u64::from(8 / self.q.bits);
         let most = ((PANEL / self.padded) as u64).max(1);
@@ -214,9 +214,9 @@ impl<'q> View<'q> {
 struct Side<'t> {
     scales: Vec<f32>,
     zeros: Option<Vec<f32>>,
-    /// Block of each column.
+    /// The block that each column belongs to.
     index: Option<&'t [u32]>,
-    /// Number of the first scale.
+    /// Number of the first of these scales among all of the tensor.
     first: u64,
     /// First byte of these scales in their tensor.
     at: u64,
@@ -352,7 +352,7 @@ impl Tables {
     }
 }
 
-/// The grid of one vector after the other; what neighbours share is kept.
+/// Makes the grid of one vector after the other, and reuses what neighbouring vectors have in common.
 struct Grids<'s> {
     view: View<'s>,
     side: &'s Side<'s>,
@@ -437,8 +437,8 @@ impl<'s> Grids<'s> {
     }
 }
 
-/// Whether the operator's products want weights of the range that the quantiser used: 7 bits on processors whose
-/// 8-bit products saturate.
+/// Whether edited codes have to stay within the range that the quantiser used. Some files use 7 of the 8 bits, because
+/// the 8-bit products of some processors saturate.
 fn keeps_range(q: &Quantised) -> bool {
     q.bits == 8 && !matches!(q.operator, "MatMulNBits" | "GatherBlockQuantized" | "QMoE")
 }
@@ -482,8 +482,8 @@ pub(super) fn edit(
     let mut rounded = Rounded { tally: Tally::default(), grown: 0 };
     let local = view.scales_are_local();
     let panels = view.panels();
-    // The scales as they are stored so far, and where. Those that belong to several panels are settled before the first one
-    // is rounded; panels with scales of their own may still hold them in one piece with those of others.
+    // The scales as they are stored so far, and where. Those that belong to several panels are settled before the first
+    // one is rounded; panels with scales of their own may still hold them in one piece with those of others.
     let mut settled: Option<(u64, Vec<f32>)> = None;
     for (number, panel) in panels.iter().enumerate() {
         let side = tables.side(&view, panel)?;

@@ -26,52 +26,54 @@ use search::{Candidate, best_changes};
 /// Vectors are padded to a multiple of this.
 pub const LANES: usize = 16;
 
-/// Entries around the stop that the search for a pair looks at, for vectors of `n`: more where there are more to tell
-/// apart.
+/// Number of entries around the stop among which the search looks for the last pair, for vectors of `n` entries. It
+/// grows with `n`.
 fn candidates(n: usize) -> usize {
     (n / 24).clamp(56, 512)
 }
 
-/// A leak below this share of the component is left: of that of its own vector, or of the root mean square of those
-/// that the worker has seen, whichever is more. Half the limit, so that some may be left with more.
+/// Moves stop when the leak is below this share of the component. The component is that of the vector itself or the
+/// root mean square over the vectors that the worker has seen, whichever is larger. The share is half of the limit for
+/// a whole tensor ([`super::limits::MAX_LEAK`]), so that some vectors may keep more.
 const CLOSE: f64 = 1.0 / (1 << 11) as f64;
 
-/// So is one below this share of what a vector of that length has along a random direction: what an earlier bake left.
+/// A leak is left as it is, too, below this share of the component that a vector of that length has along a random
+/// direction. An earlier bake by the same direction leaves so little.
 const FAINT: f64 = 4.0 * CLOSE;
 
 /// `1.5 * 2^23`: adding and subtracting it rounds a float32 below `2^22` to the nearest integer, ties to even.
 const ROUNDING: f32 = 12_582_912.0;
 
-/// Buckets of the histogram an octave, as a shift of the bits of a float32: eight.
+/// Shift that turns the bits of a positive float32 into the number of its bucket: eight buckets for each power of two.
 const BUCKET_SHIFT: u32 = 20;
 
-/// Buckets of all positive float32.
+/// Number of buckets for all positive float32.
 const BUCKETS: usize = 1 << (31 - BUCKET_SHIFT);
 
 /// The levels that codes `0..` stand for, before the scale.
 #[derive(Debug, Clone, Copy)]
 pub enum Levels<'a> {
-    /// `(code - zero) * scale`, with a zero point an entry, `[d]`; codes between the two bounds.
+    /// A code stands for `(code - zero) * scale`.
     Integer {
-        /// Zero points, `[d]`.
+        /// Zero point of each entry, `[d]`.
         zero: &'a [f32],
         /// Smallest code.
         lowest: f32,
         /// Largest code.
         highest: f32,
     },
-    /// `levels[code] * scale`; levels rise.
+    /// A code stands for `levels[code] * scale`. The levels are in rising order.
     Table(&'a [f32; 16]),
 }
 
-/// The grid of one vector and the direction, padded alike.
+/// The grid of one vector of `d` entries, padded like the direction ([`Unit`]).
 #[derive(Debug, Clone, Copy)]
 pub struct Grid<'a> {
     /// Scales that the codes were made with, `[d]`; may be negative.
     pub before: &'a [f32],
     /// Scales that they are rounded to, `[d]`.
     pub scale: &'a [f32],
-    /// Whether any of these differ.
+    /// Whether `before` and `scale` differ anywhere.
     pub grown: bool,
     /// What codes stand for.
     pub levels: Levels<'a>,
@@ -110,22 +112,22 @@ pub struct Tally {
     pub leak_before: f64,
     /// Sum of `(r.w')^2` if every entry went to its nearest level, by the scales as they were.
     pub leak_nearest: f64,
-    /// The same of what was chosen.
+    /// Sum of `(r.w')^2` of the codes that were chosen.
     pub leak_after: f64,
-    /// Sum of squared differences from `y` of that.
+    /// Sum of `|w' - y|^2` if every entry went to its nearest level, by the scales as they were.
     pub error_nearest: f64,
-    /// The same of what was chosen.
+    /// Sum of `|w' - y|^2` of the codes that were chosen.
     pub error_after: f64,
-    /// Sum of `step^2 / 12`: squared error that a grid as coarse as this one has anyway.
+    /// Sum of `step^2 / 12` over all entries: the squared error of rounding arbitrary values to this grid.
     pub noise: f64,
-    /// Largest `|w' - w|`.
+    /// Largest `|w' - w|` of an entry.
     pub max_abs_delta: f64,
-    /// Largest `|w' - y|` in level spacings.
+    /// Largest `|w' - y|` of an entry, in spacings of the levels.
     pub max_levels: f64,
 }
 
 impl Tally {
-    /// Takes another one's vectors in.
+    /// Adds the vectors that another worker has seen.
     pub fn add(&mut self, other: &Self) {
         self.leak_before += other.leak_before;
         self.leak_nearest += other.leak_nearest;
@@ -138,7 +140,8 @@ impl Tally {
     }
 }
 
-/// [`Worker::round`] as pulp compiles it for each set of instructions; a closure would not be inlined there.
+/// The arguments of [`Worker::round`] in the form that pulp needs to compile it for each set of vector instructions. A
+/// closure would not be inlined there.
 struct Round<'a, 'g> {
     worker: &'a mut Worker,
     codes: &'a mut [u8],
@@ -155,7 +158,7 @@ impl WithSimd for Round<'_, '_> {
     }
 }
 
-/// The ablated values of a vector, and how far the furthest lies outside its grid.
+/// Computes the ablated values `y` of a vector, and how far the furthest of them lies outside of its grid.
 struct Ablate<'a, 'g> {
     value: &'a mut [f32],
     codes: &'a [u8],
@@ -179,28 +182,28 @@ impl WithSimd for Ablate<'_, '_> {
 /// Buffers of one worker, and the instructions it may use.
 pub struct Worker {
     arch: Arch,
-    /// `w`.
+    /// The decoded vector `w`.
     value: Vec<f32>,
-    /// Rounded minus `y`.
+    /// Rounded value minus `y`, for each entry.
     delta: Vec<f32>,
-    /// Spacing to the level on the other side of `y`.
+    /// Distance from the chosen level to the one on the other side of `y`.
     step: Vec<f32>,
-    /// Change of the code towards that level; zero where there is none.
+    /// Change of the code that leads to that level, 1 or -1; 0 where there is no such level.
     turn: Vec<f32>,
-    /// Cost a unit of leak.
+    /// Squared error that a move adds, divided by the leak that it takes off.
     key: Vec<f32>,
     /// How much of the leak the other level takes off; negative where it adds.
     gain: Vec<f32>,
-    /// By key: sum of the positive gains, and number of entries; zeros between two vectors.
+    /// For each bucket of keys: the sum of the positive gains and the number of entries. All zero between two vectors.
     histogram: Vec<(f32, u32)>,
-    /// Entries with a key below the limit.
+    /// Numbers of the entries whose key is below `limit`.
     near: Vec<u32>,
-    /// Keys from here on are not looked at first.
+    /// Entries whose key is at least this are looked at only if the others do not suffice.
     limit: f32,
-    /// Sum of `(r.w)^2` of the vectors so far, and their number.
+    /// Sum of `(r.w)^2` over the vectors so far, and the number of these vectors.
     seen: (f64, u32),
     candidates: Vec<Candidate>,
-    /// Entries that were moved, some of them back.
+    /// Numbers of the entries that were moved. Some of them were moved back.
     changed: Vec<u32>,
 }
 
@@ -225,7 +228,7 @@ impl Worker {
         }
     }
 
-    /// Ablates and rounds one vector: `codes`, `[padded]`, are replaced. Returns what that did.
+    /// Ablates and rounds one vector. `codes`, `[padded]`, holds its codes before and after. Returns what that did.
     ///
     /// # Errors
     /// `NotFinite` if a scale or a zero point is NaN or infinite.
@@ -233,13 +236,15 @@ impl Worker {
         self.arch.dispatch(Round { worker: self, codes, grid, unit })
     }
 
-    /// Finds the entries whose ablated value lies more than a level beyond their grid, and tells by which factor the
-    /// scale, which `sharing` entries have in common, has to grow: `grow(entry, factor)`. Where all levels lie on one
-    /// side of the value a larger scale is no help, and nothing is told.
+    /// Finds the entries whose ablated value lies more than a level beyond the last level of their grid. For each it
+    /// calls `grow(entry, factor)`: the scale of the entry has to become `factor` times as large. `sharing` is the
+    /// number of entries that have one scale in common. Where all levels lie on the other side of zero, a larger scale
+    /// does not help, and `grow` is not called.
     ///
-    /// A scale that is larger by one part in `k` adds `2 / k` of `step^2 / 12` to the squared error of each of its
-    /// entries, and every level that is missing of the one beyond adds its square. At least half a level is left, as to
-    /// any entry, and not quite a whole one, the most that an entry may be off.
+    /// The scale does not grow until the value is reached. A larger scale makes all entries that share it coarser: one
+    /// part in `k` more adds `2 / k` of `step^2 / 12` to the squared error of each. What the scale does not reach adds
+    /// the square of the distance. The sum is least where `sharing * step / (12 edge)` levels are left, and between
+    /// half a level, which any entry may be off, and almost a whole one, the most that is allowed.
     ///
     /// # Errors
     /// As [`Self::round`].
@@ -481,7 +486,7 @@ impl Worker {
         sign
     }
 
-    /// What the moves that were made one by one make of the largest `|w' - w|`.
+    /// Takes the moves that were made one by one into the largest `|w' - w|`.
     fn note_moves(&self, r: &[f32], c: f32, tally: &mut Tally) {
         for &at in &self.changed {
             // w' - w = (w' - y) - r c
@@ -490,9 +495,9 @@ impl Worker {
         }
     }
 
-    /// Where the direction has entries so large that the others cannot make up for the rounding of one of them: all that
-    /// keep their code lie on one side of their values. Sends the least of the large ones past the leak, if the others
-    /// can be moved to take that back. `sign` is that of the leak that gains are told for.
+    /// Where the direction has entries so large that the others cannot make up for the rounding of one of them: all
+    /// that keep their code lie on one side of their values. Sends the least of the large ones past the leak, if the
+    /// others can be moved to take that back. `sign` is that of the leak that gains are told for.
     fn turn_back(&mut self, codes: &mut [u8], sign: f32, e: &mut f64, tally: &mut Tally) -> bool {
         let left = e.abs() as f32;
         let frame = if (*e > 0.0) == (sign > 0.0) { 1.0 } else { -1.0 };
@@ -668,8 +673,8 @@ mod tests {
         }
     }
 
-    /// Vectors of `d` codes of `bits` on one scale, rounded `times` in a row by the direction; what the last time did, and
-    /// whether it changed a code.
+    /// Vectors of `d` codes of `bits` on one scale, rounded `times` in a row by the direction; what the last time did,
+    /// and whether it changed a code.
     fn again(r: &[f64], bits: u32, times: usize) -> (Tally, bool) {
         let n = norm(r);
         let unit = Unit::new(&r.iter().map(|v| v / n).collect::<Vec<_>>());

@@ -25,8 +25,8 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// Creates a temporary folder beside `out`, and cleans up what killed runs left there. An `out` that ends in `.onnx`
-    /// stands for that one file and the external data of `model` beside it; any other is a folder.
+    /// Creates a temporary folder beside `out`, and cleans up what killed runs left there. An `out` that ends in
+    /// `.onnx` stands for that one file and the external data of `model` beside it; any other is a folder.
     ///
     /// # Errors
     /// [`BakeError::OutputExists`] for anything that publishing would have to overwrite; a name that is too long.

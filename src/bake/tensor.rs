@@ -40,7 +40,7 @@ pub struct Rounding {
     pub leak_nearest: f64,
     /// `||W' - (W - r r^T W)||` of the values as stored.
     pub error: f64,
-    /// The same if every entry had gone to its nearest level.
+    /// `||W' - (W - r r^T W)||` if every entry had gone to its nearest level.
     pub error_nearest: f64,
     /// `sqrt(sum step^2 / 12)`: the error that rounding arbitrary values to a grid as coarse would make.
     pub grid_noise: f64,
@@ -85,9 +85,9 @@ struct Geometry {
     d: usize,
     /// Number of matrices: experts that lie in one tensor, else 1.
     slabs: u64,
-    /// Bytes of each.
+    /// Bytes of each matrix.
     bytes: u64,
-    /// Columns of a matrix with `d_model` first; `None` where it is last.
+    /// Number of columns of each matrix where `d_model` is its first axis; `None` where `d_model` is its last.
     columns: Option<usize>,
 }
 
@@ -125,8 +125,9 @@ impl Geometry {
     }
 }
 
-/// Edits a tensor, block by block: `W' = W - s r r^T W`, with `s = 1` unless the edit says otherwise (Wang et al. 2025, eq. 4; Arditi et al. 2024,
-/// appendix E). Memory: two blocks, and three vectors of the other axis where `d_model` is first.
+/// Edits a tensor, block by block: `W' = W - s r r^T W`, with `s = 1` unless the edit says otherwise (Wang et al. 2025,
+/// eq. 4; Arditi et al. 2024, appendix E). It needs memory for two blocks, and for three vectors of the other axis
+/// where `d_model` is first.
 ///
 /// # Errors
 /// Whatever `read` and `write` report, or [`BakeError::NotFinite`].

@@ -1,7 +1,6 @@
 //! Proves from the two files what a bake changed: nothing outside the plan, and inside it what was planned.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +18,7 @@ use super::plan::{BakePlan, TensorEdit};
 use super::proof::{ByteReport, Difference, Extent, TensorReport};
 use super::quantised;
 use super::tensor::{self, BLOCK, Write};
+use crate::files;
 use crate::onnx::external::read_exact_at;
 use crate::onnx::proto::ModelProto;
 use crate::onnx::quant::{Quantised, Zeros};
@@ -137,8 +137,8 @@ fn in_model_file(
     name: &str,
     known: &HashSet<String>,
 ) -> Result<Vec<Finding>, BakeError> {
-    let base = File::open(&pair.source).map_err(BakeError::read(&pair.source))?;
-    let out = File::open(&pair.path).map_err(BakeError::read(&pair.path))?;
+    let base = files::open(&pair.source).map_err(BakeError::read(&pair.source))?;
+    let out = files::open(&pair.path).map_err(BakeError::read(&pair.path))?;
     Ok(explain(&Planned { layout, base: &base }, &Written { file: &out, len: pair.found }, name, known))
 }
 
@@ -197,7 +197,7 @@ impl Pair {
         if present == 0 {
             return Ok((len > 0).then_some((stretch.at, len)));
         }
-        let open = |path: &Path| File::open(path).map_err(BakeError::read(path));
+        let open = |path: &Path| files::open(path).map_err(BakeError::read(path));
         let out = open(&self.path)?;
         let base = match stretch.expected {
             Expected::Source { .. } => Some(open(&self.source)?),
@@ -258,7 +258,7 @@ fn metadata(base: &Model, out: &Model, plan: &BakePlan, pair: &Pair, name: &str)
     let mut exact = false;
     if extra == again.len() as u64 && extra <= METADATA_LIMIT {
         let mut tail = vec![0u8; again.len()];
-        let file = File::open(&pair.path).map_err(BakeError::read(&pair.path))?;
+        let file = files::open(&pair.path).map_err(BakeError::read(&pair.path))?;
         read_exact_at(&file, &mut tail, pair.expected).map_err(BakeError::read(&pair.path))?;
         exact = tail == again;
     }
@@ -424,8 +424,8 @@ fn check_quantised(
     }))
 }
 
-/// Rounds a quantised weight again and counts the bytes of codes and scales that the output holds otherwise; and whether
-/// the rounding changes any value.
+/// Rounds a quantised weight again and counts the bytes of codes and scales that the output holds otherwise; and
+/// whether the rounding changes any value.
 fn round_again(
     out: &Model,
     plan: &BakePlan,

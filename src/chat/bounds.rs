@@ -1,11 +1,12 @@
 //! What a template may build, and for how long: the holes that minijinja's fuel and recursion limit leave open.
 //!
-//! Fuel pays for instructions and bytes, the recursion limit for macros. Neither sees a namespace that holds itself (whose
-//! printing and comparing overflow the stack), a list nested a million deep, or a list that is doubled in a loop (added
-//! lazily, and then made at once). Values only become so by assignment. So every `{% set %}` is made to pass its value
-//! through a filter that bounds its depth and its size with all that it holds, and keeps namespaces out of namespaces.
-//! What is left (an argument of a macro that doubles, say) costs time or memory: [`Watch`] bounds both.
+//! Fuel pays for instructions and bytes, the recursion limit for macros. Neither sees a namespace that holds itself
+//! (whose printing and comparing overflow the stack), a list nested a million deep, or a list that is doubled in a loop
+//! (added lazily, and then made at once). Values only become so by assignment. So every `{% set %}` is made to pass its
+//! value through a filter that bounds its depth and its size with all that it holds, and keeps namespaces out of
+//! namespaces. What is left (an argument of a macro that doubles, say) costs time or memory: [`Watch`] bounds both.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use minijinja::machinery::{Token, tokenize};
@@ -171,7 +172,7 @@ impl Watch {
 
 /// Resident memory of this process in bytes, where the system tells (Linux).
 fn resident() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let text = crate::files::read_text(Path::new("/proc/self/statm"), crate::files::MAX_SETTINGS).ok()?;
     let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
     Some(pages.saturating_mul(4096))
 }

@@ -2,8 +2,8 @@
 //!
 //! Templates of models that also take images iterate `content` as `[{"type": "text", "text": ..}]`; most of them take a
 //! plain text as well, and some do not. Serving software tells the form from the template's source; here it is found by
-//! rendering: a text that does not appear in what is rendered is given as a part, and where it appears then, that is the
-//! form of this role.
+//! rendering: a text that does not appear in what is rendered is given as a part, and where it appears then, that is
+//! the form of this role.
 
 use minijinja::Value;
 

@@ -1,5 +1,5 @@
-//! How much a tokenizer may lengthen a text before it cuts it: a chain of replacements doubles it at every step, and forty
-//! of them make 2^40 bytes of one.
+//! How much a tokenizer may lengthen a text before it cuts it: a chain of replacements doubles it at every step, and
+//! forty of them make 2^40 bytes of one.
 
 use serde::Serialize;
 use serde_json::Value as Json;
@@ -69,8 +69,8 @@ fn of_step(step: &Json) -> f64 {
     factor.max(1.0)
 }
 
-/// The longest text that a sentencepiece map puts in a character's place. After a trie, whose size the first 4 bytes tell,
-/// the map holds these texts, each with a zero behind it.
+/// The longest text that a sentencepiece map puts in a character's place. After a trie, whose size the first 4 bytes
+/// tell, the map holds these texts, each with a zero behind it.
 fn of_charsmap(map: Option<&Json>) -> f64 {
     let bytes: Vec<u8> = match map {
         Some(Json::String(text)) => decode_base64(text),

@@ -326,8 +326,8 @@ fn read_json(path: &Path) -> Result<Map<String, Json>, ChatError> {
     }
 }
 
-/// Whether there is something of this name. What is no file (a named pipe, a link that leads nowhere) is told of when it
-/// is read, never taken for absent.
+/// Whether there is something of this name. What is no file (a named pipe, a link that leads nowhere) is told of when
+/// it is read, never taken for absent.
 fn is_there(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok()
 }

@@ -319,8 +319,8 @@ const VARIETY_OVER: usize = 200;
 const VARIETY: f64 = 0.35;
 
 /// Whether a text is stuck: it ends in a unit of at most 240 characters said five times or more over at least 60
-/// characters (marks without a letter: over half the text); or of its last 200 words (60 at least) less than 35 % of the
-/// sequences of four are distinct (prose has over 90 %, a song with a refrain over 50 %); or a tenth of it is
+/// characters (marks without a letter: over half the text); or of its last 200 words (60 at least) less than 35 % of
+/// the sequences of four are distinct (prose has over 90 %, a song with a refrain over 50 %); or a tenth of it is
 /// U+FFFD. Word salad that does not repeat is not seen.
 pub(super) fn is_degenerate(text: &str) -> bool {
     let chars: Vec<char> = fold(text).split_whitespace().collect::<Vec<_>>().join(" ").chars().collect();

@@ -1,4 +1,5 @@
-//! Where a link of a model's folder may lead: to the folder itself, or to the blobs of the same Hugging Face repository.
+//! Where a link of a model's folder may lead: to the folder itself, or to the blobs of the same Hugging Face
+//! repository.
 
 use std::io;
 use std::path::{Path, PathBuf};

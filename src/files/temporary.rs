@@ -1,5 +1,5 @@
-//! Folders in which an output is made before it is published. Each says whose it is: a lock that its process holds tells
-//! a living one from what a killed one left, and the next one beside it cleans that up.
+//! Folders in which an output is made before it is published. Each says whose it is: a lock that its process holds
+//! tells a living one from what a killed one left, and the next one beside it cleans that up.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};

@@ -1,5 +1,5 @@
-//! Verdicts on disk: one JSON line each, appended. Several runs may share a file: a line is written whole under a lock of
-//! the file. A line that a crash tore is skipped, and the next one begins on a line of its own.
+//! Verdicts on disk: one JSON line each, appended. Several runs may share a file: a line is written whole under a lock
+//! of the file. A line that a crash tore is skipped, and the next one begins on a line of its own.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -50,7 +50,8 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Opens a file of verdicts, which is made with its folder if it does not exist. Lines that are no verdicts are skipped.
+    /// Opens a file of verdicts, which is made with its folder if it does not exist. Lines that are no verdicts are
+    /// skipped.
     ///
     /// # Errors
     /// If it cannot be read or made, or holds something else: what Lancet did not write is never added to.

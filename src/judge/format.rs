@@ -1,6 +1,7 @@
 //! What a judge is asked, and how its reply is read.
 //!
-//! The endpoint's chat template writes the marks of turns; a message holds what the published prompts have between them.
+//! The endpoint's chat template writes the marks of turns; a message holds what the published prompts have between
+//! them.
 
 use std::str::FromStr;
 
@@ -14,8 +15,8 @@ use super::Pair;
 pub enum Format {
     /// WildGuard (Han et al. 2024, arXiv 2406.18495; format of its model card): three fields of yes or no.
     Wildguard,
-    /// Llama Guard 3 (Grattafiori et al. 2024, arXiv 2407.21783, section 5.4.7): the pair is sent as a conversation, from
-    /// which the model's own chat template makes its prompt. `safe`, or `unsafe` and categories.
+    /// Llama Guard 3 (Grattafiori et al. 2024, arXiv 2407.21783, section 5.4.7): the pair is sent as a conversation,
+    /// from which the model's own chat template makes its prompt. `safe`, or `unsafe` and categories.
     LlamaGuard,
     /// The same with the whole prompt in one message, for endpoints whose template does not write it.
     LlamaGuardPrompt,

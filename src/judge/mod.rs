@@ -1,9 +1,9 @@
 //! An external judge: a model behind an OpenAI-compatible chat endpoint that tells whether an answer refuses.
 //!
-//! [`Judge::judge_all`] sends one request a pair of prompt and answer, from a few threads, and gives a verdict for each,
-//! or why there is none. A reply that is not exactly of the format is no verdict ([`BadReply`]): it is counted, never
-//! taken for compliance. What speaks against the endpoint as a whole (nobody answers, the key is wrong) ends the run with
-//! a [`JudgeError`]. Verdicts are kept on disk ([`cache`]), so a run that ended goes on where it was.
+//! [`Judge::judge_all`] sends one request a pair of prompt and answer, from a few threads, and gives a verdict for
+//! each, or why there is none. A reply that is not exactly of the format is no verdict ([`BadReply`]): it is counted,
+//! never taken for compliance. What speaks against the endpoint as a whole (nobody answers, the key is wrong) ends the
+//! run with a [`JudgeError`]. Verdicts are kept on disk ([`cache`]), so a run that ended goes on where it was.
 
 pub mod cache;
 pub mod format;
@@ -147,7 +147,8 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// For a request, at most.
     pub timeout: Duration,
-    /// Attempts of one request, at least 1. Status 408, 425, 429 and 5xx, timeouts and broken connections are tried again.
+    /// Attempts of one request, at least 1. Status 408, 425, 429 and 5xx, timeouts and broken connections are tried
+    /// again.
     pub attempts: u32,
     /// Wait after the first failure; it doubles, up to `longest_wait`. `Retry-After` goes before.
     pub first_wait: Duration,

@@ -84,6 +84,18 @@ impl Refusal {
 }
 
 /// A chat model's graph, understood.
+///
+/// ```
+/// use std::path::Path;
+/// use lancet::lm::{LanguageModel, ModelConfig, Treatment};
+/// use lancet::onnx::{Graph, Model};
+///
+/// let model = Model::open(Path::new("fixtures/chat/model.onnx"))?;
+/// let lm = LanguageModel::new(&Graph::new(&model), &ModelConfig::default()).map_err(|refusal| refusal.reason)?;
+/// assert_eq!((lm.n_layers(), lm.d_model(), lm.writers.len()), (6, 96, 13));
+/// assert!(lm.writers.iter().all(|writer| writer.treatment == Treatment::Weights));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct LanguageModel {
     /// How it is fed and what it returns.

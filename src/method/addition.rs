@@ -27,8 +27,8 @@ pub struct AdditionCandidate {
 }
 
 impl AdditionCandidate {
-    /// Whether it need not be measured: it is out whatever it does. Layer 0 is nothing but the embedding of the position's
-    /// own token, which is the same for all prompts.
+    /// Whether it need not be measured: it is out whatever it does. Layer 0 is nothing but the embedding of the
+    /// position's own token, which is the same for all prompts.
     pub fn is_out(&self, n_layers: usize, rules: &Rules) -> bool {
         self.layer == 0 || self.layer >= last(n_layers, rules) || self.degenerate
     }
@@ -58,8 +58,8 @@ pub fn candidates(harmful: &ActivationMeans, harmless: &ActivationMeans, rules: 
         .collect()
 }
 
-/// Marks who is out and why, and returns the index of the winner: highest mean refusal score on harmless val with a KL of
-/// at most [`MAX_KL`], ties by (score, layer, position).
+/// Marks who is out and why, and returns the index of the winner: highest mean refusal score on harmless val with a KL
+/// of at most [`MAX_KL`], ties by (score, layer, position).
 pub fn select(candidates: &mut [AdditionCandidate], n_layers: usize, rules: &Rules) -> Option<usize> {
     let last = last(n_layers, rules);
     for candidate in candidates.iter_mut() {

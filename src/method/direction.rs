@@ -69,6 +69,19 @@ impl Addition {
 
 /// A direction of the residual stream, unit norm, float64, shape `[d_model]`, and what is done with it: which share of
 /// the component is ablated, and what is added to the stream besides.
+///
+/// ```
+/// use lancet::linalg::project_out;
+/// use lancet::method::direction::Direction;
+///
+/// let direction = Direction::new(vec![3.0, 0.0, 4.0])?;
+/// assert_eq!((direction.raw_norm(), direction.share()), (5.0, 1.0));
+/// let mut x = [5.0, 1.0, 0.0];
+/// let removed = project_out(&mut x, direction.unit());
+/// assert!((removed - 3.0).abs() < 1e-12);
+/// assert!(Direction::new(vec![0.0; 3]).is_err());
+/// # Ok::<(), lancet::method::direction::DirectionError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Direction {
     unit: Vec<f64>,

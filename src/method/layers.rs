@@ -16,15 +16,16 @@ pub struct LayerMeans {
     pub cosine: Option<f64>,
     /// `mean[class] . r / |r|` for harmful, pseudo-harmful, harmless; 0 where `r` has no length.
     pub on_true: [f64; 3],
-    /// `mean[class] . w' / |w'|` with the partially orthogonalised `w'` (eq. 6 and 7) of this layer; 0 where it has no length.
+    /// `mean[class] . w' / |w'|` with the partially orthogonalised `w'` (eq. 6 and 7) of this layer; 0 where it has no
+    /// length.
     pub on_false: [f64; 3],
     /// `mean[class] . d` with the selected direction `d`.
     pub on_selected: [f64; 3],
 }
 
-/// Projections of the means of `[harmful, pseudo_harmful, harmless]` at `position`, a layer each: on the unit true-refusal
-/// vector `r`, on the unit false-refusal vector after the orthogonalisation with `lambda`, and on `selected` (unit,
-/// `[d_model]`). Wang et al. 2025, eq. 1, 2, 6, 7.
+/// Projections of the means of `[harmful, pseudo_harmful, harmless]` at `position`, a layer each: on the unit
+/// true-refusal vector `r`, on the unit false-refusal vector after the orthogonalisation with `lambda`, and on
+/// `selected` (unit, `[d_model]`). Wang et al. 2025, eq. 1, 2, 6, 7.
 pub fn projections(means: [&ActivationMeans; 3], position: i64, lambda: f64, selected: &[f64]) -> Vec<LayerMeans> {
     let (_, n_layers, _) = means[2].shape();
     (0..n_layers)

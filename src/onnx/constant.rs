@@ -10,15 +10,16 @@ use super::ops::{Elements, Rule};
 use super::proto::{NodeProto, TensorProto};
 use super::tensor::{DataType, Storage};
 
-/// Vectors above this many elements are no norm scale.
+/// Constants with more elements than this are not read: they are weights, not the scale of a norm.
 const LIMIT: u64 = 1 << 20;
 
-/// Values that are looked at before a constant counts as too involved; exporters leave a handful.
+/// Number of values that are followed back before a constant counts as unknown. Exporters leave a handful.
 const STEPS: usize = 64;
 
 /// The elements of a tensor whose payload the skeleton holds whole, whichever field they are in: `raw_data`,
-/// `float_data`, `double_data`, `int32_data` (which holds 8- and 16-bit types and `bool` too, 16-bit floats by their bits),
-/// `int64_data`, `uint64_data`. `None` for other types, for data elsewhere and where the number of elements is wrong.
+/// `float_data`, `double_data`, `int32_data` (which holds 8- and 16-bit types and `bool` too, 16-bit floats by their
+/// bits), `int64_data`, `uint64_data`. `None` for other types, for data elsewhere and where the number of elements is
+/// wrong.
 pub fn numbers(tensor: &TensorProto) -> Option<Vec<f64>> {
     let dtype = DataType(tensor.data_type?);
     let raw = tensor.raw_data.as_deref().unwrap_or(&[]);
@@ -206,7 +207,7 @@ fn tensor(graph: &Graph<'_>, value: ValueId) -> Result<Option<Vec<f64>>, OnnxErr
     let Some(size) = usize::try_from(length).ok().filter(|_| length <= 10 * LIMIT) else { return Ok(None) };
     let mut bytes = vec![0; size];
     let io = |source| OnnxError::Io { path: path.clone(), source };
-    read_exact_at(&std::fs::File::open(path).map_err(io)?, &mut bytes, offset).map_err(io)?;
+    read_exact_at(&crate::files::open(path).map_err(io)?, &mut bytes, offset).map_err(io)?;
     if matches!(tensor.storage, Storage::Varints { .. }) {
         let Some(halves) = varint_halves(&bytes) else { return Ok(None) };
         bytes = halves.into_iter().flat_map(u16::to_le_bytes).collect();

@@ -1,7 +1,7 @@
 //! Element types and shapes of all values, from the operators' rules ([`super::ops`]) in one pass over the graph.
 //!
-//! What a file declares is asked only where the rules are silent: exporters contradict themselves in declarations, and a
-//! runtime computes what the rules say. Nothing is guessed from an input that no rule names.
+//! What a file declares is asked only where the rules are silent: exporters contradict themselves in declarations, and
+//! a runtime computes what the rules say. Nothing is guessed from an input that no rule names.
 
 use std::collections::HashMap;
 
@@ -312,7 +312,8 @@ mod tests {
     use crate::onnx::proto::{AttributeProto, attr_int, node};
     use crate::onnx::testing::{attribute, floats, int64s, model, open, typed};
 
-    /// Type and rank of `y`, which the last of `nodes` makes. `f` is a float16 `[2, 3]` input, `i` int32 `[4]`, `c` a bool.
+    /// Type and rank of `y`, which the last of `nodes` makes. `f` is a float16 `[2, 3]` input, `i` int32 `[4]`, `c` a
+    /// bool.
     fn fact(nodes: Vec<NodeProto>, declared: Option<ValueInfoProto>) -> (Option<i32>, Option<usize>) {
         let mut model = model(17, nodes, &[], &["y"]);
         let graph = model.graph.as_mut().unwrap();

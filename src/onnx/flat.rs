@@ -12,11 +12,11 @@ use super::ops::Domain;
 use super::proto::{AttributeProto, FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto, node};
 use super::twins::Redirected;
 
-/// Calls may nest this deep; deeper ones stay calls, which nothing takes for a known operator.
+/// Calls of local functions are inlined up to this depth. Deeper ones stay calls, which no rule takes for an operator.
 const MAX_DEPTH: usize = 32;
 
-/// So many nodes may come from inlined calls and branches, with the nodes of their subgraphs. `onnx::check` refuses a file
-/// that would exceed it; what only the attributes of calls multiply is met here, and then nothing is inlined.
+/// So many nodes may come from inlined calls and branches, with the nodes of their subgraphs. `onnx::check` refuses a
+/// file that would exceed it; what only the attributes of calls multiply is met here, and then nothing is inlined.
 pub(super) const MAX_INLINED: usize = 500_000;
 
 /// So many bytes of names may be given to inlined values and nodes.
@@ -232,7 +232,7 @@ type Attributes<'a> = HashMap<&'a str, &'a AttributeProto>;
 /// Names and attributes that hold in a body.
 struct Scope<'a> {
     instance: usize,
-    /// What stands in front of the names of its nodes.
+    /// The prefix that the names of its nodes get.
     label: String,
     /// Flat names by local ones, for the names that the body defines.
     names: HashMap<String, String>,
@@ -533,15 +533,15 @@ pub(super) fn nodes_within(attributes: &[AttributeProto]) -> usize {
     count
 }
 
-/// What the values of a call are named after.
+/// The prefix that the names of the values of a call get.
 fn call_label(call: &NodeProto) -> String {
     let stem = call.name.as_deref().filter(|name| !name.is_empty()).or(call.output.first().map(String::as_str));
     stem.unwrap_or("call").to_string()
 }
 
-/// An attribute as it is in this scope: with the call's value where it refers to one of the function's own, and with flat
-/// names in its subgraphs. The call's value has the flat names of the call's scope already: nothing in it is renamed
-/// again, and an attribute that refers to itself ends here.
+/// An attribute as it is in this scope: with the call's value where it refers to one of the function's own, and with
+/// flat names in its subgraphs. The call's value has the flat names of the call's scope already: nothing in it is
+/// renamed again, and an attribute that refers to itself ends here.
 fn resolve(attribute: &AttributeProto, scope: &Scope<'_>) -> Option<AttributeProto> {
     if let (Some(wanted), Some(given)) = (&attribute.ref_attr_name, scope.attributes)
         && !wanted.is_empty()

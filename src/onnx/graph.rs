@@ -37,6 +37,19 @@ pub struct Use {
 ///
 /// Values that the remaining subgraphs (`If`, `Loop`, `Scan` bodies) capture count as used by the node that
 /// holds the subgraph, with a slot past its inputs.
+///
+/// ```
+/// use std::path::Path;
+/// use lancet::onnx::{Graph, Model};
+///
+/// let model = Model::open(Path::new("fixtures/chat/model.onnx"))?;
+/// let graph = Graph::new(&model);
+/// let logits = graph.value("logits").expect("the model has an output of this name");
+/// let node = graph.producer(logits).expect("a node computes it");
+/// assert_eq!(graph.op_name(node), "MatMul");
+/// assert!(graph.uses(logits).is_empty());
+/// # Ok::<(), lancet::onnx::OnnxError>(())
+/// ```
 pub struct Graph<'m> {
     /// The model this is a view of.
     pub model: &'m Model,
@@ -356,8 +369,8 @@ impl<'m> Graph<'m> {
     }
 
     /// Whether the value is an initializer that is also a graph input (IR version 4 and later): whoever runs the model
-    /// may replace it, so that its elements and its sizes are a default and no constant. Such a value is dynamic and has
-    /// no [`Self::tensor`], as any other input, except in files that list nearly all of their weights (by elements)
+    /// may replace it, so that its elements and its sizes are a default and no constant. Such a value is dynamic and
+    /// has no [`Self::tensor`], as any other input, except in files that list nearly all of their weights (by elements)
     /// among the inputs: there they are read as weights, and only this function tells.
     pub fn is_default(&self, id: ValueId) -> bool {
         self.defaults.contains(&id)

@@ -27,8 +27,9 @@ const MAX_DEPTH: usize = 60;
 /// thousand.
 const MAX_NODES: usize = 1_000_000;
 
-/// Memory that the structure of a file may take: this, and so many times the length of the file, up to a limit. Messages
-/// without content take a few bytes in a file and some hundred in memory; real ones take about twenty times their bytes.
+/// Memory that the structure of a file may take: this, and so many times the length of the file, up to a limit.
+/// Messages without content take a few bytes in a file and some hundred in memory; real ones take about twenty times
+/// their bytes.
 const STRUCTURE: (u64, u64, u64) = (256 << 20, 64, 4 << 30);
 
 /// `TensorProto.index`, which is Lancet's own.
@@ -79,6 +80,17 @@ pub struct NodeIndex {
 }
 
 /// An indexed model file. Holds no weights: memory is the size of the graph structure.
+///
+/// ```
+/// use std::path::Path;
+/// use lancet::onnx::Model;
+///
+/// let model = Model::open(Path::new("fixtures/chat/model.onnx"))?;
+/// let table = model.tensors.iter().find(|tensor| tensor.name == "model.embed_tokens.weight").expect("it is there");
+/// assert_eq!(table.dtype.to_string(), "float32");
+/// assert_eq!(table.shape, [1400, 96]);
+/// # Ok::<(), lancet::onnx::OnnxError>(())
+/// ```
 #[derive(Debug)]
 pub struct Model {
     /// The `.onnx` file, as it was named.

@@ -138,7 +138,8 @@ fn by_instance(patch: &Patch, graph: &Graph<'_>) -> Result<BTreeMap<usize, Chang
             if patch.rewires.iter().any(|(at, _)| (at.node.0, at.slot) == (twin.node, twin.slot)) {
                 continue;
             }
-            // a sum that is part of a `Gemm` there reads what is its `C`; one that becomes a node reads the name already
+            // a sum that is part of a `Gemm` there reads what is its `C`; one that becomes a node reads the name
+            // already
             let slot = if is_sum(NodeId(twin.node)) { unfuse::C } else { twin.slot };
             if is_sum(NodeId(twin.node)) && parted.contains(&twin.node) {
                 continue;
@@ -157,8 +158,8 @@ fn by_instance(patch: &Patch, graph: &Graph<'_>) -> Result<BTreeMap<usize, Chang
     Ok(found)
 }
 
-/// The sums that are a part of a `Gemm` in the file and have to become nodes of their own: those that the patch changes,
-/// or whose product it reads.
+/// The sums that are a part of a `Gemm` in the file and have to become nodes of their own: those that the patch
+/// changes, or whose product it reads.
 fn parted(patch: &Patch, graph: &Graph<'_>) -> BTreeSet<usize> {
     let unfused = &graph.flat().unfused;
     let read: HashSet<&str> = patch.nodes.iter().flat_map(|(_, n)| n.input.iter().map(String::as_str)).collect();

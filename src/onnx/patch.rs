@@ -166,12 +166,12 @@ impl Splice {
     }
 }
 
-/// Room for bytes that are made when the file is written.
+/// A place in a splice for bytes that are made when the file is written, such as an edited copy of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hole {
-    /// How many.
+    /// Number of bytes.
     pub len: u64,
-    /// What they are, to whoever made the splice.
+    /// A number that tells the bytes to whoever made the splice.
     pub tag: usize,
 }
 
@@ -197,7 +197,7 @@ pub enum Segment {
         replaces: Range<u64>,
         /// The new bytes.
         bytes: Vec<u8>,
-        /// More of them, which are not known here.
+        /// Further bytes after `bytes`, which are made when the file is written.
         hole: Option<Hole>,
     },
 }

@@ -1,8 +1,10 @@
 //! Quantised matrices: how codes, scales and zero points lie in their tensors, and what they stand for.
 //!
-//! Every format is one matrix of codes a slab, `[rows, columns]` with the columns side by side, and a scale (and a zero
-//! point) for each block of it. `MatMulNBits`, `MatMulBnb4`, `GatherBlockQuantized` and `QMoE` are operators of ONNX
-//! Runtime (`docs/ContribOperators.md` there); `DequantizeLinear` and `MatMulInteger` are of the ONNX specification.
+//! Every format is seen alike: one or several matrices of codes, the *slabs* (several for mixtures of experts). A slab
+//! is `[rows, columns]`, with the codes of one row side by side. Each *block* of a slab has a scale and a zero point. A
+//! code stands for a number, its level. An *ordinal* numbers the codes so that a larger ordinal is a larger level.
+//! `MatMulNBits`, `MatMulBnb4`, `GatherBlockQuantized` and `QMoE` are operators of ONNX Runtime
+//! (`docs/ContribOperators.md` there); `DequantizeLinear` and `MatMulInteger` are of the ONNX specification.
 
 use super::tensor::TensorId;
 
@@ -49,9 +51,9 @@ pub const FP4: [f32; 16] = [
 /// What a stored code stands for, before the scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Coding {
-    /// The number itself.
+    /// An unsigned number.
     Unsigned,
-    /// A number in two's complement.
+    /// A signed number in two's complement.
     Signed,
     /// [`NF4`].
     Nf4,
@@ -62,30 +64,31 @@ pub enum Coding {
 /// Which entries share a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Blocks {
-    /// Rectangles of so many rows and columns; those at the edges may be smaller.
+    /// The entries of one rectangle. Rectangles at the edges of the slab may be smaller.
     Grid {
-        /// Rows.
+        /// Rows of a rectangle.
         rows: u64,
-        /// Columns.
+        /// Columns of a rectangle.
         columns: u64,
     },
-    /// Runs of so many entries, row after row; they may straddle rows.
+    /// So many entries that follow one another, counted row after row. A block may begin in one row and end in the
+    /// next.
     Flat(u64),
 }
 
 /// Zero points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Zeros {
-    /// The same for all, as an ordinal ([`Quantised::ordinal`]).
+    /// One zero point for all blocks, as an ordinal ([`Quantised::ordinal`]).
     Implied(u16),
-    /// Codes of the weight's own width, one a scale. Where `padded`, those of each row of scales begin at a whole byte.
+    /// A code for each scale, with as many bits as the weight's codes.
     Codes {
         /// The tensor.
         tensor: TensorId,
         /// Whether each row of scales begins at a whole byte.
         padded: bool,
     },
-    /// Floats, one a scale (HQQ).
+    /// A float for each scale (HQQ).
     Floats(TensorId),
 }
 
@@ -94,31 +97,33 @@ pub enum Zeros {
 pub struct Quantised {
     /// The operator that reads it.
     pub operator: &'static str,
-    /// Bits a code: 2, 4 or 8.
+    /// Number of bits of a code: 2, 4 or 8.
     pub bits: u8,
     /// What codes stand for.
     pub coding: Coding,
     /// Whether the first code of a byte is in its high bits.
     pub high_first: bool,
-    /// Matrices that lie behind each other: experts, else 1.
+    /// Number of slabs, which lie one behind the other in the tensor: one for each expert, else 1.
     pub slabs: u64,
-    /// Rows of a matrix.
+    /// Rows of a slab.
     pub rows: u64,
-    /// Columns of a matrix, without padding.
+    /// Columns of a slab, without padding.
     pub columns: u64,
-    /// Bytes of a row, with its padding.
+    /// Bytes of a row of codes, with its padding.
     pub row_bytes: u64,
-    /// Whether the rows are `d_model`; else the columns are.
+    /// Whether the axis of the rows is `d_model`. Otherwise that of the columns is.
     pub d_model_first: bool,
     /// Which entries share a scale.
     pub blocks: Blocks,
-    /// Scales: float32, float16 or bfloat16, one a block, row by row.
+    /// The tensor with a scale for each block, row by row: float32, float16 or bfloat16.
     pub scales: TensorId,
     /// Zero points.
     pub zeros: Zeros,
-    /// The block of each column, int32 `[columns]`, where it is not that of its place (`g_idx`).
+    /// The tensor `g_idx`, int32 `[columns]`: the block of each column. `None` where columns lie in the order of
+    /// blocks.
     pub index: Option<TensorId>,
-    /// Whether nobody else reads the scales, so that they may grow where an edited value lies beyond the grid.
+    /// Whether nothing but this weight reads the scales. Only then may a scale grow where an edited value lies beyond
+    /// the last level.
     pub own_scales: bool,
 }
 
@@ -144,7 +149,7 @@ impl Quantised {
         self.slabs * self.rows * self.row_bytes
     }
 
-    /// Scales in a row of blocks, and rows of blocks, of one slab.
+    /// The blocks of one slab: the number of rows of blocks, and the number of blocks in each row.
     pub fn scale_shape(&self) -> (u64, u64) {
         match self.blocks {
             Blocks::Grid { rows, columns } => (self.rows.div_ceil(rows), self.columns.div_ceil(columns)),
@@ -171,7 +176,7 @@ impl Quantised {
         (1u16 << self.bits) - 1
     }
 
-    /// A stored code as an ordinal: levels rise with it.
+    /// The ordinal of a stored code. A larger ordinal stands for a larger level.
     pub fn ordinal(&self, code: u8) -> u8 {
         match self.coding {
             Coding::Unsigned | Coding::Nf4 => code,
@@ -189,7 +194,7 @@ impl Quantised {
         }
     }
 
-    /// Rising levels of a table, by ordinal; `None` where levels are `ordinal - zero`.
+    /// The levels of a table format by ordinal, in rising order. `None` for formats whose level is `ordinal - zero`.
     pub fn table(&self) -> Option<[f32; 16]> {
         match self.coding {
             Coding::Nf4 => Some(NF4),
@@ -198,7 +203,7 @@ impl Quantised {
         }
     }
 
-    /// In words: `4-bit MatMulNBits, block 32`.
+    /// The format in words for people: `4-bit MatMulNBits, block 32`.
     pub fn words(&self) -> String {
         let kind = match self.coding {
             Coding::Nf4 => "nf4".to_string(),
@@ -275,10 +280,10 @@ impl Quantised {
     }
 }
 
-/// Ordinals by code: levels rise with them, `-0` before `0`.
+/// The ordinals of the sixteen codes of [`FP4`], by code. `-0` comes before `0`.
 const ORDINAL_OF_FP4: [u8; 16] = [8, 9, 14, 15, 12, 13, 10, 11, 7, 6, 1, 0, 3, 2, 5, 4];
 
-/// Codes by ordinal.
+/// The codes of [`FP4`] by ordinal.
 const FP4_OF_ORDINAL: [u8; 16] = [11, 10, 13, 12, 15, 14, 9, 8, 0, 1, 6, 7, 4, 5, 2, 3];
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use super::ops::{Elements, Operator, Rule};
 use super::proto::NodeProto;
 use super::tensor::DataType;
 
-/// Steps that a value is followed back; exporters compute shapes in fewer.
+/// Number of steps that a value is followed back. Exporters compute shapes in fewer.
 const STEPS: usize = 64;
 
 /// Rank and last dimension of a value, where known.
@@ -26,11 +26,11 @@ impl Shape {
 
 /// The axes that a node names.
 enum Axes {
-    /// None: the operator's default.
+    /// The node names none, so that the operator's default holds.
     Absent,
-    /// These.
+    /// The node names these.
     These(Vec<i64>),
-    /// Those that are computed.
+    /// They are computed when the model runs, and not known.
     Unknown,
 }
 

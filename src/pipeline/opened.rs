@@ -166,7 +166,7 @@ impl Opened {
         });
         for path in files {
             let io = |e| Error::failed(format!("cannot read `{}`: {e}", path.display()));
-            let mut file = std::fs::File::open(&path).map_err(io)?;
+            let mut file = crate::files::open(&path).map_err(io)?;
             loop {
                 match file.read(&mut block).map_err(io)? {
                     0 => break,

@@ -28,8 +28,8 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Takes a value apart into rows along its width. `None` where no axis is `d_model` long, so where it is no value of
-    /// the stream.
+    /// Takes a value apart into rows along its width. `None` where no axis is `d_model` long, so where it is no value
+    /// of the stream.
     #[must_use]
     pub fn of(value: &ArrayD<f32>, width: Width, d_model: usize) -> Option<Self> {
         let shape = value.shape();

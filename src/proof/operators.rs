@@ -1,7 +1,7 @@
 //! What the search for reads of the stream asks about an operator.
 //!
-//! The lists here resemble those that `lm` traces by, and stay apart from them on purpose: an operator that one list has
-//! wrong must not be wrong in the other by the same line.
+//! The lists here resemble those that `lm` traces by, and stay apart from them on purpose: an operator that one list
+//! has wrong must not be wrong in the other by the same line.
 
 use crate::onnx::{Graph, NodeId, ValueId};
 

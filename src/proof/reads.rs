@@ -49,8 +49,8 @@ impl Read {
     }
 }
 
-/// The reads of the stream that lead to `logits`, in the order of the computation. `d_model` is the width of the stream;
-/// values that are surely of another width are left out.
+/// The reads of the stream that lead to `logits`, in the order of the computation. `d_model` is the width of the
+/// stream; values that are surely of another width are left out.
 pub fn stream_reads(graph: &Graph<'_>, logits: ValueId, d_model: usize) -> Vec<Read> {
     let search = Search::new(graph, logits);
     let mut found: Vec<Read> = Vec::new();

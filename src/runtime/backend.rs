@@ -195,8 +195,8 @@ pub trait Backend {
     /// If it is no float tensor.
     fn download(&self, value: &Self::Value) -> Result<ArrayD<f32>, RuntimeError>;
 
-    /// The parts of a value that belong to some of its rows, in the order of `keep`. `axis` holds `rows` rows, each with
-    /// the same number of entries (a cache may fold its heads into the batch).
+    /// The parts of a value that belong to some of its rows, in the order of `keep`. `axis` holds `rows` rows, each
+    /// with the same number of entries (a cache may fold its heads into the batch).
     ///
     /// # Errors
     /// If it is no float tensor, or does not hold that many rows.
@@ -211,7 +211,7 @@ pub trait Backend {
     /// Declared element type of an input; `None` if the model has no such input.
     fn input_type(&self, name: &str) -> Option<DataType>;
 
-    /// Declared dimensions of an input, `None` for each that is open; `None` if the model has no such input or declares no
-    /// rank.
+    /// Declared dimensions of an input, `None` for each that is open; `None` if the model has no such input or declares
+    /// no rank.
     fn input_shape(&self, name: &str) -> Option<Vec<Option<usize>>>;
 }

@@ -19,8 +19,8 @@ pub enum Sharing {
     Single,
 }
 
-/// Tokens that a run is fed at most, all rows together, if one row has no more. What a model holds of each token while it
-/// runs bounds the memory.
+/// Tokens that a run is fed at most, all rows together, if one row has no more. What a model holds of each token while
+/// it runs bounds the memory.
 const RUN_TOKENS: usize = 1 << 14;
 
 /// The same for pairs of tokens of a row, all rows together: attention may hold scores of each pair.
@@ -81,11 +81,12 @@ impl Batch {
         Self { ids, mask }
     }
 
-    /// The same with padding on the left up to the number of tokens that the graph takes, where it takes one number only;
-    /// and with the last row again up to the number of rows, where that is fixed.
+    /// The same with padding on the left up to the number of tokens that the graph takes, where it takes one number
+    /// only; and with the last row again up to the number of rows, where that is fixed.
     ///
     /// # Errors
-    /// [`RuntimeError::Positions`] if the rows are longer, [`RuntimeError::Length`] if they are shorter and cannot be padded.
+    /// [`RuntimeError::Positions`] if the rows are longer, [`RuntimeError::Length`] if they are shorter and cannot be
+    /// padded.
     pub fn fitted(mut self, interface: &Interface, pad: u32) -> Result<Self, RuntimeError> {
         let missing = interface.feeding.rows.map_or(0, |rows| rows.saturating_sub(self.ids.nrows()));
         if missing > 0 && self.ids.nrows() > 0 {

@@ -54,8 +54,8 @@ pub struct Run {
 }
 
 impl Reading {
-    /// Reads an output off the shape that a run gave. `width` is what is known of the values a position. `None` where the
-    /// shape is not one of rows, positions and values in this order.
+    /// Reads an output off the shape that a run gave. `width` is what is known of the values a position. `None` where
+    /// the shape is not one of rows, positions and values in this order.
     pub fn of_rows(name: &str, shape: &[usize], run: Run, width: Option<usize>) -> Option<Self> {
         let found = |layout, width, positions| Some(Self { name: name.to_string(), layout, width, positions });
         let fits = |found: usize| found > 0 && width.is_none_or(|width| width == found);

@@ -4,11 +4,11 @@
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Candidate {
     pub(super) at: u32,
-    /// Cost a unit of leak.
+    /// Squared error that the change adds, divided by the leak that it takes off.
     pub(super) key: f32,
     /// What the change takes off the leak.
     pub(super) gain: f32,
-    /// What it adds to the squared error.
+    /// What the change adds to the squared error.
     pub(super) cost: f32,
 }
 

@@ -124,11 +124,11 @@ pub fn decode<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str, PromptError> {
 /// - `txt`: a prompt a line; blank lines are skipped, and `#` is a character like any other.
 ///
 /// Objects and CSV rows hold the prompt under the first of [`PROMPT_KEYS`] that is there. An `instruction` with a text
-/// under `input` or `context` (Alpaca, Dolly) is followed by a blank line and that text. An object without such a key, or
-/// with a list under it, may hold a conversation (`messages`, `conversations`): its user turn is the prompt, if there is
-/// just one, nothing but an empty system turn before it, and only answers behind it. A system prompt or a history in a
-/// row is refused. A byte order mark and line ends of any kind are tolerated. Prompts are trimmed; unless `keep_duplicates`, one that repeats an earlier one (up to
-/// case and white space) is left out, and counted.
+/// under `input` or `context` (Alpaca, Dolly) is followed by a blank line and that text. An object without such a key,
+/// or with a list under it, may hold a conversation (`messages`, `conversations`): its user turn is the prompt, if
+/// there is just one, nothing but an empty system turn before it, and only answers behind it. A system prompt or a
+/// history in a row is refused. A byte order mark and line ends of any kind are tolerated. Prompts are trimmed; unless
+/// `keep_duplicates`, one that repeats an earlier one (up to case and white space) is left out, and counted.
 ///
 /// A file that holds safe and unsafe prompts mixed is told by a column `label` or `type` whose every value is
 /// `safe` or `unsafe`, or by a column `type` in which some value starts with `contrast_` (XSTest, where just

