@@ -421,7 +421,7 @@ fn prune(proto: &mut ModelProto) {
             && !std::mem::replace(&mut keep[index], true)
         {
             stack.extend(main.node[index].input.iter().filter(|i| !i.is_empty()).cloned());
-            stack.extend(crate::onnx::graph::captured(&main.node[index]));
+            stack.extend(crate::onnx::captured::captured(&main.node[index]));
         }
     }
     let mut index = 0;

@@ -119,15 +119,18 @@ fn every_document_is_reached_from_the_readme() {
             next.push(path.to_str().unwrap().replace('\\', "/"));
         }
     }
-    let hidden: Vec<&String> = all.keys().filter(|name| name.starts_with("docs/") && !reached.contains(*name)).collect();
+    let hidden: Vec<&String> =
+        all.keys().filter(|name| name.starts_with("docs/") && !reached.contains(*name)).collect();
     assert!(hidden.is_empty(), "no link leads to {hidden:?}");
 }
 
 #[test]
 fn every_dependency_has_its_reason() {
     let manifest: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
-    let mut crates: Vec<&String> =
-        ["dependencies", "dev-dependencies"].iter().flat_map(|part| manifest[*part].as_table().unwrap().keys()).collect();
+    let mut crates: Vec<&String> = ["dependencies", "dev-dependencies"]
+        .iter()
+        .flat_map(|part| manifest[*part].as_table().unwrap().keys())
+        .collect();
     for target in manifest["target"].as_table().unwrap().values() {
         crates.extend(target["dependencies"].as_table().unwrap().keys());
     }

@@ -59,7 +59,8 @@ fn commands(entry: &Entry, sandbox: &Sandbox) -> Vec<Vec<String>> {
         }
         sandbox.write_direction("d.safetensors", &vec![1.0; entry.width.unwrap_or(4)]);
         let bake = ["bake", "m/model.onnx", "--direction", "d.safetensors", "-o", "out.onnx"];
-        vec![words(&["inspect", "m"]), words(&["inspect", "m/model.onnx", "--json"]), words(&bake)]
+        let again = words(&["inspect", "out.onnx"]);
+        vec![words(&["inspect", "m"]), words(&["inspect", "m/model.onnx", "--json"]), words(&bake), again]
     };
     match entry.kind {
         Kind::Model => model(None),
@@ -132,6 +133,10 @@ fn judge(entry: &Entry) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut said = String::new();
     for arguments in commands(entry, &sandbox) {
+        // what was baked is understood again
+        if arguments[1] == "out.onnx" && !sandbox.path("out.onnx").exists() {
+            continue;
+        }
         let name = format!("{} ({})", entry.file, arguments[0]);
         let Some((code, out, err)) = finish(limited(&sandbox, &arguments).spawn().unwrap()) else {
             wrong.push(format!("{name}: not done after {} s", LONGEST.as_secs()));

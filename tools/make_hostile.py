@@ -12,6 +12,7 @@ import pathlib
 import struct
 
 import numpy as np
+import onnx
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 
 HERE = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "hostile"
@@ -232,6 +233,19 @@ def models():
                         ("huge", (1 << 62,)), ("too_many", (1,) * 300), ("other", (VOCABULARY, WIDTH + 1))]:
         add("model", f"dims_{name}.onnx", changed(dims("embed", *sizes)), [0, 1, 2])
     add("model", "dims_zero_head.onnx", changed(dims("head", WIDTH, 0)), [1, 2])
+    # more bytes than 64 bits count, and a size that is harmless only until the 0 beside it is left out
+    add("model", "dims_more_bytes.onnx", changed(dims("embed", 1 << 60, WIDTH)), [1, 2], "overflow")
+    def empty(model):
+        dims("embed", 0, 1 << 62)(model)
+        find(model, "embed").ClearField("raw_data")
+    add("model", "dims_beside_zero.onnx", changed(empty), [1, 2], "overflow")
+    def few_values(model):
+        tensor = find(model, "down.0")
+        tensor.ClearField("raw_data")
+        tensor.data_type = TensorProto.FLOAT16
+        tensor.int32_data.extend([0x3C00] * 8)
+        tensor.dims[0] = 1 << 40
+    add("model", "few_packed_values.onnx", changed(few_values), [1, 2], "needs more")
     for name, attributes, shape in [
             ("bits_0", {"bits": 0}, (WIDTH, 1, 16)), ("block_0", {"block_size": 0}, (WIDTH, 1, 16)),
             ("block_negative", {"block_size": -16}, (WIDTH, 1, 16)), ("n_0", {"N": 0}, (0, 1, 16)),
@@ -481,8 +495,10 @@ def seeds(folder: pathlib.Path, kept: list[str]):
     two = Graph(2).model().SerializeToString()
     for target in ("index", "trace", "bake"):
         put(target, "two_layers", two)
-    for bits in (4, 8):
+    for bits in (2, 4, 8):
         put("quantised", f"nbits_{bits}", good_quantised(bits))
+    for name, data in more_quantised():
+        put("quantised", name, data)
     put("quantised", "dequantised", good_dequantised())
     for i, template in enumerate(kept):
         put("chat", f"template_{i}", b"\x00" + template.encode())
@@ -500,6 +516,20 @@ def seeds(folder: pathlib.Path, kept: list[str]):
         "addition": {**one, "data_offsets": [32, 64]}}, vector.tobytes() * 2))
     put("policy", "good", b"confidence = 0.9\nmax_harmful_drop = 0.1\nmax_perplexity_ratio = 'off'\n")
     put("policy", "flag", b"min_prompts=10")
+    seeds_of_fixtures(put)
+
+
+def seeds_of_fixtures(put):
+    """The models of fixtures/zoo and fixtures/quant whose weights, put into the file, leave it below 60 kB."""
+    fixtures = HERE.parent
+    for kind in ("zoo", "quant"):
+        for path in sorted((fixtures / kind).rglob("*.onnx")):
+            data = onnx.load(str(path)).SerializeToString()
+            if len(data) < 60_000:
+                quantised = kind == "quant" or "int" in path.parent.name
+                smaller = ("index", "trace") if len(data) < 40_000 else ()
+                for target in ("quantised" if quantised else "bake", *smaller):
+                    put(target, "good_" + "_".join(path.relative_to(fixtures).parts), data)
 
 
 def good_quantised(bits: int) -> bytes:
@@ -513,6 +543,75 @@ def good_quantised(bits: int) -> bytes:
                                           name="down", domain="com.microsoft", K=2 * WIDTH, N=WIDTH, bits=bits,
                                           block_size=16))
     return changed(change)
+
+
+def more_quantised():
+    """Models with one quantised weight each, of the other layouts."""
+    rng = np.random.default_rng(4)
+
+    def codes(name, *shape, dtype=np.uint8):
+        return numpy_helper.from_array(rng.integers(-100 if dtype == np.int8 else 0, 100, shape, dtype), name)
+
+    def floats(name, *shape):
+        return numpy_helper.from_array(np.full(shape, 0.1, np.float32), name)
+
+    def with_product(kind, inputs, tensors, before=(), after=(), opset=18, weight="down.0", **attributes):
+        """The model whose product with `weight` is another node; `x` and `y` stand for its ends in what is given."""
+        def change(model):
+            product = next(n for n in model.graph.node if weight in n.input)
+            at, ends = list(model.graph.node).index(product), {"x": product.input[0], "y": product.output[0]}
+            quantised = helper.make_node(kind, inputs, ["p" if after else "y"], **attributes)
+            for one in [*before, quantised, *after]:
+                at += 1
+                inputs_here, outputs = ([ends.get(name, name) for name in names] for names in (one.input, one.output))
+                inner = helper.make_node(one.op_type, inputs_here, outputs, name=f"{one.op_type}.{at}")
+                inner.attribute.extend(one.attribute)
+                inner.domain = "com.microsoft" if one.op_type in MICROSOFT else ""
+                model.graph.node.insert(at, inner)
+            model.graph.node.remove(product)
+            model.graph.initializer.remove(find(model, weight))
+            model.graph.initializer.extend(tensors)
+            model.opset_import[0].version = opset
+        return changed(change)
+
+    k, n = 2 * WIDTH, WIDTH
+    for kind in (0, 1):
+        yield f"bnb4_{kind}", with_product(
+            "MatMulBnb4", ["x", "q", "s"], [codes("q", n * k // 2), floats("s", 2)], K=k, N=n, block_size=16,
+            quant_type=kind)
+    zeros = [codes("q", n, 1, 8), floats("s", n), codes("z", n)]
+    yield "nbits_zeros", with_product("MatMulNBits", ["x", "q", "s", "z"], zeros, K=k, N=n, bits=4, block_size=16)
+    zeros[2] = floats("z", n)
+    yield "nbits_float_zeros", with_product("MatMulNBits", ["x", "q", "s", "z"], zeros, K=k, N=n, bits=4, block_size=16)
+    index = [codes("q", n, 1, 8), floats("s", n), numpy_helper.from_array(np.zeros(k, np.int32), "g")]
+    yield "nbits_index", with_product("MatMulNBits", ["x", "q", "s", "", "g"], index, K=k, N=n, bits=4, block_size=16)
+    dynamic = [codes("q", k, n, dtype=np.int8), floats("s", n), codes("z", n, dtype=np.int8)]
+    yield "dynamic", with_product("DynamicQuantizeMatMul", ["x", "q", "s", "z"], dynamic)
+    quantise = helper.make_node("DynamicQuantizeLinear", ["x"], ["xq", "xs", "xz"])
+    scale = [helper.make_node("Cast", ["p"], ["pf"], to=1), helper.make_node("Mul", ["xs", "s"], ["ps"]),
+             helper.make_node("Mul", ["pf", "ps"], ["y"])]
+    yield "integers", with_product("MatMulInteger", ["xq", "q", "xz", "z"], dynamic, [quantise], scale)
+    yield "integers_to_float", with_product(
+        "MatMulIntegerToFloat", ["xq", "q", "xs", "s", "xz", "z"], dynamic, [quantise])
+    block = [codes("q", k, n, dtype=np.int8), floats("s", 2, n)]
+    unpack = helper.make_node("DequantizeLinear", ["q", "s"], ["w"], axis=0, block_size=4)
+    yield "dequantised_blocks", with_product("MatMul", ["x", "w"], block, [unpack], opset=21)
+    experts = [codes("q1", 2, k, n // 2), floats("s1", 2, k), codes("q2", 2, n, k // 2), floats("s2", 2, n)]
+    route = [helper.make_node("MatMul", ["x", "route"], ["r3"]), helper.make_node("Reshape", ["r3", "rows"], ["r"])]
+    experts += [floats("route", n, 2), numpy_helper.from_array(np.array([-1, 2]), "rows")]
+    yield "experts", with_product("QMoE", ["x", "r", "q1", "s1", "", "q2", "s2"], experts, route, weight="o.0", k=1,
+                                  expert_weight_bits=4, activation_type="relu")
+
+    def looked_up(model):
+        lookup = next(n for n in model.graph.node if n.op_type == "Gather")
+        lookup.CopyFrom(helper.make_node("GatherBlockQuantized", ["q", "input_ids", "s"], list(lookup.output),
+                                         name="lookup", domain="com.microsoft", bits=4, block_size=16, quantize_axis=1))
+        model.graph.initializer.remove(find(model, "embed"))
+        model.graph.initializer.extend([codes("q", VOCABULARY, WIDTH // 2), floats("s", VOCABULARY, 1)])
+    yield "lookup", changed(looked_up)
+
+
+MICROSOFT = ("MatMulNBits", "MatMulBnb4", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QMoE")
 
 
 def good_dequantised() -> bytes:
@@ -539,7 +638,8 @@ def main():
     policies()
     configs()
     (HERE / "tiny_tokenizer.json").write_text(json.dumps(tokenizer(), separators=(",", ":")))
-    known = {entry["file"] for entry in entries} | {"tiny_tokenizer.json", "expected.json", "README.md"}
+    known = {entry["file"] for entry in entries} | {
+        "tiny_tokenizer.json", "expected.json", "found.json", "README.md"}
     for path in HERE.rglob("*"):
         if path.is_file() and path.relative_to(HERE).as_posix() not in known and not path.name.startswith("found_"):
             path.unlink()

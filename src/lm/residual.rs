@@ -142,6 +142,7 @@ impl ResidualStream {
             Refusal::on_stream(graph, unembedding.node, Some(activation), "the width of the stream is unknown")
         })?;
         check_types(graph, &contributions)?;
+        check_widths(graph, &contributions, d_model)?;
         let layouts = axes.layouts;
         let layout = layouts.get(&blocks[0].post).copied().unwrap_or(StreamLayout::PLAIN);
         Ok(Self { d_model, origin, blocks, contributions, unembedding, layout, layouts })
@@ -313,6 +314,21 @@ fn check_types(graph: &Graph<'_>, contributions: &[Contribution]) -> Result<(), 
         }
         None => Ok(()),
     }
+}
+
+/// Every write whose weights tell how wide it is must be as wide as the stream: no runtime adds up others.
+fn check_widths(graph: &Graph<'_>, contributions: &[Contribution], d_model: usize) -> Result<(), Refusal> {
+    for write in contributions {
+        let path = trace_weight(graph, write.value, None, write.layout.from_end());
+        let other = path.ok().and_then(|path| path.width(graph)).filter(|&width| width != d_model && width != 1);
+        let node = graph.producer(write.value).or(write.site.map(|site| site.node));
+        if let Some((width, node)) = other.zip(node) {
+            let reason = format!("the write is {width} wide, the residual stream {d_model}");
+            let hint = "the file contradicts itself, and no runtime can run it; export the model again".into();
+            return Err(Refusal { hint, ..Refusal::on_stream(graph, node, Some(write.value), reason) });
+        }
+    }
+    Ok(())
 }
 
 /// The product nearest to the logits, through operators that keep each position's vocabulary together. A sum of two

@@ -3,9 +3,9 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use super::captured::captured;
 use super::error::OnnxError;
 use super::flat::{self, MAX_INLINED};
-use super::graph::captured;
 use super::index::Model;
 use super::proto::{GraphProto, NodeProto};
 

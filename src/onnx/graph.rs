@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 
+use super::captured::captured;
 use super::constant;
 use super::facts::{self, Fact};
 use super::flat::Flat;
@@ -271,7 +272,9 @@ impl<'m> Graph<'m> {
         for node in by_rank {
             let node = NodeId(node);
             let random = self.node(node).op().starts_with("Random") || self.op(node) == "Bernoulli";
-            if random || self.all_inputs(node).iter().any(|v| self.dynamic[v.0]) {
+            // the second input of a CastLike gives a type, no elements
+            let given = if self.op(node) == "CastLike" { 1 } else { usize::MAX };
+            if random || self.all_inputs(node).iter().take(given).any(|v| self.dynamic[v.0]) {
                 for output in self.outputs(node).collect::<Vec<_>>() {
                     self.dynamic[output.0] = true;
                 }
@@ -571,35 +574,6 @@ fn names_inside(graph: &Graph<'_>) -> HashSet<String> {
     }
     names.extend(graph.flat.instances.iter().flat_map(|i| i.locals().map(str::to_string)));
     names
-}
-
-/// Names that the subgraphs of a node read from outside.
-pub fn captured(node: &NodeProto) -> Vec<String> {
-    let mut out: HashSet<&str> = HashSet::new();
-    capture(node, &mut out);
-    let mut out: Vec<String> = out.into_iter().map(str::to_string).collect();
-    out.sort();
-    out
-}
-
-/// Adds the names that the subgraphs of a node read from outside.
-fn capture<'a>(node: &'a NodeProto, out: &mut HashSet<&'a str>) {
-    for graph in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
-        let mut wanted: HashSet<&str> = HashSet::new();
-        for inner in &graph.node {
-            wanted.extend(inner.input.iter().map(String::as_str).filter(|name| !name.is_empty()));
-            capture(inner, &mut wanted);
-        }
-        wanted.extend(graph.output.iter().filter_map(|o| o.name.as_deref()));
-        let given = graph.input.iter().filter_map(|i| i.name.as_deref());
-        let stored = graph.initializer.iter().filter_map(|t| t.name.as_deref());
-        let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()?.name.as_deref());
-        let made = graph.node.iter().flat_map(|n| &n.output).map(String::as_str);
-        for name in given.chain(stored).chain(sparse).chain(made) {
-            wanted.remove(name);
-        }
-        out.extend(wanted);
-    }
 }
 
 /// 16-bit float bits of a varint payload (`int32_data`).

@@ -408,6 +408,9 @@ impl Scan {
     }
 }
 
+/// More elements than any file holds: their bytes, at 16 an element, and ten bytes a packed value still fit in 63 bits.
+const MOST_ELEMENTS: u64 = 1 << 58;
+
 /// Where the elements of a tensor are in the file.
 struct Payloads<'a> {
     /// Fields with their bytes.
@@ -430,10 +433,12 @@ fn tensor_ref(
     for &dim in &header.dims {
         shape.push(u64::try_from(dim).map_err(|_| bad(format!("dimension {dim} is negative")))?);
     }
-    let elements = shape
-        .iter()
-        .try_fold(1u64, |n, &d| n.checked_mul(d))
-        .ok_or_else(|| bad(format!("dimensions {shape:?} overflow")))?;
+    // beside a dimension of 0 too: dimensions are multiplied in other orders later, and only some of them
+    let most = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d.max(1)));
+    if most.is_none_or(|most| most > MOST_ELEMENTS) {
+        return Err(bad(format!("dimensions {shape:?} overflow")));
+    }
+    let elements = shape.iter().product();
     let expected = dtype.bytes_for(elements);
     let check = |found: u64, what: &str| match expected {
         Some(expected) if expected != found => {
@@ -459,7 +464,13 @@ fn tensor_ref(
                 check(body.end - body.start, "the value list")?;
                 Storage::Embedded { offset: body.start, length: body.end - body.start }
             }
-            Some((_, body)) => Storage::Varints { offset: body.start, length: body.end - body.start },
+            Some((_, body)) => {
+                let (length, a_value) = (body.end - body.start, dtype.elements_a_byte());
+                if elements.div_ceil(a_value) > length {
+                    return Err(bad(format!("the value list has {length} bytes, {dtype} {shape:?} needs more")));
+                }
+                Storage::Varints { offset: body.start, length }
+            }
             None => Storage::Opaque,
         }
     };
@@ -570,6 +581,40 @@ mod tests {
         for graph in [one, [0x6a, 0].repeat(3_000_000)] {
             let refusal = open_bytes(&with_graph(&graph)).unwrap_err().to_string();
             assert!(refusal.contains("more parts than any model of its size"), "{refusal}");
+        }
+    }
+
+    /// Sizes that are multiplied later, by bytes an element: 2^62 floats, and packed values that are far too few.
+    #[test]
+    fn tensors_that_claim_more_than_they_hold_are_refused() {
+        let refused = |code: i32, dims: &[i64], values: usize| {
+            let tensor = TensorProto {
+                name: Some("w".into()),
+                data_type: Some(code),
+                dims: dims.to_vec(),
+                int32_data: vec![1; values],
+                ..Default::default()
+            };
+            let mut proto = model(17, vec![], &[], &[]);
+            proto.graph.as_mut().unwrap().initializer = vec![tensor];
+            open(&proto).err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        for code in [1, 10, 7, 22, 0] {
+            assert!(refused(code, &[1 << 60, 4], 0).contains("overflow"), "type {code}");
+            assert!(refused(code, &[0, 1 << 62], 0).contains("overflow"), "type {code}");
+        }
+        for (code, dims, values, wrong) in [
+            (10, [1 << 40, 4], 8, true),
+            (10, [2, 4], 8, false),
+            (10, [2, 4], 7, true),
+            (3, [2, 4], 7, true),
+            // two 4-bit values, four 2-bit values share one
+            (22, [2, 4], 4, false),
+            (22, [2, 4], 3, true),
+            (25, [2, 4], 2, false),
+        ] {
+            let said = refused(code, &dims, values);
+            assert_eq!(said.contains("needs more"), wrong, "{values} values of type {code}: {said}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! The ONNX file: index, graph, tensors, external data, patches.
 
+pub mod captured;
 mod check;
 pub mod constant;
 pub mod error;

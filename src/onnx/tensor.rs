@@ -36,12 +36,21 @@ impl DataType {
         })
     }
 
+    /// Elements that share a byte of `raw_data`, and a value of `int32_data`: several of a 4-bit or 2-bit type, else 1
+    /// (ONNX specification, `TensorProto`).
+    pub fn elements_a_byte(self) -> u64 {
+        match self.0 {
+            21..=23 => 2,
+            25 | 26 => 4,
+            _ => 1,
+        }
+    }
+
     /// Bytes of `elements` elements; 4-bit and 2-bit types pack several a byte (ONNX spec, `TensorProto.raw_data`).
     pub fn bytes_for(self, elements: u64) -> Option<u64> {
-        match self.0 {
-            21..=23 => Some(elements.div_ceil(2)),
-            25 | 26 => Some(elements.div_ceil(4)),
-            _ => self.size()?.checked_mul(elements),
+        match self.elements_a_byte() {
+            1 => self.size()?.checked_mul(elements),
+            several => Some(elements.div_ceil(several)),
         }
     }
 

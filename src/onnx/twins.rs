@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 
 use prost::Message;
 
+use super::captured::captured;
 use super::flat::Flat;
-use super::graph::captured;
 use super::ops::Domain;
 use super::proto::{AttributeProto, NodeProto};
 

@@ -13,7 +13,7 @@ use super::variant::Running;
 use super::{BakeOptions, verdict, verify_prompts};
 use crate::bake::{self as baking, BakePlan, PlanOptions, verify_bytes};
 use crate::error::{Error, Kind};
-use crate::lm::EmbeddingFile;
+use crate::lm::{EmbeddingFile, Refusal};
 use crate::method::direction::Direction;
 use crate::onnx::{Graph, Model};
 use crate::report::package::VariantVerify;
@@ -35,7 +35,9 @@ pub fn model(
         Runs::Compared(running) => Some(*running),
         Runs::Not | Runs::Whole(_) => None,
     };
-    let written = running.map(|_| out.understand()).transpose()?;
+    let written = out.understand();
+    let other = other_model(base.1, &written);
+    let written = running.and_then(|_| written.ok());
     let unfed = written.as_ref().and_then(|out| [base.1, out].into_iter().find_map(|m| m.lm.interface.unfed.as_ref()));
     let logits = match (running, &written) {
         (Some(running), Some(out)) if unfed.is_none() => Some(running.check(base.1, out, direction)?),
@@ -61,7 +63,23 @@ pub fn model(
             consumer::prove(&Consumer { runtime, prompts: &prompts, cancelled }, base, out, direction)?
         }
     });
+    found.passed &= other.is_none();
+    found.failures.extend(other);
     Ok(found)
+}
+
+/// How what was written is another model than its base: one that is not understood, or of other dimensions. Lancet
+/// could not verify, measure or edit such a file again.
+fn other_model(base: &Understood<'_>, written: &Result<Understood<'_>, Refusal>) -> Option<String> {
+    let size = |model: &Understood<'_>| (model.lm.n_layers(), model.lm.d_model());
+    match written {
+        Ok(written) if size(written) == size(base) => None,
+        Ok(written) => {
+            let ((layers, width), (was, wide)) = (size(written), size(base));
+            Some(format!("the output has {layers} layers of width {width}, the base {was} of {wide}"))
+        }
+        Err(refusal) => Some(format!("the output is not understood any more: {refusal}")),
+    }
 }
 
 /// How a written model is run when it is verified.

@@ -365,7 +365,7 @@ fn scalar(graph: &Graph<'_>, value: ValueId) -> Option<f64> {
         return Some(f64::from(found));
     }
     let tensor = graph.small_tensor(value)?;
-    if tensor.dims.iter().product::<i64>() != 1 {
+    if tensor.dims.iter().any(|size| *size != 1) {
         return None;
     }
     let raw = tensor.raw_data.as_deref();

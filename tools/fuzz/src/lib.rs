@@ -6,13 +6,12 @@ pub mod wire;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// A folder of this process, in memory where the system has such a place.
+/// A folder of this process, below the one of the run (`FUZZ_SCRATCH`, which tools/fuzz/run.sh sets and removes).
 pub fn scratch() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let memory = Path::new("/dev/shm");
-        let base = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
-        let folder = base.join(format!("lancet-fuzz-{}", std::process::id()));
+        let run = std::env::var_os("FUZZ_SCRATCH").map_or_else(std::env::temp_dir, PathBuf::from);
+        let folder = run.join(format!("process-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a scratch folder");
         folder
     })

@@ -35,7 +35,14 @@ pub fn bake(model: &Path, quantised: QuantisedMode, weights_only: bool) {
     let out = crate::scratch().join("out.onnx");
     let _ = std::fs::remove_file(&out);
     let cancelled = AtomicBool::new(false);
-    let options = BakeOptions { out: &out, weights_only, quantised, max_rounding_error: None, runtime: runtime(), cancelled: &cancelled };
+    let options = BakeOptions {
+        out: &out,
+        weights_only,
+        quantised,
+        max_rounding_error: None,
+        runtime: runtime(),
+        cancelled: &cancelled,
+    };
     let Ok((_, verified)) = pipeline::bake_only(&opened, &direction, &options, &Silent) else {
         assert!(!out.exists(), "a failed bake left an output");
         return;
@@ -50,7 +57,11 @@ pub fn bake(model: &Path, quantised: QuantisedMode, weights_only: bool) {
         && runtime.published(model).is_ok()
     {
         let loaded = runtime.published(&out);
-        assert!(loaded.is_ok(), "what was published is not loaded: {}", loaded.err().map(|e| e.to_string()).unwrap_or_default());
+        assert!(
+            loaded.is_ok(),
+            "what was published is not loaded: {}",
+            loaded.err().map(|e| e.to_string()).unwrap_or_default()
+        );
     }
     let _ = std::fs::remove_file(&out);
     let _ = std::fs::remove_file(out.with_extension("onnx.data"));

@@ -10,4 +10,4 @@ fuzz_target!(|data: &[u8]| {
     proof::bake(&path, QuantisedMode::Auto, data.len() % 4 == 0);
 });
 
-fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| wire::mutate(data, size, max_size, seed));
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| { wire::mutate(data, size, max_size, seed) });

@@ -10,4 +10,4 @@ fuzz_target!(|data: &[u8]| {
     proof::bake(&path, if data.len() % 2 == 0 { QuantisedMode::Round } else { QuantisedMode::Nodes }, false);
 });
 
-fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| wire::mutate(data, size, max_size, seed));
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| { wire::mutate(data, size, max_size, seed) });
