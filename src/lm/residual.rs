@@ -126,6 +126,7 @@ impl ResidualStream {
         let last = final_stream(graph, activation, unembedding.node)?;
         let Sums { groups, start, origin } = sums(graph, interface, last)?;
         check_origin(graph, origin, interface)?;
+        check_start(graph, origin, &start)?;
         let axes = Axes::new(graph, interface, origin, &groups)?;
         let mut contributions = origin_contributions(graph, origin, start, &axes)?;
         let blocks = blocks(graph, interface, &groups, origin, &axes, &mut contributions)?;
@@ -430,6 +431,20 @@ fn check_origin(graph: &Graph<'_>, origin: ValueId, interface: &Interface) -> Re
         stack.extend(inputs);
     }
     Ok(())
+}
+
+/// A stream may not start as the sum in a fused node whose norm reads that sum inside: what is projected after the node
+/// would not reach the norm. With two activations in the sum, each is projected before it.
+fn check_start(graph: &Graph<'_>, origin: ValueId, start: &[Term]) -> Result<(), Refusal> {
+    let fused = graph.producer(origin).filter(|&node| graph.op(node).ends_with("Normalization"));
+    match fused.filter(|&node| start.len() < 2 && graph.output(node, 0) != Some(origin)) {
+        Some(node) => {
+            let reason = "the stream starts with a constant added in the node that also normalises the sum";
+            let hint = "export the model again without fusing that sum with its norm".into();
+            Err(Refusal { hint, ..Refusal::on_stream(graph, node, Some(origin), reason) })
+        }
+        None => Ok(()),
+    }
 }
 
 fn origin_contributions(
