@@ -394,7 +394,6 @@ fn what_is_not_shown_follows_what_was_measured() {
 fn run_reads_well() {
     insta::assert_snapshot!(plain(&run(&sample::run()), 92), @r#"
     false refusal 92.2 % → 34.4 %; true refusal 100.0 % → 100.0 %; published
-    models/over-refuser/model.onnx
 
                          refused before  score before      refused after  score after
       pseudo-harmful   92.2 % (118/128)         +3.17   34.4 %  (44/128)        -0.98
@@ -446,7 +445,6 @@ fn run_reads_well_when_narrow_and_refused() {
     insta::assert_snapshot!(plain(&super::run(&run), 60), @r#"
     false refusal 92.2 % → 34.4 %; true refusal 100.0 % →
     93.0 %; not published, the guard refused
-    models/over-refuser/model.onnx
 
                          refused before     refused after
       pseudo-harmful   92.2 % (118/128)  34.4 %  (44/128)
@@ -501,7 +499,6 @@ fn everything_measured_reads_well() {
     run.eval.answers.clear();
     insta::assert_snapshot!(plain(&super::run(&run), 92), @r#"
     false refusal 92.2 % → 28.1 %; true refusal 100.0 % → 100.0 %; published
-    models/chat-1b/model.onnx
 
                          refused before  score before      refused after  score after
       pseudo-harmful   92.2 % (118/128)         +3.17   28.1 %  (36/128)        -0.98

@@ -18,10 +18,10 @@ pub fn terminal(document: &Document, width: usize, color: bool) -> String {
     });
     let label = labels.map(|fact| columns(&fact.label) + 2).max().unwrap_or(0).clamp(12, 24);
     let mut screen = Screen { out: String::new(), width, color, label };
-    for text in [&document.title, &document.subject] {
-        if !text.is_empty() {
-            screen.text("", 0, text);
-        }
+    // who has a title knows what it is about: the path was typed just now
+    let head = if document.title.is_empty() { &document.subject } else { &document.title };
+    if !head.is_empty() {
+        screen.text("", 0, head);
     }
     let mut before: Option<&Block> = None;
     for block in &blocks {
