@@ -35,51 +35,37 @@ fn stored(dtype: DataType) -> Vec<u8> {
     bytes
 }
 
+/// Times `edit` on a matrix of each type.
+fn each_type(criterion: &mut Criterion, group: &str, edit: impl Fn(DataType, &mut Vec<u8>, &mut Scratch) -> Tally) {
+    let mut group = criterion.benchmark_group(group);
+    for (name, dtype) in TYPES {
+        let matrix = stored(dtype);
+        group.throughput(Throughput::Bytes(matrix.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
+            let mut scratch = Scratch::default();
+            bencher.iter_batched_ref(|| matrix.clone(), |m| edit(dtype, m, &mut scratch), BatchSize::LargeInput);
+        });
+    }
+    group.finish();
+}
+
 fn projection(criterion: &mut Criterion) {
     let direction = Direction::new(noise(D)).expect("noise is a direction");
     let r = direction.unit();
-
-    let mut group = criterion.benchmark_group("d_model last");
-    for (name, dtype) in TYPES {
-        let matrix = stored(dtype);
-        group.throughput(Throughput::Bytes(matrix.len() as u64));
-        group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
-            let mut scratch = Scratch::default();
-            bencher.iter_batched_ref(
-                || matrix.clone(),
-                |rows| {
-                    let mut tally = Tally::default();
-                    edit_rows(dtype, rows, 0, r, &mut scratch, &mut tally).expect("noise is finite");
-                    tally
-                },
-                BatchSize::LargeInput,
-            );
-        });
-    }
-    group.finish();
-
-    let mut group = criterion.benchmark_group("d_model first");
-    for (name, dtype) in TYPES {
-        let matrix = stored(dtype);
-        group.throughput(Throughput::Bytes(matrix.len() as u64));
-        group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
-            let mut scratch = Scratch::default();
-            bencher.iter_batched_ref(
-                || matrix.clone(),
-                |block| {
-                    // The first pass finds the component of every column, the second takes it off.
-                    let (mut c, mut after) = (vec![0.0; K], vec![0.0; K]);
-                    add_components(dtype, block, 0, r, &mut c, &mut scratch);
-                    let mut columns = Columns { r, c: &c, share: 1.0, spend: None, after: &mut after };
-                    let mut tally = Tally::default();
-                    edit_columns(dtype, block, 0, &mut columns, &mut scratch, &mut tally);
-                    tally
-                },
-                BatchSize::LargeInput,
-            );
-        });
-    }
-    group.finish();
+    each_type(criterion, "d_model last", |dtype, rows, scratch| {
+        let mut tally = Tally::default();
+        edit_rows(dtype, rows, 0, r, scratch, &mut tally).expect("noise is finite");
+        tally
+    });
+    each_type(criterion, "d_model first", |dtype, block, scratch| {
+        // the first pass finds the component of every column, the second takes it off
+        let (mut c, mut after) = (vec![0.0; K], vec![0.0; K]);
+        add_components(dtype, block, 0, r, &mut c, scratch);
+        let mut columns = Columns { r, c: &c, share: 1.0, spend: None, after: &mut after };
+        let mut tally = Tally::default();
+        edit_columns(dtype, block, 0, &mut columns, scratch, &mut tally);
+        tally
+    });
 }
 
 criterion_group!(benches, projection);

@@ -1,9 +1,12 @@
 //! The rules of the source tree that a compiler does not check: who may import whom, where the runtime and the
 //! command line's crates are named, and how long a file may grow.
 
+#[path = "common/source.rs"]
+mod source;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use syn::visit::{self, Visit};
 
@@ -77,19 +80,7 @@ struct Source {
 }
 
 fn sources() -> Vec<Source> {
-    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
-            if entry.is_dir() {
-                walk(&entry, found);
-            } else if entry.extension().is_some_and(|e| e == "rs") {
-                found.push(entry);
-            }
-        }
-    }
-    let mut paths = Vec::new();
-    walk(&root().join("src"), &mut paths);
-    paths.sort();
-    let all: Vec<Source> = paths
+    let all: Vec<Source> = source::rust_files()
         .iter()
         .map(|path| {
             let relative = path.strip_prefix(root()).unwrap();

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 #[path = "../src/report/rich.rs"]
 mod rich;
+#[allow(dead_code, reason = "the library's own tests use the rest")]
 #[path = "../src/report/sample.rs"]
 mod sample;
 

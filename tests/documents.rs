@@ -1,6 +1,9 @@
 //! The documents: lines are short, links lead somewhere, every dependency has its reason, and the picture of the rooms
 //! is what the code gives.
 
+#[path = "common/source.rs"]
+mod source;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
@@ -182,19 +185,8 @@ fn items_of_tests_are_no_code() {
 /// Lines of code of each room without its tests, and what it names of the others: `crate::room` within the library,
 /// `lancet::room` in the binary.
 fn rooms() -> BTreeMap<String, (usize, BTreeSet<String>)> {
-    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
-            if entry.is_dir() {
-                walk(&entry, found);
-            } else if entry.extension().is_some_and(|e| e == "rs") {
-                found.push(entry);
-            }
-        }
-    }
-    let mut paths = Vec::new();
-    walk(&root().join("src"), &mut paths);
     let mut found: BTreeMap<String, (usize, BTreeSet<String>)> = BTreeMap::new();
-    for path in paths {
+    for path in source::rust_files() {
         let name = path.strip_prefix(root().join("src")).unwrap().to_str().unwrap().replace('\\', "/");
         if is_test(&name) {
             continue;

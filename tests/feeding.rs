@@ -6,12 +6,12 @@ mod common;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock};
 
-use common::{Sandbox, fixture, json, some_direction};
+use common::{Sandbox, fixture, json, some_direction, value_info as info};
 use lancet::instrument::Request;
 use lancet::lm::ResidPoint;
 use lancet::onnx::proto::{
-    Dimension, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, TensorShapeProto, TypeProto,
-    ValueInfoProto, attr_int, dimension, node, type_proto,
+    GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, attr_int, dimension, node,
+    type_proto,
 };
 use lancet::pipeline::engine::{Engine, Generation, Observer, Row, Steering};
 use lancet::pipeline::likelihood::{Query, log_likelihoods};
@@ -35,21 +35,6 @@ fn variant(change: impl FnOnce(&mut GraphProto)) -> Sandbox {
     std::fs::write(path, model.encode_to_vec()).unwrap();
     sandbox.write_direction("d.safetensors", &some_direction(96));
     sandbox
-}
-
-fn info(name: &str, dtype: i32, dims: &[&str]) -> ValueInfoProto {
-    let dim = |text: &&str| Dimension {
-        value: Some(match text.parse() {
-            Ok(n) => dimension::Value::DimValue(n),
-            Err(_) => dimension::Value::DimParam((*text).to_string()),
-        }),
-    };
-    let shape = Some(TensorShapeProto { dim: dims.iter().map(dim).collect() });
-    let tensor = type_proto::Tensor { elem_type: Some(dtype), shape };
-    ValueInfoProto {
-        name: Some(name.into()),
-        r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), denotation: None }),
-    }
 }
 
 fn ints(name: &str, dims: &[i64], values: &[i64]) -> TensorProto {
@@ -593,5 +578,30 @@ fn a_buffer_of_fixed_length_is_filled_from_its_begin() {
         // an answer ends where the buffer does
         let room = 25 - prompt.len();
         assert_eq!(fixed[0].ids, open[0].ids[..room.min(20)]);
+    }
+}
+
+#[test]
+fn values_of_names_that_a_session_needs_are_refused_by_name() {
+    for (name, command) in [("lancet.logits", "eval"), ("lancet.rows", "verify")] {
+        let sandbox = variant(|graph| {
+            let inner = graph.node[0].output[0].clone();
+            for node in &mut graph.node {
+                node.input.iter_mut().chain(&mut node.output).filter(|value| **value == inner).for_each(|value| {
+                    *value = name.into();
+                });
+            }
+        });
+        let words = ["bake", "model", "--direction", "d.safetensors", "-o", "out", "--bytes-only"];
+        assert!(sandbox.lancet(&words).output().unwrap().status.success(), "the edit needs no session");
+        let words = "has a value named";
+        if command == "eval" {
+            sandbox.refused(&mut sandbox.lancet(&["eval", "model"]), 1, &[words, name]);
+        } else {
+            let verify = ["verify", "model", "out", "--direction", "d.safetensors", "--json"];
+            let found = json(&mut sandbox.lancet(&verify), 1);
+            let failures = found["failures"].as_array().unwrap();
+            assert!(failures.iter().any(|f| f.as_str().unwrap().contains(&format!("{words} `{name}`"))), "{found}");
+        }
     }
 }

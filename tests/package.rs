@@ -7,7 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Sandbox, assert_same, copy_folder, fixture, json, onnx_runtime, snapshot, some_direction, width};
+use common::{
+    Sandbox, assert_same, copy_folder, fixture, json, onnx_runtime, snapshot, some_direction, value_info, width,
+};
 use lancet::method::direction::Direction;
 use lancet::onnx::DataType;
 use lancet::onnx::proto::{
@@ -634,10 +636,9 @@ fn every_form_of_the_chat_model_ends_up_alike() {
     sandbox.write_direction("d", &false_refusal());
     let before = snapshot(&sandbox.path("pkg"));
     let prompts = fixture("chat/prompts");
-    // plain answers are what is compared; wrapped ones have tests of their own
-    let plain =
-        ["--measure", "--max-new-tokens", "12", "--refusal-tokens", "I,As", "--wrapped-prompts", "0", "--no-cost"];
-    let mut command = sandbox.lancet(&bake(&plain));
+    // the costs of nine models are not what is shown here
+    let measured = ["--measure", "--max-new-tokens", "12", "--refusal-tokens", "I,As", "--no-cost"];
+    let mut command = sandbox.lancet(&bake(&measured));
     let result = json(command.arg("--prompts").arg(prompts), 0);
     let after = snapshot(&sandbox.path("out"));
     assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
@@ -747,16 +748,6 @@ fn change(sandbox: &Sandbox, file: &str, change: impl FnOnce(&mut GraphProto)) {
     fs::write(sandbox.path(file), model.encode_to_vec()).unwrap();
 }
 
-/// A float value `[batch, sequence, width]`, or `[rows, width]` with an open number of rows.
-fn floats_of(name: &str, open: &[&str], width: i64) -> ValueInfoProto {
-    use lancet::onnx::proto::{Dimension, TensorShapeProto, TypeProto, dimension, type_proto};
-    let open = open.iter().map(|name| dimension::Value::DimParam((*name).into()));
-    let dim = open.chain([dimension::Value::DimValue(width)]).map(|value| Dimension { value: Some(value) }).collect();
-    let tensor = type_proto::Tensor { elem_type: Some(1), shape: Some(TensorShapeProto { dim }) };
-    let value = Some(type_proto::Value::TensorType(tensor));
-    ValueInfoProto { name: Some(name.into()), r#type: Some(TypeProto { value, denotation: None }) }
-}
-
 /// A constant of the file.
 fn constant(name: &str, dims: &[i64], data_type: i32, raw: Vec<u8>) -> TensorProto {
     let (name, dims) = (Some(name.into()), dims.to_vec());
@@ -784,7 +775,7 @@ fn an_embedding_file_that_takes_image_features_is_edited_behind_them() {
     // as onnxruntime-genai's Phi-3-vision: features take the places of token 5
     change(&sandbox, "pkg/embed_tokens.onnx", |graph| {
         graph.node[0].output[0] = "text".into();
-        graph.input.push(floats_of("image_features", &["num_image_tokens"], 32));
+        graph.input.push(value_info("image_features", 1, &["num_image_tokens", "32"]));
         graph.initializer.push(constant("image_token", &[], 7, 5i64.to_le_bytes().to_vec()));
         let perm =
             AttributeProto { name: Some("perm".into()), ints: vec![1, 0], r#type: Some(7), ..Default::default() };
@@ -835,13 +826,13 @@ fn an_embedding_file_that_makes_an_input_for_each_layer_too_feeds_its_decoder() 
         let table: Vec<u8> = (0..96 * 6).flat_map(|i| ((i as f32 * 0.71).sin()).to_le_bytes()).collect();
         graph.initializer.push(constant("per_layer", &[96, 6], 1, table));
         graph.node.push(node("Gather", "per_layer", &["per_layer", "input_ids"], &["per_layer_inputs"], vec![]));
-        graph.output.push(floats_of("per_layer_inputs", &["batch", "sequence"], 6));
+        graph.output.push(value_info("per_layer_inputs", 1, &["batch", "sequence", "6"]));
     });
     let missing = ["bake", "pkg/decoder_model_merged.onnx", "--direction", "d", "-o", "alone"];
     change(&sandbox, "pkg/decoder_model_merged.onnx", |graph| {
         let weight: Vec<u8> = (0..6 * 32).flat_map(|i| ((i as f32 * 0.53).cos()).to_le_bytes()).collect();
         graph.initializer.push(constant("per_layer_projection", &[6, 32], 1, weight));
-        graph.input.push(floats_of("per_layer_inputs", &["batch", "sequence"], 6));
+        graph.input.push(value_info("per_layer_inputs", 1, &["batch", "sequence", "6"]));
         let down = graph.node.iter().position(|n| n.output[0] == "linear_6").unwrap();
         graph.node[down].output[0] = "down".into();
         let product = ["per_layer_inputs", "per_layer_projection"];
@@ -855,4 +846,54 @@ fn an_embedding_file_that_makes_an_input_for_each_layer_too_feeds_its_decoder() 
     });
     baked_and_run(&sandbox);
     assert!(sandbox.lancet(&missing).output().unwrap().status.success());
+}
+
+#[test]
+fn a_quantised_embedding_of_two_decoders_keeps_the_nodes_that_rounding_fell_back_to() {
+    let sandbox = Sandbox::new();
+    copy_folder(&fixture("zoo/llama/split"), &sandbox.path("pkg"));
+    sandbox.write_direction("d", &some_direction(32));
+    change(&sandbox, "pkg/embed_tokens.onnx", |graph| {
+        // far from the ends of the grid, so that nearest rounding is the least that rounding can cost
+        let levels = (0..96 * 32).flat_map(|i: i32| ((i * 89 % 101) as i8 - 50).to_le_bytes()).collect();
+        graph.initializer =
+            vec![constant("levels", &[96, 32], 3, levels), constant("scale", &[], 1, 0.01f32.to_le_bytes().to_vec())];
+        graph.node = vec![
+            node("DequantizeLinear", "dequantise", &["levels", "scale"], &["table"], vec![]),
+            node("Gather", "embed", &["table", "input_ids"], &["inputs_embeds"], vec![]),
+        ];
+    });
+    fs::copy(sandbox.path("pkg/decoder_model_merged.onnx"), sandbox.path("pkg/decoder_model.onnx")).unwrap();
+    let result = json(&mut sandbox.lancet(&bake(&["--max-rounding-error", "1"])), 0);
+    assert_eq!(names(&result["variants"], "model"), ["decoder_model.onnx", "decoder_model_merged.onnx"]);
+    for variant in result["variants"].as_array().unwrap() {
+        let edits = variant["edits"].as_array().unwrap();
+        let embed = edits.iter().find(|edit| edit["kind"] == "embed").unwrap();
+        assert_eq!((&embed["treatment"], &variant["verify"]["passed"]), (&value!("nodes"), &value!(true)), "{variant}");
+    }
+}
+
+#[test]
+fn an_embedding_file_that_cannot_do_without_features_is_edited_and_not_run() {
+    let sandbox = Sandbox::new();
+    copy_folder(&fixture("zoo/llama/split"), &sandbox.path("pkg"));
+    sandbox.write_direction("d", &some_direction(32));
+    change(&sandbox, "pkg/embed_tokens.onnx", |graph| {
+        graph.node[0].output[0] = "text".into();
+        graph.input.push(value_info("speaker", 1, &["1", "32"]));
+        graph.node.push(node("Add", "voiced", &["text", "speaker"], &["inputs_embeds"], vec![]));
+    });
+    let inspected = json(&mut sandbox.lancet(&["inspect", "pkg", "--json"]), 0);
+    let unfed = &inspected["interface"]["unfed"];
+    assert_eq!(unfed["tensor"], "speaker", "{inspected}");
+    assert!(unfed["reason"].as_str().unwrap().contains("features of a fixed size"), "{unfed}");
+    let result = json(&mut sandbox.lancet(&bake(&[])), 0);
+    assert!(result["edits"].as_array().unwrap().iter().any(|edit| edit["kind"] == "embed"), "{result}");
+    // two outputs, and none is what the decoder takes
+    change(&sandbox, "pkg/embed_tokens.onnx", |graph| {
+        graph.output = vec![value_info("text", 1, &[]), value_info("speech", 1, &[])];
+        graph.node[1].output[0] = "speech".into();
+    });
+    let mut refused = sandbox.lancet(&["bake", "pkg", "--direction", "d", "-o", "refused"]);
+    sandbox.refused(&mut refused, 1, &["has several outputs, and none is called `inputs_embeds`", "text, speech"]);
 }

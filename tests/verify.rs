@@ -9,7 +9,7 @@ use lancet::onnx::proto::{AttributeProto, ModelProto, StringStringEntryProto, no
 use prost::Message as _;
 use serde_json::Value;
 
-use common::{Sandbox, json, some_direction, width};
+use common::{Sandbox, fixture, json, some_direction, width};
 
 fn sandbox() -> Sandbox {
     let sandbox = Sandbox::with_fixture("chat");
@@ -180,4 +180,13 @@ fn a_model_without_a_tokenizer_is_run_on_made_up_tokens() {
     let result = json(&mut sandbox.lancet(&words), 1);
     assert!(says(&result, "not every write is ablated"), "{result}");
     assert!(says(&result, "of its bytes are not those"), "{result}");
+}
+
+#[test]
+fn another_model_in_the_place_of_the_output_is_named() {
+    let sandbox = sandbox();
+    fs::copy(fixture("zoo/llama/optimum/model.onnx"), sandbox.path("other.onnx")).unwrap();
+    let failed = verify(&sandbox, "other.onnx", &[], 1);
+    assert!(says(&failed, "the output has 2 layers of width 32, the base 6 of 96"), "{failed}");
+    assert!(!failed["unchecked"].to_string().contains("whether the edit was needed"), "{failed}");
 }

@@ -8,7 +8,10 @@ use super::writer::{Writer, single};
 use super::{Refusal, StreamLayout, weight};
 use crate::onnx::{DataType, Graph, ValueId};
 
-/// What an embedding file calls the embeddings, and a decoder its input, where nothing else is known.
+/// The usual name of the token input, which tells it from other inputs of whole numbers.
+const TOKENS: &str = "input_ids";
+
+/// The usual name of the embeddings, which tells them from other outputs where no decoder says what it takes.
 const EMBEDDINGS: &str = "inputs_embeds";
 
 /// An input of an embedding file beside the tokens: rows of image or audio features that take the places of tokens.
@@ -68,24 +71,30 @@ impl<'m> EmbeddingFile<'m> {
                 .into(),
         };
         let fed = |name: &str| graph.value(name).filter(|v| graph.tensor(*v).is_none() && !graph.is_default(*v));
-        let inputs = graph.proto().input.iter().filter_map(|i| Some((i, fed(i.name.as_deref()?)?)));
-        let is_index = |value: ValueId| graph.elem_type(value).is_some_and(is_index);
-        let (tokens, features): (Vec<_>, Vec<_>) = inputs.partition(|(_, value)| is_index(*value));
-        let name_of = |&(_, value): &(_, ValueId)| graph.name(value).to_string();
-        let input_ids = match tokens.as_slice() {
-            [token] => name_of(token),
-            several => several.iter().map(name_of).find(|name| name == "input_ids").ok_or_else(|| {
-                let all = several.iter().map(name_of).collect::<Vec<_>>().join(", ");
-                refuse(&all, "the embedding file has not one input of whole numbers, for the tokens")
+        let inputs: Vec<ValueId> = graph.proto().input.iter().filter_map(|input| fed(input.name.as_deref()?)).collect();
+        let whole = |&value: &ValueId| graph.elem_type(value).is_some_and(is_index);
+        let numbers: Vec<ValueId> = inputs.iter().copied().filter(whole).collect();
+        let tokens = match numbers.as_slice() {
+            [tokens] => *tokens,
+            several => several.iter().copied().find(|&value| graph.name(value) == TOKENS).ok_or_else(|| {
+                let all: Vec<&str> = inputs.iter().map(|&value| graph.name(value)).collect();
+                let reason = format!(
+                    "the embedding file takes its tokens neither as its one input of whole numbers nor as `{TOKENS}`"
+                );
+                refuse(&all.join(", "), &reason)
             })?,
         };
-        let features = features.into_iter().chain(tokens.into_iter().filter(|token| name_of(token) != input_ids));
-        let features = features.map(|(_, value)| feature(&graph, value)).collect();
+        let features = inputs.iter().filter(|&&value| value != tokens).map(|&value| feature(&graph, value)).collect();
+        let input_ids = graph.name(tokens).to_string();
         let outputs: Vec<&str> = graph.proto().output.iter().filter_map(|o| o.name.as_deref()).collect();
         let output_name = match outputs.as_slice() {
             [output] => *output,
             several => several.iter().copied().find(|name| *name == taken.unwrap_or(EMBEDDINGS)).ok_or_else(|| {
-                refuse(&several.join(", "), "which output of the embedding file is the embedding is unknown")
+                let wanted = taken.unwrap_or(EMBEDDINGS);
+                refuse(
+                    &several.join(", "),
+                    &format!("the embedding file has several outputs, and none is called `{wanted}`"),
+                )
             })?,
         };
         let output_name = output_name.to_string();

@@ -433,14 +433,15 @@ fn check_origin(graph: &Graph<'_>, origin: ValueId, interface: &Interface) -> Re
     Ok(())
 }
 
-/// A stream may not start as the sum in a fused node whose norm reads that sum inside: what is projected after the node
-/// would not reach the norm. With two activations in the sum, each is projected before it.
+/// A stream may not start inside a node that computes another output from it, as a fused sum and norm does: what is
+/// projected after the node would not reach that output. Two activations in a sum are each projected before the node.
 fn check_start(graph: &Graph<'_>, origin: ValueId, start: &[Term]) -> Result<(), Refusal> {
-    let fused = graph.producer(origin).filter(|&node| graph.op(node).ends_with("Normalization"));
-    match fused.filter(|&node| start.len() < 2 && graph.output(node, 0) != Some(origin)) {
+    let others = |node: NodeId| graph.outputs(node).any(|other| other != origin && !graph.uses(other).is_empty());
+    match graph.producer(origin).filter(|&node| start.len() < 2 && others(node)) {
         Some(node) => {
-            let reason = "the stream starts with a constant added in the node that also normalises the sum";
-            let hint = "export the model again without fusing that sum with its norm".into();
+            let reason = "the residual stream starts inside a node that computes another output from it, as a sum fused \
+                          with its norm does: no projection reaches both";
+            let hint = "export the model again with that sum and its norm as nodes of their own".into();
             Err(Refusal { hint, ..Refusal::on_stream(graph, node, Some(origin), reason) })
         }
         None => Ok(()),

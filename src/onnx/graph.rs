@@ -8,7 +8,7 @@ use super::constant;
 use super::facts::{self, Fact};
 use super::flat::Flat;
 use super::index::{FrameId, Model};
-use super::ops::{self, Domain, Operator};
+use super::ops::{self, Domain, Elements, Operator};
 use super::proto::{Dimension, GraphProto, NodeProto, SparseTensorProto, ValueInfoProto, dimension};
 use super::tensor::{DataType, TensorId, TensorRef};
 use super::wire::unpack_varints;
@@ -272,8 +272,9 @@ impl<'m> Graph<'m> {
         for node in by_rank {
             let node = NodeId(node);
             let random = self.node(node).op().starts_with("Random") || self.op(node) == "Bernoulli";
-            // the second input of a CastLike gives a type, no elements
-            let given = if self.op(node) == "CastLike" { 1 } else { usize::MAX };
+            // what converts input 0 takes a type from any other input, no elements
+            let converts = self.operator(node).is_some_and(|operator| operator.elements == Elements::Converted);
+            let given = if converts { 1 } else { usize::MAX };
             if random || self.all_inputs(node).iter().take(given).any(|v| self.dynamic[v.0]) {
                 for output in self.outputs(node).collect::<Vec<_>>() {
                     self.dynamic[output.0] = true;

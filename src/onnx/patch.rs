@@ -70,10 +70,13 @@ impl Patch {
         self.renames.iter().filter_map(|(n, slot, _)| graph.output(*n, *slot)).collect()
     }
 
-    /// A name that the patch defines and that a value of the graph has already.
+    /// A name that the patch defines although a value has it already: one of the graph, or another one of the patch,
+    /// which may stand for a value of the graph under its old name.
     pub fn taken(&self, graph: &Graph<'_>) -> Option<&str> {
         let freed = self.freed(graph);
-        self.defined().find(|name| graph.value(name).is_some_and(|value| !freed.contains(&value)))
+        let mut seen = HashSet::new();
+        let of_graph = |name: &str| graph.value(name).is_some_and(|value| !freed.contains(&value));
+        self.defined().find(|name| of_graph(name) || !seen.insert(*name))
     }
 
     /// Checks that every name that the patch defines is new or free, and that every name it reads is defined by
@@ -82,13 +85,11 @@ impl Patch {
     /// # Panics
     /// If not: a patch is made by this crate, so that would be a bug that must not reach a file.
     pub fn check(&self, graph: &Graph<'_>) {
-        let freed = self.freed(graph);
-        let mut defined: HashSet<&str> = HashSet::new();
-        for name in self.defined() {
-            let free = graph.value(name).is_none_or(|v| freed.contains(&v));
-            assert!(free && defined.insert(name), "the patch redefines `{name}`");
+        if let Some(name) = self.taken(graph) {
+            panic!("the patch redefines `{name}`");
         }
-        for value in freed {
+        let defined: HashSet<&str> = self.defined().collect();
+        for value in self.freed(graph) {
             assert!(defined.contains(graph.name(value)), "the patch leaves `{}` undefined", graph.name(value));
         }
         let known = |name: &str| name.is_empty() || graph.value(name).is_some() || defined.contains(name);

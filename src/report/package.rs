@@ -184,33 +184,10 @@ impl PackageResult {
 #[cfg(test)]
 mod tests {
     use super::super::sample;
-    use super::*;
-
-    fn package() -> PackageResult {
-        let run = sample::run();
-        let effect = Effect { before: run.eval.before.clone(), after: run.eval.after.clone(), ..Default::default() };
-        let variant = |model: &str, eval: Option<Effect>| VariantResult {
-            model: model.into(),
-            edits: run.bake.edits.clone(),
-            verify: run.verify.clone(),
-            guard: eval.as_ref().map(|_| run.guard.clone()),
-            eval,
-            ..Default::default()
-        };
-        PackageResult {
-            variants: vec![variant("onnx/model.onnx", Some(effect)), variant("onnx/embed.onnx", None)],
-            copied: vec![
-                FileRow { file: "config.json".into(), reason: None },
-                FileRow { file: "onnx/vision_encoder.onnx".into(), reason: Some("takes no token ids".into()) },
-            ],
-            left_out: vec![FileRow { file: ".git".into(), reason: Some("bookkeeping".into()) }],
-            ..Default::default()
-        }
-    }
 
     #[test]
     fn one_variant_that_fails_fails_the_package() {
-        let mut package = package();
+        let mut package = sample::package();
         assert!(package.verified() && package.guarded().is_empty());
         let guard = package.variants[0].guard.as_mut().unwrap();
         (guard.passed, guard.reasons) = (false, vec!["harmful refusal falls".into()]);

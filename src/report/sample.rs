@@ -286,3 +286,26 @@ pub fn run() -> RunResult {
             .into(),
     }
 }
+
+/// A run over a package of two variants, one of which was measured.
+pub fn package() -> PackageResult {
+    let run = run();
+    let effect = Effect { before: run.eval.before.clone(), after: run.eval.after.clone(), ..Default::default() };
+    let variant = |model: &str, eval: Option<Effect>| VariantResult {
+        model: model.into(),
+        edits: run.bake.edits.clone(),
+        verify: run.verify.clone(),
+        guard: eval.as_ref().map(|_| run.guard.clone()),
+        eval,
+        ..Default::default()
+    };
+    PackageResult {
+        variants: vec![variant("onnx/model.onnx", Some(effect)), variant("onnx/embed.onnx", None)],
+        copied: vec![
+            FileRow { file: "config.json".into(), reason: None },
+            FileRow { file: "onnx/vision_encoder.onnx".into(), reason: Some("takes no token ids".into()) },
+        ],
+        left_out: vec![FileRow { file: ".git".into(), reason: Some("bookkeeping".into()) }],
+        ..Default::default()
+    }
+}

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use assert_cmd::Command;
+use lancet::onnx::proto::{Dimension, TensorShapeProto, TypeProto, ValueInfoProto, dimension, type_proto};
 use serde_json::Value;
 
 /// The binary, at a fixed width and without colour.
@@ -183,4 +184,20 @@ pub fn some_direction(width: usize) -> Vec<f32> {
 pub fn width(name: &str) -> usize {
     let config: Value = serde_json::from_slice(&fs::read(fixture(name).join("config.json")).unwrap()).unwrap();
     usize::try_from(config["hidden_size"].as_u64().unwrap()).unwrap()
+}
+
+/// A declared value of an element type; dimensions that are no numbers are open.
+pub fn value_info(name: &str, dtype: i32, dims: &[&str]) -> ValueInfoProto {
+    let dim = |text: &&str| Dimension {
+        value: Some(match text.parse() {
+            Ok(n) => dimension::Value::DimValue(n),
+            Err(_) => dimension::Value::DimParam((*text).to_string()),
+        }),
+    };
+    let shape = Some(TensorShapeProto { dim: dims.iter().map(dim).collect() });
+    let tensor = type_proto::Tensor { elem_type: Some(dtype), shape };
+    ValueInfoProto {
+        name: Some(name.into()),
+        r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), denotation: None }),
+    }
 }

@@ -14,33 +14,10 @@ fn plain(document: &Document, width: usize) -> String {
     terminal(document, width, false)
 }
 
-/// A run over a package of two variants, one of which was measured.
-fn packaged() -> PackageResult {
-    let run = sample::run();
-    let effect = Effect { before: run.eval.before.clone(), after: run.eval.after.clone(), ..Default::default() };
-    let variant = |model: &str, eval: Option<Effect>| VariantResult {
-        model: model.into(),
-        edits: run.bake.edits.clone(),
-        verify: run.verify.clone(),
-        guard: eval.as_ref().map(|_| run.guard.clone()),
-        eval,
-        ..Default::default()
-    };
-    PackageResult {
-        variants: vec![variant("onnx/model.onnx", Some(effect)), variant("onnx/embed.onnx", None)],
-        copied: vec![
-            FileRow { file: "config.json".into(), reason: None },
-            FileRow { file: "onnx/vision_encoder.onnx".into(), reason: Some("takes no token ids".into()) },
-        ],
-        left_out: vec![FileRow { file: ".git".into(), reason: Some("bookkeeping".into()) }],
-        ..Default::default()
-    }
-}
-
 /// A run with everything in it, a package too.
 fn everything() -> RunResult {
     let mut run = rich::run();
-    run.package = Some(packaged());
+    run.package = Some(sample::package());
     run.eval.system_prompt = Some("Be kind.".into());
     run.verify.failures = vec!["a byte changed".into()];
     run.verify.inexact = vec!["tensor".into(), "tensor".into()];
@@ -318,7 +295,7 @@ fn rows_stay_rows() {
 
 #[test]
 fn variants_have_rows_and_what_was_not_edited_is_named() {
-    let text = plain(&package::bake(&packaged()), 100);
+    let text = plain(&package::bake(&sample::package()), 100);
     let row = text.lines().find(|l| l.contains("onnx/model.onnx")).unwrap();
     assert!(row.contains("92.2 → 34.4 %") && row.contains("100.0 → 100.0 %") && row.contains("passed"), "{text}");
     let alone = text.lines().find(|l| l.contains("onnx/embed.onnx")).unwrap();
@@ -327,7 +304,7 @@ fn variants_have_rows_and_what_was_not_edited_is_named() {
     assert!(!text.contains("config.json"), "plain files are counted, not listed");
     assert!(text.contains("2 other files copied") && text.contains("not written"), "{text}");
     assert!(text.lines().all(|l| columns(l) <= 100), "{text}");
-    let mut failed = packaged();
+    let mut failed = sample::package();
     failed.variants[0].guard.as_mut().unwrap().reasons = vec!["harmful refusal falls".into()];
     assert!(plain(&package::bake(&failed), 100).contains("guard: harmful refusal falls"));
 }
