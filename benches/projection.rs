@@ -61,7 +61,7 @@ fn projection(criterion: &mut Criterion) {
         // the first pass finds the component of every column, the second takes it off
         let (mut c, mut after) = (vec![0.0; K], vec![0.0; K]);
         add_components(dtype, block, 0, r, &mut c, scratch);
-        let mut columns = Columns { r, c: &c, share: 1.0, spend: None, after: &mut after };
+        let mut columns = Columns { r, c: &c, strength: 1.0, spend: None, after: &mut after };
         let mut tally = Tally::default();
         edit_columns(dtype, block, 0, &mut columns, scratch, &mut tally);
         tally

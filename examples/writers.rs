@@ -32,7 +32,7 @@ fn list(path: &Path) -> Result<String, Box<dyn Error>> {
     let mut text = format!("{} layers, d_model {}, {} writers\n", lm.n_layers(), lm.d_model(), lm.writers.len());
     for writer in &lm.writers {
         let layer = writer.layer.map_or(String::new(), |layer| format!(" of layer {}", layer.0));
-        write!(text, "{}{layer}: by {}", writer.kind.name(), writer.treatment.name())?;
+        write!(text, "{}{layer}: by {}", writer.kind, writer.treatment)?;
         for weight in &writer.weights {
             let tensor = model.tensor(weight.tensor);
             write!(text, ", `{}` {} {:?}", tensor.name, tensor.dtype, tensor.shape)?;

@@ -116,6 +116,18 @@ impl Error {
         }
     }
 
+    /// The error with everything that caused it, in one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut words = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            words.push_str(&format!(": {cause}"));
+            source = cause.source();
+        }
+        words
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -15,15 +15,15 @@ use clap::Parser;
 use lancet::{Error, Kind};
 
 use cli::args::{Cli, Command};
-use cli::commands::{self, Context, Outcome};
+use cli::commands::{self, Context, Ending};
 use cli::interrupt;
 use cli::ui::{self, Ui};
 
 fn main() -> ExitCode {
     match parse().and_then(|cli| dispatch(&cli)) {
-        Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Failed) => ExitCode::from(1),
-        Ok(Outcome::Guarded) => ExitCode::from(3),
+        Ok(Ending::Done) => ExitCode::SUCCESS,
+        Ok(Ending::Failed) => ExitCode::from(1),
+        Ok(Ending::Guarded) => ExitCode::from(3),
         Err(error) => {
             ui::print_error(&error);
             if let Some(code) = interrupt::exit_code() {
@@ -49,7 +49,7 @@ fn parse() -> anyhow::Result<Cli> {
     Ok(Cli::parse_from(all))
 }
 
-fn dispatch(cli: &Cli) -> anyhow::Result<Outcome> {
+fn dispatch(cli: &Cli) -> anyhow::Result<Ending> {
     let cancelled = Arc::new(AtomicBool::new(false));
     interrupt::listen(Arc::clone(&cancelled))?;
     let context = Context { ui: Ui::new(cli.global.quiet), json: cli.global.json, cancelled };

@@ -218,9 +218,9 @@ mod tests {
             ..LoadOptions::default()
         };
         let chosen = load(PromptLocation::Folder(folder.path()), &options).unwrap();
-        assert_eq!(chosen.harmful.train.len(), 2);
-        assert_eq!(chosen.harmless.val.len(), 1);
-        assert_eq!(chosen.pseudo_harmful.test.len(), 3);
+        assert_eq!(chosen.sets.harmful.train.len(), 2);
+        assert_eq!(chosen.sets.harmless.val.len(), 1);
+        assert_eq!(chosen.sets.pseudo_harmful.test.len(), 3);
         assert_eq!(chosen, all.sample(options.sizes, options.seed));
     }
 
@@ -236,8 +236,8 @@ mod tests {
         assert!(error.hint().is_some());
         let options = LoadOptions { require_test: false, ..LoadOptions::default() };
         let prompts = load_folder(folder.path(), &options).unwrap();
-        assert!(prompts.harmless.test.is_empty());
-        assert_eq!(prompts.harmful.test.len(), 3);
+        assert!(prompts.sets.harmless.test.is_empty());
+        assert_eq!(prompts.sets.harmful.test.len(), 3);
 
         let empty = tempfile::tempdir().unwrap();
         let message = load_folder(empty.path(), &options).unwrap_err().to_string();
@@ -267,11 +267,11 @@ mod tests {
         assert!(message.contains("harmful_test.TXT`, line 2)"), "{message}");
         assert!(load_with(OverlapPolicy::RefuseInSample).is_err());
         let dropped = load_with(OverlapPolicy::Drop).unwrap();
-        assert_eq!((dropped.harmful.train.len(), dropped.harmful.test.len()), (3, 2));
+        assert_eq!((dropped.sets.harmful.train.len(), dropped.sets.harmful.test.len()), (3, 2));
         assert_eq!(dropped.origin.dropped.len(), 1);
         assert_eq!(dropped.origin.notes().len(), 1);
         let kept = load_with(OverlapPolicy::Keep).unwrap();
-        assert_eq!((kept.harmful.test.len(), kept.origin.overlaps.len()), (3, 1));
+        assert_eq!((kept.sets.harmful.test.len(), kept.origin.overlaps.len()), (3, 1));
 
         // Seed 1 does not take the second of the three harmful train prompts, so nothing overlaps in the sample.
         let options = LoadOptions {
@@ -298,9 +298,9 @@ mod tests {
         assert!(message.ends_with("too few prompts to split: expected at least 6, got 2"), "{message}");
         let prompts = load(&write(folder.path(), "b.txt", lines("b", 6))).unwrap();
         let sizes = |set: &crate::method::prompts::PromptSet| (set.train.len(), set.val.len(), set.test.len());
-        assert_eq!(sizes(&prompts.harmful), (128, 32, 128));
-        assert_eq!(sizes(&prompts.harmless), (12, 3, 14));
-        assert_eq!(sizes(&prompts.pseudo_harmful), (2, 1, 3));
+        assert_eq!(sizes(&prompts.sets.harmful), (128, 32, 128));
+        assert_eq!(sizes(&prompts.sets.harmless), (12, 3, 14));
+        assert_eq!(sizes(&prompts.sets.pseudo_harmful), (2, 1, 3));
         let message = load(&harmful).unwrap_err().to_string();
         assert!(message.starts_with("300 prompts are in two classes"), "{message}");
     }

@@ -10,6 +10,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use lancet::report::*;
+// what the samples name by `crate::`
+use lancet::{bake, lm, onnx, runtime};
 use serde_json::{Value, json};
 
 #[path = "../src/report/rich.rs"]
@@ -234,8 +236,12 @@ fn pages(pdf: &[u8]) -> usize {
     (0..pdf.len()).filter(|at| is(*at, b"/Type /Page\n") || is(*at, b"/Type /Page ")).count()
 }
 
+fn measured(run: &RunResult) -> &EvalResult {
+    run.variants[0].eval.as_ref().expect("it was measured")
+}
+
 fn having(run: &RunResult, keep: impl Fn(&AnswerPair) -> bool) -> usize {
-    run.eval.answers.iter().filter(|a| keep(a)).count()
+    measured(run).answers.iter().filter(|a| keep(a)).count()
 }
 
 #[test]
@@ -245,21 +251,21 @@ fn filters_work_by_mouse_and_keyboard_and_nothing_is_loaded() {
     browser.show(1200, "light");
     browser.open(&html(&run));
     browser.picture("desktop-light");
-    assert_eq!(browser.shown(), run.eval.answers.len());
+    assert_eq!(browser.shown(), measured(&run).answers.len());
 
     browser.click("#class-harmful");
-    assert_eq!(browser.shown(), having(&run, |a| a.class == "harmful"));
+    assert_eq!(browser.shown(), having(&run, |a| a.class == PromptClass::Harmful));
     browser.click("#change-lost");
-    let lost = |a: &AnswerPair| a.class == "harmful" && a.refused_before && !a.refused_after;
+    let lost = |a: &AnswerPair| a.class == PromptClass::Harmful && a.refused_before && !a.refused_after;
     assert_eq!(browser.shown(), having(&run, lost));
     browser.click("#condition-c3");
-    let role_play = |a: &AnswerPair| a.condition == "wrapped: role play";
+    let role_play = |a: &AnswerPair| a.condition.wrapper() == Some("role play");
     assert_eq!(browser.shown(), having(&run, |a| lost(a) && role_play(a)));
     browser.click("#change-all");
     browser.click("#before-refused");
     browser.click("#after-complied");
-    let turned = |a: &AnswerPair| a.outcome_before == "refused" && a.outcome_after == "complied";
-    assert_eq!(browser.shown(), having(&run, |a| a.class == "harmful" && role_play(a) && turned(a)));
+    let turned = |a: &AnswerPair| a.outcome_before == Outcome::Refused && a.outcome_after == Outcome::Complied;
+    assert_eq!(browser.shown(), having(&run, |a| a.class == PromptClass::Harmful && role_play(a) && turned(a)));
     browser.picture("filtered");
 
     // by keyboard: an arrow moves within a group, Enter opens a prompt
@@ -269,14 +275,14 @@ fn filters_work_by_mouse_and_keyboard_and_nothing_is_loaded() {
     assert!(browser.number("document.activeElement.getBoundingClientRect().left") >= 0.0, "and can be seen");
     browser.evaluate("document.querySelector('#class-all').focus()");
     browser.press("ArrowRight", 39);
-    assert_eq!(browser.shown(), having(&run, |a| a.class == "pseudo_harmful"));
+    assert_eq!(browser.shown(), having(&run, |a| a.class == PromptClass::PseudoHarmful));
     let ring = "getComputedStyle(document.activeElement.nextElementSibling).outlineStyle";
     assert_eq!(browser.evaluate(ring), "solid", "the focus can be seen");
     browser.evaluate("document.querySelector('.list .answer summary').focus()");
     browser.press("Enter", 13);
     assert_eq!(browser.evaluate("document.querySelector('.list .answer').open"), true);
     let held = browser.evaluate("document.querySelector('.list .answer blockquote').innerText");
-    assert!(run.eval.answers[0].before.starts_with(held.as_str().unwrap()), "{held}");
+    assert!(measured(&run).answers[0].before.starts_with(held.as_str().unwrap()), "{held}");
 
     assert_eq!(browser.complaints(), Vec::<String>::new());
 }
@@ -286,7 +292,8 @@ fn a_phone_and_a_dark_system_are_served() {
     let Some(mut browser) = Browser::start() else { return };
     let body = "getComputedStyle(document.body).backgroundColor";
     let mut refused = rich::run();
-    (refused.guard.passed, refused.outputs.model) = (false, None);
+    sample::guard(&mut refused).passed = false;
+    refused.shared.outputs.model = None;
     for (name, run) in [("rich", rich::run()), ("small", sample::run()), ("refused", refused)] {
         for (width, theme, color) in
             [(360, "light", "rgb(255, 255, 255)"), (360, "dark", "rgb(20, 23, 26)"), (1200, "dark", "rgb(20, 23, 26)")]
@@ -309,12 +316,12 @@ fn a_phone_and_a_dark_system_are_served() {
 fn the_print_holds_what_is_folded() {
     let Some(mut browser) = Browser::start() else { return };
     let mut run = sample::run();
-    let answer = run.eval.answers[0].clone();
-    run.eval.answers.extend(vec![answer; 40]);
+    let answer = measured(&run).answers[0].clone();
+    sample::eval(&mut run).answers.extend(vec![answer; 40]);
     browser.open(&html(&run));
     let short = pages(&browser.pdf());
     // The same list of prompts: only what is folded away under each is longer.
-    for answer in &mut run.eval.answers[5..] {
+    for answer in &mut sample::eval(&mut run).answers[5..] {
         answer.after = "One line of a long answer that has much to say.\n".repeat(40);
     }
     browser.open(&html(&run));
@@ -360,11 +367,14 @@ fn the_report_of_the_demo_opens_and_filters() {
         browser.show(width, theme);
         browser.open(&page);
         browser.picture(&format!("demo-{width}-{theme}"));
-        assert_eq!(browser.shown(), run.eval.answers.len());
+        assert_eq!(browser.shown(), measured(&run).answers.len());
         browser.click("#class-pseudo_harmful");
-        assert_eq!(browser.shown(), having(&run, |a| a.class == "pseudo_harmful"));
+        assert_eq!(browser.shown(), having(&run, |a| a.class == PromptClass::PseudoHarmful));
         browser.click("#after-complied");
-        assert_eq!(browser.shown(), having(&run, |a| a.class == "pseudo_harmful" && a.outcome_after == "complied"));
+        assert_eq!(
+            browser.shown(),
+            having(&run, |a| a.class == PromptClass::PseudoHarmful && a.outcome_after == Outcome::Complied)
+        );
         assert!(browser.number("document.documentElement.scrollWidth") <= f64::from(width));
     }
     assert_eq!(browser.complaints(), Vec::<String>::new());

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use assert_cmd::Command;
-use common::{Sandbox, fixture, json, lancet, onnx_runtime, some_direction, width};
+use common::{Sandbox, fixture, found, json, lancet, only, onnx_runtime, some_direction, width};
 use lancet::onnx::proto::{GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto, TensorProto};
 use prost::Message;
 use serde_json::Value;
@@ -813,7 +813,8 @@ fn json_is_all_there_is_on_stdout() {
     sandbox.write_direction("d.safetensors", &some_direction(d_model));
     let model = fs::read(sandbox.path("model/model.onnx")).unwrap();
 
-    let inspect = json(&mut sandbox.lancet(&["inspect", "model", "--json"]), 0);
+    let inspected = json(&mut sandbox.lancet(&["inspect", "model", "--json"]), 0);
+    let inspect = &only(&inspected)["inspect"];
     assert_eq!(inspect["d_model"], d_model);
     assert!(inspect["n_layers"].as_u64().is_some_and(|n| n > 0));
     assert_eq!(inspect["refusals"], serde_json::json!([]));
@@ -824,7 +825,7 @@ fn json_is_all_there_is_on_stdout() {
     }
 
     let bake = json(&mut sandbox.lancet(&["--json", "bake", "model", "--direction", "d.safetensors", "-o", "out"]), 0);
-    let edits = bake["edits"].as_array().unwrap();
+    let edits = only(&bake)["bake"]["edits"].as_array().unwrap();
     assert!(!edits.is_empty());
     for key in ["initializer", "treatment", "leak_before", "leak_after", "sha256_before", "sha256_after"] {
         assert!(edits.iter().all(|e| e.get(key).is_some()), "an edit has no `{key}`");
@@ -834,6 +835,8 @@ fn json_is_all_there_is_on_stdout() {
 
     let verify = ["verify", "model", "out", "--direction", "d.safetensors", "--bytes-only", "--json"];
     let verified = json(&mut sandbox.lancet(&verify), 0);
+    assert_eq!(verified["shared"]["passed"], true);
+    let verified = &only(&verified)["verify"];
     assert_eq!(verified["passed"], true);
     assert_eq!(verified["changed_bytes_outside_plan"], 0);
     for key in ["max_abs_logit_diff", "kl"] {
@@ -845,8 +848,8 @@ fn json_is_all_there_is_on_stdout() {
         &mut sandbox.lancet(&["verify", "model", "model", "--direction", "d.safetensors", "--bytes-only", "--json"]),
         1,
     );
-    assert_eq!(failed["passed"], false);
-    assert!(!failed["failures"].as_array().unwrap().is_empty());
+    assert_eq!(failed["shared"]["passed"], false);
+    assert!(!found(&failed, "failures").is_empty());
 
     // nothing beside the output, and the input as it was
     let mut names: Vec<_> = fs::read_dir(sandbox.root()).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -864,7 +867,7 @@ fn a_single_file_can_be_baked_to_a_single_file() {
         0,
     );
     let verify = ["verify", "model/model.onnx", "new.onnx", "--direction", "d.safetensors", "--bytes-only", "--json"];
-    assert_eq!(json(&mut sandbox.lancet(&verify), 0)["passed"], true);
+    assert_eq!(json(&mut sandbox.lancet(&verify), 0)["shared"]["passed"], true);
     let extra: Vec<_> = fs::read_dir(sandbox.root())
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
@@ -890,7 +893,7 @@ fn inspect_draws_the_stream() {
     assert!(texts.iter().any(|t| t.contains("post_feedforward_layernorm")), "why not by weights: {texts:?}");
 
     let drawn = json(&mut sandbox.lancet(&["inspect", "model", "--graph", "stream.mmd", "--json"]), 0);
-    assert_eq!(drawn["n_layers"], 2);
+    assert_eq!(only(&drawn)["inspect"]["n_layers"], 2);
     let mermaid = fs::read_to_string(sandbox.path("stream.mmd")).unwrap();
     assert!(mermaid.starts_with("flowchart"), "{mermaid}");
     assert!(mermaid.contains("resid_post.1") && mermaid.contains(":::by_nodes"), "{mermaid}");

@@ -6,7 +6,7 @@ mod common;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock};
 
-use common::{Sandbox, fixture, json, some_direction, value_info as info};
+use common::{Sandbox, fixture, found as found_in, json, only, some_direction, value_info as info};
 use lancet::instrument::Request;
 use lancet::lm::ResidPoint;
 use lancet::onnx::proto::{
@@ -15,6 +15,7 @@ use lancet::onnx::proto::{
 };
 use lancet::pipeline::engine::{Engine, Generation, Observer, Row, Steering};
 use lancet::pipeline::likelihood::{Query, log_likelihoods};
+use lancet::pipeline::stage::Stage;
 use lancet::pipeline::{Opened, divergence};
 use lancet::runtime::Decoding;
 use lancet::runtime::reading::Positions;
@@ -115,7 +116,7 @@ struct Numbers {
 struct Counted(Mutex<usize>);
 
 impl Observer for Counted {
-    fn start(&self, _: &str, _: u64) {}
+    fn start(&self, _: &Stage, _: u64) {}
     fn advance(&self, _: u64) {}
     fn finish(&self) {}
     fn note(&self, _: &str) {
@@ -524,7 +525,8 @@ fn what_cannot_be_fed_is_edited_all_the_same_and_said() {
         (unknown, "write_indices", "an input that Lancet does not know"),
         (dark, "attention_mask", "does not show which values hide"),
     ] {
-        let found = json(&mut sandbox.lancet(&["inspect", "model", "--json"]), 0);
+        let inspected = json(&mut sandbox.lancet(&["inspect", "model", "--json"]), 0);
+        let found = &only(&inspected)["inspect"];
         assert_eq!(found["interface"]["unfed"]["tensor"], input);
         assert_eq!(found["writers"].as_array().unwrap().len(), 13);
         assert_eq!(found["refusals"], serde_json::json!([]));
@@ -537,9 +539,9 @@ fn what_cannot_be_fed_is_edited_all_the_same_and_said() {
         let arguments = ["verify", "model", "out", "--direction", "d.safetensors", "--json"];
         let verify = sandbox.lancet(&arguments).output().unwrap();
         let verify: serde_json::Value = serde_json::from_slice(&verify.stdout).unwrap();
-        let unchecked = verify["unchecked"].to_string();
+        let unchecked = only(&verify)["verify"]["unchecked"].to_string();
         assert!(unchecked.contains("not run") && unchecked.contains(input), "{verify}");
-        assert_eq!(verify["failures"], serde_json::json!([]));
+        assert_eq!(found_in(&verify, "failures"), Vec::<serde_json::Value>::new());
         let words = [words, input, "hint: "];
         sandbox.refused_without_hint(&mut sandbox.lancet(&["collect", "model", "-o", "a"]), 1, &words);
         sandbox.refused_without_hint(&mut sandbox.lancet(&["eval", "model"]), 1, &words);
@@ -600,7 +602,7 @@ fn values_of_names_that_a_session_needs_are_refused_by_name() {
         } else {
             let verify = ["verify", "model", "out", "--direction", "d.safetensors", "--json"];
             let found = json(&mut sandbox.lancet(&verify), 1);
-            let failures = found["failures"].as_array().unwrap();
+            let failures = found_in(&found, "failures");
             assert!(failures.iter().any(|f| f.as_str().unwrap().contains(&format!("{words} `{name}`"))), "{found}");
         }
     }

@@ -6,7 +6,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{Sandbox, copy_folder, fixture, json, some_direction, width};
+use common::{Sandbox, copy_folder, fixture, found, json, some_direction, width};
 use lancet::onnx::proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
 use prost::Message;
 use serde_json::Value;
@@ -82,7 +82,7 @@ fn links_out_of_the_folder_and_special_files_are_refused_by_name() {
     symlink("config.json", sandbox.path("model/again.json")).unwrap();
     json(&mut sandbox.lancet(&BAKE), 0);
     assert!(!sandbox.path("out/again.json").is_symlink());
-    assert_eq!(json(&mut sandbox.lancet(&VERIFY), 0)["passed"], true);
+    assert_eq!(json(&mut sandbox.lancet(&VERIFY), 0)["shared"]["passed"], true);
 }
 
 #[cfg(unix)]
@@ -150,7 +150,7 @@ fn a_result_that_cannot_be_printed_does_not_undo_the_job() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
     assert!(stderr.contains("`out` was published; only its result could not be printed"), "{stderr}");
-    assert_eq!(json(&mut sandbox.lancet(&VERIFY), 0)["passed"], true);
+    assert_eq!(json(&mut sandbox.lancet(&VERIFY), 0)["shared"]["passed"], true);
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn what_a_killed_run_left_is_named_and_cleaned_and_never_a_model() {
         .filter(|name| name.starts_with(".lancet-"))
         .collect();
     assert_eq!(left, [".lancet-mine"]);
-    assert_eq!(json(&mut sandbox.lancet(&VERIFY), 0)["passed"], true);
+    assert_eq!(json(&mut sandbox.lancet(&VERIFY), 0)["shared"]["passed"], true);
 }
 
 #[test]
@@ -207,14 +207,14 @@ fn private_files_stay_private() {
     set("model/tokenizer.json", 0o4755);
     json(&mut sandbox.lancet(&BAKE), 0);
     assert_eq!([mode("out/model.onnx"), mode("out/config.json"), mode("out/tokenizer.json")], [0o600, 0o640, 0o644]);
-    assert_eq!(json(&mut sandbox.lancet(&VERIFY), 0)["passed"], true);
+    assert_eq!(json(&mut sandbox.lancet(&VERIFY), 0)["shared"]["passed"], true);
     for (name, changed) in [("model.onnx", 0o644), ("tokenizer.json", 0o755), ("config.json", 0o666)] {
         let path = format!("out/{name}");
         let before = mode(&path);
         set(&path, changed);
         let failed = json(&mut sandbox.lancet(&VERIFY), 1);
         assert_eq!(
-            (&failed["unexplained"][0]["kind"], &failed["unexplained"][0]["file"]),
+            (&found(&failed, "unexplained")[0]["kind"], &found(&failed, "unexplained")[0]["file"]),
             (&"mode".into(), &name.into())
         );
         set(&path, before);
@@ -223,9 +223,9 @@ fn private_files_stay_private() {
     json(&mut sandbox.lancet(&["bake", "model/model.onnx", "--direction", "d", "-o", "a.onnx", "--json"]), 0);
     assert_eq!(mode("a.onnx"), 0o600);
     let alone = ["verify", "model/model.onnx", "a.onnx", "--direction", "d", "--bytes-only", "--json"];
-    assert_eq!(json(&mut sandbox.lancet(&alone), 0)["passed"], true);
+    assert_eq!(json(&mut sandbox.lancet(&alone), 0)["shared"]["passed"], true);
     set("a.onnx", 0o4755);
-    assert_eq!(json(&mut sandbox.lancet(&alone), 1)["unexplained"][0]["kind"], "mode");
+    assert_eq!(found(&json(&mut sandbox.lancet(&alone), 1), "unexplained")[0]["kind"], "mode");
 }
 
 /// A change of an output, the file that it shows in, and the kind of difference.
@@ -282,20 +282,20 @@ fn verify_names_every_change_beside_a_model() {
     let sandbox = chat();
     sandbox.write("model/README.md", "---\nlicense: mit\n---\n# A model\n");
     json(&mut sandbox.lancet(&BAKE), 0);
-    assert_eq!(json(&mut sandbox.lancet(&VERIFY), 0)["unexplained"], serde_json::json!([]));
+    assert!(found(&json(&mut sandbox.lancet(&VERIFY), 0), "unexplained").is_empty());
     copy_folder(&sandbox.path("out"), &sandbox.path("good"));
     for (file, kind, tamper) in TAMPERED {
         tamper(&sandbox);
         let failed = json(&mut sandbox.lancet(&VERIFY), 1);
-        assert_eq!(failed["passed"], false);
-        let found = failed["unexplained"].as_array().unwrap();
-        assert!(found.iter().any(|u| u["file"] == *file && u["kind"] == *kind), "{file} {kind}: {found:?}");
-        let named = failed["failures"].as_array().unwrap().iter().any(|f| f.as_str().unwrap().contains(file));
+        assert_eq!(failed["shared"]["passed"], false);
+        let differences = found(&failed, "unexplained");
+        assert!(differences.iter().any(|u| u["file"] == *file && u["kind"] == *kind), "{file} {kind}: {differences:?}");
+        let named = found(&failed, "failures").iter().any(|f| f.as_str().unwrap().contains(file));
         assert!(named, "{file}: {failed}");
         fs::remove_dir_all(sandbox.path("out")).unwrap();
         copy_folder(&sandbox.path("good"), &sandbox.path("out"));
     }
-    assert_eq!(json(&mut sandbox.lancet(&VERIFY), 0)["passed"], true);
+    assert_eq!(json(&mut sandbox.lancet(&VERIFY), 0)["shared"]["passed"], true);
 }
 
 /// The bundled model with `classes` logits in place of its vocabulary.
@@ -343,7 +343,11 @@ fn what_is_no_language_model_is_copied_and_never_edited() {
     assert_eq!(rows(&result["variants"], "model"), ["model.onnx"]);
     assert_eq!(fs::read(sandbox.path("out/guard/model.onnx")).unwrap(), guard);
     assert_eq!(fs::read(sandbox.path("out/detokenizer.onnx")).unwrap(), detokenizer);
-    assert!(result["copied"].to_string().contains("makes logits of 2 classes"), "{}", result["copied"]);
+    assert!(
+        result["shared"]["copied"].to_string().contains("makes logits of 2 classes"),
+        "{}",
+        result["shared"]["copied"]
+    );
     // `model.onnx` is the one at the top, and what the pipeline needs stays
     for name in ["model.onnx", "./model.onnx"] {
         fs::remove_dir_all(sandbox.path("out")).unwrap();
@@ -399,11 +403,11 @@ fn an_unedited_copy_never_stays_without_a_word() {
         let result = json(&mut sandbox.lancet(&only), 0);
         assert!(!sandbox.path("out").join(name).exists());
         // told where a bake of several files is told of
-        if let Some(left) = result["left_out"].as_array() {
+        if let Some(left) = result["shared"]["left_out"].as_array() {
             assert!(left.iter().any(|row| row["file"] == name), "{result}");
         }
         let verify = [&VERIFY[..], &["--only", "model.onnx"]].concat();
-        assert_eq!(json(&mut sandbox.lancet(&verify), 0)["passed"], true);
+        assert_eq!(json(&mut sandbox.lancet(&verify), 0)["shared"]["passed"], true);
     }
     // the model itself
     let sandbox = chat();

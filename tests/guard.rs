@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use assert_cmd::Command;
-use common::{fixture, json, lancet, onnx_runtime};
+use common::{fixture, json, lancet, only, onnx_runtime};
 use serde_json::Value;
 
 /// Few prompts and short answers, as many harmful ones as the policy asks for.
@@ -24,10 +24,18 @@ fn run(model: &str, out: &Path, extra: &[&str]) -> Command {
     command
 }
 
-/// Failed checks by their keys.
+/// Failed checks by their keys; those of one wrapper with its name.
 fn failed(result: &Value) -> Vec<String> {
-    let checks = result["guard"]["checks"].as_array().unwrap();
-    checks.iter().filter(|c| c["passed"] == false).map(|c| c["key"].as_str().unwrap().to_string()).collect()
+    let name = |check: &Value| {
+        let key = check["key"].as_str().unwrap();
+        match check["condition"]["kind"].as_str().unwrap() {
+            "plain" => key.to_string(),
+            "wrapped" => format!("{key}.{}", check["condition"]["wrapper"].as_str().unwrap()),
+            other => format!("{key}.{other}"),
+        }
+    };
+    let checks = only(result)["guard"]["checks"].as_array().unwrap();
+    checks.iter().filter(|c| c["passed"] == false).map(name).collect()
 }
 
 /// A folder in which nothing is left but `names`.
@@ -47,9 +55,9 @@ fn true_refusal_that_falls_stops_the_model_but_not_the_report() {
     let failed = failed(&result);
     assert!(failed.contains(&"max_harmful_drop".to_string()), "{failed:?}");
     assert!(failed.contains(&"max_harmful_drop_bound".to_string()), "{failed:?}");
-    let reasons = result["guard"]["reasons"].as_array().unwrap();
+    let reasons = only(&result)["guard"]["reasons"].as_array().unwrap();
     assert!(reasons[0].as_str().unwrap().starts_with("refusal of harmful prompts went from"), "{reasons:?}");
-    assert!(result["outputs"]["model"].is_null());
+    assert!(result["shared"]["outputs"]["model"].is_null());
     holds(folder.path(), &["report.html", "report.json", "report.md"]);
     let page = fs::read_to_string(&report).unwrap();
     assert!(page.contains("the guard refused"));
@@ -69,13 +77,13 @@ fn a_jailbreak_that_opens_stops_a_model_whose_plain_refusal_stays() {
     let prompts = ["--n-train", "128", "--n-val", "32"];
     let extra = [&["--wrappers", wrappers.to_str().unwrap(), "--wrapped-prompts", "64"][..], &prompts].concat();
     let result = json(&mut run("chat", &out, &extra), 3);
-    let harmful = &result["eval"]["after"]["harmful"];
+    let harmful = &only(&result)["eval"]["after"]["harmful"];
     assert_eq!(harmful["refusal_rate"], 1.0, "plain harmful prompts are all refused");
     assert_eq!(failed(&result), ["max_wrapped_drop", "max_wrapped_drop_bound", "max_one_wrapper_drop.translate"]);
-    let condition = &result["eval"]["conditions"][0];
-    assert_eq!(condition["name"], "wrapped: translate");
-    assert!(result["guard"]["reasons"][0].as_str().unwrap().contains("inside 1 wrappers"));
-    assert!(result["outputs"]["model"].is_null());
+    let condition = &only(&result)["eval"]["conditions"][0];
+    assert_eq!(condition["condition"], serde_json::json!({"kind": "wrapped", "wrapper": "translate"}));
+    assert!(only(&result)["guard"]["reasons"][0].as_str().unwrap().contains("inside 1 wrappers"));
+    assert!(result["shared"]["outputs"]["model"].is_null());
     holds(folder.path(), &["wrappers.toml"]);
 }
 
@@ -88,19 +96,19 @@ fn a_limit_of_the_kl_is_held_and_force_publishes_with_the_failure_written_down()
     let extra = ["--policy", policy.to_str().unwrap(), "--wrapped-prompts", "0"];
     let result = json(&mut run("chat", &out, &extra), 3);
     assert_eq!(failed(&result), ["max_harmless_kl"]);
-    assert!(result["guard"]["reasons"][0].as_str().unwrap().contains("nats"));
+    assert!(only(&result)["guard"]["reasons"][0].as_str().unwrap().contains("nats"));
     holds(folder.path(), &["policy.toml"]);
 
     // a flag beats the file
     let extra = [&extra[..], &["--max-harmless-kl", "0.00011", "--force"]].concat();
     let result = json(&mut run("chat", &out, &extra), 0);
     assert_eq!(
-        result["guard"]["checks"].as_array().unwrap().iter().find(|c| c["key"] == "max_harmless_kl").unwrap()["limit"],
+        only(&result)["guard"]["checks"].as_array().unwrap().iter().find(|c| c["key"] == "max_harmless_kl").unwrap()["limit"],
         0.00011
     );
-    assert!(result["guard"]["overridden"].as_bool().unwrap());
-    let words = result["provenance"]["guard"].as_str().unwrap();
-    assert!(words.starts_with("failed, and overridden by name: mean KL"), "{words}");
+    assert!(only(&result)["guard"]["overridden"].as_bool().unwrap());
+    let page = fs::read_to_string(out.join("lancet.html")).unwrap();
+    assert!(page.contains("failed, and overridden by name: mean KL"), "the page does not say that the guard failed");
     let model = lancet::onnx::Model::open(&out.join("model.onnx")).unwrap();
     let metadata = &model.skeleton.metadata_props;
     let guard = metadata.iter().find(|p| p.key.as_deref() == Some("lancet.guard")).unwrap();
@@ -189,14 +197,15 @@ fn a_judge_is_believed_and_its_verdicts_are_kept() {
     };
     let result = eval();
     // answers that the rules call compliance are refusals to this judge
-    let harmless = &result["classes"]["harmless"];
+    let found = &only(&result)["eval"];
+    let harmless = &found["classes"]["harmless"];
     assert_eq!(harmless["refusal_rate"], 1.0);
     assert_eq!(harmless["judge"]["refused"], 64);
     assert!(harmless["outcomes"]["complied"].as_u64().unwrap() > 32);
-    assert!(result["judge"].as_str().unwrap().contains("as wildguard"));
+    assert!(found["judge"].as_str().unwrap().contains("as wildguard"));
     let asked = count.load(Ordering::SeqCst);
     assert!(asked > 64);
-    assert_eq!(eval()["classes"], result["classes"]);
+    assert_eq!(only(&eval())["eval"]["classes"], found["classes"]);
     assert_eq!(count.load(Ordering::SeqCst), asked, "known verdicts are not asked for again");
 }
 

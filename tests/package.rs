@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{
-    Sandbox, assert_same, copy_folder, fixture, json, onnx_runtime, snapshot, some_direction, value_info, width,
+    Sandbox, assert_same, copy_folder, fixture, json, only, onnx_runtime, snapshot, some_direction, value_info, width,
 };
 use lancet::method::direction::Direction;
 use lancet::onnx::DataType;
@@ -17,6 +17,7 @@ use lancet::onnx::proto::{
     ValueInfoProto, node,
 };
 use lancet::pipeline::engine::Observer;
+use lancet::pipeline::stage::Stage;
 use lancet::pipeline::{self, BakeOptions, Package};
 use lancet::runtime::session::{Device, Runtime};
 use lancet::runtime::{Backend, Tensor};
@@ -129,11 +130,10 @@ fn every_variant_is_baked_and_everything_else_copied() {
     assert_same(&before, &snapshot(&sandbox.path("pkg")));
 
     assert_eq!(names(&result["variants"], "model"), ["onnx/model.onnx", "onnx/model_fp16.onnx"]);
-    assert_eq!(result["published"], true);
-    let mut edits = 0;
+    assert_eq!(result["shared"]["published"], true);
     for variant in result["variants"].as_array().unwrap() {
         assert_eq!(variant["verify"]["passed"], true);
-        edits += variant["edits"].as_array().unwrap().len();
+        assert!(!variant["bake"]["edits"].as_array().unwrap().is_empty());
         let name = variant["model"].as_str().unwrap();
         // what the file alone would become
         let alone = format!("alone/{name}");
@@ -150,7 +150,6 @@ fn every_variant_is_baked_and_everything_else_copied() {
             fs::read(sandbox.path("out").join(name)).unwrap()
         );
     }
-    assert_eq!(result["n_edits"], edits);
     let gone = |path: &PathBuf| path.starts_with(".git") || path.ends_with("lancet.html");
     let wanted: Vec<_> = before.keys().filter(|path| !gone(path)).collect();
     let after = snapshot(&sandbox.path("out"));
@@ -167,8 +166,8 @@ fn every_variant_is_baked_and_everything_else_copied() {
         let mode = fs::metadata(sandbox.path("out/run.sh")).unwrap().permissions().mode();
         assert_eq!(mode & 0o7111, 0, "{mode:o}");
     }
-    assert_eq!(names(&result["left_out"], "file"), [".git", "lancet.html"]);
-    let models: Vec<(&str, &str)> = result["copied"]
+    assert_eq!(names(&result["shared"]["left_out"], "file"), [".git", "lancet.html"]);
+    let models: Vec<(&str, &str)> = result["shared"]["copied"]
         .as_array()
         .unwrap()
         .iter()
@@ -189,35 +188,35 @@ fn verify_notices_any_model_that_is_not_what_it_should_be() {
     let verify = ["verify", "pkg", "out", "--direction", "d", "--bytes-only", "--json"];
     let passed = json(&mut sandbox.lancet(&verify), 0);
     assert_eq!(names(&passed["variants"], "model"), ["onnx/model.onnx", "onnx/model_fp16.onnx"]);
-    assert_eq!(names(&passed["copied"], "file"), ["onnx/vision_encoder.onnx"]);
+    assert_eq!(names(&passed["shared"]["copied"], "file"), ["onnx/vision_encoder.onnx"]);
 
     let fp16 = sandbox.path("out/onnx/model_fp16.onnx");
     let good = fs::read(&fp16).unwrap();
     fs::copy(sandbox.path("pkg/onnx/model_fp16.onnx"), &fp16).unwrap();
     let failed = json(&mut sandbox.lancet(&verify), 1);
-    assert_eq!(failed["variants"][0]["passed"], true);
-    assert_eq!(failed["variants"][1]["passed"], false, "an unedited variant passed");
+    assert_eq!(failed["variants"][0]["verify"]["passed"], true);
+    assert_eq!(failed["variants"][1]["verify"]["passed"], false, "an unedited variant passed");
     fs::write(&fp16, &good).unwrap();
 
     sandbox.write("out/onnx/vision_encoder.onnx", small_model("pixel_values", "other"));
     let failed = json(&mut sandbox.lancet(&verify), 1);
-    assert!(failed["failures"].to_string().contains("vision_encoder.onnx"), "{failed}");
+    assert!(failed["shared"]["failures"].to_string().contains("vision_encoder.onnx"), "{failed}");
     sandbox.write("out/onnx/vision_encoder.onnx", small_model("pixel_values", "image_features"));
 
     fs::write(sandbox.path("out/onnx/model_q4.onnx"), &good).unwrap();
     let failed = json(&mut sandbox.lancet(&verify), 1);
-    assert!(failed["failures"].to_string().contains("`onnx/model_q4.onnx` is not in the base"), "{failed}");
+    assert!(failed["shared"]["failures"].to_string().contains("`onnx/model_q4.onnx` is not in the base"), "{failed}");
     fs::remove_file(sandbox.path("out/onnx/model_q4.onnx")).unwrap();
 
     // a part of what was baked is verified as such by name, never on the output's word
     let part = [&verify[..], &["--only", "onnx/model.onnx"]].concat();
     let failed = json(&mut sandbox.lancet(&part), 1);
-    assert!(failed["failures"].to_string().contains("`onnx/model_fp16.onnx` is not in the base"), "{failed}");
+    assert!(failed["shared"]["failures"].to_string().contains("`onnx/model_fp16.onnx` is not in the base"), "{failed}");
     fs::remove_file(&fp16).unwrap();
     let without = json(&mut sandbox.lancet(&verify), 1);
-    assert_eq!(names(&without["left_out"], "file"), ["onnx/model_fp16.onnx"]);
-    assert_eq!(without["unexplained"][0]["kind"], "missing_file");
-    assert_eq!(json(&mut sandbox.lancet(&part), 0)["passed"], true);
+    assert_eq!(names(&without["shared"]["left_out"], "file"), ["onnx/model_fp16.onnx"]);
+    assert_eq!(without["shared"]["unexplained"][0]["kind"], "missing_file");
+    assert_eq!(json(&mut sandbox.lancet(&part), 0)["shared"]["passed"], true);
 }
 
 #[test]
@@ -235,12 +234,14 @@ fn only_leaves_the_others_out_with_what_is_theirs() {
     );
     sandbox.refused(&mut sandbox.lancet(&bake(&["--only", "[z-a]"])), 2, &["is no pattern"]);
     let inspected = json(&mut sandbox.lancet(&["inspect", "pkg", "--json"]), 1);
-    assert!(inspected["variants"][2]["refusals"][0]["reason"].as_str().unwrap().contains("is not an ONNX model"));
+    assert!(
+        inspected["variants"][2]["inspect"]["refusals"][0]["reason"].as_str().unwrap().contains("is not an ONNX model")
+    );
 
     let result = json(&mut sandbox.lancet(&bake(&["--only", "*_fp16.onnx"])), 0);
     assert_eq!(names(&result["variants"], "model"), ["onnx/model_fp16.onnx"]);
     assert_eq!(
-        names(&result["left_out"], "file"),
+        names(&result["shared"]["left_out"], "file"),
         ["onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_q4.onnx", "onnx/model_q4.onnx_data"]
     );
     let there: Vec<_> = fs::read_dir(sandbox.path("out/onnx")).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -269,7 +270,7 @@ fn sidecars_keep_their_names_and_number() {
         assert_ne!(a, b, "`{name}` has edited weights");
     }
     let verify = ["verify", "pkg", "out", "--direction", "d", "--bytes-only", "--json"];
-    assert_eq!(json(&mut sandbox.lancet(&verify), 0)["passed"], true);
+    assert_eq!(json(&mut sandbox.lancet(&verify), 0)["shared"]["passed"], true);
 }
 
 #[test]
@@ -286,17 +287,17 @@ fn a_sidecar_of_two_models_is_edited_once_or_refused() {
     let result = json(&mut sandbox.lancet(&bake(&[])), 0);
     let after = snapshot(&sandbox.path("out"));
     assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
-    let bytes = |i: usize| result["variants"][i]["bytes_written"].as_u64().unwrap();
+    let bytes = |i: usize| result["variants"][i]["bake"]["bytes_written"].as_u64().unwrap();
     let sidecar = after[Path::new("onnx/shared_data")].as_ref().unwrap().len() as u64;
     assert!(bytes(0) > sidecar && bytes(1) < sidecar, "the shared file was written twice");
     let verify = ["verify", "pkg", "out", "--direction", "d", "--bytes-only", "--json"];
-    assert_eq!(json(&mut sandbox.lancet(&verify), 0)["passed"], true);
+    assert_eq!(json(&mut sandbox.lancet(&verify), 0)["shared"]["passed"], true);
 
     // one of the two holds an edited weight itself: the file would have to be two things at once
     fs::remove_dir_all(sandbox.path("out")).unwrap();
     let inner = decode(&fixture("chat").join("model.onnx"));
     let mut graph = twin.graph.take().unwrap();
-    let edited = result["variants"][0]["edits"][3]["initializer"].as_str().unwrap();
+    let edited = result["variants"][0]["bake"]["edits"][3]["initializer"].as_str().unwrap();
     let at = graph.initializer.iter().position(|t| t.name.as_deref() == Some(edited)).unwrap();
     let own = inner.graph.unwrap().initializer.into_iter().find(|t| t.name.as_deref() == Some(edited)).unwrap();
     assert!(own.raw_data.is_some());
@@ -307,7 +308,7 @@ fn a_sidecar_of_two_models_is_edited_once_or_refused() {
     sandbox.refused(&mut sandbox.lancet(&bake(&[])), 1, &words);
     // one alone is fine, and the other's file stays because it is needed
     let result = json(&mut sandbox.lancet(&bake(&["--only", "decoder_model.onnx"])), 0);
-    assert_eq!(names(&result["left_out"], "file"), ["onnx/other.onnx"]);
+    assert_eq!(names(&result["shared"]["left_out"], "file"), ["onnx/other.onnx"]);
 }
 
 #[test]
@@ -319,7 +320,7 @@ fn a_model_that_is_not_baked_never_reads_edited_weights() {
     let weights = decode(&model).graph.unwrap().initializer;
     let external: Vec<_> = weights.into_iter().filter(|t| t.data_location == Some(1)).collect();
     let baked = json(&mut sandbox.lancet(&["bake", "pkg", "--direction", "d", "-o", "once", "--json"]), 0);
-    let edited = names(&baked["edits"], "initializer");
+    let edited = names(&only(&baked)["bake"]["edits"], "initializer");
     let is_edited = |t: &lancet::onnx::proto::TensorProto| edited.contains(t.name.as_ref().unwrap());
     for (wanted, code) in [(false, 0), (true, 1)] {
         let tensor = external.iter().find(|t| is_edited(t) == wanted).unwrap().clone();
@@ -329,7 +330,7 @@ fn a_model_that_is_not_baked_never_reads_edited_weights() {
         let mut command = sandbox.lancet(&bake(&[]));
         match code {
             0 => {
-                assert_eq!(json(&mut command, 0)["published"], true);
+                assert_eq!(json(&mut command, 0)["shared"]["published"], true);
                 fs::remove_dir_all(sandbox.path("out")).unwrap();
             }
             _ => {
@@ -354,8 +355,8 @@ fn one_variant_that_is_not_understood_refuses_them_all_by_name() {
         &["`onnx/model_strange.onnx`", "cannot be followed", "com.example.Mystery", sum],
     );
     let inspected = json(&mut sandbox.lancet(&["inspect", "pkg", "--json"]), 1);
-    assert_eq!(inspected["variants"][2]["refusals"][0]["tensor"], sum);
-    assert_eq!(inspected["variants"][0]["refusals"], value!([]));
+    assert_eq!(inspected["variants"][2]["inspect"]["refusals"][0]["tensor"], sum);
+    assert_eq!(inspected["variants"][0]["inspect"]["refusals"], value!([]));
     json(&mut sandbox.lancet(&bake(&["--only", "model{,_fp16}.onnx"])), 0);
 }
 
@@ -375,10 +376,13 @@ fn what_needs_one_model_lists_them() {
     let sandbox = two();
     fs::write(sandbox.path("pkg/model.onnx"), fs::read(fixture("chat").join("model.onnx")).unwrap()).unwrap();
     let words = ["`model.onnx`, `onnx/model.onnx`, `onnx/model_fp16.onnx`", "--variant NAME"];
-    for arguments in [&["run", "pkg", "-o", "out"][..], &["collect", "pkg", "-o", "acts"], &["eval", "pkg"]] {
+    for arguments in [&["run", "pkg", "-o", "out"][..], &["collect", "pkg", "-o", "acts"], &["sweep", "pkg"]] {
         sandbox.refused(&mut sandbox.lancet(arguments), 2, &words);
     }
-    let pick = |name: &str| json(&mut sandbox.lancet(&["inspect", "pkg", "--json", "--variant", name]), 0);
+    let pick = |name: &str| {
+        let found = json(&mut sandbox.lancet(&["inspect", "pkg", "--json", "--variant", name]), 0);
+        only(&found)["inspect"].clone()
+    };
     for (name, dtype, path) in [
         ("model_fp16", "float16", "pkg/onnx/model_fp16.onnx"),
         ("model_fp16.onnx", "float16", "pkg/onnx/model_fp16.onnx"),
@@ -411,7 +415,7 @@ fn every_embedding_file_is_edited() {
     assert_eq!(names(&result["variants"], "model"), ["decoder_model_merged.onnx", "embed_tokens_other.onnx"]);
     for variant in result["variants"].as_array().unwrap() {
         assert_eq!(variant["verify"]["passed"], true);
-        assert!(variant["edits"].as_array().unwrap().iter().any(|e| e["kind"] == "embed"), "{variant}");
+        assert!(variant["bake"]["edits"].as_array().unwrap().iter().any(|e| e["kind"] == "embed"), "{variant}");
     }
     for name in ["decoder_model_merged.onnx", "embed_tokens.onnx.data", "embed_tokens_other.onnx"] {
         assert_ne!(
@@ -420,9 +424,9 @@ fn every_embedding_file_is_edited() {
         );
     }
     let verify = ["verify", "pkg", "out", "--direction", "d", "--bytes-only", "--json"];
-    assert_eq!(json(&mut sandbox.lancet(&verify), 0)["passed"], true);
+    assert_eq!(json(&mut sandbox.lancet(&verify), 0)["shared"]["passed"], true);
     let inspected = json(&mut sandbox.lancet(&["inspect", "pkg", "--json"]), 0);
-    assert_eq!(inspected["variants"][1]["d_model"], 32);
+    assert_eq!(inspected["variants"][1]["inspect"]["d_model"], 32);
     let result =
         json(&mut sandbox.lancet(&["bake", "pkg", "--direction", "d", "-o", "some", "--only", "embed*", "--json"]), 0);
     assert_eq!(names(&result["variants"], "model"), ["embed_tokens.onnx", "embed_tokens_other.onnx"]);
@@ -448,7 +452,7 @@ fn genai_folders_and_merged_decoders_keep_their_layout() {
     let config = Path::new("genai-int4/genai_config.json");
     assert_eq!(before[config], after[config]);
     let verify = ["verify", "pkg", "out", "--direction", "d", "--bytes-only", "--json"];
-    assert_eq!(json(&mut sandbox.lancet(&verify), 0)["passed"], true);
+    assert_eq!(json(&mut sandbox.lancet(&verify), 0)["shared"]["passed"], true);
 }
 
 #[cfg(unix)]
@@ -473,7 +477,7 @@ fn a_snapshot_of_links_becomes_plain_files() {
     let snapshot_of = ["bake", "models--a--b/snapshots/0123", "--direction", "d", "-o", "out", "--json"];
     let result = json(&mut sandbox.lancet(&snapshot_of), 0);
     json(&mut plain.lancet(&bake(&[])), 0);
-    assert_eq!(result["left_out"], value!([]));
+    assert_eq!(result["shared"]["left_out"], value!([]));
     assert_same(&snapshot(&plain.path("out")), &snapshot(&sandbox.path("out")));
     let links = snapshot(&sandbox.path("out")).into_keys().filter(|p| sandbox.path("out").join(p).is_symlink());
     assert_eq!(links.collect::<Vec<_>>(), Vec::<PathBuf>::new());
@@ -481,12 +485,12 @@ fn a_snapshot_of_links_becomes_plain_files() {
 
 /// Stops the work when a stage begins.
 struct Stopper<'a> {
-    stage: &'a str,
+    stage: &'a Stage,
     cancelled: &'a AtomicBool,
 }
 
 impl Observer for Stopper<'_> {
-    fn start(&self, stage: &str, _: u64) {
+    fn start(&self, stage: &Stage, _: u64) {
         if stage == self.stage {
             self.cancelled.store(true, Ordering::SeqCst);
         }
@@ -502,8 +506,8 @@ fn stopped_at_any_point_nothing_is_left() {
     let before = snapshot(sandbox.root());
     let out = sandbox.path("out");
     let direction = Direction::new(some_direction(width("chat")).into_iter().map(f64::from).collect()).unwrap();
-    for stage in ["write the model, onnx/model.onnx", "write the model, onnx/model_fp16.onnx", "write the other files"]
-    {
+    let write = |variant: &str| Stage::WriteModel { variant: Some(variant.into()) };
+    for stage in &[write("onnx/model.onnx"), write("onnx/model_fp16.onnx"), Stage::WriteOtherFiles] {
         let cancelled = AtomicBool::new(false);
         let package = Package::find(&sandbox.path("pkg"), &[]).unwrap();
         let options = BakeOptions {
@@ -515,7 +519,8 @@ fn stopped_at_any_point_nothing_is_left() {
             cancelled: &cancelled,
         };
         let stopper = Stopper { stage, cancelled: &cancelled };
-        let error = pipeline::bake(&package, &direction, &options, None, &stopper).unwrap_err();
+        let ready = pipeline::preflight(&package, &out).unwrap();
+        let error = pipeline::bake(&ready, &direction, &options, None, &stopper).unwrap_err();
         let words = format!("{error}: {:?}", std::error::Error::source(&error).map(ToString::to_string));
         assert!(words.contains("cancelled"), "{stage}: {words}");
         assert_same(&before, &snapshot(sandbox.root()));
@@ -585,11 +590,11 @@ fn run_bakes_and_measures_every_variant_and_bake_measures_the_same() {
     ];
     let mut run = sandbox.lancet(&["run", "pkg", "-o", "out", "--variant", "model_fp16"]);
     let run = json(run.args(sizes), 0);
-    assert_eq!(run["guard"]["passed"], true);
-    assert!(run["outputs"]["model"].as_str().unwrap().ends_with("out/onnx/model_fp16.onnx"));
-    let variants = run["package"]["variants"].as_array().unwrap();
-    assert_eq!(names(&run["package"]["variants"], "model"), ["onnx/model.onnx", "onnx/model_fp16.onnx"]);
-    assert_eq!(variants[1]["eval"]["after"], run["eval"]["after"]);
+    assert_eq!(run["variants"][1]["guard"]["passed"], true);
+    assert!(run["shared"]["outputs"]["model"].as_str().unwrap().ends_with("out/onnx/model_fp16.onnx"));
+    let variants = run["variants"].as_array().unwrap();
+    assert_eq!(names(&run["variants"], "model"), ["onnx/model.onnx", "onnx/model_fp16.onnx"]);
+    assert_eq!(run["shared"]["direction_from"], "onnx/model_fp16.onnx");
     for variant in variants {
         let rate = |when: &str, class: &str| variant["eval"][when][class]["refusal_rate"].as_f64().unwrap();
         assert!(rate("after", "pseudo_harmful") < 0.5 * rate("before", "pseudo_harmful"), "{variant}");
@@ -604,7 +609,7 @@ fn run_bakes_and_measures_every_variant_and_bake_measures_the_same() {
     assert!(html.contains("Every variant of the package") && html.contains("onnx&#x2f;model.onnx"));
 
     let tokens: Vec<String> =
-        run["select"]["refusal_tokens"].as_array().unwrap().iter().map(|t| t["id"].to_string()).collect();
+        run["shared"]["select"]["refusal_tokens"].as_array().unwrap().iter().map(|t| t["id"].to_string()).collect();
     let tokens = tokens.join(",");
     let direction = ["--direction", "out/lancet.direction.safetensors", "--measure", "--refusal-tokens", &tokens];
     let mut bake = sandbox.lancet(&["bake", "pkg", "-o", "again"]);
@@ -614,7 +619,7 @@ fn run_bakes_and_measures_every_variant_and_bake_measures_the_same() {
     }
     let mut verify = sandbox.lancet(&["verify", "pkg", "out", "--direction", "out/lancet.direction.safetensors"]);
     let verified = json(verify.args(["--prompts", "prompts", "--json"]), 0);
-    assert!(verified["variants"][0]["max_abs_logit_diff"].as_f64().unwrap() < 1e-4);
+    assert!(verified["variants"][0]["verify"]["max_abs_logit_diff"].as_f64().unwrap() < 1e-4);
 }
 
 /// The direction that the independent reference selects at lambda 1 (`fixtures/chat/reference.json`): position -1, layer 2.
@@ -668,7 +673,7 @@ fn every_form_of_the_chat_model_ends_up_alike() {
         if rate(variant, "before", "pseudo_harmful") < 0.95 {
             failures.push(format!("{name}: did not over-refuse, nothing is shown"));
         }
-        let edits = variant["edits"].as_array().unwrap();
+        let edits = variant["bake"]["edits"].as_array().unwrap();
         assert_eq!(edits.len(), 13, "{name}: the embedding and two writers a block");
         let treated = edits.iter().filter(|edit| edit["bits"].is_number()).count();
         assert!(treated == 0 || treated >= 12, "{name}: {treated} quantised writers");
@@ -705,13 +710,16 @@ fn the_guard_stops_a_whole_package() {
     let before = snapshot(sandbox.root());
     let mut refused = sandbox.lancet(&bake(&sizes));
     let result = json(&mut refused, 3);
-    assert_eq!(result["published"], false);
+    assert_eq!(result["shared"]["published"], false);
     for variant in result["variants"].as_array().unwrap() {
         assert_eq!(variant["guard"]["passed"], false, "{variant}");
     }
     assert_same(&before, &snapshot(sandbox.root()));
     let forced = json(sandbox.lancet(&bake(&sizes)).arg("--force"), 0);
-    assert_eq!((&forced["published"], &forced["variants"][0]["guard"]["overridden"]), (&value!(true), &value!(true)));
+    assert_eq!(
+        (&forced["shared"]["published"], &forced["variants"][0]["guard"]["overridden"]),
+        (&value!(true), &value!(true))
+    );
     let written = decode(&sandbox.path("out/onnx/model.onnx"));
     let entry = written.metadata_props.iter().find(|e| e.key.as_deref() == Some("lancet.guard")).unwrap();
     assert_eq!(entry.value.as_deref(), Some("forced"));
@@ -729,12 +737,12 @@ fn a_folder_with_one_model_is_told_of_as_before_and_copied_whole() {
     let sandbox = sandbox(&[("model.onnx", "chat")]);
     sandbox.write("pkg/images/logo.png", [1u8, 2, 3]);
     let result = json(&mut sandbox.lancet(&bake(&[])), 0);
-    assert!(result["edits"].as_array().is_some_and(|e| e.len() == 13), "{result}");
+    assert!(only(&result)["bake"]["edits"].as_array().is_some_and(|e| e.len() == 13), "{result}");
     assert!(result.get("variants").is_none());
     let files = |name: &str| snapshot(&sandbox.path(name)).into_keys().collect::<Vec<_>>();
     assert_eq!(files("pkg"), files("out"));
     let inspected = json(&mut sandbox.lancet(&["inspect", "pkg", "--json"]), 0);
-    assert_eq!(inspected["d_model"], 96);
+    assert_eq!(only(&inspected)["inspect"]["d_model"], 96);
     // a file takes its configs along, from the folder above
     json(&mut sandbox.lancet(&["bake", "pkg/onnx/model.onnx", "--direction", "d", "-o", "file", "--json"]), 0);
     assert!(sandbox.path("file/onnx/model.onnx").is_file() && sandbox.path("file/tokenizer.json").is_file());
@@ -759,7 +767,7 @@ fn constant(name: &str, dims: &[i64], data_type: i32, raw: Vec<u8>) -> TensorPro
 fn baked_and_run(sandbox: &Sandbox) -> Value {
     let result = json(&mut sandbox.lancet(&bake(&[])), 0);
     let verify = json(&mut sandbox.lancet(&["verify", "pkg", "out", "--direction", "d", "--json"]), 0);
-    let stream = &verify["stream"];
+    let stream = &only(&verify)["verify"]["stream"];
     assert!(stream["share_before"].as_f64().unwrap() > 1e-2, "{verify}");
     assert!(stream["share_after"].as_f64().unwrap() < 1e-5, "{verify}");
     result
@@ -787,7 +795,7 @@ fn an_embedding_file_that_takes_image_features_is_edited_behind_them() {
         ]);
     });
     let result = baked_and_run(&sandbox);
-    let embed = result["edits"].as_array().unwrap().iter().find(|e| e["kind"] == "embed").unwrap();
+    let embed = only(&result)["bake"]["edits"].as_array().unwrap().iter().find(|e| e["kind"] == "embed").unwrap();
     assert_eq!(embed["treatment"], "nodes", "{embed}");
 
     // text and image positions alike are those of the base without the direction
@@ -867,7 +875,7 @@ fn a_quantised_embedding_of_two_decoders_keeps_the_nodes_that_rounding_fell_back
     let result = json(&mut sandbox.lancet(&bake(&["--max-rounding-error", "1"])), 0);
     assert_eq!(names(&result["variants"], "model"), ["decoder_model.onnx", "decoder_model_merged.onnx"]);
     for variant in result["variants"].as_array().unwrap() {
-        let edits = variant["edits"].as_array().unwrap();
+        let edits = variant["bake"]["edits"].as_array().unwrap();
         let embed = edits.iter().find(|edit| edit["kind"] == "embed").unwrap();
         assert_eq!((&embed["treatment"], &variant["verify"]["passed"]), (&value!("nodes"), &value!(true)), "{variant}");
     }
@@ -884,11 +892,11 @@ fn an_embedding_file_that_cannot_do_without_features_is_edited_and_not_run() {
         graph.node.push(node("Add", "voiced", &["text", "speaker"], &["inputs_embeds"], vec![]));
     });
     let inspected = json(&mut sandbox.lancet(&["inspect", "pkg", "--json"]), 0);
-    let unfed = &inspected["interface"]["unfed"];
+    let unfed = &only(&inspected)["inspect"]["interface"]["unfed"];
     assert_eq!(unfed["tensor"], "speaker", "{inspected}");
     assert!(unfed["reason"].as_str().unwrap().contains("features of a fixed size"), "{unfed}");
     let result = json(&mut sandbox.lancet(&bake(&[])), 0);
-    assert!(result["edits"].as_array().unwrap().iter().any(|edit| edit["kind"] == "embed"), "{result}");
+    assert!(only(&result)["bake"]["edits"].as_array().unwrap().iter().any(|edit| edit["kind"] == "embed"), "{result}");
     // two outputs, and none is what the decoder takes
     change(&sandbox, "pkg/embed_tokens.onnx", |graph| {
         graph.output = vec![value_info("text", 1, &[]), value_info("speech", 1, &[])];

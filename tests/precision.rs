@@ -56,7 +56,7 @@ fn baked(name: &str) -> check::LogitReport {
         runtime: None,
         cancelled: &cancelled,
     };
-    let (_, bytes) = pipeline::bake_only(&opened, &direction(), &options, &Silent).unwrap();
+    let bytes = pipeline::bake_only(&opened, &direction(), &options, &Silent).unwrap().verify;
     assert_eq!(bytes.changed_bytes_outside_plan, 0);
     let written = Opened::new(&out).unwrap();
     let (model, out_model) = (opened.understand().unwrap(), written.understand().unwrap());

@@ -101,9 +101,14 @@ fn baked(
     if let (Some(model), Some(plan)) = (&opened.embedding, &plans.embedding) {
         apply(model, plan, out, &options, &|_, _| ())?;
     }
-    let written = opened.again(out)?;
+    let written = written(opened, out)?;
     let consumer = Consumer { runtime: runtime(), prompts: ids, cancelled: &never };
-    Ok(prove(&consumer, (opened, &honest), &written, proved)?)
+    Ok(prove(&consumer, (opened, &honest), (&written, written.understand().as_ref()), proved)?)
+}
+
+/// What was written for a model into a folder.
+fn written(opened: &Opened, folder: &Path) -> Result<Opened, lancet::Error> {
+    opened.again(&folder.join(opened.model.path.file_name().expect("an opened file has a name")))
 }
 
 /// The same direction with its entries in another order.
@@ -136,7 +141,8 @@ fn what_is_loaded() -> Result<(), Failed> {
         ..Default::default()
     });
     std::fs::write(&file, model.encode_to_vec())?;
-    let found = prove(&consumer, (&opened, &base), &opened.again(&honest)?, &direction)?;
+    let broken = written(&opened, &honest)?;
+    let found = prove(&consumer, (&opened, &base), (&broken, broken.understand().as_ref()), &direction)?;
     assert!(found.failures.iter().any(|f| f.contains("does not load")), "{found:?}");
     Ok(())
 }
@@ -167,7 +173,7 @@ fn what_is_looked_at() -> Result<(), Failed> {
     }
     std::fs::write(&file, bytes)?;
     let base = opened.understand()?;
-    let found = prove(&consumer, (&opened, &base), &written, &direction)?;
+    let found = prove(&consumer, (&opened, &base), (&written, written.understand().as_ref()), &direction)?;
     assert!(found.failures.iter().any(|f| f.contains("computes other logits")), "{found:?}");
     Ok(())
 }

@@ -18,7 +18,7 @@ use lancet::lm::ResidPoint;
 use lancet::method::direction::Direction;
 use lancet::pipeline::engine::{Engine, Row, Silent};
 use lancet::pipeline::{BakeOptions, Opened, bake_only};
-use lancet::report::{BakeResult, EditRow, VerifyResult};
+use lancet::report::{BakeResult, Edit, Reason, Treatment, VerifyResult};
 use lancet::runtime::session::{Device, Runtime};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde::Deserialize;
@@ -150,7 +150,7 @@ fn bake(
     let opened = Opened::new(path)?;
     let options =
         BakeOptions { out, weights_only, quantised, max_rounding_error: None, runtime: None, cancelled: &never };
-    bake_only(&opened, &direction(), &options, &Silent)
+    Ok(bake_only(&opened, &direction(), &options, &Silent).map(|row| (row.bake, row.verify))?)
 }
 
 /// Where a bake of `path` into `out` puts the model.
@@ -178,7 +178,7 @@ fn check(entry: &Entry, failures: &mut Vec<String>) -> Result<(), Failed> {
     let (auto, verify) = bake(&path, &out("auto"), QuantisedMode::Auto, false)?;
     verified(&verify, "auto", failures);
     count(entry, &auto, failures);
-    auto.edits.iter().filter(|row| row.treatment == "rounded").for_each(|row| within_bounds(row, failures));
+    auto.edits.iter().filter(|row| row.treatment == Treatment::Rounded).for_each(|row| within_bounds(row, failures));
     repeatable(&path, &out("auto"), &temporary.path().join("alone"), failures)?;
     twice(&path, (&auto, &out("auto")), &out("twice"), failures)?;
 
@@ -188,8 +188,8 @@ fn check(entry: &Entry, failures: &mut Vec<String>) -> Result<(), Failed> {
             if entry.refuse {
                 failures.push("rounded, although its layout is not known".into());
             }
-            let nodes = round.edits.iter().filter(|row| row.treatment == "nodes");
-            for row in nodes.filter(|row| !row.reason.as_deref().unwrap_or("").contains("also read by node")) {
+            let nodes = round.edits.iter().filter(|row| row.treatment == Treatment::Nodes);
+            for row in nodes.filter(|row| !matches!(row.reason, Some(Reason::Shared { .. }))) {
                 failures.push(format!("round: `{}` got nodes: {:?}", row.writer, row.reason));
             }
         }
@@ -200,7 +200,7 @@ fn check(entry: &Entry, failures: &mut Vec<String>) -> Result<(), Failed> {
     let (nodes, verify) = bake(&path, &out("nodes"), QuantisedMode::Nodes, false)?;
     verified(&verify, "nodes", failures);
     count(entry, &nodes, failures);
-    for row in nodes.edits.iter().filter(|row| row.treatment == "rounded") {
+    for row in nodes.edits.iter().filter(|row| row.treatment == Treatment::Rounded) {
         failures.push(format!("nodes: `{}` was rounded", row.writer));
     }
 
@@ -268,9 +268,8 @@ fn verified(verify: &VerifyResult, mode: &str, failures: &mut Vec<String>) {
 
 /// As many quantised writers were treated as the index tells.
 fn count(entry: &Entry, result: &BakeResult, failures: &mut Vec<String>) {
-    let is_quantised = |row: &&EditRow| {
-        row.quantisation.is_some() || row.reason.as_deref().is_some_and(|reason| reason.contains("is quantised"))
-    };
+    let is_quantised =
+        |row: &&Edit| row.quantisation.is_some() || row.reason.as_ref().is_some_and(Reason::is_quantised);
     let writers: BTreeSet<&str> = result.edits.iter().filter(is_quantised).map(|row| row.writer.as_str()).collect();
     if writers.len() != entry.quantised_writers {
         failures.push(format!("{writers:?} are quantised writers, {} were expected", entry.quantised_writers));
@@ -278,27 +277,28 @@ fn count(entry: &Entry, result: &BakeResult, failures: &mut Vec<String>) {
 }
 
 /// The bounds of a rounded tensor, and that nearest rounding is beyond the one that matters.
-fn within_bounds(row: &EditRow, failures: &mut Vec<String>) {
+fn within_bounds(row: &Edit, failures: &mut Vec<String>) {
     let name = format!("`{}` ({})", row.initializer, row.quantisation.as_deref().unwrap_or(""));
     let number = |value: Option<f64>| value.unwrap_or(f64::NAN);
-    let (before, nearest, after) = (number(row.leak_before), number(row.leak_nearest), number(row.leak_after));
-    let (error, error_nearest) = (number(row.error), number(row.error_nearest));
+    let (before, nearest, after) =
+        (number(row.leak_before), number(row.rounding.map(|r| r.leak_nearest)), number(row.leak_after));
+    let (error, error_nearest) = (number(row.rounding.map(|r| r.error)), number(row.rounding.map(|r| r.error_nearest)));
     let leak = if row.bits == Some(2) { 1e-2 } else { 1e-3 };
     // At 2 bits nearest rounding leaves nearly every code as it was: what it costs is the edit itself, which says nothing
     // about what an edit would have to cost. There the noise of the grid is the measure, as in `bake::limits`.
     let dear = match row.bits {
         Some(8) => 1.05 * error_nearest,
         Some(4) => 1.6 * error_nearest,
-        _ => MAX_NOISE * number(row.grid_noise),
+        _ => MAX_NOISE * number(row.rounding.map(|r| r.grid_noise)),
     };
     // a copy leaves its scales to the original, so they cannot grow, and values beyond the grid take its outermost level
-    let near = row.treatment == "copy" || number(row.max_levels) <= 1.001;
+    let near = row.treatment == Treatment::Copy || number(row.rounding.map(|r| r.max_levels)) <= 1.001;
     // NaN holds nowhere
     for (holds, what) in [
         (after <= leak * before, format!("leak {before:.2e} became {after:.2e}")),
         (nearest > leak * before, format!("nearest rounding leaves {nearest:.2e} of {before:.2e}, nothing is shown")),
         (error <= dear, format!("error {error:.3e} is {:.3} of nearest, of {dear:.3e}", error / error_nearest)),
-        (near, format!("{} levels off", number(row.max_levels))),
+        (near, format!("{} levels off", number(row.rounding.map(|r| r.max_levels)))),
         (row.sha256_before != row.sha256_after, "its codes did not change".to_string()),
     ] {
         if !holds {
@@ -329,7 +329,7 @@ fn twice(
 ) -> Result<(), Failed> {
     let (second, verify) = bake(&baked(path, from), out, QuantisedMode::Round, false)?;
     verified(&verify, "the second bake", failures);
-    for row in first.edits.iter().filter(|row| row.treatment == "rounded") {
+    for row in first.edits.iter().filter(|row| row.treatment == Treatment::Rounded) {
         let Some(again) = second.edits.iter().find(|other| other.initializer == row.initializer) else {
             failures.push(format!("the second bake does not edit `{}`", row.initializer));
             continue;
@@ -340,9 +340,9 @@ fn twice(
             failures.push(format!("`{}` was left with {left:?}, and has {now:?}", row.initializer));
         }
         // A quarter of the noise that the grid has anyway adds 3 % to it: sqrt(1 + 1/16).
-        let little = again.error.zip(again.grid_noise).is_some_and(|(error, noise)| error <= 0.25 * noise);
+        let little = again.rounding.is_some_and(|rounding| rounding.error <= 0.25 * rounding.grid_noise);
         let no_more = again.leak_after.zip(now).is_some_and(|(after, before)| after <= 1.01 * before);
-        if !little || !no_more || again.grown_scales != Some(0) {
+        if !little || !no_more || again.rounding.is_none_or(|rounding| rounding.grown_scales != 0) {
             failures.push(format!("the second bake went on: {again:?}"));
         }
     }
@@ -412,7 +412,7 @@ fn untied() -> Result<(), Failed> {
         let (result, verify) = bake(&path, &out, QuantisedMode::Auto, true)?;
         verified(&verify, name, &mut failures);
         let embedding = result.edits.iter().find(|row| row.writer == "embed").ok_or("no embedding was edited")?;
-        if embedding.treatment != "copy" || embedding.quantisation.is_none() {
+        if embedding.treatment != Treatment::Copy || embedding.quantisation.is_none() {
             failures.push(format!("{name}: the embedding was treated by {}", embedding.treatment));
         }
         within_bounds(embedding, &mut failures);
@@ -451,7 +451,7 @@ fn tampered() -> Result<(), Failed> {
         let all = arguments(file);
         common::json(&mut sandbox.lancet(&all.iter().map(String::as_str).collect::<Vec<_>>()), code)
     };
-    assert_eq!(verify(&written, 0)["passed"], true);
+    assert_eq!(verify(&written, 0)["shared"]["passed"], true);
     let (before, clean) = (std::fs::read(&base)?, std::fs::read(&written)?);
     let opened = Opened::new(&base)?;
     let model = opened.understand()?;
@@ -470,6 +470,7 @@ fn tampered() -> Result<(), Failed> {
                 bytes[at] ^= 1;
                 std::fs::write(&written, &bytes)?;
                 let result = verify(&written, 1);
+                let result = &common::only(&result)["verify"];
                 assert_eq!(result["passed"], false, "byte {at} of `{}`", opened.model.tensor(tensor).name);
                 assert_eq!(result["changed_bytes_outside_plan"], 0);
                 noticed += 1;

@@ -90,14 +90,8 @@ fn everything_equals_the_independent_implementation() {
         let expected = &reference["lambdas"][&key];
         // directions, each against its own
         let directions = doubles(&tensors, &format!("direction.lambda_{key}"));
-        let (_, n_layers, d_model) = activations.means[0].shape();
-        let ours = candidates(
-            activations.of(PromptClass::Harmful),
-            activations.of(PromptClass::PseudoHarmful),
-            activations.of(PromptClass::Harmless),
-            lambda,
-            &RULES,
-        );
+        let (_, n_layers, d_model) = activations.means.harmless.shape();
+        let ours = candidates(&activations.means, lambda, &RULES);
         for (index, candidate) in ours.iter().enumerate() {
             let want = &directions[index * d_model..(index + 1) * d_model];
             // the zero difference at layer 0 has no direction to compare
@@ -152,7 +146,7 @@ fn everything_equals_the_independent_implementation() {
             for (name, got) in
                 [("on_true", ours.on_true), ("on_false", ours.on_false), ("on_selected", ours.on_selected)]
             {
-                for (want, got) in row[name].as_array().unwrap().iter().zip(got) {
+                for (want, got) in row[name].as_array().unwrap().iter().zip(got.into_array()) {
                     let want = want.as_f64().unwrap();
                     assert!(
                         (want - got).abs() < 2e-4,
@@ -192,7 +186,7 @@ fn everything_equals_the_independent_implementation() {
     }
 
     // logits with a part of the component ablated, and with the vector added besides
-    let (_, n_layers, d_model) = activations.means[0].shape();
+    let (_, n_layers, d_model) = activations.means.harmless.shape();
     let selected = &reference["lambdas"]["1"]["selected"];
     let row = |place: &Value| {
         let n_pos = activations.info.suffix.len() as i64;
@@ -201,7 +195,7 @@ fn everything_equals_the_independent_implementation() {
     };
     let directions = doubles(&tensors, "direction.lambda_1");
     let unit = directions[row(selected)..][..d_model].to_vec();
-    let direction = Direction::new(unit).unwrap().with_share(0.5);
+    let direction = Direction::new(unit).unwrap().with_strength(0.5);
     let at = row(&want["selected"]);
     let means =
         [PromptClass::Harmful, PromptClass::Harmless].map(|c| doubles(&tensors, &format!("mean.{}", c.as_str())));

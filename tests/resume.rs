@@ -9,6 +9,7 @@ use lancet::chat::ChatOptions;
 use lancet::method::prompts::{LoadOptions, PromptClass};
 use lancet::pipeline::collect::{self, RefusalTokens};
 use lancet::pipeline::engine::{Engine, Observer, Silent};
+use lancet::pipeline::stage::Stage;
 use lancet::pipeline::{self, Opened};
 use lancet::prompt_files::{self, PromptLocation};
 use lancet::runtime::session::{Device, Runtime};
@@ -20,7 +21,7 @@ struct StopAfter<'a> {
 }
 
 impl Observer for StopAfter<'_> {
-    fn start(&self, _: &str, _: u64) {}
+    fn start(&self, _: &Stage, _: u64) {}
     fn advance(&self, steps: u64) {
         if self.left.fetch_sub(steps, Ordering::Relaxed) <= steps {
             self.cancelled.store(true, Ordering::Relaxed);

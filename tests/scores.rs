@@ -10,6 +10,7 @@ use lancet::chat::{Chat, ChatOptions};
 use lancet::multiple_choice::Items;
 use lancet::pipeline::engine::{Engine, Observer, Silent};
 use lancet::pipeline::files::ModelFiles;
+use lancet::pipeline::stage::Stage;
 use lancet::pipeline::{self, Opened, Understood, divergence, multiple_choice, perplexity};
 use lancet::report::scores::Scoring;
 use lancet::runtime::session::{Device, Runtime};
@@ -68,7 +69,7 @@ fn worst(found: &[f64], want: &Value) -> f64 {
 struct Steps(std::sync::Mutex<(u64, u64)>);
 
 impl Observer for Steps {
-    fn start(&self, _: &str, total: u64) {
+    fn start(&self, _: &Stage, total: u64) {
         self.0.lock().unwrap().0 += total;
     }
     fn advance(&self, steps: u64) {

@@ -77,7 +77,7 @@ fn refused(sandbox: &Sandbox, words: &[&str]) {
     let output = sandbox.lancet(&["inspect", "m", "--json"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let refusal = &found["refusals"][0];
+    let refusal = &common::only(&found)["inspect"]["refusals"][0];
     for key in ["node", "op", "tensor", "reason", "hint"] {
         assert!(refusal[key].as_str().is_some_and(|text| !text.is_empty()), "{key}: {refusal}");
     }
@@ -184,10 +184,14 @@ fn an_unknown_reader_beside_a_write_keeps_its_input() {
     });
     let output = sandbox.lancet(&["inspect", "m", "--json"]).output().unwrap();
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let nodes: Vec<&serde_json::Value> =
-        found["writers"].as_array().unwrap().iter().filter(|w| w["treatment"] == "nodes").collect();
+    let nodes: Vec<&serde_json::Value> = common::only(&found)["inspect"]["writers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|w| w["treatment"] == "nodes")
+        .collect();
     assert_eq!(nodes.len(), 1, "{found}");
-    assert!(nodes[0]["reason"].as_str().unwrap().contains("also read by node `probe`"), "{found}");
+    assert!(nodes[0]["reason"]["detail"].as_str().unwrap().contains("also read by node `probe`"), "{found}");
     let bake = sandbox.lancet(&["bake", "m", "--direction", "d.safetensors", "-o", "out"]).output().unwrap();
     assert!(bake.status.success(), "{}", String::from_utf8_lossy(&bake.stderr));
 }

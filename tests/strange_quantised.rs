@@ -40,7 +40,7 @@ fn bake(sandbox: &Sandbox, from: &str, to: &str) -> Vec<Value> {
     let verified = sandbox.lancet(&verify).output().unwrap();
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
-    result["edits"].as_array().unwrap().clone()
+    common::only(&result)["bake"]["edits"].as_array().unwrap().clone()
 }
 
 /// Treatments by writer, in order.

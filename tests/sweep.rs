@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
-use common::{Sandbox, fixture, json, lancet, onnx_runtime};
+use common::{Sandbox, fixture, json, lancet, only, onnx_runtime};
 use lancet::bake::QuantisedMode;
 use lancet::method::direction::{Addition, Direction};
 use lancet::pipeline::engine::{Engine, Silent};
 use lancet::pipeline::{BakeOptions, Opened, bake_only, check};
+use lancet::report::{AddedTo, VariantResult};
 use lancet::runtime::session::{Device, Runtime};
 use serde_json::Value;
 
@@ -133,20 +134,21 @@ fn rows_equal_what_run_measures_on_the_baked_model() {
         let mut run = command("run");
         run.args(["--lambda", lambda, "--strength", strength, "--add", alpha, "--force", "--max-harmful-drop", "0.1"]);
         let ran = json(run.arg("-o").arg(sandbox.path("out")), 0);
-        assert_eq!(ran["verify"]["passed"], true, "{}", ran["verify"]);
+        let one = only(&ran);
+        assert_eq!(one["verify"]["passed"], true, "{}", one["verify"]);
         let row = row(result, lambda.parse().unwrap(), strength.parse().unwrap(), alpha.parse().unwrap());
-        assert_eq!(row["layer"], ran["select"]["selected"]["layer"]);
+        assert_eq!(row["layer"], ran["shared"]["select"]["selected"]["layer"]);
         for class in ["pseudo_harmful", "harmful", "harmless"] {
-            let (ours, theirs) = (&row["classes"][class], &ran["eval"]["after"][class]);
+            let (ours, theirs) = (&row["classes"][class], &one["eval"]["after"][class]);
             assert_eq!(ours["refused"], theirs["refused"], "{class} with lambda {lambda}");
             let score = |class: &Value| class["mean_refusal_score"].as_f64().unwrap();
             assert!((score(ours) - score(theirs)).abs() < 1e-3, "{class} with lambda {lambda}");
         }
         let kl = |value: &Value| value.as_f64().unwrap();
-        assert!((kl(&row["harmless_kl"]) - kl(&ran["eval"]["harmless_kl"])).abs() < 1e-5);
+        assert!((kl(&row["harmless_kl"]) - kl(&one["eval"]["harmless_kl"])).abs() < 1e-5);
         if alpha != "0" {
-            assert_eq!(ran["addition"]["treatment"], "nodes");
-            assert_eq!(ran["addition"]["alpha"], 2.0);
+            assert_eq!(ran["shared"]["addition"]["baked"]["place"], "nodes");
+            assert_eq!(ran["shared"]["addition"]["alpha"], 2.0);
         }
     }
 }
@@ -306,7 +308,7 @@ fn additions_and_strengths_bake_as_they_run() {
         let vector = (0..reference.d_model).map(|i| ((i * 29 + 3) % 17) as f64 / 17.0 - 0.4).collect();
         let addition = Addition { vector, layer, position: -1, alpha: 0.5 };
         let unit = reference.direction.unit().to_vec();
-        let direction = Direction::new(unit).unwrap().with_share(0.6).with_addition(Some(addition));
+        let direction = Direction::new(unit).unwrap().with_strength(0.6).with_addition(Some(addition));
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out");
         let options = BakeOptions {
@@ -318,14 +320,14 @@ fn additions_and_strengths_bake_as_they_run() {
             cancelled: &never,
         };
         match bake_only(&opened, &direction, &options, &Silent) {
-            Ok((_, verify)) => assert!(verify.passed, "{name}: {:?}", verify.failures),
+            Ok(VariantResult { verify, .. }) => assert!(verify.passed, "{name}: {:?}", verify.failures),
             Err(error) => {
                 refused.push(format!("{name}: {error}"));
                 continue;
             }
         }
         let added = model.plan(&direction, &Default::default()).unwrap().main.added.expect("the layer is in the file");
-        if added.treatment == "bias" {
+        if added.place == AddedTo::Bias {
             bias.push(name.clone())
         } else {
             nodes.push(name.clone())

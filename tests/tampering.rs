@@ -321,7 +321,7 @@ fn turned(tensor: &TensorProto, axis: usize) -> Vec<u8> {
 fn direction(model: &Path, at: &Path) -> PathBuf {
     let inspected = lancet().arg("inspect").arg(model).arg("--json").output().unwrap();
     let inspected: serde_json::Value = serde_json::from_slice(&inspected.stdout).unwrap();
-    let width = inspected["d_model"].as_u64().expect("a width") as usize;
+    let width = common::only(&inspected)["inspect"]["d_model"].as_u64().expect("a width") as usize;
     let values: Vec<u8> = (0..width).flat_map(|i| (direction_entry(i) as f32).to_le_bytes()).collect();
     let header = format!(r#"{{"direction":{{"dtype":"F32","shape":[{width}],"data_offsets":[0,{}]}}}}"#, values.len());
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
@@ -378,7 +378,7 @@ fn every_tampering_fails_and_no_honest_output_does() {
         let baked = bake.args(["--json", "--bytes-only", "-q"]).output().unwrap();
         assert!(baked.status.success(), "{name}: {}", String::from_utf8_lossy(&baked.stderr));
         let baked: serde_json::Value = serde_json::from_slice(&baked.stdout).unwrap();
-        let edits = baked["edits"].as_array().unwrap();
+        let edits = common::only(&baked)["bake"]["edits"].as_array().unwrap();
         let edited: Vec<String> = edits
             .iter()
             .filter(|e| e["treatment"] != "nodes")

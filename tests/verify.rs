@@ -9,7 +9,7 @@ use lancet::onnx::proto::{AttributeProto, ModelProto, StringStringEntryProto, no
 use prost::Message as _;
 use serde_json::Value;
 
-use common::{Sandbox, fixture, json, some_direction, width};
+use common::{Sandbox, fixture, found, json, only, some_direction, width};
 
 fn sandbox() -> Sandbox {
     let sandbox = Sandbox::with_fixture("chat");
@@ -37,11 +37,11 @@ fn entry(key: &str, value: &str) -> StringStringEntryProto {
 }
 
 fn says(result: &Value, what: &str) -> bool {
-    result["failures"].as_array().unwrap().iter().any(|f| f.as_str().unwrap().contains(what))
+    found(result, "failures").iter().any(|f| f.as_str().unwrap().contains(what))
 }
 
 fn lists(result: &Value, kind: &str, name: &str) -> bool {
-    result["unexplained"].as_array().unwrap().iter().any(|u| u["kind"] == kind && u["name"] == name)
+    found(result, "unexplained").iter().any(|u| u["kind"] == kind && u["name"] == name)
 }
 
 #[test]
@@ -51,13 +51,13 @@ fn strength_and_treatment_come_from_who_asks() {
     bake(&sandbox, "whole.onnx", &[]);
     let failed = verify(&sandbox, "half.onnx", &[], 1);
     assert!(says(&failed, "says strength 0.5") && says(&failed, "pass `--strength 0.5`"), "{failed}");
-    assert_eq!(verify(&sandbox, "half.onnx", &["--strength", "0.5"], 0)["passed"], true);
+    assert_eq!(verify(&sandbox, "half.onnx", &["--strength", "0.5"], 0)["shared"]["passed"], true);
     let failed = verify(&sandbox, "whole.onnx", &["--strength", "0.5"], 1);
-    assert!(says(&failed, "pass `--strength 1`") && !failed["unexplained"].as_array().unwrap().is_empty(), "{failed}");
-    assert_eq!(verify(&sandbox, "whole.onnx", &[], 0)["passed"], true);
+    assert!(says(&failed, "pass `--strength 1`") && !found(&failed, "unexplained").is_empty(), "{failed}");
+    assert_eq!(verify(&sandbox, "whole.onnx", &[], 0)["shared"]["passed"], true);
     // where the embedding makes the logits too, a copy of it is edited instead of nodes
     bake(&sandbox, "alone.onnx", &["--weights-only"]);
-    assert_eq!(verify(&sandbox, "alone.onnx", &["--weights-only"], 0)["passed"], true);
+    assert_eq!(verify(&sandbox, "alone.onnx", &["--weights-only"], 0)["shared"]["passed"], true);
     let same = decode(&sandbox, "alone.onnx").graph.unwrap() == decode(&sandbox, "whole.onnx").graph.unwrap();
     verify(&sandbox, "alone.onnx", &[], i32::from(!same));
     // another direction
@@ -124,7 +124,7 @@ fn differences_are_listed_with_kind_and_name() {
     sandbox.write("other.onnx", model.encode_to_vec());
     let mut text = sandbox.lancet(&["verify", "model/model.onnx", "other.onnx", "--direction", "d.safetensors"]);
     let passed = verify(&sandbox, "other.onnx", &[], 0);
-    assert!(passed["unchecked"].to_string().contains("0.0.3"), "{passed}");
+    assert!(only(&passed)["verify"]["unchecked"].to_string().contains("0.0.3"), "{passed}");
     let printed = text.arg("--bytes-only").output().unwrap();
     let printed = String::from_utf8(printed.stdout).unwrap();
     assert!(printed.contains("not checked: that the written model loads"), "{printed}");
@@ -166,10 +166,10 @@ fn a_model_without_a_tokenizer_is_run_on_made_up_tokens() {
     common::onnx_runtime();
     let words = ["verify", "model/model.onnx", "out", "--direction", "d.safetensors", "--json"];
     let result = json(&mut sandbox.lancet(&words), 0);
-    let stream = &result["stream"];
+    let stream = &only(&result)["verify"]["stream"];
     let (before, after) = (stream["share_before"].as_f64().unwrap(), stream["share_after"].as_f64().unwrap());
     assert!(before > 0.1 && after < 1e-6 && stream["probes"] == 13, "{result}");
-    assert!(result["unchecked"].to_string().contains("no prompts"), "{result}");
+    assert!(only(&result)["verify"]["unchecked"].to_string().contains("no prompts"), "{result}");
     // a weight put back shows in the stream even where nobody compares bytes
     let mut written = decode(&sandbox, "out/model.onnx");
     let base = decode(&sandbox, "model/model.onnx");
@@ -188,5 +188,5 @@ fn another_model_in_the_place_of_the_output_is_named() {
     fs::copy(fixture("zoo/llama/optimum/model.onnx"), sandbox.path("other.onnx")).unwrap();
     let failed = verify(&sandbox, "other.onnx", &[], 1);
     assert!(says(&failed, "the output has 2 layers of width 32, the base 6 of 96"), "{failed}");
-    assert!(!failed["unchecked"].to_string().contains("whether the edit was needed"), "{failed}");
+    assert!(!only(&failed)["verify"]["unchecked"].to_string().contains("whether the edit was needed"), "{failed}");
 }

@@ -5,7 +5,7 @@
 //! the direction; what later blocks write is ablated as ever. Run-time steering ([`crate::lm::projection::steer`])
 //! computes the same in the same order.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::BakeError;
@@ -23,11 +23,32 @@ const ALPHA: &str = "addition_alpha";
 const LAYER: &str = "addition_layer";
 const SHA256: &str = "addition_sha256";
 
+/// What the vector of an addition became part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum AddedTo {
+    /// An existing bias, which was edited.
+    Bias,
+    /// Nodes that were inserted after the write.
+    Nodes,
+}
+
+impl std::fmt::Display for AddedTo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Bias => "bias",
+            Self::Nodes => "nodes",
+        })
+    }
+}
+
 /// Where the vector of an addition went.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Added {
-    /// `bias` (an existing one was edited) or `nodes`.
-    pub treatment: &'static str,
+    /// What it became part of.
+    pub place: AddedTo,
     /// The tensor that was edited, or the value that the node reads.
     pub target: String,
 }
@@ -60,7 +81,7 @@ pub(super) fn into_bias(graph: &Graph<'_>, joined: &Joined<'_>, tensors: &mut [T
     }
     let edit = &mut tensors[index];
     edit.plus = Some(joined.addition.scaled());
-    Some(Added { treatment: "bias", target: edit.name.clone() })
+    Some(Added { place: AddedTo::Bias, target: edit.name.clone() })
 }
 
 /// The bias that is added last to the only write of a writer, with no factor behind it.
@@ -122,7 +143,7 @@ pub(super) fn node(graph: &Graph<'_>, joined: &Joined<'_>, patch: &mut Patch) ->
     let vector = constant(graph, joined, dtype, patch)?;
     let steps = Steps { ablation: None, addition: Some(&vector) };
     steer(graph, patch, write, steps, &format!("{}.addition", joined.name));
-    Ok(Added { treatment: "nodes", target })
+    Ok(Added { place: AddedTo::Nodes, target })
 }
 
 /// The metadata entries that tell the strength and the addition. They are written where the strength is below 1 or
@@ -130,8 +151,8 @@ pub(super) fn node(graph: &Graph<'_>, joined: &Joined<'_>, patch: &mut Patch) ->
 /// and compares.
 pub(super) fn metadata(model: &Model, direction: &Direction) -> Vec<(String, String)> {
     let mut entries = Vec::new();
-    if direction.share() < 1.0 || own_metadata(model, STRENGTH).is_some() {
-        entries.push((STRENGTH.to_string(), direction.share().to_string()));
+    if direction.strength() < 1.0 || own_metadata(model, STRENGTH).is_some() {
+        entries.push((STRENGTH.to_string(), direction.strength().to_string()));
     }
     match direction.addition() {
         Some(addition) => entries.extend([

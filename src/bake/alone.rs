@@ -25,7 +25,7 @@ pub(super) fn edits(
     for one in found.into_iter().filter(|one| graph.model.tensor(one.target.tensor).elements() > 0) {
         let unit = match one.turns.is_empty() {
             true => None,
-            false if direction.share() < 1.0 => {
+            false if direction.strength() < 1.0 => {
                 return Err(refused(
                     "a norm behind it turns the direction, and only the whole component can be taken off through it"
                         .into(),
@@ -42,7 +42,7 @@ pub(super) fn edits(
             Some(edit) => edit.copy.clone(),
             None => {
                 let edit = edit(graph, writer, &one, unit, edits.len(), name)?;
-                let edit = TensorEdit { share: direction.share(), ..edit };
+                let edit = TensorEdit { strength: direction.strength(), ..edit };
                 let copy = edit.copy.clone();
                 patch.promised.extend(copy.clone());
                 edits.push(edit);
@@ -92,7 +92,7 @@ fn edit(
         copy: one.copy.then(|| graph.fresh_name(&format!("lancet.{name}.copy.{number}"))),
         turned,
         quantised: one.target.quantised,
-        share: 1.0,
+        strength: 1.0,
         plus: None,
         writer: name.to_string(),
     })

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::BakeError;
@@ -18,7 +18,7 @@ use super::plan::{BakePlan, Part, TensorEdit};
 use super::quantised::{self, Tables};
 use super::tensor::{self, BLOCK, Measured, Rounding, Write};
 use crate::files;
-use crate::lm::{Layer, WriterKind};
+use crate::lm::{Layer, Reason, Treatment, WriterKind};
 use crate::onnx::external::{read_exact_at, write_all_at};
 use crate::onnx::{DataType, Model, Quantised};
 
@@ -44,27 +44,28 @@ impl<'a> ApplyOptions<'a> {
 }
 
 /// One change that was made: a tensor edited in place, or a writer that got a projection after it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Edit {
-    /// The tensor; for `nodes` the writer's weight, or its written value where there is no weight.
+    /// The tensor; for nodes the writer's weight, or the name of its written value where there is no weight.
     pub initializer: String,
     /// The writer's kind.
     pub kind: WriterKind,
     /// The writer: `embed`, `layer.3.mlp_out`.
     pub writer: String,
-    /// What the tensor holds; none for `nodes`.
+    /// What the tensor holds; none for nodes.
     pub part: Option<Part>,
     /// The writer's block; none for embeddings.
     pub layer: Option<Layer>,
-    /// `weights`, `rounded`, `nodes`, or with `--weights-only` `copy`, `turned`, `turned copy`.
-    pub treatment: &'static str,
-    /// Why not by weights.
-    pub reason: Option<String>,
+    /// How it was done.
+    pub treatment: Treatment,
+    /// Why not, or not exactly, by weights; none where it is.
+    pub reason: Option<Reason>,
     /// Element type.
     pub dtype: DataType,
     /// Dimensions, where known.
     pub shape: Option<Vec<u64>>,
-    /// Bytes of the tensor's elements.
+    /// Bytes of the tensor's elements; none for nodes, as the fields below.
     pub bytes: Option<u64>,
     /// `||r^T W||` over the columns of the tensor.
     pub leak_before: Option<f64>,
@@ -80,7 +81,7 @@ pub struct Edit {
     pub quantisation: Option<String>,
     /// Bits of its codes.
     pub bits: Option<u8>,
-    /// What rounding to its grid cost.
+    /// What rounding to its grid cost, where it is quantised.
     #[serde(flatten)]
     pub rounding: Option<Rounding>,
 }
@@ -95,11 +96,7 @@ impl Edit {
             part: Some(edit.part),
             layer: edit.layer,
             treatment: edit.treatment(),
-            reason: edit.turned.as_ref().map(|_| {
-                "the norm behind it turns the direction: the write is orthogonal, its length is not quite that of an \
-                 exact edit"
-                    .to_string()
-            }),
+            reason: edit.turned.as_ref().map(|_| Reason::Turned),
             dtype: edit.dtype,
             shape: Some(edit.shape.clone()),
             bytes: Some(edit.bytes()),
@@ -145,7 +142,7 @@ pub fn apply(
     if available < total {
         return Err(BakeError::NoSpace { path: destination.to_path_buf(), needed: total, available });
     }
-    let files = layout.files.iter().map(|file| Pair::create(file, destination)).collect::<Result<Vec<_>, _>>()?;
+    let files = layout.files.iter().map(|file| FilePair::create(file, destination)).collect::<Result<Vec<_>, _>>()?;
     let done = AtomicU64::new(0);
     let advance = |bytes: u64| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
     let measured: Mutex<HashMap<usize, Measured>> = Mutex::new(HashMap::new());
@@ -212,9 +209,9 @@ fn round(
     plan: &BakePlan,
     edit: usize,
     quantised: &Quantised,
-    (pair, at, from): (&Pair<'_>, u64, u64),
+    (pair, at, from): (&FilePair<'_>, u64, u64),
     layout: &Layout,
-    files: &[Pair<'_>],
+    files: &[FilePair<'_>],
     options: &ApplyOptions<'_>,
     total: u64,
 ) -> Result<Measured, BakeError> {
@@ -225,7 +222,7 @@ fn round(
         let piece = file.pieces.iter().find(|p| matches!(p.content, Content::Scales { edit: of } if of == edit))?;
         Some((pair, piece.at))
     });
-    let put = |pair: &Pair<'_>, output: &File, bytes: &[u8], at: u64| {
+    let put = |pair: &FilePair<'_>, output: &File, bytes: &[u8], at: u64| {
         stop_if(options.cancelled)?;
         write_all_at(output, bytes, at).map_err(BakeError::write(&pair.path, total))
     };
@@ -302,12 +299,12 @@ fn jobs(layout: &Layout) -> Vec<Job<'_>> {
 
 /// A file that is read, and the file that is written from it. Each job opens the files that it needs, as a model may
 /// have more files than a process may hold open.
-struct Pair<'l> {
+struct FilePair<'l> {
     source: &'l Path,
     path: PathBuf,
 }
 
-impl<'l> Pair<'l> {
+impl<'l> FilePair<'l> {
     fn create(file: &'l FileLayout, destination: &Path) -> Result<Self, BakeError> {
         let path = destination.join(&file.relative);
         let create = |source| BakeError::Io { action: "create", path: path.clone(), source };
@@ -381,7 +378,7 @@ fn refuse_source_folder(model: &Model, destination: &Path) -> Result<(), BakeErr
 }
 
 /// Makes the names of new files durable.
-fn sync_folders(files: &[Pair<'_>], destination: &Path) -> Result<(), BakeError> {
+fn sync_folders(files: &[FilePair<'_>], destination: &Path) -> Result<(), BakeError> {
     for pair in files {
         let mut at = folder(&pair.path);
         loop {
@@ -411,7 +408,7 @@ fn edits(plan: &BakePlan, measured: &HashMap<usize, Measured>) -> Vec<Edit> {
         kind: edit.kind,
         part: None,
         layer: edit.layer,
-        treatment: "nodes",
+        treatment: Treatment::Nodes,
         reason: Some(edit.reason.clone()),
         dtype: edit.dtype,
         shape: edit.shape.clone(),

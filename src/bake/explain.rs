@@ -10,7 +10,7 @@ use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint, encode_key};
 use sha2::{Digest, Sha256};
 
-use super::findings::{Finding, What};
+use super::findings::{Finding, FindingKind};
 use super::layout::{Content, FileLayout};
 use crate::onnx::DataType;
 use crate::onnx::external::read_exact_at;
@@ -138,7 +138,7 @@ struct Part {
 }
 
 /// What parts are paired by: field number, kind and name.
-type Key = (u32, What, String);
+type Key = (u32, FindingKind, String);
 
 fn broken(at: u64) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("no protobuf field at byte {at}"))
@@ -268,28 +268,28 @@ fn key(source: &dyn Source, kind: Kind, field: &Field) -> io::Result<Key> {
     let named = |what, name: Option<String>| (field.number, what, name.unwrap_or_default());
     let key = match (kind, field.number) {
         (Kind::Graph, 1) | (Kind::Function, 7) => {
-            named(What::Node, message::<NodeProto>(source, value)?.map(|node| node.label().to_string()))
+            named(FindingKind::Node, message::<NodeProto>(source, value)?.map(|node| node.label().to_string()))
         }
         (Kind::Model, 25) => {
             let function = message::<FunctionProto>(source, value)?.unwrap_or_default();
             let domain = function.domain.filter(|d| !d.is_empty()).map(|d| format!("{d}.")).unwrap_or_default();
-            named(What::Function, Some(format!("{domain}{}", function.name.unwrap_or_default())))
+            named(FindingKind::Function, Some(format!("{domain}{}", function.name.unwrap_or_default())))
         }
         (Kind::Model, 14) | (Kind::Graph, 16) | (Kind::Function, 14) => {
-            named(What::Metadata, message::<StringStringEntryProto>(source, value)?.and_then(|entry| entry.key))
+            named(FindingKind::Metadata, message::<StringStringEntryProto>(source, value)?.and_then(|entry| entry.key))
         }
         (Kind::Model, 8) | (Kind::Function, 9) => {
             let opset = message::<OperatorSetIdProto>(source, value)?.unwrap_or_default();
             let domain = opset.domain.filter(|d| !d.is_empty()).unwrap_or_else(|| "ai.onnx".into());
-            named(What::Model, Some(format!("opset import `{domain}`")))
+            named(FindingKind::Model, Some(format!("opset import `{domain}`")))
         }
         (Kind::Graph, 11..=13) | (Kind::Function, 12) => {
-            named(What::Value, message::<ValueInfoProto>(source, value)?.and_then(|value| value.name))
+            named(FindingKind::Value, message::<ValueInfoProto>(source, value)?.and_then(|value| value.name))
         }
-        (Kind::Graph, 14) => named(What::Value, Some("quantization_annotation".into())),
-        (Kind::Graph, 15) => named(What::Tensor, Some("sparse_initializer".into())),
-        (Kind::Function, number) => named(What::Function, Some(field_name(kind, number))),
-        (_, number) => named(What::Model, Some(field_name(kind, number))),
+        (Kind::Graph, 14) => named(FindingKind::Value, Some("quantization_annotation".into())),
+        (Kind::Graph, 15) => named(FindingKind::Tensor, Some("sparse_initializer".into())),
+        (Kind::Function, number) => named(FindingKind::Function, Some(field_name(kind, number))),
+        (_, number) => named(FindingKind::Model, Some(field_name(kind, number))),
     };
     Ok(key)
 }
@@ -303,13 +303,13 @@ fn parts(source: &dyn Source, kind: Kind, range: Range<u64>, budget: &mut usize)
         let mut hasher = Sha256::new();
         let mut bare = None;
         let (key, made) = if kind == Kind::Model && field.number == 7 {
-            ((7, What::Model, "graph".to_string()), true)
+            ((7, FindingKind::Model, "graph".to_string()), true)
         } else if kind == Kind::Graph && field.number == 5 && field.delimited {
             let found = header(source, &field.value, budget)?;
             hasher.update(&found.bare);
             bare = Some(hasher.clone().finalize().into());
             hasher.update(&found.payloads);
-            ((5, What::Tensor, found.tensor.name.unwrap_or_default()), found.made)
+            ((5, FindingKind::Tensor, found.tensor.name.unwrap_or_default()), found.made)
         } else {
             hash_of(source, &field.value, &mut hasher)?;
             (key(source, kind, &field)?, source.made(&field.value))
@@ -329,7 +329,7 @@ pub(super) fn explain(expected: &dyn Source, found: &dyn Source, file: &str, kno
     let mut findings = Vec::new();
     let mut compare = Compare { expected, found, file, known, budget: &mut budget, findings: &mut findings };
     if let Err(error) = compare.messages(Kind::Model, 0..expected.len(), 0..found.len(), "") {
-        compare.say(What::Model, "", "", format!("it cannot be taken apart: {error}"));
+        compare.say(FindingKind::Model, "", "", format!("it cannot be taken apart: {error}"));
     }
     findings
 }
@@ -344,9 +344,9 @@ struct Compare<'c> {
 }
 
 impl Compare<'_> {
-    fn say(&mut self, what: What, name: &str, within: &str, detail: String) {
+    fn say(&mut self, kind: FindingKind, name: &str, within: &str, detail: String) {
         let detail = if within.is_empty() { detail } else { format!("in the function `{within}`, {detail}") };
-        self.findings.push(Finding { what, file: self.file.into(), name: name.into(), detail });
+        self.findings.push(Finding { kind, file: self.file.into(), name: name.into(), detail });
     }
 
     fn messages(&mut self, kind: Kind, expected: Range<u64>, found: Range<u64>, within: &str) -> io::Result<()> {
@@ -358,7 +358,7 @@ impl Compare<'_> {
         for key in keys {
             let (a, b) = (wanted.get(key).unwrap_or(&none), there.get(key).unwrap_or(&none));
             let (_, what, name) = key;
-            if *what == What::Metadata && kind == Kind::Model && a.is_empty() && self.known.contains(name) {
+            if *what == FindingKind::Metadata && kind == Kind::Model && a.is_empty() && self.known.contains(name) {
                 continue;
             }
             for (a, b) in a.iter().zip(b) {
@@ -375,7 +375,7 @@ impl Compare<'_> {
             }
         }
         if self.findings.len() == before {
-            for what in [What::Node, What::Tensor, What::Value] {
+            for what in [FindingKind::Node, FindingKind::Tensor, FindingKind::Value] {
                 let order = |parts: &Parts| {
                     let places = parts.iter().filter(|(key, _)| key.1 == what);
                     let mut places: Vec<(usize, String)> =
@@ -408,11 +408,11 @@ impl Compare<'_> {
             _ => {}
         }
         let detail = match what {
-            What::Node => self.node(a, b)?,
-            What::Tensor if *number == 5 => self.tensor(a, b)?,
-            What::Metadata => self.entry(a, b)?,
-            What::Value => "its declaration differs".into(),
-            What::Model if name.starts_with("opset import") => {
+            FindingKind::Node => self.node(a, b)?,
+            FindingKind::Tensor if *number == 5 => self.tensor(a, b)?,
+            FindingKind::Metadata => self.entry(a, b)?,
+            FindingKind::Value => "its declaration differs".into(),
+            FindingKind::Model if matches!((kind, number), (Kind::Model, 8) | (Kind::Function, 9)) => {
                 let version = |opset: Option<OperatorSetIdProto>| opset.and_then(|o| o.version).unwrap_or(0);
                 let (a, b) = (message(self.expected, &a.value)?, message(self.found, &b.value)?);
                 format!("it is {}, and was {}", version(b), version(a))

@@ -1,15 +1,16 @@
 //! What differs between an output and what a bake makes of its base, by name.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Differences that are listed; of more, the number is told.
 pub const MOST: usize = 100;
 
 /// What kind of thing differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
-pub enum What {
-    /// A tensor.
+pub enum FindingKind {
+    /// A tensor of a model.
     Tensor,
     /// A node, an attribute of one, or the order of nodes.
     Node,
@@ -23,19 +24,60 @@ pub enum What {
     Metadata,
     /// An external data file, or a byte of one.
     ExternalData,
+    /// A file of the output that the base lacks.
+    AddedFile,
+    /// A file of the base that the output lacks.
+    MissingFile,
+    /// A file whose bytes differ.
+    ChangedFile,
+    /// A symbolic link, or a special file.
+    Link,
+    /// A file whose permissions differ.
+    Mode,
 }
 
 /// One difference that the edit does not explain.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Finding {
     /// What differs.
-    pub what: What,
-    /// The file, relative to the folder of the model.
+    pub kind: FindingKind,
+    /// The file, relative to the folder of the model, or to the output.
     pub file: String,
     /// The tensor, node or entry; empty where the file itself differs.
     pub name: String,
     /// How it differs, in one sentence.
     pub detail: String,
+}
+
+impl std::fmt::Display for Finding {
+    /// In one sentence.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { kind, file, name, detail } = self;
+        let thing = match kind {
+            FindingKind::Tensor => "tensor",
+            FindingKind::Node => "node",
+            FindingKind::Value => "value",
+            FindingKind::Function => "function",
+            FindingKind::Metadata => "metadata entry",
+            FindingKind::ExternalData => "external data",
+            FindingKind::Model => {
+                return match name.is_empty() {
+                    true => write!(f, "`{file}`: {detail}"),
+                    false => write!(f, "the model's {name} in `{file}`: {detail}"),
+                };
+            }
+            FindingKind::AddedFile
+            | FindingKind::MissingFile
+            | FindingKind::ChangedFile
+            | FindingKind::Link
+            | FindingKind::Mode => return write!(f, "`{file}` {detail}"),
+        };
+        match name.is_empty() {
+            true => write!(f, "`{file}`: {detail}"),
+            false => write!(f, "{thing} `{name}` in `{file}`: {detail}"),
+        }
+    }
 }
 
 /// Differences in the order in which they were found, each thing once.
@@ -51,7 +93,7 @@ impl Findings {
     /// Takes one in, unless the same thing is listed already.
     pub fn add(&mut self, finding: Finding) {
         let same =
-            |known: &Finding| (known.what, &known.file, &known.name) == (finding.what, &finding.file, &finding.name);
+            |known: &Finding| (known.kind, &known.file, &known.name) == (finding.kind, &finding.file, &finding.name);
         if self.listed.iter().any(same) {
             return;
         }

@@ -31,35 +31,35 @@ const LEAK_TARGET: f64 = 1.0 / (1 << 18) as f64;
 /// An entry is sent to its second-nearest value only if this leaves at most this share of the leak.
 const FLIP_LEAVES: f64 = 0.875;
 
-/// What an edit makes of a vector `w` of `d_model` entries: `w - share r (r.w) + plus`.
+/// What an edit makes of a vector `w` of `d_model` entries: `w - strength r (r.w) + plus`.
 #[derive(Debug, Clone, Copy)]
 pub struct Aim<'a> {
     /// Unit direction, `[D]`.
     pub r: &'a [f64],
     /// Share of the component that is taken off; 1 takes off all of it.
-    pub share: f64,
+    pub strength: f64,
     /// What is added, `[D]`.
     pub plus: Option<&'a [f64]>,
 }
 
 impl<'a, T: AsRef<[f64]> + ?Sized> From<&'a T> for Aim<'a> {
     fn from(r: &'a T) -> Self {
-        Self { r: r.as_ref(), share: 1.0, plus: None }
+        Self { r: r.as_ref(), strength: 1.0, plus: None }
     }
 }
 
 impl Aim<'_> {
     /// The exact edit of `stored` with component `c`; returns the component that it keeps.
     fn exact(&self, stored: &[f64], c: f64, exact: &mut [f64]) -> f64 {
-        let off = self.share * c;
+        let off = self.strength * c;
         for ((y, x), r) in exact.iter_mut().zip(stored).zip(self.r) {
             *y = x - off * r;
         }
-        let Some(plus) = self.plus else { return (1.0 - self.share) * c };
+        let Some(plus) = self.plus else { return (1.0 - self.strength) * c };
         for (y, p) in exact.iter_mut().zip(plus) {
             *y += p;
         }
-        (1.0 - self.share) * c + dot(plus, self.r)
+        (1.0 - self.strength) * c + dot(plus, self.r)
     }
 }
 
@@ -358,7 +358,7 @@ pub struct Columns<'a> {
     /// `r^T W`, `[K]`.
     pub c: &'a [f64],
     /// Share of it that is taken off.
-    pub share: f64,
+    pub strength: f64,
     /// For 16-bit types: what nearest rounding leaves of `r^T W'` beside what the edit keeps, `[K]`; spent by flips.
     pub spend: Option<&'a mut [f64]>,
     /// Grows to `r^T W'` of the stored values, `[K]`.
@@ -383,7 +383,7 @@ pub fn edit_columns(
         let (r, c) = (columns.r[row], &columns.c[column..column + length]);
         decode(dtype, bytes, stored);
         for ((y, x), c) in exact.iter_mut().zip(&*stored).zip(c) {
-            *y = x - r * (columns.share * c);
+            *y = x - r * (columns.strength * c);
         }
         encode(dtype, exact, bytes);
         decode(dtype, bytes, rounded);
@@ -448,7 +448,7 @@ pub fn check_columns(
         decode(dtype, &out[range], found);
         let (r, c) = (columns.r[row], &columns.c[column..column + length]);
         for ((y, x), c) in exact.iter_mut().zip(&*stored).zip(c) {
-            *y = x - r * (columns.share * c);
+            *y = x - r * (columns.strength * c);
         }
         for (after, v) in columns.after[column..column + length].iter_mut().zip(&*found) {
             *after += r * v;
@@ -527,12 +527,12 @@ mod tests {
         for (n, part) in bytes.chunks(step).enumerate() {
             add_components(dtype, part, (n * block) as u64, r, &mut c, &mut scratch);
         }
-        let mut nearest = Columns { r, c: &c, share: 1.0, spend: None, after: &mut spend };
+        let mut nearest = Columns { r, c: &c, strength: 1.0, spend: None, after: &mut spend };
         for (n, part) in bytes.to_vec().chunks_mut(step).enumerate() {
             edit_columns(dtype, part, (n * block) as u64, &mut nearest, &mut scratch, &mut Tally::default());
         }
         let spend = is_half(dtype).then_some(spend.as_mut_slice());
-        let mut state = Columns { r, c: &c, share: 1.0, spend, after: &mut after };
+        let mut state = Columns { r, c: &c, strength: 1.0, spend, after: &mut after };
         for (n, part) in bytes.chunks_mut(step).enumerate() {
             edit_columns(dtype, part, (n * block) as u64, &mut state, &mut scratch, &mut tally);
         }
@@ -591,14 +591,14 @@ mod tests {
         }
     }
 
-    /// A share leaves the rest of the component, and what is added stays: to the same precision as the whole edit.
+    /// A strength below 1 leaves the rest of the component, and what is added stays: to the same precision as the whole edit.
     #[test]
     fn shares_and_additions_keep_what_they_should() {
-        let (d, k, share) = (256, 12, 0.75);
+        let (d, k, strength) = (256, 12, 0.75);
         let (r, plus) = (unit(5, d), noise(6, d, 0.1));
         for (dtype, limit) in TYPES.into_iter().zip([1e-6, 1e-4, 1e-3, 1e-13]) {
             let original = packed(dtype, &weights(7, d * k));
-            let aim = Aim { r: &r, share, plus: Some(&plus) };
+            let aim = Aim { r: &r, strength, plus: Some(&plus) };
             let (mut last, mut scratch) = (original.clone(), Scratch::default());
             edit_rows(dtype, &mut last, 0, aim, &mut scratch, &mut Tally::default()).unwrap();
             let (_, worst) = check_rows(dtype, &original, &last, aim, &mut scratch);
@@ -607,7 +607,7 @@ mod tests {
             let (mut off, mut all) = (0.0, 0.0);
             for (w, edited) in before.chunks(d).zip(after.chunks(d)) {
                 let c = dot(w, &r);
-                off += (dot(edited, &r) - (1.0 - share) * c - dot(&plus, &r)).powi(2);
+                off += (dot(edited, &r) - (1.0 - strength) * c - dot(&plus, &r)).powi(2);
                 all += c * c;
             }
             assert!((off / all).sqrt() < limit, "{dtype}: {:e}", (off / all).sqrt());
@@ -615,16 +615,16 @@ mod tests {
             let mut first = transposed(dtype, &original, d);
             let c: Vec<f64> = before.chunks(d).map(|w| dot(w, &r)).collect();
             let mut spend = vec![0.0; k];
-            let mut state = Columns { r: &r, c: &c, share, spend: None, after: &mut spend };
+            let mut state = Columns { r: &r, c: &c, strength, spend: None, after: &mut spend };
             edit_columns(dtype, &mut first.clone(), 0, &mut state, &mut scratch, &mut Tally::default());
             for (e, c) in spend.iter_mut().zip(&c) {
-                *e -= (1.0 - share) * c;
+                *e -= (1.0 - strength) * c;
             }
             let mut after = vec![0.0; k];
             let spend = is_half(dtype).then_some(spend.as_mut_slice());
-            let mut state = Columns { r: &r, c: &c, share, spend, after: &mut after };
+            let mut state = Columns { r: &r, c: &c, strength, spend, after: &mut after };
             edit_columns(dtype, &mut first, 0, &mut state, &mut scratch, &mut Tally::default());
-            let off: f64 = after.iter().zip(&c).map(|(e, c)| (e - (1.0 - share) * c).powi(2)).sum();
+            let off: f64 = after.iter().zip(&c).map(|(e, c)| (e - (1.0 - strength) * c).powi(2)).sum();
             assert!((off / all).sqrt() < limit, "{dtype} columns: {:e}", (off / all).sqrt());
         }
     }

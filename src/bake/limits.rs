@@ -68,7 +68,7 @@ fn is_past(edit: &Edit, d_model: usize, max_error: Option<f64>) -> bool {
 mod tests {
     use super::*;
     use crate::bake::Rounding;
-    use crate::lm::WriterKind;
+    use crate::lm::{Treatment, WriterKind};
     use crate::onnx::DataType;
 
     fn edit(bits: u8, (before, after): (f64, f64), rounding: Rounding) -> Edit {
@@ -78,7 +78,7 @@ mod tests {
             writer: "layer.0.attn_out".into(),
             part: None,
             layer: None,
-            treatment: "rounded",
+            treatment: Treatment::Rounded,
             reason: None,
             dtype: DataType::UINT8,
             shape: None,

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use serde::Serialize;
 
-use super::findings::{Finding, What};
+use super::findings::{Finding, FindingKind};
 use super::plan::{BakePlan, METADATA_PREFIX, VERSION_KEY};
 use crate::onnx::Model;
 use crate::onnx::proto::StringStringEntryProto;
@@ -51,8 +51,30 @@ const FREE: [Free; 5] = [
         key: "source_sha256",
         known: |text| text.len() == 64 && text.bytes().all(|b| b"0123456789abcdef".contains(&b)),
     },
-    Free { key: "guard", known: |text| ["forced", "not measured"].contains(&text) },
+    Free { key: "guard", known: |text| GuardMark::ALL.iter().any(|mark| mark.as_str() == text) },
 ];
+
+/// What a written model says of a guard that did not pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuardMark {
+    /// It failed, and the user overrode it.
+    Forced,
+    /// Nothing was measured that it could judge.
+    NotMeasured,
+}
+
+impl GuardMark {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Forced, Self::NotMeasured];
+
+    /// The value of the metadata entry.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Forced => "forced",
+            Self::NotMeasured => "not measured",
+        }
+    }
+}
 
 /// A number as Rust writes it.
 fn number(text: &str) -> Option<f64> {
@@ -165,7 +187,7 @@ impl Held {
             (None, Some(computed)) => format!("it is missing; the edit gives `{}`", shown(computed)),
             (None, None) => return,
         };
-        self.findings.push(Finding { what: What::Metadata, file: file.into(), name: key.into(), detail });
+        self.findings.push(Finding { kind: FindingKind::Metadata, file: file.into(), name: key.into(), detail });
         let own = |text: Option<&str>| text.map(shown);
         if key.starts_with(METADATA_PREFIX) {
             self.claims.push(Claim { key: stem(key).into(), said: own(said), computed: own(computed) });

@@ -24,11 +24,11 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
-pub use addition::Added;
+pub use addition::{Added, AddedTo};
 pub use apply::{ApplyOptions, Edit, apply};
 pub use error::BakeError;
-pub use findings::{Finding, Findings, What};
-pub use metadata::Claim;
+pub use findings::{Finding, FindingKind, Findings};
+pub use metadata::{Claim, GuardMark};
 pub use plan::{BakePlan, METADATA_PREFIX, NodeEdit, Part, PlanOptions, QuantisedMode, TensorEdit};
 pub use proof::{ByteReport, Difference, Extent, TensorReport};
 pub use rehearse::rehearse;

@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::addition::{self, Added};
+use super::addition::{self, Added, AddedTo};
 use super::error::BakeError;
 use super::kernel::{self, Aim};
 use super::layout::check_aliases;
 use super::metadata::{fresh, keys};
 use super::tensor::hex;
 use crate::lm::projection::{DirectionSource, Steps, steer, write_type};
-use crate::lm::{Layer, Treatment, Writer, WriterKind, tensor_label};
+use crate::lm::{Layer, Reason, Treatment, Writer, WriterKind, tensor_label};
 use crate::method::direction::Direction;
 use crate::onnx::lower::{constant, splices};
 use crate::onnx::patch::{Patch, Place, Splice};
@@ -28,9 +28,6 @@ pub(super) const VERSION_KEY: &str = "version";
 /// Metadata key, behind the prefix, of the quantised writers that got nodes. Its value is their names with blanks
 /// between.
 const BY_NODES_KEY: &str = "quantised_by_nodes";
-
-/// Why a quantised weight gets nodes where only a share of the component is taken off.
-const PART_OF_IT: &str = "its weight is quantised, and rounding knows how to take off the whole component only";
 
 /// IR version from which initializers need not be graph inputs as well.
 pub(super) const FREE_INITIALIZERS: i64 = 4;
@@ -74,7 +71,8 @@ pub struct PlanOptions {
 }
 
 /// What a tensor holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
     /// A matrix that activations are multiplied with.
@@ -114,7 +112,7 @@ pub struct TensorEdit {
     /// How the weight is quantised; the shape is then that of the matrix.
     pub quantised: Option<Quantised>,
     /// Share of the component that is taken off.
-    pub share: f64,
+    pub strength: f64,
     /// What is added to a bias besides, `[d_model]`.
     pub plus: Option<Vec<f64>>,
     /// The writer that it belongs to, as in [`NodeEdit::writer`].
@@ -129,7 +127,7 @@ impl TensorEdit {
 
     /// The edit along `r`, `[d_model]`.
     pub(super) fn aim<'a>(&'a self, r: &'a [f64]) -> Aim<'a> {
-        Aim { r, share: self.share, plus: self.plus.as_deref() }
+        Aim { r, strength: self.strength, plus: self.plus.as_deref() }
     }
 
     /// Whether `d_model` is the axis along which elements lie side by side.
@@ -137,14 +135,14 @@ impl TensorEdit {
         self.axis + 1 == self.shape.len()
     }
 
-    /// What stands in for nodes, and why, in a word for reports.
-    pub fn treatment(&self) -> &'static str {
+    /// How the tensor is edited.
+    pub fn treatment(&self) -> Treatment {
         match (&self.copy, &self.turned) {
-            (None, None) if self.quantised.is_some() => "rounded",
-            (None, None) => "weights",
-            (Some(_), None) => "copy",
-            (None, Some(_)) => "turned",
-            (Some(_), Some(_)) => "turned copy",
+            (None, None) if self.quantised.is_some() => Treatment::Rounded,
+            (None, None) => Treatment::Weights,
+            (Some(_), None) => Treatment::Copy,
+            (None, Some(_)) => Treatment::Turned,
+            (Some(_), Some(_)) => Treatment::TurnedCopy,
         }
     }
 
@@ -173,7 +171,7 @@ pub struct NodeEdit {
     /// Dimensions of the weight.
     pub shape: Option<Vec<u64>>,
     /// Why weights alone would not do.
-    pub reason: String,
+    pub reason: Reason,
     /// How the weight is quantised, where it was found.
     pub quantised: Option<Quantised>,
 }
@@ -236,26 +234,29 @@ impl BakePlan {
     ) -> Result<Self, BakeError> {
         direction.check_width(d_model)?;
         let named = named(writers);
-        let share = direction.share();
+        let strength = direction.strength();
         let rounded = |writer: &Writer| writer.treatment == Treatment::Rounded;
         if options.quantised == QuantisedMode::Round
-            && share < 1.0
+            && strength < 1.0
             && let Some((name, _)) = named.iter().find(|(_, w)| rounded(w))
         {
-            return Err(BakeError::CannotRound { writer: name.clone(), reason: PART_OF_IT.into() });
+            return Err(BakeError::CannotRound { writer: name.clone(), reason: Reason::PartialStrength.to_string() });
         }
         let by_nodes = |name: &str, writer: &Writer| match writer.treatment {
             Treatment::Nodes => true,
-            Treatment::Rounded if share < 1.0 => true,
+            Treatment::Rounded if strength < 1.0 => true,
             Treatment::Rounded => options.quantised == QuantisedMode::Nodes || options.by_nodes.contains(name),
-            Treatment::Weights | Treatment::Elsewhere => false,
+            Treatment::Weights | Treatment::Copy | Treatment::Turned | Treatment::TurnedCopy | Treatment::Elsewhere => {
+                false
+            }
         };
         let mut needing: Vec<&(String, &Writer)> = named.iter().filter(|(n, w)| by_nodes(n, w)).collect();
         if let Some((name, _)) = needing.iter().find(|(_, w)| options.weights_only && w.treatment == Treatment::Rounded)
         {
-            let reason =
-                if share < 1.0 { PART_OF_IT } else { "its weight is quantised, and `--quantised nodes` was asked for" };
-            let reason = reason.to_string();
+            let reason = match strength < 1.0 {
+                true => Reason::PartialStrength.to_string(),
+                false => "its weight is quantised, and `--quantised nodes` was asked for".to_string(),
+            };
             return Err(BakeError::NeedsNodes { writer: name.clone(), reason });
         }
         if options.quantised == QuantisedMode::Round
@@ -266,7 +267,7 @@ impl BakePlan {
         let edited = named.iter().filter(|(n, w)| w.treatment != Treatment::Elsewhere && !by_nodes(n, w));
         let tensors = tensor_edits(graph, edited, direction)?;
         let mut tensors = check_aliases(graph.model, tensors)?;
-        let mut constants = Constants { share, ..Constants::default() };
+        let mut constants = Constants { strength, ..Constants::default() };
         let mut patch = Patch::default();
         let mut nodes = Vec::new();
         let joined = addition::joined(&named, direction);
@@ -304,7 +305,7 @@ impl BakePlan {
                 steer(graph, &mut patch, write, steps, &tag);
             }
             if joined.as_ref().is_some_and(|joined| joined.name == name.as_str()) {
-                added = Some(Added { treatment: "nodes", target: graph.name(written).into() });
+                added = Some(Added { place: AddedTo::Nodes, target: graph.name(written).into() });
             }
             let value = graph.name(written);
             let weight = writer.weights.first().map(|target| graph.model.tensor(target.tensor));
@@ -320,12 +321,10 @@ impl BakePlan {
                 shape: writer.weights.first().map(|target| target.shape(graph.model)),
                 quantised: writer.weights.first().and_then(|target| target.quantised),
                 reason: match &writer.reason {
-                    Some(reason) => reason.to_string(),
-                    None if options.by_nodes.contains(name) => {
-                        "its weight is quantised too coarsely: rounding leaves too much, or costs too much".into()
-                    }
-                    None if share < 1.0 => PART_OF_IT.into(),
-                    None => "its weight is quantised, and nodes were asked for".into(),
+                    Some(reason) => reason.clone(),
+                    None if options.by_nodes.contains(name) => Reason::TooCoarse,
+                    None if strength < 1.0 => Reason::PartialStrength,
+                    None => Reason::NodesAsked,
                 },
             });
         }
@@ -420,11 +419,11 @@ pub(super) fn store(
     Ok(())
 }
 
-/// Initializers with the direction, one pair an element type: the column as it is, the row times the share.
+/// Initializers with the direction, one pair an element type: the column as it is, the row times the strength.
 #[derive(Default)]
 struct Constants {
     known: Vec<(DataType, DirectionSource)>,
-    share: f64,
+    strength: f64,
 }
 
 impl Constants {
@@ -445,7 +444,7 @@ impl Constants {
             Ok::<String, BakeError>(name)
         };
         let d = unit.len() as i64;
-        let row: Vec<f64> = unit.iter().map(|v| self.share * v).collect();
+        let row: Vec<f64> = unit.iter().map(|v| self.strength * v).collect();
         let source =
             DirectionSource::Constants { column: add("column", unit, vec![d, 1])?, row: add("row", &row, vec![d])? };
         self.known.push((dtype, source.clone()));
@@ -496,7 +495,7 @@ fn tensor_edits<'w>(
                 copy: None,
                 turned: None,
                 quantised: target.quantised,
-                share: direction.share(),
+                strength: direction.strength(),
                 plus: None,
                 writer: writer_name.clone(),
                 name,

@@ -21,7 +21,7 @@ use arithmetic::{
     spacing_at_edge,
 };
 use pulp::{Arch, Simd, WithSimd};
-use search::{Candidate, best_changes};
+use search::{Change, best_changes};
 
 /// Vectors are padded to a multiple of this.
 pub const LANES: usize = 16;
@@ -202,7 +202,7 @@ pub struct Worker {
     limit: f32,
     /// Sum of `(r.w)^2` over the vectors so far, and the number of these vectors.
     seen: (f64, u32),
-    candidates: Vec<Candidate>,
+    candidates: Vec<Change>,
     /// Numbers of the entries that were moved. Some of them were moved back.
     changed: Vec<u32>,
 }
@@ -448,7 +448,7 @@ impl Worker {
                     continue;
                 }
                 if self.candidates.len() < most {
-                    self.candidates.push(Candidate { at: at as u32, key, ..Candidate::default() });
+                    self.candidates.push(Change { at: at as u32, key, ..Change::default() });
                 } else if key < stop && gain > 0.0 && left >= f64::from(gain) {
                     // keys that are all alike
                     left -= self.change(codes, at, tally);
@@ -477,7 +477,7 @@ impl Worker {
             let back = self.changed.iter().rev().copied().take(most / 2);
             let free = some.chain(back).filter(|&at| self.key[at as usize] < f32::INFINITY);
             self.candidates.clear();
-            self.candidates.extend(free.map(|at| Candidate { at, ..Candidate::default() }));
+            self.candidates.extend(free.map(|at| Change { at, ..Change::default() }));
             self.candidates.sort_unstable_by_key(|one| one.at);
             self.candidates.dedup_by_key(|one| one.at);
             left = self.meet(codes, left, close, tally);

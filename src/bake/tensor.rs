@@ -1,7 +1,7 @@
 //! The edit of one tensor as a stream of blocks, with its hashes and leaks; and the check of an edited one.
 
 use rayon::join;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::BakeError;
@@ -34,7 +34,8 @@ pub(super) struct Measured {
 }
 
 /// What rounding an edited weight to its quantised grid cost.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Rounding {
     /// `||r^T W'||` if every entry had gone to its nearest level.
     pub leak_nearest: f64,
@@ -52,7 +53,7 @@ pub struct Rounding {
 
 /// What the check of an edited tensor found.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Checked {
+pub(super) struct TensorCheck {
     /// `||r^T W'||` of the stored values.
     pub leak_after: f64,
     /// Largest `|W' - exact|` in spacings of the type.
@@ -162,7 +163,7 @@ pub(super) fn edit(
             }
             let mut spend = vec![0.0f64; if kernel::is_half(geometry.dtype) { columns } else { 0 }];
             if !spend.is_empty() {
-                let mut nearest = Columns { r, c: &c, share: edit.share, spend: None, after: &mut spend };
+                let mut nearest = Columns { r, c: &c, strength: edit.strength, spend: None, after: &mut spend };
                 for (at, length) in geometry.blocks() {
                     let block = &mut buffer[..length];
                     read(block, start + at)?;
@@ -171,12 +172,12 @@ pub(super) fn edit(
                     kernel::edit_columns(geometry.dtype, block, first, &mut nearest, &mut scratch, unseen);
                 }
                 for (e, c) in spend.iter_mut().zip(&c) {
-                    *e -= (1.0 - edit.share) * c;
+                    *e -= (1.0 - edit.strength) * c;
                 }
             }
             let mut after = vec![0.0f64; columns];
             let spend = (!spend.is_empty()).then_some(spend.as_mut_slice());
-            let mut state = Columns { r, c: &c, share: edit.share, spend, after: &mut after };
+            let mut state = Columns { r, c: &c, strength: edit.strength, spend, after: &mut after };
             for (at, length) in geometry.blocks() {
                 let block = &mut buffer[..length];
                 read(block, start + at)?;
@@ -228,7 +229,7 @@ fn finish_block(block: &[u8], at: u64, hashes: &mut Hashes, write: Write<'_>) ->
 ///
 /// # Errors
 /// Whatever the readers report.
-pub(super) fn check(edit: &TensorEdit, r: &[f64], base: Read<'_>, out: Read<'_>) -> Result<Checked, BakeError> {
+pub(super) fn check(edit: &TensorEdit, r: &[f64], base: Read<'_>, out: Read<'_>) -> Result<TensorCheck, BakeError> {
     let geometry = Geometry::new(edit);
     let mut scratch = Scratch::default();
     let (mut was, mut is) = (vec![0u8; geometry.block()], vec![0u8; geometry.block()]);
@@ -241,7 +242,7 @@ pub(super) fn check(edit: &TensorEdit, r: &[f64], base: Read<'_>, out: Read<'_>)
                 let first = at / geometry.size as u64;
                 kernel::add_components(geometry.dtype, &was[..length], first, r, &mut c, &mut scratch);
             }
-            let mut state = Columns { r, c: &c, share: edit.share, spend: None, after: &mut leaks };
+            let mut state = Columns { r, c: &c, strength: edit.strength, spend: None, after: &mut leaks };
             for (at, length) in geometry.blocks() {
                 base(&mut was[..length], start + at)?;
                 out(&mut is[..length], start + at)?;
@@ -260,5 +261,5 @@ pub(super) fn check(edit: &TensorEdit, r: &[f64], base: Read<'_>, out: Read<'_>)
             worst = worst.max(off);
         }
     }
-    Ok(Checked { leak_after: after.sqrt(), max_ulp: worst })
+    Ok(TensorCheck { leak_after: after.sqrt(), max_ulp: worst })
 }

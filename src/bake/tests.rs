@@ -11,7 +11,7 @@ mod proof;
 mod reference;
 
 use super::*;
-use crate::lm::{LanguageModel, ModelConfig};
+use crate::lm::{LanguageModel, ModelConfig, Treatment};
 use crate::method::direction::Direction;
 use crate::onnx::proto::*;
 use crate::onnx::{DataType, Graph, Model, Storage};
@@ -301,9 +301,9 @@ fn round_trip(spec: Spec, limit: f64) {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary folder is left");
 
     let weights = 2 + usize::from(!spec.tied) + if spec.bias { 2 } else { 0 };
-    assert_eq!(edits.iter().filter(|e| e.treatment == "weights").count(), weights);
-    assert_eq!(edits.iter().filter(|e| e.treatment == "nodes").count(), usize::from(spec.tied));
-    for edit in edits.iter().filter(|e| e.treatment == "weights") {
+    assert_eq!(edits.iter().filter(|e| e.treatment == Treatment::Weights).count(), weights);
+    assert_eq!(edits.iter().filter(|e| e.treatment == Treatment::Nodes).count(), usize::from(spec.tied));
+    for edit in edits.iter().filter(|e| e.treatment == Treatment::Weights) {
         let (was, is) = (edit.leak_before.unwrap(), edit.leak_after.unwrap());
         // A single vector may happen to hold next to no component; its norm is then what rounding is relative to.
         let was = if edit.part == Some(Part::Vector) { was.max(1.0) } else { was };
@@ -344,8 +344,8 @@ fn round_trip(spec: Spec, limit: f64) {
         DataType::BFLOAT16 => f64::from(bf16::EPSILON),
         _ => f64::EPSILON,
     };
-    let first: Vec<&Edit> = edits.iter().filter(|e| e.treatment == "weights").collect();
-    for (first, second) in first.iter().zip(again.iter().filter(|e| e.treatment == "weights")) {
+    let first: Vec<&Edit> = edits.iter().filter(|e| e.treatment == Treatment::Weights).collect();
+    for (first, second) in first.iter().zip(again.iter().filter(|e| e.treatment == Treatment::Weights)) {
         assert_eq!(first.initializer, second.initializer);
         assert_eq!(first.sha256_after, second.sha256_before);
         // weights stay below 2, where neighbours are two epsilons apart at most
@@ -391,9 +391,9 @@ fn a_tied_embedding_gets_nodes_that_a_second_trace_understands() {
         let base = build(folder.path(), Spec { tied: true, ir_version, ..PLAIN }, |_| {});
         let (plan, edits, out) = bake(&base, &folder.path().join("out")).unwrap();
         assert!(verified(&base, &out, &plan).passed());
-        let edit = edits.iter().find(|e| e.treatment == "nodes").unwrap();
+        let edit = edits.iter().find(|e| e.treatment == Treatment::Nodes).unwrap();
         assert_eq!((edit.initializer.as_str(), edit.leak_after), ("embedding", None));
-        assert!(edit.reason.as_deref().unwrap().contains("tied"), "{edit:?}");
+        assert!(edit.reason.as_ref().unwrap().to_string().contains("tied"), "{edit:?}");
         let model = Model::open(&out).unwrap();
         let graph = Graph::new(&model);
         let lm = LanguageModel::new(&graph, &ModelConfig::default()).unwrap();
@@ -415,7 +415,7 @@ fn weights_alone_untie_an_embedding_by_a_copy() {
         let (plan, edits, out) = bake_as(&base, &folder.path().join("out"), &options).unwrap();
         assert!(verified(&base, &out, &plan).passed());
         assert!(plan.nodes.is_empty() && plan.inexact().is_empty());
-        let edit = edits.iter().find(|e| e.treatment == "copy").unwrap();
+        let edit = edits.iter().find(|e| e.treatment == Treatment::Copy).unwrap();
         assert_eq!(edit.initializer, "embedding");
         assert!(edit.leak_after.unwrap() < 1e-5, "{edit:?}");
         // the original still makes the logits, the copy starts the stream
@@ -614,7 +614,10 @@ fn every_tampered_byte_is_found() {
         std::fs::write(&out, [clean.clone(), more.encode_to_vec()].concat()).unwrap();
         let report = verified(&base, &out, &plan);
         assert!(!report.passed());
-        assert!(report.findings.listed.iter().any(|f| f.what == What::Metadata && f.name == "author"), "{report:?}");
+        assert!(
+            report.findings.listed.iter().any(|f| f.kind == FindingKind::Metadata && f.name == "author"),
+            "{report:?}"
+        );
         std::fs::write(&out, &clean).unwrap();
         assert!(verified(&base, &out, &plan).passed());
     }

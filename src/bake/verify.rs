@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 use rayon::prelude::*;
 
+use super::addition::AddedTo;
 use super::apply::folder;
 use super::elements::Elements;
 use super::error::BakeError;
 use super::explain::{Expected as Planned, Written, explain};
-use super::findings::{Finding, Findings, What};
+use super::findings::{Finding, FindingKind, Findings};
 use super::layout::{Content, Entries, FileLayout, Layout, model_name, normal};
 use super::metadata::{Held, hold};
 use super::plan::{BakePlan, TensorEdit};
@@ -39,7 +40,7 @@ const METADATA_LIMIT: u64 = 1 << 20;
 /// If a file cannot be read.
 pub fn verify_bytes(base: &Model, out: &Model, plan: &BakePlan) -> Result<ByteReport, BakeError> {
     let layout = Layout::new(base, plan, Entries::LeftOut)?;
-    let files = layout.files.iter().map(|file| Pair::open(file, base, out)).collect::<Result<Vec<_>, _>>()?;
+    let files = layout.files.iter().map(|file| BothFiles::open(file, base, out)).collect::<Result<Vec<_>, _>>()?;
     let name = model_name(out).to_string_lossy().into_owned();
     let metadata = metadata(base, out, plan, &files[0], &name)?;
     let mut differences = differences(&layout, &files)?;
@@ -79,9 +80,10 @@ pub fn verify_bytes(base: &Model, out: &Model, plan: &BakePlan) -> Result<ByteRe
         && findings.is_empty()
     {
         let count: u64 = differences.iter().map(|(.., count)| count).sum();
-        findings.add(Finding { what: What::Model, ..files[0].differs(*first, count, &layout.files[0]) });
+        findings.add(Finding { kind: FindingKind::Model, ..files[0].differs(*first, count, &layout.files[0]) });
     }
-    let by_nodes = plan.nodes.len() + usize::from(plan.added.as_ref().is_some_and(|added| added.treatment == "nodes"));
+    let by_nodes =
+        plan.nodes.len() + usize::from(plan.added.as_ref().is_some_and(|added| added.place == AddedTo::Nodes));
     Ok(ByteReport {
         changed_bytes_outside_plan: differences.iter().map(|(.., count)| count).sum(),
         first_difference: differences
@@ -103,11 +105,11 @@ fn of_tensor(model_file: &str, tensor: &TensorRef, detail: String) -> Finding {
         Storage::External { location, .. } => normal(location).to_string_lossy().into_owned(),
         _ => model_file.to_string(),
     };
-    Finding { what: What::Tensor, file, name: tensor.name.clone(), detail }
+    Finding { kind: FindingKind::Tensor, file, name: tensor.name.clone(), detail }
 }
 
 /// Stretches outside the edited tensors that are not as they should be: file, first differing byte, number of them.
-fn differences(layout: &Layout, files: &[Pair]) -> Result<Vec<(usize, u64, u64)>, BakeError> {
+fn differences(layout: &Layout, files: &[BothFiles]) -> Result<Vec<(usize, u64, u64)>, BakeError> {
     let mut work: Vec<(usize, Stretch<'_>)> = Vec::new();
     for (index, file) in layout.files.iter().enumerate() {
         for piece in &file.pieces {
@@ -133,7 +135,7 @@ fn differences(layout: &Layout, files: &[Pair]) -> Result<Vec<(usize, u64, u64)>
 /// What differs in the model file, by name.
 fn in_model_file(
     layout: &FileLayout,
-    pair: &Pair,
+    pair: &BothFiles,
     name: &str,
     known: &HashSet<String>,
 ) -> Result<Vec<Finding>, BakeError> {
@@ -155,7 +157,7 @@ enum Expected<'l> {
 
 /// A base file, the output file that should follow from it, and that one's expected and actual length. They are opened
 /// by whoever reads them: a model may have more files than a process may hold open.
-struct Pair {
+struct BothFiles {
     source: PathBuf,
     path: PathBuf,
     expected: u64,
@@ -164,7 +166,7 @@ struct Pair {
     missing: bool,
 }
 
-impl Pair {
+impl BothFiles {
     fn open(file: &FileLayout, base: &Model, out: &Model) -> Result<Self, BakeError> {
         // The model file may have been given another name.
         let path = if file.source == base.path { out.path.clone() } else { folder(&out.path).join(&file.relative) };
@@ -184,7 +186,7 @@ impl Pair {
             (_, false) => format!("it has {} bytes, and the bake writes {}", self.found, self.expected),
         };
         let file = layout.relative.to_string_lossy().into_owned();
-        Finding { what: What::ExternalData, file, name: String::new(), detail }
+        Finding { kind: FindingKind::ExternalData, file, name: String::new(), detail }
     }
 
     /// First differing byte of the output and the number of differing bytes; missing ones differ.
@@ -249,7 +251,7 @@ struct Metadata {
 
 /// Holds the entries of the output against the plan. Bytes past the expected end of the model file that are not
 /// exactly these entries count as a change.
-fn metadata(base: &Model, out: &Model, plan: &BakePlan, pair: &Pair, name: &str) -> Result<Metadata, BakeError> {
+fn metadata(base: &Model, out: &Model, plan: &BakePlan, pair: &BothFiles, name: &str) -> Result<Metadata, BakeError> {
     let (was, is) = (&base.skeleton.metadata_props, &out.skeleton.metadata_props);
     let entries = &is[was.len().min(is.len())..];
     let held = hold(base, plan, name, entries);

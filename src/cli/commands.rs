@@ -16,14 +16,17 @@ use lancet::method::select::Rules;
 use lancet::pipeline::collect::{self, Activations, RefusalTokens};
 use lancet::pipeline::consumer::Consumer;
 use lancet::pipeline::engine::Engine;
+use lancet::pipeline::opened::Traced;
 use lancet::pipeline::prove::Runs;
 use lancet::pipeline::variant::{Measuring, Running};
 use lancet::pipeline::{
-    self, BakeOptions, Opened, Package, RunOptions, Understood, choose, direction_file, evaluate, inspect, prove,
+    self, BakeOptions, Opened, Package, Ready, RunOptions, Understood, choose, direction_file, evaluate, inspect, prove,
 };
 use lancet::prompt_files::{self, PromptLocation};
-use lancet::report::{PackageResult, RunResult, describe};
+use lancet::report::document::Document;
+use lancet::report::{BakeShared, EvalShared, PackageBake, PackageEval, Results, Treatment, VariantResult, describe};
 use lancet::runtime::session::Runtime;
+use serde::Serialize;
 
 use super::args::{
     BakeArgs, ChatArgs, CollectArgs, EvalArgs, InspectArgs, MeasureArgs, MethodArgs, PromptArgs, Quantised, RunArgs,
@@ -44,7 +47,7 @@ pub struct Context {
 }
 
 /// How a command ended.
-pub enum Outcome {
+pub enum Ending {
     /// Done.
     Done,
     /// A result was printed, and it is a refusal or a failure.
@@ -132,8 +135,18 @@ pub fn refusal_tokens(args: &TokenArgs, chat: &Chat) -> Result<RefusalTokens, Er
 
 /// The one model that is meant.
 pub fn open(path: &Path, variant: &VariantArgs) -> Result<Opened, Error> {
-    let package = Package::find(path, &[])?;
-    Opened::of(package.pick(variant.variant.as_deref())?.files.clone())
+    Package::find(path, &[])?.take(variant.variant.as_deref())
+}
+
+/// How models are run.
+pub fn running<'a>(
+    context: &'a Context,
+    runtime: &'a Runtime,
+    chat: &'a Chat,
+    prompts: &'a Prompts,
+    batch: usize,
+) -> Running<'a> {
+    Running { runtime, chat, prompts, batch, cancelled: &context.cancelled }
 }
 
 /// A model as it is, ready to run.
@@ -148,14 +161,15 @@ fn engine<'a>(
 }
 
 /// `lancet run`.
-pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Outcome> {
+pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Ending> {
     let package = Package::find(&args.model, &[])?.only(&args.only.only)?;
-    let opened = Opened::of(package.pick(args.variant.variant.as_deref())?.files.clone())?;
+    let source = package.pick(args.variant.variant.as_deref())?;
+    let opened = source.opened()?;
     refuse_existing(&args.output)?;
     if let Some(path) = &args.report {
         check_report(path)?;
     }
-    let chat = load_chat(&opened, &args.chat)?;
+    let chat = load_chat(opened, &args.chat)?;
     let prompts = load_prompts(&args.prompts, args.method.paper, &context.ui)?;
     let tokens = refusal_tokens(&args.tokens, &chat)?;
     let guard = measuring::guard(&args.guard)?;
@@ -167,21 +181,22 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Outcome> {
         sweep: args.sweep.clone(),
         rules: rules(&args.method, guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0)),
         refusal_tokens: tokens,
-        settings: measuring::settings(context, &opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?,
+        settings: measuring::settings(context, opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?,
         guard,
         bake: bake_options(context, args.treatment, &args.output)?,
-        batch: args.runtime.batch_size,
         command: std::env::args().collect(),
         seed: args.prompts.seed,
     };
-    let result = pipeline::run(&package, &opened, &chat, &prompts, &runtime, options, &context.ui)?;
+    let ready = pipeline::preflight(&package, &args.output)?;
+    let running = running(context, &runtime, &chat, &prompts, args.runtime.batch_size);
+    let result = pipeline::run(&ready, source, &running, options, &context.ui)?;
     if let Some(path) = &args.report {
         pipeline::write_whole(path, lancet::report::html(&result).as_bytes())?;
         let json = serde_json::to_vec_pretty(&result)?;
         pipeline::write_whole(&path.with_extension("json"), &json)?;
         pipeline::write_whole(&path.with_extension("md"), lancet::report::markdown(&result).as_bytes())?;
     }
-    finish(context, &result)
+    finish(context, &result, &result.shared.bake, || describe::run(&result))
 }
 
 /// Refuses, before the work, a report that would replace what Lancet did not write, or that cannot be written.
@@ -204,24 +219,37 @@ fn published(out: &str, printed: anyhow::Result<()>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints the result of a whole job and says how it ended.
-pub fn finish(context: &Context, result: &RunResult) -> anyhow::Result<Outcome> {
+/// Prints what was done with a model and says how it ended.
+pub fn finish<S: Serialize>(
+    context: &Context,
+    result: &Results<S, VariantResult>,
+    shared: &BakeShared,
+    document: impl FnOnce() -> Document,
+) -> anyhow::Result<Ending> {
     let printed = match context.json {
         true => ui::print_json(result),
-        false => ui::show(&describe::run(result)),
+        false => ui::show(&document()),
     };
-    match &result.outputs.model {
-        Some(out) => published(out, printed)?,
-        None => printed?,
+    match shared.published {
+        true => published(&shared.output, printed)?,
+        false => printed?,
     }
-    if !result.verify.passed {
-        return Ok(Outcome::Failed);
+    if !result.verified() {
+        return Ok(Ending::Failed);
     }
-    if !result.guard.passed && !result.guard.overridden {
-        context.ui.say(&format!("the guard refused to publish: {}", result.guard.reasons.join("; ")));
-        return Ok(Outcome::Guarded);
+    if !result.guard_allows() {
+        context.ui.say(&format!("the guard refused to publish: {}", result.guard_reasons().join("; ")));
+        return Ok(Ending::Guarded);
     }
-    Ok(Outcome::Done)
+    Ok(Ending::Done)
+}
+
+/// Prints a result, as JSON or as text.
+fn print<R: Serialize>(context: &Context, result: &R, document: impl FnOnce() -> Document) -> anyhow::Result<()> {
+    match context.json {
+        true => ui::print_json(result),
+        false => ui::show(&document()),
+    }
 }
 
 /// An output that exists is refused before any work is done.
@@ -233,54 +261,40 @@ pub fn refuse_existing(out: &Path) -> Result<(), Error> {
 }
 
 /// `lancet inspect`.
-pub fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<Outcome> {
+pub fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<Ending> {
     if let Some(path) = &args.graph {
         refuse_existing(path)?;
         pipeline::check_place(path)?;
     }
     let package = Package::find(&args.model, &[])?;
-    if !package.lone && args.variant.variant.is_none() {
-        if args.graph.is_some() {
+    let picked = args.variant.variant.as_deref().map(|name| package.pick(Some(name))).transpose()?;
+    if let (None, [only]) = (picked, package.variants.as_slice()) {
+        only.opened()?; // one file that cannot be read is an error, of several it is a row
+    }
+    let result = inspect::package(&package, picked);
+    if let Some(path) = &args.graph {
+        let [only] = result.variants.as_slice() else {
             let names = package.models().map(|v| v.name.as_str()).collect::<Vec<_>>().join("`, `");
             return Err(Error::usage(
                 format!("a picture is of one model, `{}` has several: `{names}`", args.model.display()),
                 "pick one with `--variant`",
             )
             .into());
-        }
-        let result = inspect::package(&package);
-        if context.json {
-            ui::print_json(&result)?;
-        } else {
-            ui::show(&describe::package::inspect(&result))?;
-        }
-        let refused = result.variants.iter().any(|v| !v.inspect.refusals.is_empty());
-        return Ok(if refused { Outcome::Failed } else { Outcome::Done });
-    }
-    let opened = Opened::of(package.pick(args.variant.variant.as_deref())?.files.clone())?;
-    let result = match opened.understand() {
-        Ok(model) => inspect::describe(&opened, &model),
-        Err(refusal) => inspect::refused(&opened, &refusal),
-    };
-    if let Some(path) = &args.graph {
+        };
         let svg = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("svg"));
-        let picture = if svg {
-            lancet::report::stream_graph::svg(&result)
-        } else {
-            lancet::report::stream_graph::mermaid(&result)
+        let picture = match svg {
+            true => lancet::report::stream_graph::svg(&only.inspect),
+            false => lancet::report::stream_graph::mermaid(&only.inspect),
         };
         pipeline::write_whole(path, picture.as_bytes())?;
     }
-    if context.json {
-        ui::print_json(&result)?;
-    } else {
-        ui::show(&describe::inspect(&result))?;
-    }
-    Ok(if result.refusals.is_empty() { Outcome::Done } else { Outcome::Failed })
+    print(context, &result, || describe::inspect(&result))?;
+    let refused = result.variants.iter().any(|v| !v.inspect.refusals.is_empty());
+    Ok(if refused { Ending::Failed } else { Ending::Done })
 }
 
 /// `lancet collect`.
-pub fn collect(context: &Context, args: &CollectArgs) -> anyhow::Result<Outcome> {
+pub fn collect(context: &Context, args: &CollectArgs) -> anyhow::Result<Ending> {
     let started = Instant::now();
     let opened = open(&args.model, &args.variant)?;
     refuse_existing(&args.output)?;
@@ -308,16 +322,12 @@ pub fn collect(context: &Context, args: &CollectArgs) -> anyhow::Result<Outcome>
     let _ = std::fs::remove_file(&partial);
     let seconds = started.elapsed().as_secs_f64();
     let summary = pipeline::summary(&activations, resumed, Some(&args.output), seconds);
-    if context.json {
-        ui::print_json(&summary)?;
-    } else {
-        ui::show(&describe::collect(&summary))?;
-    }
-    Ok(Outcome::Done)
+    print(context, &summary, || describe::collect(&summary))?;
+    Ok(Ending::Done)
 }
 
 /// `lancet select`.
-pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Outcome> {
+pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Ending> {
     let opened = open(&args.model, &args.variant)?;
     refuse_existing(&args.output)?;
     pipeline::check_place(&args.output)?;
@@ -330,7 +340,7 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Outcome> {
     };
     let chat = load_chat(&opened, &chat_args)?;
     let model = opened.understand().map_err(Error::from)?;
-    let (_, n_layers, d_model) = activations.means[0].shape();
+    let (_, n_layers, d_model) = activations.means.harmless.shape();
     if (n_layers, d_model) != (model.lm.n_layers(), model.lm.d_model()) {
         return Err(Error::usage(
             format!(
@@ -359,12 +369,8 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Outcome> {
         choice.direction = choice.direction.with_addition(Some(vector));
     }
     direction_file::save(&args.output, &choice.direction, &choice.result, &sha256)?;
-    if context.json {
-        ui::print_json(&choice.result)?;
-    } else {
-        ui::show(&describe::select(&choice.result))?;
-    }
-    Ok(Outcome::Done)
+    print(context, &choice.result, || describe::select(&choice.result))?;
+    Ok(Ending::Done)
 }
 
 fn bake_options<'a>(context: &'a Context, treatment: TreatmentArgs, out: &'a Path) -> anyhow::Result<BakeOptions<'a>> {
@@ -387,7 +393,7 @@ fn bake_options<'a>(context: &'a Context, treatment: TreatmentArgs, out: &'a Pat
 /// The direction with the strength and the addition of its file, or with those that the flags give instead.
 fn steered(file: &Path, strength: Option<f64>, add: Option<f64>) -> Result<Direction, Error> {
     let direction = direction_file::load(file)?;
-    let share = strength.unwrap_or(direction.share());
+    let strength = strength.unwrap_or(direction.strength());
     let addition = match (direction.addition().cloned(), add) {
         (Some(addition), alpha) => Some(Addition { alpha: alpha.unwrap_or(addition.alpha), ..addition }),
         (None, Some(alpha)) if alpha != 0.0 => {
@@ -398,23 +404,33 @@ fn steered(file: &Path, strength: Option<f64>, add: Option<f64>) -> Result<Direc
         }
         (None, _) => None,
     };
-    Ok(direction.with_share(share).with_addition(addition))
+    Ok(direction.with_strength(strength).with_addition(addition))
 }
 
 /// `lancet bake`.
-pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Outcome> {
+pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Ending> {
     let package = Package::find(&args.model, &[])?.only(&args.only.only)?;
     let direction = steered(&args.direction, args.strength, args.add)?;
     let options = bake_options(context, args.treatment, &args.output)?;
-    if args.measure {
-        let result = bake_measured(context, &args.measuring, &package, &direction, &options)?;
-        return finish_package(context, &result);
-    }
-    let runtime = if args.bytes_only { None } else { at_hand(&args.measuring.runtime)? };
-    let options = BakeOptions { runtime: runtime.as_ref(), ..options };
-    let result = pipeline::bake(&package, &direction, &options, None, &context.ui)?;
+    refuse_existing(options.out)?;
+    let ready = pipeline::preflight(&package, options.out)?;
+    let result = match args.measure {
+        true => bake_measured(context, &args.measuring, &ready, &direction, &options)?,
+        false => {
+            let runtime = if args.bytes_only { None } else { at_hand(&args.measuring.runtime)? };
+            let options = BakeOptions { runtime: runtime.as_ref(), ..options };
+            let result = pipeline::bake(&ready, &direction, &options, None, &context.ui)?;
+            not_measured(context, &result);
+            result
+        }
+    };
+    finish(context, &result, &result.shared, || describe::bake(&result))
+}
+
+/// Says what a bake without `--measure` does not tell.
+fn not_measured(context: &Context, result: &PackageBake) {
     let inexact = || result.variants.iter().filter(|v| !v.verify.inexact.is_empty());
-    if inexact().any(|v| v.edits.iter().any(|e| e.treatment == "rounded")) {
+    if inexact().any(|v| v.bake.edits.iter().any(|e| e.treatment == Treatment::Rounded)) {
         context
             .ui
             .say("note: rounded weights are not quite exact in this model; `lancet verify` measures the difference");
@@ -426,101 +442,66 @@ pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Outcome> {
     context.ui.say(
         "note: `bake` measures no refusal unless `--measure` is given; `lancet eval` tells what the result refuses",
     );
-    if !package.lone {
-        return finish_package(context, &result);
-    }
-    let (result, _) = result.into_lone();
-    let printed = match context.json {
-        true => ui::print_json(&result),
-        false => ui::show(&describe::bake(&result)),
-    };
-    published(&result.output, printed)?;
-    Ok(Outcome::Done)
 }
 
 /// `lancet bake --measure`: the chat format and the refusal tokens are those of the first model.
 fn bake_measured(
     context: &Context,
     args: &MeasureArgs,
-    package: &Package,
+    ready: &Ready<'_>,
     direction: &Direction,
     options: &BakeOptions<'_>,
-) -> Result<PackageResult, Error> {
-    refuse_existing(options.out)?;
-    pipeline::preflight(package, options.out)?;
-    let first = package.models().next().ok_or_else(|| {
-        Error::usage(
-            "an embedding file alone cannot be measured",
-            "let `--only` name a model, or leave `--measure` away",
-        )
-    })?;
-    let opened = Opened::of(first.files.clone())?;
-    let chat = load_chat(&opened, &args.chat)?;
+) -> Result<PackageBake, Error> {
+    let first = ready.first_model()?;
+    let chat = load_chat(first.opened, &args.chat)?;
     let prompts = load_prompts(&args.prompts, false, &context.ui)?;
     let tokens = refusal_tokens(&args.tokens, &chat)?;
-    let model = opened.understand()?;
     let runtime = load_runtime(context, &args.runtime)?;
-    let batch = args.runtime.batch_size;
-    let running = Running { runtime: &runtime, chat: &chat, prompts: &prompts, batch, cancelled: &context.cancelled };
-    let refusal_tokens = match tokens {
-        RefusalTokens::Given(ids) => ids,
-        RefusalTokens::Automatic => collect::choose_tokens(&running.engine(&model), &chat, &prompts, &context.ui)?,
-    };
-    let mut settings = measuring::settings(context, &opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?;
+    let running = running(context, &runtime, &chat, &prompts, args.runtime.batch_size);
+    let refusal_tokens = chosen_tokens(context, tokens, first, &running)?;
+    let mut settings =
+        measuring::settings(context, first.opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?;
     settings.refusal_tokens = refusal_tokens;
     let measuring = Measuring { running, settings: &settings, guard: &measuring::guard(&args.guard)? };
-    pipeline::bake(package, direction, options, Some(&measuring), &context.ui)
+    pipeline::bake(ready, direction, options, Some(&measuring), &context.ui)
 }
 
-/// Prints what was done with a package and says how it ended.
-fn finish_package(context: &Context, result: &PackageResult) -> anyhow::Result<Outcome> {
-    let printed = match context.json {
-        true => ui::print_json(result),
-        false => ui::show(&describe::package::bake(result)),
-    };
-    match result.published {
-        true => published(&result.output, printed)?,
-        false => printed?,
+/// The refusal tokens that were given, or those that a model shows on the prompts.
+fn chosen_tokens(
+    context: &Context,
+    tokens: RefusalTokens,
+    model: &Traced<'_>,
+    running: &Running<'_>,
+) -> Result<Vec<u32>, Error> {
+    match (tokens, &model.model) {
+        (RefusalTokens::Given(ids), _) => Ok(ids),
+        (RefusalTokens::Automatic, Some(model)) => {
+            collect::choose_tokens(&running.engine(model), running.chat, running.prompts, &context.ui)
+        }
+        (RefusalTokens::Automatic, None) => Ok(Vec::new()),
     }
-    if !result.verified() {
-        return Ok(Outcome::Failed);
-    }
-    let reasons = result.guarded();
-    if !reasons.is_empty() {
-        context.ui.say(&format!("the guard refused to publish: {}", reasons.join("; ")));
-        return Ok(Outcome::Guarded);
-    }
-    Ok(Outcome::Done)
 }
 
 /// `lancet verify`.
-pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
+pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Ending> {
     // an output inside the base folder is no part of it
     let inside: Vec<_> =
         args.out.canonicalize().into_iter().filter(|out| !args.base.canonicalize().is_ok_and(|b| b == *out)).collect();
     let package = Package::find(&args.base, &inside)?.only(&args.only)?;
     let direction = steered(&args.direction, args.strength, args.add)?;
     let options = bake_options(context, args.treatment, &args.out)?;
-    let lone = if package.lone && !args.out.is_dir() {
-        let base = Opened::of(package.pick(None)?.files.clone())?;
-        let mut out = Opened::new(&args.out)?;
-        out.config = base.config; // a single file has no configs beside it
-        Some((base, out))
-    } else {
-        None
-    };
-    let model = lone.as_ref().map(|(base, _)| base.understand()).transpose().map_err(Error::from)?;
-    let plans = match (&model, &lone) {
-        (Some(model), Some((base, _))) => Some(prove::plans((base, model), &direction, &options)?),
-        _ => None,
-    };
+    if !args.out.exists() {
+        return Err(Error::usage(
+            format!("cannot read `{}`: there is no such file or folder", args.out.display()),
+            "pass what `lancet bake` or `lancet run` wrote",
+        )
+        .into());
+    }
     let (mut chat, mut runtime) = (None, None);
     if !args.bytes_only {
-        let opened = match package.models().next() {
-            Some(first) => Opened::of(first.files.clone())?,
-            None => return Err(Error::usage("no model to run", "give `--bytes-only`").into()),
-        };
-        chat = match load_chat(&opened, &args.chat) {
+        let first = package.models().next();
+        let first = first.ok_or_else(|| Error::usage("no model to run", "give `--bytes-only`"))?;
+        chat = match load_chat(first.opened()?, &args.chat) {
             Ok(chat) => Some((chat, load_prompts(&args.prompts, false, &context.ui)?)),
             // the model is run on made-up tokens, and that is said
             Err(Error::Chat(ChatError::TokenizerMissing { .. })) if args.chat.tokenizer.is_none() => None,
@@ -529,65 +510,44 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Outcome> {
         runtime = Some(load_runtime(context, &args.runtime)?);
     }
     let cancelled = &context.cancelled;
-    let running = chat.as_ref().zip(runtime.as_ref()).map(|((chat, prompts), runtime)| {
-        let batch = args.runtime.batch_size;
-        Running { runtime, chat, prompts, batch, cancelled }
-    });
+    let running = chat
+        .as_ref()
+        .zip(runtime.as_ref())
+        .map(|((chat, prompts), runtime)| running(context, runtime, chat, prompts, args.runtime.batch_size));
     let runs = match (&running, &runtime) {
         (Some(running), _) => Runs::Compared(running),
         (None, Some(runtime)) => Runs::Whole(Consumer { runtime, prompts: &[], cancelled }),
         (None, None) => Runs::Not,
     };
-    if let (Some((base, out)), Some(model), Some(plans)) = (&lone, &model, &plans) {
-        let result = prove::model((base, model), out, plans, &direction, &runs)?;
-        let result = prove::with_files(result, base, out)?;
-        if context.json {
-            ui::print_json(&result)?;
-        } else {
-            ui::show(&describe::verify(&result))?;
-        }
-        return Ok(if result.passed { Outcome::Done } else { Outcome::Failed });
-    }
     let result = prove::package(&package, &args.out, &direction, &options, &runs)?;
-    if package.lone {
-        let result = result.into_lone();
-        if context.json {
-            ui::print_json(&result)?;
-        } else {
-            ui::show(&describe::verify(&result))?;
-        }
-        return Ok(if result.passed { Outcome::Done } else { Outcome::Failed });
-    }
-    if context.json {
-        ui::print_json(&result)?;
-    } else {
-        ui::show(&describe::package::verify(&result))?;
-    }
-    Ok(if result.passed { Outcome::Done } else { Outcome::Failed })
+    print(context, &result, || describe::verify(&result))?;
+    Ok(if result.shared.passed { Ending::Done } else { Ending::Failed })
 }
 
-/// `lancet eval`.
-pub fn eval(context: &Context, args: &EvalArgs) -> anyhow::Result<Outcome> {
-    let opened = open(&args.model, &args.variant)?;
-    let chat = load_chat(&opened, &args.chat)?;
+/// `lancet eval`: every model of a folder, or the picked one. The chat format and the refusal tokens are those of the
+/// first.
+pub fn eval(context: &Context, args: &EvalArgs) -> anyhow::Result<Ending> {
+    let package = Package::find(&args.model, &[])?;
+    let picked = match &args.variant.variant {
+        Some(name) => vec![package.pick(Some(name))?],
+        None => package.models().collect(),
+    };
+    let models = picked.into_iter().map(Traced::new).collect::<Result<Vec<_>, _>>()?;
+    let first = models.first().ok_or_else(|| Error::usage("no model to run", "pass a language model"))?;
+    let chat = load_chat(first.opened, &args.chat)?;
     let prompts = load_prompts(&args.prompts, false, &context.ui)?;
     let tokens = refusal_tokens(&args.tokens, &chat)?;
-    let model = opened.understand().map_err(Error::from)?;
     let runtime = load_runtime(context, &args.runtime)?;
-    let engine = engine(context, &runtime, &model, &chat, args.runtime.batch_size);
-    let refusal_tokens = match tokens {
-        RefusalTokens::Given(ids) => ids,
-        RefusalTokens::Automatic => collect::choose_tokens(&engine, &chat, &prompts, &context.ui)?,
-    };
-    let mut settings = measuring::settings(context, &opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?;
+    let running = running(context, &runtime, &chat, &prompts, args.runtime.batch_size);
+    let refusal_tokens = chosen_tokens(context, tokens, first, &running)?;
+    let mut settings =
+        measuring::settings(context, first.opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?;
     settings.refusal_tokens = refusal_tokens;
-    let mut measured = evaluate::measure(&engine, &chat, &prompts, &settings, "answers", &context.ui)?;
-    evaluate::judge_answers(&mut [&mut measured], &settings, &context.cancelled, &context.ui)?;
-    let result = evaluate::alone(&opened.files.onnx, measured, &settings, &chat);
-    if context.json {
-        ui::print_json(&result)?;
-    } else {
-        ui::show(&describe::model_eval(&result))?;
-    }
-    Ok(Outcome::Done)
+    let shared = EvalShared {
+        model: package.named().display().to_string(),
+        refusal_tokens: collect::labelled(&settings.refusal_tokens, &chat),
+    };
+    let result = PackageEval::new(shared, evaluate::each(&models, &running, &settings, &context.ui)?);
+    print(context, &result, || describe::eval(&result))?;
+    Ok(Ending::Done)
 }

@@ -8,11 +8,12 @@ use lancet::eval::policy::Limit;
 use lancet::method::prompts::{LoadOptions, SplitSizes};
 use lancet::pipeline::collect::RefusalTokens;
 use lancet::pipeline::files::ModelFiles;
-use lancet::pipeline::{self, BakeOptions, Opened, Package, RunOptions};
+use lancet::pipeline::{self, BakeOptions, Package, RunOptions};
 use lancet::prompt_files::{self, PromptLocation};
+use lancet::report::describe;
 
 use super::args::{ChatArgs, DemoArgs};
-use super::commands::{Context, Outcome, finish, refuse_existing, rules};
+use super::commands::{Context, Ending, finish, refuse_existing, rules, running};
 use super::measuring;
 use super::runtime::load_runtime;
 
@@ -43,24 +44,25 @@ const FILES: &[(&str, &[u8])] = bundled![
 ];
 
 /// `lancet demo`.
-pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Outcome> {
+pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Ending> {
     let out = match &args.output {
         Some(out) => out.clone(),
         None => fresh(Path::new("lancet-demo")),
     };
     refuse_existing(&out)?;
-    let source = tempfile::tempdir().context("cannot make a temporary folder for the bundled model")?;
-    lancet::files::abandon_too(source.path());
-    std::fs::create_dir(source.path().join("prompts")).context("cannot unpack the bundled model")?;
+    let folder = tempfile::tempdir().context("cannot make a temporary folder for the bundled model")?;
+    lancet::files::abandon_too(folder.path());
+    std::fs::create_dir(folder.path().join("prompts")).context("cannot unpack the bundled model")?;
     for (name, bytes) in FILES {
-        std::fs::write(source.path().join(name), bytes).with_context(|| format!("cannot unpack `{name}`"))?;
+        std::fs::write(folder.path().join(name), bytes).with_context(|| format!("cannot unpack `{name}`"))?;
     }
-    let package = Package::of_file(ModelFiles::of_file(&source.path().join("model.onnx")));
-    let opened = Opened::of(package.pick(None)?.files.clone())?;
+    let package = Package::of_file(ModelFiles::of_file(&folder.path().join("model.onnx")));
+    let source = package.pick(None)?;
+    let opened = source.opened()?;
     let chat = pipeline::load_chat(&opened.files, None, ChatOptions::default())?;
     let sizes = SplitSizes::default();
     let prompts = prompt_files::load(
-        PromptLocation::Folder(&source.path().join("prompts")),
+        PromptLocation::Folder(&folder.path().join("prompts")),
         &LoadOptions { sizes, ..LoadOptions::default() },
     )
     .map_err(lancet::Error::from)?;
@@ -70,7 +72,7 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Outcome> {
     let mut measured = args.measuring.clone();
     measured.samples = measured.samples.max(1);
     measured.also_system.get_or_insert_with(|| "You are a helpful assistant.".into());
-    let settings = measuring::settings(context, &opened, &chat, &measured, &ChatArgs::default(), seed)?;
+    let settings = measuring::settings(context, opened, &chat, &measured, &ChatArgs::default(), seed)?;
     let runtime = load_runtime(context, &args.runtime)?;
     let options = RunOptions {
         lambda: args.method.lambda,
@@ -89,12 +91,13 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Outcome> {
             runtime: None,
             cancelled: &context.cancelled,
         },
-        batch: args.runtime.batch_size,
         command: std::env::args().collect(),
         seed,
     };
-    let result = pipeline::run(&package, &opened, &chat, &prompts, &runtime, options, &context.ui)?;
-    finish(context, &result)
+    let ready = pipeline::preflight(&package, &out)?;
+    let running = running(context, &runtime, &chat, &prompts, args.runtime.batch_size);
+    let result = pipeline::run(&ready, source, &running, options, &context.ui)?;
+    finish(context, &result, &result.shared.bake, || describe::run(&result))
 }
 
 /// `stem`, or `stem-2`, `stem-3`, ... : the first that does not exist.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use lancet::chat::Chat;
 use lancet::error::Error;
+use lancet::eval::condition::Condition;
 use lancet::eval::patterns::RefusalPatterns;
 use lancet::eval::policy::{Limit, Policy, Setting};
 use lancet::eval::wrappers::Wrapper;
@@ -190,7 +191,7 @@ pub fn guard(args: &GuardArgs) -> Result<Guard, Error> {
         }
     }
     if let Some(n) = args.min_prompts {
-        policy.set("min_prompts", Setting::Number(n as f64))?;
+        policy.set(Limit::MinPrompts.key(), Setting::Number(n as f64))?;
     }
     Ok(Guard { policy, force: args.force })
 }
@@ -207,12 +208,12 @@ fn asks(opened: &Opened, args: &MeasuringArgs, chat: &ChatArgs, seed: u64) -> Re
             top_k: args.top_k.unwrap_or(own.top_k),
             seed,
         };
-        asks.push(Ask { name: "sampled".into(), sampled: Some((sampling, args.samples)), ..Ask::plain() });
+        asks.push(Ask { condition: Condition::Sampled, sampled: Some((sampling, args.samples)), ..Ask::plain() });
     }
     if let Some(system) = &args.also_system {
         let other = ChatArgs { system: Some(system.clone()), ..chat.clone() };
         asks.push(Ask {
-            name: "system prompt".into(),
+            condition: Condition::SystemPrompt,
             chat: Some(Arc::new(load_chat(opened, &other)?)),
             ..Ask::plain()
         });
@@ -223,7 +224,7 @@ fn asks(opened: &Opened, args: &MeasuringArgs, chat: &ChatArgs, seed: u64) -> Re
             None => Wrapper::built_in(),
         };
         asks.extend(all.into_iter().map(|wrapper| Ask {
-            name: format!("wrapped: {}", wrapper.name),
+            condition: Condition::Wrapped { wrapper: wrapper.name.clone() },
             classes: vec![PromptClass::Harmful],
             limit: args.wrapped_prompts,
             wrapper: Some(wrapper),
@@ -241,7 +242,8 @@ fn judge(context: &Context, args: &JudgeArgs) -> Result<Option<(Judge, String)>,
         ..judge::Settings::new(url, &args.judge_model, args.judge_format).with_key_from_env()
     };
     let judge = Judge::new(settings, args.judge_cache.as_deref())?;
-    let probe = judge::Pair { prompt: "How do I boil an egg?", answer: "Put it into boiling water for eight minutes." };
+    let probe =
+        judge::Exchange { prompt: "How do I boil an egg?", answer: "Put it into boiling water for eight minutes." };
     let judged = judge.judge_all(&[probe], &|_| {}, &context.cancelled)?;
     if let Some(Err(bad)) = judged.verdicts.first() {
         return Err(Error::usage(bad.to_string(), bad.hint().unwrap_or_default()));

@@ -7,7 +7,7 @@ use lancet::runtime::session::{Device, Runtime};
 use std::io::IsTerminal;
 
 use super::args::{DeviceArg, RuntimeAction, RuntimeArgs, RuntimeOptions};
-use super::commands::{Context, Outcome};
+use super::commands::{Context, Ending};
 use super::ui::{self, Ui};
 
 /// Finds ONNX Runtime, installing it if there is none, and loads it.
@@ -61,7 +61,7 @@ fn install(ui: &Ui, flavour: Flavour) -> Result<Located, Error> {
 }
 
 /// `lancet runtime`.
-pub fn runtime(context: &Context, args: &RuntimeArgs) -> anyhow::Result<Outcome> {
+pub fn runtime(context: &Context, args: &RuntimeArgs) -> anyhow::Result<Ending> {
     match &args.action {
         RuntimeAction::Install { cuda } => {
             let found = install(&context.ui, if *cuda { Flavour::Cuda } else { Flavour::Cpu })?;
@@ -113,5 +113,5 @@ pub fn runtime(context: &Context, args: &RuntimeArgs) -> anyhow::Result<Outcome>
             }
         }
     }
-    Ok(Outcome::Done)
+    Ok(Ending::Done)
 }

@@ -12,13 +12,13 @@ use lancet::prompt_files;
 use lancet::report::describe;
 
 use super::args::{CrossSet, MethodArgs, PromptArgs, SweepArgs};
-use super::commands::{self, Context, Outcome};
+use super::commands::{self, Context, Ending};
 use super::measuring;
 use super::runtime::load_runtime;
 use super::ui::{self, Ui};
 
 /// `lancet sweep`.
-pub fn sweep(context: &Context, args: &SweepArgs) -> anyhow::Result<Outcome> {
+pub fn sweep(context: &Context, args: &SweepArgs) -> anyhow::Result<Ending> {
     let opened = commands::open(&args.model, &args.variant)?;
     if let Some(output) = &args.output {
         commands::refuse_existing(output)?;
@@ -54,7 +54,7 @@ pub fn sweep(context: &Context, args: &SweepArgs) -> anyhow::Result<Outcome> {
     } else {
         ui::show(&describe::sweep(&swept.result))?;
     }
-    Ok(if swept.result.recommended.is_some() { Outcome::Done } else { Outcome::Guarded })
+    Ok(if swept.result.recommended.is_some() { Ending::Done } else { Ending::Guarded })
 }
 
 /// The prompts with each other set in place of the pseudo-harmful ones.

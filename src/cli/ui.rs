@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lancet::pipeline::engine::Observer;
+use lancet::pipeline::stage::{Stage, Steps};
 use lancet::report::document::{Document, terminal};
 use lancet::report::layout::{escaped, tame};
 
@@ -58,7 +59,7 @@ fn eprint_line(text: &str) {
 }
 
 impl Observer for Ui {
-    fn start(&self, stage: &str, total: u64) {
+    fn start(&self, stage: &Stage, total: u64) {
         if self.quiet {
             return;
         }
@@ -67,13 +68,15 @@ impl Observer for Ui {
             eprint_line(&format!("{stage} ..."));
             return;
         }
-        let bytes = stage.starts_with("write");
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
-        let numbers = if bytes { "{bytes}/{total_bytes} {bytes_per_sec}" } else { "{pos}/{len} {per_sec}" };
+        let numbers = match stage.steps() {
+            Steps::Bytes => "{bytes}/{total_bytes} {bytes_per_sec}",
+            Steps::Items => "{pos}/{len} {per_sec}",
+        };
         let style = ProgressStyle::with_template(&format!("{{msg:24}} {{bar:28}} {numbers} {{eta}} left"))
             .expect("a valid template");
         bar.set_style(style);
-        bar.set_message(escaped(stage));
+        bar.set_message(escaped(&stage.to_string()));
         *self.bar.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar);
     }
 

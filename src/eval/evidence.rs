@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::condition::Condition;
+use super::policy::Limit;
 use super::statistics::Paired;
 
 /// What was measured. Whatever is missing was not.
@@ -12,9 +14,9 @@ pub struct Evidence {
     /// The same inside each wrapper, by name.
     #[serde(default)]
     pub wrapped: Vec<(String, Paired)>,
-    /// The plain harmful prompts under other conditions (sampled, another system prompt), by name.
+    /// The plain harmful prompts under other conditions (sampled, another system prompt).
     #[serde(default)]
-    pub conditions: Vec<(String, Paired)>,
+    pub conditions: Vec<(Condition, Paired)>,
     /// KL divergence of each harmless prompt, in nats.
     pub harmless_kl: Option<Vec<f64>>,
     /// Perplexity before and after.
@@ -28,21 +30,77 @@ pub struct Evidence {
     pub seed: u64,
 }
 
+/// What a measurement, its bound and its limit are counted in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// A share, 0 to 1.
+    #[default]
+    Share,
+    /// Nats.
+    Nats,
+    /// The ratio of two numbers.
+    Ratio,
+    /// Prompts.
+    Prompts,
+}
+
 /// One limit against one measurement.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Check {
-    /// Key of the limit; for a wrapper followed by `.` and its name.
-    pub name: String,
-    /// What was measured, as a share, nats, ratio or number. None where it was not.
+    /// Which limit.
+    pub key: Limit,
+    /// How the prompts were put that it was measured on.
+    pub condition: Condition,
+    /// Unit of `value`, `bound` and `limit`.
+    pub unit: Unit,
+    /// What was measured, a drop or a loss positive; none where it was not.
     pub value: Option<f64>,
-    /// Its one-sided upper bound.
+    /// Its one-sided confidence bound, where it has one.
     pub bound: Option<f64>,
-    /// The limit, in the unit of `value` (a `_bound` limit: of `bound`).
+    /// The limit: of `bound` where the limit is on a bound, else of `value`.
     pub limit: f64,
     /// Whether it was kept.
     pub passed: bool,
-    /// All that in words.
+    /// All that in a sentence.
     pub words: String,
+}
+
+impl Check {
+    /// A check of `key` on plain prompts, with nothing measured, which does not pass.
+    #[must_use]
+    pub fn of(key: Limit) -> Self {
+        Self { key, unit: key.unit(), ..Self::default() }
+    }
+
+    /// The limit and the condition as a policy and the options name them: `max_harmful_drop.sampled`,
+    /// `max_one_wrapper_drop.novel`.
+    #[must_use]
+    pub fn full_key(&self) -> String {
+        match &self.condition {
+            Condition::Plain => self.key.key().to_owned(),
+            Condition::Wrapped { wrapper } => format!("{}.{wrapper}", self.key.key()),
+            other => format!("{}.{other}", self.key.key()),
+        }
+    }
+
+    /// What is limited, as people read it: `harmful refusal, sampled`, "inside `novel`".
+    #[must_use]
+    pub fn name(&self) -> String {
+        match &self.condition {
+            Condition::Plain => self.key.words().to_owned(),
+            Condition::Wrapped { wrapper } => format!("{} `{wrapper}`", self.key.words()),
+            other => format!("{}, {other}", self.key.words()),
+        }
+    }
+
+    /// Whether it is of one wrapper alone.
+    #[must_use]
+    pub fn is_of_one_wrapper(&self) -> bool {
+        self.key == Limit::OneWrapperDrop
+    }
 }
 
 /// Whether a policy was kept, and why.
@@ -53,7 +111,7 @@ pub struct Judgement {
     /// The checks.
     pub checks: Vec<Check>,
     /// Default limits that nothing was measured for.
-    pub not_measured: Vec<String>,
+    pub not_measured: Vec<Limit>,
 }
 
 impl Judgement {

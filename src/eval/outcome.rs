@@ -34,10 +34,12 @@ use super::patterns::RefusalPatterns;
 use super::text::{self, BLANK};
 
 /// What an answer is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// It answers, well or badly.
+    #[default]
     Complied,
     /// It refuses before it answers.
     Refused,

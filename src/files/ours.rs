@@ -18,7 +18,8 @@ fn marked(head: &[u8]) -> bool {
     let text = String::from_utf8_lossy(head);
     let holds = |word: &str| text.contains(word);
     let html = text.starts_with("<!doctype html>") && holds("<meta name=\"generator\" content=\"Lancet");
-    let json = text.starts_with("{\n  \"schema\": ") && holds("\n  \"inspect\": {");
+    // before schema 3 the result of a run began with `inspect`
+    let json = text.starts_with("{\n  \"schema\": ") && (holds("\n  \"shared\": {") || holds("\n  \"inspect\": {"));
     let markdown = text.starts_with("### Lancet: ");
     // safetensors: the length of the header, then the header
     let tensors = head.get(8..).is_some_and(|header| header.starts_with(b"{\"__metadata__\":{\"lancet."));
@@ -36,7 +37,8 @@ mod tests {
             (html, true),
             ("<!doctype html>\n<html><head><title>mine</title>", false),
             ("{\n  \"schema\": 2,\n  \"inspect\": {\n", true),
-            ("{\n  \"schema\": 2\n}", false),
+            ("{\n  \"schema\": 3,\n  \"shared\": {\n", true),
+            ("{\n  \"schema\": 3\n}", false),
             ("### Lancet: a\n", true),
             ("# A model\n", false),
             ("\u{1}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}{\"__metadata__\":{\"lancet.version\":\"0.1.0\"}}", true),

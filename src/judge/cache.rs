@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Format, JudgeError, Pair, Verdict};
+use super::{Exchange, Format, JudgeError, Verdict};
 use crate::files;
 
 /// The largest file of verdicts, in bytes: a million of them.
@@ -19,7 +19,7 @@ const MAX_BYTES: u64 = 512 << 20;
 const DOMAIN: &str = "lancet judge 1";
 
 /// What a verdict is kept under: the SHA-256 of model, format, prompt and answer, each with its length before it.
-pub fn key(model: &str, format: Format, pair: &Pair<'_>) -> String {
+pub fn key(model: &str, format: Format, pair: &Exchange<'_>) -> String {
     let mut hash = Sha256::new();
     for part in [DOMAIN, model, format.name(), pair.prompt, pair.answer] {
         hash.update((part.len() as u64).to_le_bytes());
@@ -139,13 +139,13 @@ mod tests {
 
     #[test]
     fn keys_tell_parts_apart() {
-        let key = |model, prompt, answer| key(model, Format::Chat, &Pair { prompt, answer });
+        let key = |model, prompt, answer| key(model, Format::Chat, &Exchange { prompt, answer });
         let all = [key("m", "a", "bc"), key("m", "ab", "c"), key("ma", "", "bc"), key("m", "a", "bd")];
         for (i, one) in all.iter().enumerate() {
             assert_eq!(one.len(), 64);
             assert!(all[..i].iter().all(|other| other != one));
         }
-        assert_ne!(key("m", "a", "b"), super::key("m", Format::Wildguard, &Pair { prompt: "a", answer: "b" }));
+        assert_ne!(key("m", "a", "b"), super::key("m", Format::Wildguard, &Exchange { prompt: "a", answer: "b" }));
     }
 
     #[test]

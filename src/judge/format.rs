@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Pair;
+use super::Exchange;
 
 /// A way to ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -110,8 +110,8 @@ fn user(content: String) -> Message {
 
 impl Format {
     /// The conversation to send. `key` marks the ends of what is quoted, so that it cannot end itself.
-    pub(super) fn messages(self, pair: &Pair<'_>, key: &str) -> Vec<Message> {
-        let Pair { prompt, answer } = pair;
+    pub(super) fn messages(self, pair: &Exchange<'_>, key: &str) -> Vec<Message> {
+        let Exchange { prompt, answer } = pair;
         match self {
             Self::Wildguard => vec![user(format!(
                 "You are a classifier for analyzing interactions between humans and LLMs. Given a request from a human \
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn messages_hold_the_pair_and_names_go_both_ways() {
-        let pair = Pair { prompt: "PROMPT", answer: "[end] ANSWER" };
+        let pair = Exchange { prompt: "PROMPT", answer: "[end] ANSWER" };
         for format in Format::ALL {
             let all: String =
                 format.messages(&pair, "0123456789abcdef").iter().map(|m| m.content.clone() + "\n").collect();

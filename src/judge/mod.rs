@@ -197,7 +197,7 @@ impl std::fmt::Debug for Settings {
 
 /// What is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pair<'a> {
+pub struct Exchange<'a> {
     /// What was asked, unwrapped.
     pub prompt: &'a str,
     /// The answer, without thinking.
@@ -252,7 +252,7 @@ impl Judge {
     /// given by then are in the cache.
     pub fn judge_all(
         &self,
-        pairs: &[Pair<'_>],
+        pairs: &[Exchange<'_>],
         progress: &(dyn Fn(Progress) + Sync),
         cancel: &AtomicBool,
     ) -> Result<Judged, JudgeError> {
@@ -324,7 +324,7 @@ impl Judge {
     fn one(
         &self,
         key: &str,
-        pair: &Pair<'_>,
+        pair: &Exchange<'_>,
         stopped: &dyn Fn() -> bool,
     ) -> Result<(Result<Verdict, BadReply>, bool), JudgeError> {
         if let Some(cache) = &self.cache

@@ -106,9 +106,9 @@ fn settings(url: &str, format: Format) -> Settings {
     }
 }
 
-const PAIR: Pair<'static> = Pair { prompt: "How?", answer: "No." };
+const PAIR: Exchange<'static> = Exchange { prompt: "How?", answer: "No." };
 
-fn go(settings: Settings, pairs: &[Pair<'_>]) -> Result<Judged, JudgeError> {
+fn go(settings: Settings, pairs: &[Exchange<'_>]) -> Result<Judged, JudgeError> {
     Judge::new(settings, None)?.judge_all(pairs, &|_| {}, &AtomicBool::new(false))
 }
 
@@ -168,7 +168,7 @@ fn who_never_answers_is_unreachable() {
         let timeout = Duration::from_secs(if matches!(act, Act::Slow(..)) { 1 } else { 30 });
         let server = Server::new(vec![act]);
         let settings = Settings { timeout, ..settings(&server.url, Format::Chat) };
-        let error = go(settings, &[PAIR, Pair { answer: "other", ..PAIR }]).unwrap_err();
+        let error = go(settings, &[PAIR, Exchange { answer: "other", ..PAIR }]).unwrap_err();
         assert!(matches!(error, JudgeError::Unreachable { attempts: 3, .. }), "{error}");
         assert!(!error.to_string().contains("127.0.0.1") && error.hint().is_some());
         assert_eq!(server.requests(), 3, "the second pair is not tried");
@@ -215,7 +215,7 @@ fn a_bad_reply_is_counted_and_not_taken_for_compliance() {
         (Act::Reply(400, "", "{\"error\": \"too long\"}".into()), "status 400, too long"),
     ] {
         let server = Server::new(vec![act, Act::Say("refused")]);
-        let judged = go(settings(&server.url, Format::Chat), &[PAIR, Pair { answer: "other", ..PAIR }]).unwrap();
+        let judged = go(settings(&server.url, Format::Chat), &[PAIR, Exchange { answer: "other", ..PAIR }]).unwrap();
         let bad = judged.verdicts[0].as_ref().unwrap_err();
         assert!(bad.to_string().contains(words), "{bad}");
         assert!(bad.hint().is_some());
@@ -229,7 +229,7 @@ fn known_verdicts_make_no_request() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("verdicts.jsonl");
     let server = Server::new(vec![Act::Say("refused"), Act::Say("nonsense"), Act::Say("complied")]);
-    let pairs = [PAIR, Pair { answer: "other", ..PAIR }, PAIR];
+    let pairs = [PAIR, Exchange { answer: "other", ..PAIR }, PAIR];
     let run = || {
         let judge = Judge::new(settings(&server.url, Format::Chat), Some(&path)).unwrap();
         judge.judge_all(&pairs, &|_| {}, &AtomicBool::new(false)).unwrap()
@@ -253,7 +253,7 @@ fn known_verdicts_make_no_request() {
 fn requests_run_at_the_same_time_and_in_order() {
     let server = Server::new(vec![Act::Slow(Duration::from_millis(200), "refused")]);
     let answers: Vec<String> = (0..16).map(|i| i.to_string()).collect();
-    let pairs: Vec<Pair<'_>> = answers.iter().map(|answer| Pair { prompt: "p", answer }).collect();
+    let pairs: Vec<Exchange<'_>> = answers.iter().map(|answer| Exchange { prompt: "p", answer }).collect();
     let calls = AtomicUsize::new(0);
     let judge = Judge::new(Settings { concurrency: 8, ..settings(&server.url, Format::Chat) }, None).unwrap();
     let begin = Instant::now();

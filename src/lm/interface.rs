@@ -8,7 +8,7 @@ pub mod feeding;
 
 use std::collections::HashSet;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Refusal;
 use crate::onnx::proto::ValueInfoProto;
@@ -29,7 +29,8 @@ pub struct ModelConfig {
 }
 
 /// Whether prompts of different lengths can share a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Padding {
     /// Shorter prompts are padded on the left; mask and positions tell.
@@ -39,8 +40,18 @@ pub enum Padding {
     EqualLengths,
 }
 
+impl std::fmt::Display for Padding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Left => "left",
+            Self::EqualLengths => "equal lengths",
+        })
+    }
+}
+
 /// One tensor of the KV cache.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CacheSlot {
     /// Input name.
     pub past: String,
@@ -60,16 +71,12 @@ pub struct CacheSlot {
     /// will see.
     pub window: Option<usize>,
     /// Element type.
-    #[serde(serialize_with = "as_name")]
     pub dtype: DataType,
 }
 
-fn as_name<S: serde::Serializer>(dtype: &DataType, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(dtype.name())
-}
-
 /// Inputs and outputs of a causal language model.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Interface {
     /// Token ids, int64 or int32 `[batch, n_pos]`.
     pub input_ids: String,

@@ -16,7 +16,7 @@ mod tail;
 pub mod weight;
 pub mod writer;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use embedding::EmbeddingFile;
 pub use interface::{CacheSlot, Interface, ModelConfig, Padding};
@@ -29,7 +29,8 @@ pub use writer::{Reason, Treatment, Writer, WriterKind};
 use crate::onnx::{Graph, NodeId, TensorId, ValueId};
 
 /// A layer (block) by its absolute number, counted from 0 at the embedding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Layer(pub usize);
 
@@ -46,11 +47,12 @@ pub enum ResidPoint {
 }
 
 /// Something in the graph that Lancet does not understand, as data: `inspect` lists it, an edit stops.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Refusal {
-    /// The node, or `(graph)`.
+    /// The name of the node; `(graph)` or `(file)`, in parentheses, where it is about none.
     pub node: String,
-    /// Its operator.
+    /// Its operator; empty where it is about no node.
     pub op: String,
     /// The value or tensor in question.
     pub tensor: String,

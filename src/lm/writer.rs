@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::path::{EditTarget, WeightPath};
 use super::residual::{Contribution, ResidualStream};
@@ -13,10 +13,12 @@ use super::{Layer, Role};
 use crate::onnx::{Graph, Model, NodeId, Quantised, Storage, TensorId, Use, ValueId};
 
 /// What a writer is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum WriterKind {
     /// Token embedding.
+    #[default]
     Embed,
     /// A second embedding: learned positions, token types.
     PosEmbed,
@@ -36,16 +38,38 @@ impl WriterKind {
             Self::MlpOut => "mlp_out",
         }
     }
+
+    /// Whether it starts the stream and belongs to no block.
+    pub fn is_embedding(self) -> bool {
+        matches!(self, Self::Embed | Self::PosEmbed)
+    }
+}
+
+impl std::fmt::Display for WriterKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
 }
 
 /// How a writer's write is made orthogonal to the direction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+///
+/// What is found in a graph is `Weights`, `Rounded`, `Nodes` or `Elsewhere`. `Copy`, `Turned` and `TurnedCopy` are what
+/// a bake with `--weights-only` does in place of `Nodes`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Treatment {
     /// The weight (and bias) tensors are edited in place: `W' = W - r r^T W`.
+    #[default]
     Weights,
     /// The same for quantised weights, which are rounded to their own grid so that the write stays orthogonal.
     Rounded,
+    /// A copy of the tensor is edited, since others read the tensor too.
+    Copy,
+    /// The tensor is edited along the direction as the norm behind it turns it, which is not exact.
+    Turned,
+    /// Both: a copy, edited along the turned direction.
+    TurnedCopy,
     /// Weights alone cannot be exact: the projection is inserted after the write as standard operators.
     Nodes,
     /// The write is made in another file, and edited there ([`super::EmbeddingFile`]).
@@ -53,33 +77,78 @@ pub enum Treatment {
 }
 
 impl Treatment {
-    /// Its name in reports.
-    pub fn name(self) -> &'static str {
+    /// What reports call it.
+    pub fn words(self) -> &'static str {
         match self {
             Self::Weights => "weights",
             Self::Rounded => "rounded",
+            Self::Copy => "copy",
+            Self::Turned => "turned",
+            Self::TurnedCopy => "turned copy",
             Self::Nodes => "nodes",
             Self::Elsewhere => "elsewhere",
         }
     }
 }
 
-/// Why weights alone cannot be edited.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl std::fmt::Display for Treatment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.words())
+    }
+}
+
+/// Why a writer is not edited, or not edited exactly, by its weights. The first three are found in the graph, the others
+/// are decided by a bake.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Reason {
-    /// The weight is quantised in a way that cannot be rounded to its own grid.
-    Quantised(String),
-    /// Others read the tensors too.
-    Shared(String),
+    /// Its weight is quantised in a way that cannot be rounded to its own grid.
+    Unroundable {
+        /// What stands against it, and where.
+        detail: String,
+    },
+    /// Others read its tensors too.
+    Shared {
+        /// Which tensor, and who reads it.
+        detail: String,
+    },
     /// No weights were found behind the write, or none that can be edited exactly.
-    Path(String),
+    NotFound {
+        /// What stands against it, and where.
+        detail: String,
+    },
+    /// Its weight is quantised and the strength is below 1: rounding can take off the whole component only.
+    PartialStrength,
+    /// Rounding its quantised weight leaves too much of the direction, or costs too much.
+    TooCoarse,
+    /// Its weight is quantised, and nodes were asked for.
+    NodesAsked,
+    /// The norm behind the write turns the direction, so that an edit of the weight is not quite exact.
+    Turned,
+}
+
+impl Reason {
+    /// Whether it is that the weight is quantised.
+    pub fn is_quantised(&self) -> bool {
+        matches!(self, Self::Unroundable { .. } | Self::PartialStrength | Self::TooCoarse | Self::NodesAsked)
+    }
 }
 
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Quantised(why) | Self::Shared(why) | Self::Path(why) => f.write_str(why),
-        }
+        f.write_str(match self {
+            Self::Unroundable { detail } | Self::Shared { detail } | Self::NotFound { detail } => detail,
+            Self::PartialStrength => {
+                "its weight is quantised, and rounding knows how to take off the whole component only"
+            }
+            Self::TooCoarse => "its weight is quantised too coarsely: rounding leaves too much, or costs too much",
+            Self::NodesAsked => "its weight is quantised, and nodes were asked for",
+            Self::Turned => {
+                "the norm behind it turns the direction: the write is orthogonal, its length is not quite that of an \
+                 exact edit"
+            }
+        })
     }
 }
 
@@ -108,7 +177,7 @@ impl Writer {
     /// Why its quantised weight cannot be rounded, where that is what stands against it.
     pub fn cannot_be_rounded(&self) -> Option<&str> {
         match &self.reason {
-            Some(Reason::Quantised(why)) => Some(why),
+            Some(Reason::Unroundable { detail }) => Some(detail),
             _ => None,
         }
     }
@@ -142,8 +211,8 @@ pub fn writers(graph: &Graph<'_>, streams: &[&ResidualStream]) -> Vec<Writer> {
         let mut changed = false;
         for one in traced.iter_mut().flatten().filter(|t| t.reason.is_none()) {
             let path = one.path.as_ref().expect("without a path there is a reason");
-            if let Some((reason, tied)) = sharing.conflict(path, &wanted) {
-                (one.reason, one.tied) = (Some(Reason::Shared(reason)), tied);
+            if let Some((detail, tied)) = sharing.conflict(path, &wanted) {
+                (one.reason, one.tied) = (Some(Reason::Shared { detail }), tied);
                 changed = true;
             }
         }
@@ -202,8 +271,8 @@ pub(super) fn single(graph: &Graph<'_>, write: Contribution, d_model: usize) -> 
         let wanted = path.entries.iter().copied().collect();
         let sharing = Sharing::of(graph, std::iter::once(&*path), Vec::new());
         path.weights = sharing.own_scales(path, &wanted);
-        if let Some((reason, tied)) = sharing.conflict(path, &wanted) {
-            (traced.reason, traced.tied) = (Some(Reason::Shared(reason)), tied);
+        if let Some((detail, tied)) = sharing.conflict(path, &wanted) {
+            (traced.reason, traced.tied) = (Some(Reason::Shared { detail }), tied);
         }
     }
     Writer {
@@ -256,8 +325,8 @@ fn trace(graph: &Graph<'_>, contribution: &Contribution, d_model: usize) -> Trac
     match path {
         Ok(path) => Traced { path: Some(path), reason: None, tied: false },
         Err(Stop { refusal, quantised }) => {
-            let why = refusal.to_string();
-            let reason = if quantised { Reason::Quantised(why) } else { Reason::Path(why) };
+            let detail = refusal.to_string();
+            let reason = if quantised { Reason::Unroundable { detail } } else { Reason::NotFound { detail } };
             Traced { path: None, reason: Some(reason), tied: false }
         }
     }

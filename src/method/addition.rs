@@ -3,7 +3,7 @@
 
 use super::activations::ActivationMeans;
 use super::direction::{Addition, diff_in_means};
-use super::select::Rules;
+use super::select::{Discarded, Rules};
 use crate::linalg::norm;
 
 /// Largest mean harmless KL of an addition (published code).
@@ -23,7 +23,7 @@ pub struct AdditionCandidate {
     /// Mean refusal score on harmless val and mean `KL(base || added)`, once measured, in nats.
     pub scores: Option<(f64, f64)>,
     /// Why it is out; `None` while it is in.
-    pub discarded: Option<String>,
+    pub discarded: Option<Discarded>,
 }
 
 impl AdditionCandidate {
@@ -64,16 +64,14 @@ pub fn select(candidates: &mut [AdditionCandidate], n_layers: usize, rules: &Rul
     let last = last(n_layers, rules);
     for candidate in candidates.iter_mut() {
         candidate.discarded = match candidate.scores {
-            _ if candidate.layer == 0 => Some("layer 0 holds the embedding of the position's own token".into()),
-            _ if candidate.layer >= last => {
-                Some(format!("layer {} is in the last part of the model (from {last} on)", candidate.layer))
+            _ if candidate.layer == 0 => Some(Discarded::FirstLayer),
+            _ if candidate.layer >= last => Some(Discarded::LastLayers { layer: candidate.layer, from: last }),
+            _ if candidate.degenerate => Some(Discarded::Degenerate),
+            None => Some(Discarded::NotMeasured),
+            Some((score, kl)) if score.is_nan() || kl.is_nan() => Some(Discarded::NotANumber),
+            Some((_, kl)) if kl > MAX_KL => {
+                Some(Discarded::Divergence { kl: Some(kl).filter(|kl| kl.is_finite()), limit: MAX_KL })
             }
-            _ if candidate.degenerate => {
-                Some("degenerate: its norm is rounding noise beside the mean activation".into())
-            }
-            None => Some("not measured".into()),
-            Some((score, kl)) if score.is_nan() || kl.is_nan() => Some("a score is NaN".into()),
-            Some((_, kl)) if kl > MAX_KL => Some(format!("harmless KL {kl:.4} is above {MAX_KL}")),
             Some(_) => None,
         };
     }
@@ -111,7 +109,8 @@ mod tests {
             AdditionCandidate { degenerate: true, ..candidate(-1, 5, Some((9.0, 0.1))) },
         ];
         assert_eq!(select(&mut all, 10, &Rules::PAPER), Some(2));
-        let reasons: Vec<&str> = all.iter().map(|c| c.discarded.as_deref().unwrap_or("")).collect();
+        let words = |c: Option<Discarded>| c.map(|reason| reason.to_string()).unwrap_or_default();
+        let reasons: Vec<String> = all.iter().map(|c| words(c.discarded)).collect();
         for (reason, part) in
             reasons.iter().zip(["layer 0", "KL", "", "", "", "NaN", "last part", "not measured", "rounding noise"])
         {

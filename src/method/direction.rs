@@ -67,15 +67,15 @@ impl Addition {
     }
 }
 
-/// A direction of the residual stream, unit norm, float64, shape `[d_model]`, and what is done with it: which share of
-/// the component is ablated, and what is added to the stream besides.
+/// A direction of the residual stream, unit norm, float64, shape `[d_model]`, and what is done with it: how strongly
+/// it is ablated, and what is added to the stream besides.
 ///
 /// ```
 /// use lancet::linalg::project_out;
 /// use lancet::method::direction::Direction;
 ///
 /// let direction = Direction::new(vec![3.0, 0.0, 4.0])?;
-/// assert_eq!((direction.raw_norm(), direction.share()), (5.0, 1.0));
+/// assert_eq!((direction.raw_norm(), direction.strength()), (5.0, 1.0));
 /// let mut x = [5.0, 1.0, 0.0];
 /// let removed = project_out(&mut x, direction.unit());
 /// assert!((removed - 3.0).abs() < 1e-12);
@@ -86,7 +86,7 @@ impl Addition {
 pub struct Direction {
     unit: Vec<f64>,
     raw_norm: f64,
-    share: f64,
+    strength: f64,
     addition: Option<Addition>,
 }
 
@@ -110,14 +110,14 @@ impl Direction {
         let mut unit: Vec<f64> = raw.iter().map(|v| v / largest).collect();
         let length = norm(&unit);
         unit.iter_mut().for_each(|v| *v /= length);
-        Ok(Self { unit, raw_norm: length * largest, share: 1.0, addition: None })
+        Ok(Self { unit, raw_norm: length * largest, strength: 1.0, addition: None })
     }
 
-    /// The same with the share `s` of the component ablated: `x <- x - s r r^T x`. 1, the default, is eq. 4 of Wang et
-    /// al. 2025.
+    /// The same with strength `s`, the share of the component that is ablated: `x <- x - s r r^T x`. 1, the default, is
+    /// eq. 4 of Wang et al. 2025.
     #[must_use]
-    pub fn with_share(self, share: f64) -> Self {
-        Self { share, ..self }
+    pub fn with_strength(self, strength: f64) -> Self {
+        Self { strength, ..self }
     }
 
     /// The same with an addition, or without one; one with `alpha = 0` is none.
@@ -126,9 +126,9 @@ impl Direction {
         Self { addition: addition.filter(|a| a.alpha != 0.0), ..self }
     }
 
-    /// The share of the component that is ablated, above 0 and at most 1.
-    pub fn share(&self) -> f64 {
-        self.share
+    /// The strength: the share of the component along the direction that is ablated, above 0 and at most 1.
+    pub fn strength(&self) -> f64 {
+        self.strength
     }
 
     /// What is added.
@@ -138,7 +138,7 @@ impl Direction {
 
     /// The vector `sqrt(s) r` as float32, `[d_model]`: `x - (x.v) v` is then `x - s r r^T x`.
     pub fn hook(&self) -> Vec<f32> {
-        let root = self.share.sqrt();
+        let root = self.strength.sqrt();
         self.unit.iter().map(|v| (root * v) as f32).collect()
     }
 
@@ -216,12 +216,12 @@ mod tests {
     #[test]
     fn a_scaled_vector_ablates_a_share() {
         let x = [0.3, -1.25, 2.0];
-        for share in [1.0, 0.5, 0.04] {
-            let direction = Direction::new(vec![1.0, 2.0, -0.5]).unwrap().with_share(share);
+        for strength in [1.0, 0.5, 0.04] {
+            let direction = Direction::new(vec![1.0, 2.0, -0.5]).unwrap().with_strength(strength);
             let v: Vec<f64> = direction.hook().iter().map(|v| f64::from(*v)).collect();
-            let (by_hook, by_share) = (dot(&x, &v), share * dot(&x, direction.unit()));
+            let (by_hook, by_strength) = (dot(&x, &v), strength * dot(&x, direction.unit()));
             for ((x, v), r) in x.iter().zip(&v).zip(direction.unit()) {
-                assert!((x - by_hook * v - (x - by_share * r)).abs() < 1e-6, "{share}");
+                assert!((x - by_hook * v - (x - by_strength * r)).abs() < 1e-6, "{strength}");
             }
         }
         assert_eq!(Direction::new(vec![2.0]).unwrap().hook(), [1.0]);

@@ -2,6 +2,7 @@
 
 pub mod activations;
 pub mod addition;
+pub mod classes;
 pub mod direction;
 pub mod layers;
 pub mod prompts;

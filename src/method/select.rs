@@ -1,6 +1,9 @@
 //! Candidates and their selection (Wang et al. 2025, section 3; thresholds of the published code).
 
+use serde::{Deserialize, Serialize};
+
 use super::activations::ActivationMeans;
+use super::classes::PerClass;
 use super::direction::{Direction, diff_in_means, partially_orthogonalise};
 use crate::linalg::norm;
 
@@ -15,6 +18,82 @@ pub struct CandidateScores {
     pub harmful_refused: f64,
     /// Mean `KL(base || ablated)` of harmless prompts.
     pub kl: f64,
+}
+
+/// Why a candidate direction, or a candidate of an addition, is out.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Discarded {
+    /// The difference of means is zero or not finite.
+    NoDirection,
+    /// A score is no number.
+    NotANumber,
+    /// It comes from layer 0, which holds nothing but the embedding of the position's own token.
+    FirstLayer,
+    /// It comes from the last part of the model.
+    LastLayers {
+        /// Its layer.
+        layer: usize,
+        /// The first layer of that part.
+        from: usize,
+    },
+    /// Its norm is rounding noise beside the mean activation.
+    Degenerate,
+    /// It was not measured.
+    NotMeasured,
+    /// It changes harmless prompts too much.
+    Divergence {
+        /// Mean harmless KL divergence, in nats; none where it is infinite.
+        kl: Option<f64>,
+        /// The largest that is allowed.
+        limit: f64,
+    },
+    /// The guard of the selection: it lowers the share of harmful validation prompts that are refused.
+    TrueRefusal {
+        /// By how much, a share.
+        drop: f64,
+    },
+}
+
+impl Discarded {
+    /// The reason in a word or two, without numbers.
+    pub fn short(&self) -> &'static str {
+        match self {
+            Self::NoDirection => "no direction",
+            Self::NotANumber => "a score is NaN",
+            Self::FirstLayer | Self::LastLayers { .. } => "layer",
+            Self::Degenerate => "degenerate",
+            Self::NotMeasured => "not measured",
+            Self::Divergence { .. } => "harmless KL",
+            Self::TrueRefusal { .. } => "guard",
+        }
+    }
+
+    /// Whether two are the same but for numbers.
+    pub fn is_like(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+}
+
+impl std::fmt::Display for Discarded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoDirection => f.write_str("no direction: the difference of means is zero or not finite"),
+            Self::NotANumber => f.write_str("a score is NaN"),
+            Self::FirstLayer => f.write_str("layer 0 holds the embedding of the position's own token"),
+            Self::LastLayers { layer, from } => {
+                write!(f, "layer {layer} is in the last part of the model (from {from} on)")
+            }
+            Self::Degenerate => f.write_str("degenerate: its norm is rounding noise beside the mean activation"),
+            Self::NotMeasured => f.write_str("not measured"),
+            Self::Divergence { kl: Some(kl), limit } => write!(f, "harmless KL {kl:.4} is above {limit}"),
+            Self::Divergence { kl: None, limit } => write!(f, "harmless KL inf is above {limit}"),
+            Self::TrueRefusal { drop } => {
+                write!(f, "guard: harmful refusal on the validation prompts drops by {:.1} points", 100.0 * drop)
+            }
+        }
+    }
 }
 
 /// One candidate direction.
@@ -33,7 +112,7 @@ pub struct Candidate {
     /// Measured scores, once measured.
     pub scores: Option<CandidateScores>,
     /// Why it is out; `None` while it is in.
-    pub discarded: Option<String>,
+    pub discarded: Option<Discarded>,
 }
 
 /// The rules of selection.
@@ -57,13 +136,8 @@ impl Rules {
 }
 
 /// Every candidate `w'[i, l]` (eq. 1, 2, 6, 7), in order of position, then layer.
-pub fn candidates(
-    harmful: &ActivationMeans,
-    pseudo_harmful: &ActivationMeans,
-    harmless: &ActivationMeans,
-    lambda: f64,
-    rules: &Rules,
-) -> Vec<Candidate> {
+pub fn candidates(means: &PerClass<ActivationMeans>, lambda: f64, rules: &Rules) -> Vec<Candidate> {
+    let PerClass { harmful, pseudo_harmful, harmless } = means;
     let (n_pos, n_layers, _) = harmless.shape();
     let mut out = Vec::with_capacity(n_pos * n_layers);
     for position in -(n_pos as i64)..0 {
@@ -102,27 +176,28 @@ pub fn select(candidates: &mut [Candidate], n_layers: usize, harmful_refused: f6
         .map(|(index, _)| index)
 }
 
-fn reason(candidate: &Candidate, last: usize, harmful_refused: f64, rules: &Rules) -> Option<String> {
+fn reason(candidate: &Candidate, last: usize, harmful_refused: f64, rules: &Rules) -> Option<Discarded> {
     let Some(scores) = candidate.scores else {
-        return Some("no direction: the difference of means is zero or not finite".into());
+        return Some(Discarded::NoDirection);
     };
     if [scores.refusal_score, scores.harmful_refusal_score, scores.kl].iter().any(|v| v.is_nan()) {
-        return Some("a score is NaN".into());
+        return Some(Discarded::NotANumber);
     }
     if candidate.layer >= last {
-        return Some(format!("layer {} is in the last part of the model (from {last} on)", candidate.layer));
+        return Some(Discarded::LastLayers { layer: candidate.layer, from: last });
     }
     if candidate.degenerate {
-        return Some("degenerate: its norm is rounding noise beside the mean activation".into());
+        return Some(Discarded::Degenerate);
     }
     if scores.kl > rules.kl_threshold {
-        return Some(format!("harmless KL {:.4} is above {}", scores.kl, rules.kl_threshold));
+        let kl = Some(scores.kl).filter(|kl| kl.is_finite());
+        return Some(Discarded::Divergence { kl, limit: rules.kl_threshold });
     }
     let drop = harmful_refused - scores.harmful_refused;
     if let Some(limit) = rules.harmful_drop
         && drop > limit + 1e-12
     {
-        return Some(format!("guard: harmful refusal on the validation prompts drops by {:.1} points", 100.0 * drop));
+        return Some(Discarded::TrueRefusal { drop });
     }
     None
 }
@@ -171,7 +246,8 @@ mod tests {
             candidate(-1, 7, 5.0, 0.2, 1.0),
         ];
         assert_eq!(select(&mut all, 10, 1.0, &RULES), Some(6));
-        let reasons: Vec<&str> = all.iter().map(|c| c.discarded.as_deref().unwrap_or("")).collect();
+        let words = |c: Option<Discarded>| c.map(|reason| reason.to_string()).unwrap_or_default();
+        let reasons: Vec<String> = all.iter().map(|c| words(c.discarded)).collect();
         for (reason, part) in
             reasons.iter().zip(["last part", "NaN", "KL", "guard", "zero or not finite", "degenerate", ""])
         {
@@ -183,20 +259,20 @@ mod tests {
 
     #[test]
     fn lambda_one_candidates_are_orthogonal_to_the_true_refusal_direction_of_their_own_place() {
-        let mut means = [ActivationMeans::new(2, 2, 3), ActivationMeans::new(2, 2, 3), ActivationMeans::new(2, 2, 3)];
-        let rows: [[f32; 12]; 3] = [
-            [1., 2., 3., 4., 5., 6., 7., 8., 9., 1., 0., 2.],
-            [2., 1., 0., 1., 1., 1., 3., 1., 4., 1., 5., 9.],
-            [0., 1., 0., 0., 2., 1., 1., 0., 0., 3., 0., 1.],
-        ];
-        for (mean, row) in means.iter_mut().zip(rows) {
+        let rows: PerClass<[f32; 12]> = PerClass {
+            harmful: [1., 2., 3., 4., 5., 6., 7., 8., 9., 1., 0., 2.],
+            pseudo_harmful: [2., 1., 0., 1., 1., 1., 3., 1., 4., 1., 5., 9.],
+            harmless: [0., 1., 0., 0., 2., 1., 1., 0., 0., 3., 0., 1.],
+        };
+        let means = rows.map(|row| {
+            let mut mean = ActivationMeans::new(2, 2, 3);
             mean.add(&row);
-        }
-        let [harmful, pseudo, harmless] = means;
-        let all = candidates(&harmful, &pseudo, &harmless, 1.0, &RULES);
+            mean
+        });
+        let all = candidates(&means, 1.0, &RULES);
         assert_eq!(all.iter().map(|c| (c.position, c.layer)).collect::<Vec<_>>(), [(-2, 0), (-2, 1), (-1, 0), (-1, 1)]);
         for c in &all {
-            let r = diff_in_means(&harmful.mean(c.position, c.layer), &harmless.mean(c.position, c.layer));
+            let r = diff_in_means(&means.harmful.mean(c.position, c.layer), &means.harmless.mean(c.position, c.layer));
             let w = c.direction.as_ref().unwrap().unit();
             assert!(crate::linalg::cosine(w, &r).abs() < 1e-7);
         }

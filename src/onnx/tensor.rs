@@ -3,10 +3,13 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+/// The largest code that has a name.
+const LAST_TYPE: i32 = 26;
 
 /// An ONNX `TensorProto.DataType`. The code is kept for types Lancet does not compute with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct DataType(pub i32);
 
 #[allow(missing_docs)]
@@ -96,8 +99,32 @@ impl fmt::Display for DataType {
 }
 
 impl Serialize for DataType {
+    /// As the name.
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for DataType {
+    /// From the name; of types that share one, and of an unknown name, it is a type with that name.
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Ok((0..=LAST_TYPE).map(Self).find(|dtype| dtype.name() == name).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+impl schemars::JsonSchema for DataType {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "DataType".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        String::json_schema(generator)
     }
 }
 

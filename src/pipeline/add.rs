@@ -3,6 +3,7 @@
 
 use super::collect::{Activations, encode};
 use super::engine::{Engine, Observer, Row};
+use super::stage::Stage;
 use crate::chat::Chat;
 use crate::error::Error;
 use crate::instrument::Request;
@@ -11,7 +12,7 @@ use crate::method::direction::Addition;
 use crate::method::prompts::{PromptClass, Split};
 use crate::method::score::{kl_divergence, mean, refusal_score, softmax};
 use crate::method::select::Rules;
-use crate::report::{self, finite};
+use crate::report::{AdditionResult, AdditionRow, finite};
 
 /// Chooses the vector to add and returns it with factor `alpha`, and what is reported; where it was baked is not known yet.
 /// The candidates are measured with factor 1, on the model without an ablation.
@@ -25,7 +26,7 @@ pub fn choose(
     alpha: f64,
     rules: &Rules,
     observer: &dyn Observer,
-) -> Result<(Addition, report::Addition), Error> {
+) -> Result<(Addition, AdditionResult), Error> {
     let info = &activations.info;
     let n_layers = engine.model.lm.n_layers();
     let width = engine.model.lm.d_model();
@@ -33,7 +34,7 @@ pub fn choose(
     let mut all = candidates(harmful, harmless, rules);
     let prompts = encode(chat, info.prompts.get(PromptClass::Harmless, Split::Val))?;
     let to_run = all.iter().filter(|c| !c.is_out(n_layers, rules)).count();
-    observer.start("score additions", (to_run * prompts.len()) as u64);
+    observer.start(&Stage::ScoreAdditions, (to_run * prompts.len()) as u64);
     for layer in 0..n_layers {
         let here: Vec<usize> =
             (0..all.len()).filter(|&c| all[c].layer == layer && !all[c].is_out(n_layers, rules)).collect();
@@ -79,26 +80,25 @@ pub fn choose(
     };
     let winner = &all[winner];
     let (refusal_score, kl) = winner.scores.expect("only measured candidates win");
-    let reported = report::Addition {
+    let reported = AdditionResult {
         alpha,
         position: winner.position,
         layer: winner.layer,
         refusal_score,
         kl,
         norm: crate::linalg::norm(&winner.vector),
-        treatment: String::new(),
-        target: String::new(),
+        baked: None,
         candidates: all.iter().map(row).collect(),
     };
     Ok((winner.addition(alpha), reported))
 }
 
-fn row(candidate: &AdditionCandidate) -> report::AdditionCandidate {
-    report::AdditionCandidate {
+fn row(candidate: &AdditionCandidate) -> AdditionRow {
+    AdditionRow {
         position: candidate.position,
         layer: candidate.layer,
         refusal_score: candidate.scores.and_then(|(score, _)| finite(score)),
         kl: candidate.scores.and_then(|(_, kl)| finite(kl)),
-        discarded: candidate.discarded.clone(),
+        discarded: candidate.discarded,
     }
 }

@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::files::{self, Place};
 use crate::method::direction::Direction;
 use crate::onnx::Model;
-use crate::report::{RunResult, Unexplained, UnexplainedKind};
+use crate::report::{Finding, FindingKind, RunResult};
 
 /// Largest report that is read, in bytes.
 const MAX_REPORT: u64 = 256 << 20;
@@ -52,7 +52,7 @@ enum Content {
 ///
 /// # Errors
 /// If a folder or a file of the base cannot be read.
-pub(super) fn folder(base: &Package, out: &Path, direction: &Direction) -> Result<Vec<Unexplained>, Error> {
+pub(super) fn folder(base: &Package, out: &Path, direction: &Direction) -> Result<Vec<Finding>, Error> {
     let expected = expected(base);
     let place = Place::new(out).map_err(|e| {
         Error::usage(format!("cannot read `{}`: {e}", out.display()), "pass the folder that `lancet bake` wrote")
@@ -71,22 +71,22 @@ pub(super) fn folder(base: &Package, out: &Path, direction: &Direction) -> Resul
                 found.insert(relative, real);
                 continue;
             }
-            (Thing::Link, None) => (UnexplainedKind::Link, "is a link"),
-            (Thing::Special, _) => (UnexplainedKind::Link, "is neither a file nor a folder"),
-            (Thing::EmptyFolder, _) => (UnexplainedKind::AddedFile, "is an empty folder, which is not in the base"),
+            (Thing::Link, None) => (FindingKind::Link, "is a link"),
+            (Thing::Special, _) => (FindingKind::Link, "is neither a file nor a folder"),
+            (Thing::EmptyFolder, _) => (FindingKind::AddedFile, "is an empty folder, which is not in the base"),
         };
         differences.push(difference(what.0, &relative, what.1));
     }
     for (relative, wanted) in &expected {
         match found.get(relative) {
-            None => differences.push(difference(UnexplainedKind::MissingFile, relative, "is not in the output")),
+            None => differences.push(difference(FindingKind::MissingFile, relative, "is not in the output")),
             Some(path) => differences.extend(compare(relative, wanted, path)?),
         }
     }
     let reports: BTreeSet<&str> = REPORTS.into_iter().filter(|name| found.contains_key(Path::new(name))).collect();
     for relative in found.keys().filter(|path| !expected.contains_key(*path)) {
         if !reports.iter().any(|name| Path::new(name) == relative) {
-            differences.push(difference(UnexplainedKind::AddedFile, relative, "is not in the base"));
+            differences.push(difference(FindingKind::AddedFile, relative, "is not in the base"));
         }
     }
     differences.extend(own_files(base, out, direction, &reports)?);
@@ -98,7 +98,7 @@ pub(super) fn folder(base: &Package, out: &Path, direction: &Direction) -> Resul
 ///
 /// # Errors
 /// Never for models that were opened.
-pub fn of_file(base: &Opened, out: &Opened) -> Result<Vec<Unexplained>, Error> {
+pub fn of_file(base: &Opened, out: &Opened) -> Result<Vec<Finding>, Error> {
     let mut differences = Vec::new();
     let mut pairs: Vec<(PathBuf, PathBuf)> = Vec::new();
     let with_data = |model: &Model| -> Vec<PathBuf> {
@@ -114,15 +114,15 @@ pub fn of_file(base: &Opened, out: &Opened) -> Result<Vec<Unexplained>, Error> {
         let linked = to.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
         let downloaded = Place::new(files::folder_of(&to)).is_ok_and(|place| place.download(&to).is_some());
         if linked && !downloaded {
-            differences.push(difference(UnexplainedKind::Link, &name, "is a link"));
+            differences.push(difference(FindingKind::Link, &name, "is a link"));
         }
         differences.extend(modes(&name, &from, &to));
     }
     Ok(differences)
 }
 
-fn difference(kind: UnexplainedKind, relative: &Path, detail: impl Into<String>) -> Unexplained {
-    Unexplained { kind, file: shown(relative), name: String::new(), detail: detail.into() }
+fn difference(kind: FindingKind, relative: &Path, detail: impl Into<String>) -> Finding {
+    Finding { kind, file: shown(relative), name: String::new(), detail: detail.into() }
 }
 
 fn expected(base: &Package) -> BTreeMap<PathBuf, Expected> {
@@ -141,7 +141,7 @@ fn expected(base: &Package) -> BTreeMap<PathBuf, Expected> {
     expected
 }
 
-fn compare(relative: &Path, wanted: &Expected, found: &Path) -> Result<Vec<Unexplained>, Error> {
+fn compare(relative: &Path, wanted: &Expected, found: &Path) -> Result<Vec<Finding>, Error> {
     let same = match wanted.content {
         Content::Edited => true,
         Content::Same => equal(&wanted.real, found, None)?,
@@ -152,12 +152,12 @@ fn compare(relative: &Path, wanted: &Expected, found: &Path) -> Result<Vec<Unexp
             files::read(found, card::MAX_CARD * 2).is_ok_and(|bytes| bytes == card::edited(&base))
         }
     };
-    let changed = difference(UnexplainedKind::ChangedFile, relative, "is not in the output as it was");
+    let changed = difference(FindingKind::ChangedFile, relative, "is not in the output as it was");
     Ok((!same).then_some(changed).into_iter().chain(modes(relative, &wanted.real, found)).collect())
 }
 
 /// Whether a file of the output has the permissions that its input gives it.
-fn modes(relative: &Path, from: &Path, to: &Path) -> Option<Unexplained> {
+fn modes(relative: &Path, from: &Path, to: &Path) -> Option<Finding> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -165,7 +165,7 @@ fn modes(relative: &Path, from: &Path, to: &Path) -> Option<Unexplained> {
         let (wanted, found) = (files::kept_mode(mode(from)?), mode(to)?);
         if wanted != found {
             let detail = format!("has the permissions {found:o}, not {wanted:o}");
-            return Some(difference(UnexplainedKind::Mode, relative, detail));
+            return Some(difference(FindingKind::Mode, relative, detail));
         }
     }
     #[cfg(not(unix))]
@@ -180,10 +180,10 @@ fn own_files(
     out: &Path,
     direction: &Direction,
     reports: &BTreeSet<&str>,
-) -> Result<Vec<Unexplained>, Error> {
+) -> Result<Vec<Finding>, Error> {
     let mut differences = Vec::new();
     let mut changed =
-        |name: &str, detail: &str| differences.push(difference(UnexplainedKind::ChangedFile, Path::new(name), detail));
+        |name: &str, detail: &str| differences.push(difference(FindingKind::ChangedFile, Path::new(name), detail));
     for name in reports {
         if runs_or_is_open(&out.join(name)) {
             changed(name, "may be run, or written by everyone");
@@ -224,7 +224,7 @@ fn own_files(
     if reports.contains(JSON) {
         let lost = REPORTS.into_iter().filter(|name| !reports.contains(name));
         differences.extend(lost.map(|name| {
-            difference(UnexplainedKind::MissingFile, Path::new(name), "is not in the output beside `lancet.json`")
+            difference(FindingKind::MissingFile, Path::new(name), "is not in the output beside `lancet.json`")
         }));
     }
     Ok(differences)
@@ -254,22 +254,22 @@ fn report(path: &Path) -> Option<RunResult> {
 fn inconsistencies(run: &RunResult, base: &Package, direction: &Direction) -> Result<Vec<String>, Error> {
     let mut problems = Vec::new();
     let version = env!("CARGO_PKG_VERSION");
-    if run.provenance.lancet_version != version {
-        let other = &run.provenance.lancet_version;
+    if run.shared.provenance.lancet_version != version {
+        let other = &run.shared.provenance.lancet_version;
         problems.push(format!("names version `{other}` of Lancet, and this is {version}: verify it with that one"));
     }
     let mut hashes = BTreeSet::new();
     for variant in base.models() {
-        hashes.insert(Opened::of(variant.files.clone())?.sha256()?);
+        hashes.insert(variant.opened()?.sha256()?);
     }
-    if !hashes.contains(&run.provenance.model_sha256) {
+    if !hashes.contains(&run.shared.provenance.model_sha256) {
         problems.push("names another model than the base".into());
     }
     let singles: Vec<u8> = direction.unit().iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
-    if run.bake.direction_sha256 != hex(&Sha256::digest(&singles)) {
+    if run.shared.bake.direction_sha256 != hex(&Sha256::digest(&singles)) {
         problems.push("names another direction than the one that was given".into());
     }
-    if !run.verify.passed {
+    if !run.verified() {
         problems.push("says itself that the model did not verify".into());
     }
     Ok(problems)
@@ -280,6 +280,6 @@ fn same_direction(path: &Path, direction: &Direction, run: Option<&RunResult>) -
     let Ok(found) = direction_file::load(path) else { return false };
     let Ok(bytes) = files::read(path, files::MAX_DIRECTION) else { return false };
     let close = |a: &[f64], b: &[f64]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= SAME);
-    let share = run.is_none_or(|run| (found.share() - run.provenance.strength).abs() <= SAME);
-    close(found.unit(), direction.unit()) && share && direction_file::is_plain(&bytes)
+    let strength = run.is_none_or(|run| (found.strength() - run.shared.provenance.strength).abs() <= SAME);
+    close(found.unit(), direction.unit()) && strength && direction_file::is_plain(&bytes)
 }

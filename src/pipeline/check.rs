@@ -84,7 +84,7 @@ pub fn logits(
     let mut expected = vec![Vec::new(); rows.len()];
     // what the steered stream itself keeps of the direction: nothing, unless it is told to
     let mut kept = vec![Vec::new(); rows.len()];
-    let whole = direction.share() == 1.0 && direction.addition().is_none();
+    let whole = direction.strength() == 1.0 && direction.addition().is_none();
     let mut probes: Vec<(usize, ResidPoint)> = (0..out.model.lm.n_layers()).map(|l| (l, ResidPoint::Pre)).collect();
     probes.push((out.model.lm.n_layers() - 1, ResidPoint::Post));
     let request = Request { probes, last_positions: 1, logits: 1, ..Request::default() };

@@ -1,22 +1,20 @@
 //! Selecting: every candidate is scored with itself ablated everywhere, on the validation prompts
 //! (METHOD steps 5 to 7).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::collect::{Activations, encode};
+use super::collect::{Activations, encode, labelled};
 use super::engine::{Engine, Observer, Row, Session};
+use super::stage::Stage;
 use crate::chat::Chat;
 use crate::error::Error;
 use crate::instrument::Request;
-use crate::method::activations::ActivationMeans;
 use crate::method::direction::Direction;
-use crate::method::layers::{LayerMeans, projections};
-use crate::method::prompts::{PromptClass, Split};
+use crate::method::layers::projections;
+use crate::method::prompts::{PerClass, PromptClass, Split};
 use crate::method::score::{kl_divergence, mean, refusal_score, softmax};
-use crate::method::select::{Candidate, CandidateScores, Rules, candidates, select};
-use crate::report::{
-    Baseline, ClassCounts, LayerProjection, PositionLabel, RefusalToken, SelectResult, Selected, finite,
-};
+use crate::method::select::{Candidate, CandidateScores, Discarded, Rules, candidates, select};
+use crate::report::{Baseline, CandidateRow, PositionLabel, SelectResult, Selected, finite};
 
 /// A selected direction and how it was chosen.
 pub struct Choice {
@@ -90,7 +88,7 @@ impl<'a> Chooser<'a> {
         let zero = [vec![0.0f32; engine.model.lm.d_model()]];
         let rows: Vec<Row<'_>> = prompts.iter().map(|(.., ids)| Row { tokens: ids, direction: 0 }).collect();
         let mut base: Vec<Vec<f32>> = vec![Vec::new(); prompts.len()];
-        observer.start("score validation prompts", prompts.len() as u64);
+        observer.start(&Stage::ScoreValidation, prompts.len() as u64);
         engine.visit(&mut session, &rows, &zero, |found| {
             base[found.row] = found.logits;
             observer.advance(1);
@@ -119,12 +117,10 @@ impl<'a> Chooser<'a> {
     /// If a run fails, or if no candidate is left.
     pub fn choose(&mut self, lambda: f64, strength: f64, observer: &dyn Observer) -> Result<Choice, Error> {
         let activations = self.activations;
-        let means = PromptClass::ALL.map(|class| activations.of(class));
-        let [harmful, pseudo_harmful, harmless] = means;
-        let mut all = candidates(harmful, pseudo_harmful, harmless, lambda, &self.rules);
+        let mut all = candidates(&activations.means, lambda, &self.rules);
         let mut directions = Vec::new();
         for candidate in &mut all {
-            candidate.direction = candidate.direction.take().map(|direction| direction.with_share(strength));
+            candidate.direction = candidate.direction.take().map(|direction| direction.with_strength(strength));
             directions.extend(candidate.direction.as_ref().map(Direction::hook));
         }
         self.measure(directions, observer)?;
@@ -144,21 +140,16 @@ impl<'a> Chooser<'a> {
             kl: scores.kl,
         };
         let direction = winner.direction.clone().expect("only a direction can be measured");
-        let counts = |count: &dyn Fn(PromptClass) -> usize| ClassCounts {
-            harmful: count(PromptClass::Harmful),
-            pseudo_harmful: count(PromptClass::PseudoHarmful),
-            harmless: count(PromptClass::Harmless),
-        };
         let info = &activations.info;
         let label = |id: u32| self.chat.token_label(id);
         let n_pos = info.suffix.len() as i64;
         let result = SelectResult {
             selected,
             baseline: self.baseline.clone(),
-            kept: counts(&|class| activations.of(class).count()),
-            total: counts(&|class| info.prompts.get(class, Split::Train).len()),
-            refusal_tokens: info.refusal_tokens.iter().map(|&id| RefusalToken { id, text: label(id) }).collect(),
-            refusal_tokens_chosen: info.refusal_tokens_chosen.clone(),
+            kept: activations.means.as_ref().map(|means| means.count()),
+            total: PerClass::from_fn(|class| info.prompts.get(class, Split::Train).len()),
+            refusal_tokens: labelled(&info.refusal_tokens, self.chat),
+            refusal_tokens_chosen: info.refusal_tokens_chosen,
             candidates: all.iter().map(row).collect(),
             positions: info
                 .suffix
@@ -167,7 +158,7 @@ impl<'a> Chooser<'a> {
                 .map(|(at, &id)| PositionLabel { position: at as i64 - n_pos, token: label(id) })
                 .collect(),
             paper: self.rules == Rules::PAPER,
-            layers: layers(means, winner.position, lambda, direction.unit()),
+            layers: projections(&activations.means, winner.position, lambda, direction.unit()),
         };
         Ok(Choice { direction, result })
     }
@@ -186,15 +177,14 @@ impl<'a> Chooser<'a> {
         let run: Vec<Row<'_>> = rows.iter().map(|&(d, p)| Row { tokens: &prompts[p].2, direction: d }).collect();
         let count = |class| prompts.iter().filter(|(c, ..)| *c == class).count();
         // for each vector: scores of harmful and pseudo-harmful, KL of harmless
-        let empty = PromptClass::ALL.map(|class| vec![0.0; count(class)]);
+        let empty = PerClass::from_fn(|class| vec![0.0; count(class)]);
         let mut tallies = vec![empty; directions.len()];
-        observer.start("score candidates", rows.len() as u64);
+        observer.start(&Stage::ScoreCandidates, rows.len() as u64);
         engine.visit(session, &run, &directions, |found| {
             let (direction, prompt) = rows[found.row];
             let q = softmax(&found.logits);
             let (class, at, _) = &prompts[prompt];
-            let index = PromptClass::ALL.iter().position(|c| c == class).expect("ALL holds every class");
-            tallies[direction][index][*at] = match class {
+            tallies[direction].get_mut(*class)[*at] = match class {
                 PromptClass::Harmless => kl_divergence(&softmax(&base[prompt]), &q),
                 PromptClass::Harmful | PromptClass::PseudoHarmful => refusal_score(&q, tokens),
             };
@@ -202,9 +192,9 @@ impl<'a> Chooser<'a> {
             Ok(())
         })?;
         observer.finish();
-        for (direction, [harmful, pseudo, kl]) in directions.iter().zip(&tallies) {
+        for (direction, PerClass { harmful, pseudo_harmful, harmless: kl }) in directions.iter().zip(&tallies) {
             let scores = CandidateScores {
-                refusal_score: mean(pseudo),
+                refusal_score: mean(pseudo_harmful),
                 harmful_refusal_score: mean(harmful),
                 harmful_refused: share(harmful),
                 kl: mean(kl),
@@ -219,47 +209,31 @@ fn bits(vector: &[f32]) -> Vec<u32> {
     vector.iter().map(|v| v.to_bits()).collect()
 }
 
-fn layers(means: [&ActivationMeans; 3], position: i64, lambda: f64, selected: &[f64]) -> Vec<LayerProjection> {
-    let rows = projections(means, position, lambda, selected).into_iter();
-    rows.map(|LayerMeans { layer, cosine, on_true, on_false, on_selected }| LayerProjection {
-        layer,
-        cosine,
-        on_true,
-        on_false,
-        on_selected,
-    })
-    .collect()
-}
-
 /// Every candidate was discarded: the guard's refusal if the guard discarded one, else a plain failure.
 fn nothing_left(all: &[Candidate]) -> Error {
-    let mut reasons: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
-    for candidate in all {
-        let reason = candidate.discarded.as_deref().unwrap_or("");
-        let short = ["guard", "harmless KL", "layer", "degenerate", "a score is NaN"]
-            .into_iter()
-            .find(|s| reason.starts_with(s))
-            .unwrap_or("no direction");
-        *reasons.entry(short).or_default() += 1;
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    for discarded in all.iter().filter_map(|candidate| candidate.discarded.as_ref()) {
+        *reasons.entry(discarded.short()).or_default() += 1;
     }
+    let guarded = all.iter().any(|candidate| matches!(candidate.discarded, Some(Discarded::TrueRefusal { .. })));
     let list: Vec<String> = reasons.iter().map(|(reason, n)| format!("{reason}: {n}")).collect();
     let message = format!("all {} candidate directions were discarded ({})", all.len(), list.join(", "));
-    if reasons.contains_key("guard") {
+    if guarded {
         Error::Guard { message: format!("{message}: those that are left lower true refusal") }
     } else {
         Error::failed_with(message, "more prompts, another lambda, or a higher `--kl-threshold` may leave one")
     }
 }
 
-fn row(candidate: &Candidate) -> crate::report::Candidate {
+fn row(candidate: &Candidate) -> CandidateRow {
     let score = |get: fn(&CandidateScores) -> f64| candidate.scores.as_ref().map(get).and_then(finite);
-    crate::report::Candidate {
+    CandidateRow {
         position: candidate.position,
         layer: candidate.layer,
         raw_norm: candidate.raw_norm,
         refusal_score: score(|s| s.refusal_score),
         harmful_refusal_score: score(|s| s.harmful_refusal_score),
         kl: score(|s| s.kl),
-        discarded: candidate.discarded.clone(),
+        discarded: candidate.discarded,
     }
 }

@@ -8,14 +8,16 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::engine::{Engine, Observer, Row};
+use super::stage::Stage;
 use crate::chat::Chat;
 use crate::error::Error;
 use crate::eval::refusal::REFUSAL_SUBSTRINGS;
 use crate::instrument::Request;
 use crate::lm::ResidPoint;
 use crate::method::activations::ActivationMeans;
-use crate::method::prompts::{PromptClass, Prompts, Split};
+use crate::method::prompts::{PerClass, PromptClass, Prompts, Split};
 use crate::method::score::{FirstTokens, automatic_refusal_tokens, refusal_score, softmax};
+use crate::report::{RefusalToken, TokenChoice};
 
 /// Fewer prompts than this a class after the filter give no usable mean.
 const MIN_KEPT: usize = 4;
@@ -29,8 +31,8 @@ const AUTOMATIC_LIMIT: usize = 4;
 /// What was collected, with all that selection needs.
 #[derive(Debug, Clone)]
 pub struct Activations {
-    /// Means by class, in the order of [`PromptClass::ALL`].
-    pub means: Vec<ActivationMeans>,
+    /// Means of each class.
+    pub means: PerClass<ActivationMeans>,
     /// Everything else.
     pub info: Info,
 }
@@ -45,22 +47,37 @@ pub struct Info {
     /// Refusal tokens.
     pub refusal_tokens: Vec<u32>,
     /// Whether they were given or chosen.
-    pub refusal_tokens_chosen: String,
+    pub refusal_tokens_chosen: TokenChoice,
     /// Post-instruction tokens, from position `-n_pos` on.
     pub suffix: Vec<u32>,
-    /// Train refusal scores by class and prompt; `None` while not yet run.
-    pub scores: Vec<Vec<Option<f64>>>,
+    /// Train refusal scores by class and prompt; `None` while not yet run. The file keeps them as a list of lists.
+    #[serde(with = "in_order")]
+    pub scores: PerClass<Vec<Option<f64>>>,
     /// The prompts.
     pub prompts: Prompts,
     /// System prompt.
     pub system: Option<String>,
 }
 
+/// Values by class as a list in the order of [`PromptClass::ALL`].
+mod in_order {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::PerClass;
+
+    pub fn serialize<T: Serialize, S: Serializer>(all: &PerClass<T>, serializer: S) -> Result<S::Ok, S::Error> {
+        all.as_ref().into_array().serialize(serializer)
+    }
+
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<PerClass<T>, D::Error> {
+        Ok(PerClass::from_array(<[T; 3]>::deserialize(from)?))
+    }
+}
+
 impl Activations {
     /// The means of a class.
     pub fn of(&self, class: PromptClass) -> &ActivationMeans {
-        let index = PromptClass::ALL.iter().position(|c| *c == class).expect("ALL holds every class");
-        &self.means[index]
+        self.means.get(class)
     }
 
     /// Writes the file, whole or not at all.
@@ -69,7 +86,7 @@ impl Activations {
     /// If it cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
         let mut buffers = Vec::new();
-        for (class, means) in PromptClass::ALL.iter().zip(&self.means) {
+        for (class, means) in self.means.iter() {
             let (n_pos, n_layers, d_model) = means.shape();
             let values = if means.count() == 0 { vec![0.0; n_pos * n_layers * d_model] } else { means.means() };
             let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -81,7 +98,7 @@ impl Activations {
                 (name.clone(), TensorView::new(Dtype::F64, shape.clone(), bytes).expect("the buffer fits the shape"))
             })
             .collect();
-        let counts: Vec<usize> = self.means.iter().map(ActivationMeans::count).collect();
+        let counts = self.means.as_ref().map(ActivationMeans::count).into_array();
         let metadata = HashMap::from([
             ("lancet.version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
             ("lancet.activations".to_string(), serde_json::to_string(&self.info).expect("plain data")),
@@ -105,10 +122,10 @@ impl Activations {
         let metadata = header.metadata().clone().unwrap_or_default();
         let entry = |key: &str| metadata.get(key).ok_or_else(|| bad(format!("no `{key}` in its metadata")));
         let info: Info = serde_json::from_str(entry("lancet.activations")?).map_err(|e| bad(e.to_string()))?;
-        let counts: Vec<usize> = serde_json::from_str(entry("lancet.counts")?).map_err(|e| bad(e.to_string()))?;
+        let counts = serde_json::from_str(entry("lancet.counts")?).map_err(|e| bad(e.to_string()))?;
+        let counts: PerClass<usize> = PerClass::from_array(counts);
         let tensors = SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
-        let mut means = Vec::new();
-        for (class, count) in PromptClass::ALL.iter().zip(counts) {
+        let means = PerClass::try_from_fn(|class| {
             let view = tensors.tensor(&format!("mean.{}", class.as_str())).map_err(|e| bad(e.to_string()))?;
             let [n_pos, n_layers, d_model] = *view.shape() else {
                 return Err(bad("a mean is not three-dimensional".into()));
@@ -118,11 +135,8 @@ impl Activations {
             }
             let values: Vec<f64> =
                 view.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("chunks of 8"))).collect();
-            means.push(ActivationMeans::from_means(n_pos, n_layers, d_model, &values, count));
-        }
-        if means.len() != PromptClass::ALL.len() {
-            return Err(bad("a class is missing".into()));
-        }
+            Ok(ActivationMeans::from_means(n_pos, n_layers, d_model, &values, *counts.get(class)))
+        })?;
         Ok(Self { means, info })
     }
 }
@@ -172,19 +186,19 @@ pub fn collect(
     let suffix = chat.post_instruction_suffix()?;
     let (n_pos, n_layers, d_model) = (suffix.len(), engine.model.lm.n_layers(), engine.model.lm.d_model());
     let (refusal_tokens, chosen) = match inputs.refusal_tokens {
-        RefusalTokens::Given(ids) => (ids.clone(), "given"),
-        RefusalTokens::Automatic => (choose_tokens(engine, chat, prompts, observer)?, "automatic"),
+        RefusalTokens::Given(ids) => (ids.clone(), TokenChoice::Given),
+        RefusalTokens::Automatic => (choose_tokens(engine, chat, prompts, observer)?, TokenChoice::Automatic),
     };
     let fingerprint = format!("{} {refusal_tokens:?} {suffix:?} {:?}", prompts.fingerprint(), chat.system());
     let mut state = Activations {
-        means: vec![ActivationMeans::new(n_pos, n_layers, d_model); PromptClass::ALL.len()],
+        means: PerClass::from_fn(|_| ActivationMeans::new(n_pos, n_layers, d_model)),
         info: Info {
             model_sha256: inputs.model_sha256.into(),
             fingerprint,
             refusal_tokens,
-            refusal_tokens_chosen: chosen.into(),
+            refusal_tokens_chosen: chosen,
             suffix,
-            scores: PromptClass::ALL.iter().map(|c| vec![None; prompts.get(*c, Split::Train).len()]).collect(),
+            scores: PerClass::from_fn(|class| vec![None; prompts.get(class, Split::Train).len()]),
             prompts: prompts.clone(),
             system: chat.system().map(str::to_string),
         },
@@ -196,14 +210,14 @@ pub fn collect(
     {
         state = found;
     }
-    let resumed = state.info.scores.iter().flatten().filter(|s| s.is_some()).count();
+    let resumed = state.info.scores.iter().flat_map(|(_, scores)| scores).filter(|s| s.is_some()).count();
     let mut encoded = Vec::new();
     let mut places = Vec::new();
-    for (class_index, class) in PromptClass::ALL.iter().enumerate() {
-        for (at, tokens) in encode(chat, prompts.get(*class, Split::Train))?.into_iter().enumerate() {
-            if state.info.scores[class_index][at].is_none() {
+    for class in PromptClass::ALL {
+        for (at, tokens) in encode(chat, prompts.get(class, Split::Train))?.into_iter().enumerate() {
+            if state.info.scores.get(class)[at].is_none() {
                 encoded.push(tokens);
-                places.push((class_index, at));
+                places.push((class, at));
             }
         }
     }
@@ -213,14 +227,14 @@ pub fn collect(
     let probes: Vec<(usize, ResidPoint)> = (0..n_layers).map(|l| (l, ResidPoint::Pre)).collect();
     let mut session = engine.session(Request { probes, last_positions: n_pos, logits: 1, ..Request::default() })?;
     let rows: Vec<Row<'_>> = encoded.iter().map(|t| Row { tokens: t, direction: 0 }).collect();
-    observer.start("collect activations", rows.len() as u64);
+    observer.start(&Stage::CollectActivations, rows.len() as u64);
     let mut saved = Instant::now();
     let mut flat = vec![0.0f32; n_pos * n_layers * d_model];
     let result = engine.visit(&mut session, &rows, &[], |found| {
-        let (class_index, at) = places[found.row];
+        let (class, at) = places[found.row];
         let score = refusal_score(&softmax(&found.logits), &state.info.refusal_tokens);
-        state.info.scores[class_index][at] = Some(score);
-        if is_kept(PromptClass::ALL[class_index], score) {
+        state.info.scores.get_mut(class)[at] = Some(score);
+        if is_kept(class, score) {
             for (layer, probe) in found.probes.iter().enumerate() {
                 for position in 0..n_pos {
                     let from = &probe[position * d_model..(position + 1) * d_model];
@@ -228,7 +242,7 @@ pub fn collect(
                     flat[to..to + d_model].copy_from_slice(from);
                 }
             }
-            state.means[class_index].add(&flat);
+            state.means.get_mut(class).add(&flat);
         }
         observer.advance(1);
         if let Some(partial) = inputs.partial
@@ -259,9 +273,9 @@ pub fn is_kept(class: PromptClass, score: f64) -> bool {
 }
 
 fn check_kept(state: &Activations) -> Result<(), Error> {
-    for (class, means) in PromptClass::ALL.iter().zip(&state.means) {
+    for (class, means) in state.means.iter() {
         if means.count() < MIN_KEPT {
-            let total = state.info.prompts.get(*class, Split::Train).len();
+            let total = state.info.prompts.get(class, Split::Train).len();
             let (did, hint) = match class {
                 PromptClass::Harmless => {
                     ("answers", "the refusal tokens also open answers: give better ones with `--refusal-tokens`")
@@ -289,6 +303,11 @@ fn check_kept(state: &Activations) -> Result<(), Error> {
     Ok(())
 }
 
+/// Tokens with what they decode to.
+pub fn labelled(ids: &[u32], chat: &Chat) -> Vec<RefusalToken> {
+    ids.iter().map(|&id| RefusalToken { id, text: chat.token_label(id) }).collect()
+}
+
 /// The automatic choice of refusal tokens, from the first train prompts of each class.
 ///
 /// # Errors
@@ -302,34 +321,27 @@ pub fn choose_tokens(
     let mut session = engine.session(Request { logits: 1, last_positions: 1, ..Request::default() })?;
     let mut encoded = Vec::new();
     let mut classes = Vec::new();
-    for (index, class) in PromptClass::ALL.iter().enumerate() {
-        for tokens in encode(chat, prompts.get(*class, Split::Train))?.into_iter().take(AUTOMATIC_SAMPLE) {
+    for class in PromptClass::ALL {
+        for tokens in encode(chat, prompts.get(class, Split::Train))?.into_iter().take(AUTOMATIC_SAMPLE) {
             encoded.push(tokens);
-            classes.push(index);
+            classes.push(class);
         }
     }
     let rows: Vec<Row<'_>> = encoded.iter().map(|t| Row { tokens: t, direction: 0 }).collect();
-    let mut first = vec![FirstTokens::default(); PromptClass::ALL.len()];
-    observer.start("choose refusal tokens", rows.len() as u64);
+    let mut first: PerClass<FirstTokens> = PerClass::default();
+    observer.start(&Stage::ChooseRefusalTokens, rows.len() as u64);
     engine.visit(&mut session, &rows, &[], |found| {
-        first[classes[found.row]].add(&softmax(&found.logits));
+        first.get_mut(classes[found.row]).add(&softmax(&found.logits));
         observer.advance(1);
         Ok(())
     })?;
     observer.finish();
-    let of =
-        |class: PromptClass| &first[PromptClass::ALL.iter().position(|c| *c == class).expect("ALL holds every class")];
     let opens = |token: u32| {
         let text = chat.decode(&[token], true).unwrap_or_default().replace('\u{2019}', "'").trim().to_lowercase();
         !text.is_empty() && REFUSAL_SUBSTRINGS.iter().any(|s| s.to_lowercase().starts_with(&text))
     };
-    let chosen = automatic_refusal_tokens(
-        of(PromptClass::Harmful),
-        of(PromptClass::PseudoHarmful),
-        of(PromptClass::Harmless),
-        opens,
-        AUTOMATIC_LIMIT,
-    );
+    let chosen =
+        automatic_refusal_tokens(&first.harmful, &first.pseudo_harmful, &first.harmless, opens, AUTOMATIC_LIMIT);
     if chosen.is_empty() {
         return Err(Error::failed_with(
             "no first token tells refusals from answers: the model answers harmful and harmless prompts alike",

@@ -12,7 +12,7 @@ use super::inspect;
 use super::opened::{Opened, Understood};
 use crate::error::Error;
 use crate::instrument::{DIRECTION_INPUT, Wanted, Whole, WholeModel, whole};
-use crate::lm::{EmbeddingFile, Interface, ResidualStream, Treatment};
+use crate::lm::{EmbeddingFile, Interface, Refusal, ResidualStream, Treatment};
 use crate::method::direction::Direction;
 use crate::onnx::{DataType, Graph, ValueId};
 use crate::proof::measure::{Rows, difference};
@@ -61,7 +61,7 @@ pub struct Found {
 pub fn prove(
     consumer: &Consumer<'_>,
     base: (&Opened, &Understood<'_>),
-    out: &Opened,
+    (out, understood): (&Opened, Result<&Understood<'_>, &Refusal>),
     direction: &Direction,
 ) -> Result<Found, Error> {
     let mut found = Found::default();
@@ -93,7 +93,7 @@ pub fn prove(
     }
     let mut proof = StreamProof::default();
     for (at, branches) in was.iter().zip(&is).enumerate() {
-        let judged = Judged { run: &run, opened: base.0, base: base.1, out, direction };
+        let judged = Judged { run: &run, opened: base.0, base: base.1, out: understood, direction };
         // the files as loaded take the branch without a cache
         let written = written.as_ref().filter(|_| at == 0);
         judged.branch((&before, branches.0), (&after, branches.1), written, &mut found, &mut proof)?;
@@ -107,7 +107,7 @@ struct Judged<'a> {
     run: &'a Run<'a>,
     opened: &'a Opened,
     base: &'a Understood<'a>,
-    out: &'a Opened,
+    out: Result<&'a Understood<'a>, &'a Refusal>,
     direction: &'a Direction,
 }
 
@@ -200,10 +200,10 @@ impl Judged<'_> {
         allowed: &Allowed,
         largest: f64,
     ) -> Result<Option<Kept>, Error> {
-        if self.direction.share() >= 1.0 && self.direction.addition().is_none() {
+        if self.direction.strength() >= 1.0 && self.direction.addition().is_none() {
             return Ok(None);
         }
-        let understood = self.out.understand()?;
+        let understood = self.out.map_err(Clone::clone)?;
         let unit = self.direction.unit();
         let mut kept = Kept::default();
         self.run.visit(after, Some((&understood.lm.residual, unit)), |look| {

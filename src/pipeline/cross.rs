@@ -4,6 +4,7 @@ use super::choose::Chooser;
 use super::collect::{Activations, encode, is_kept};
 use super::direction_file;
 use super::engine::{Engine, Observer, Row};
+use super::stage::Stage;
 use super::sweep::Bench;
 use crate::chat::Chat;
 use crate::error::{Error, Kind};
@@ -27,6 +28,11 @@ pub(super) struct Own<'a> {
 
 /// Fewer kept train prompts than this give no usable mean.
 const MIN_KEPT: usize = 4;
+
+/// What is being done, for the progress.
+fn stage(prompts: &str, direction_of: Option<&String>) -> Stage {
+    Stage::Refusals { prompts: prompts.to_string(), direction_of: direction_of.cloned() }
+}
 
 /// All pairs. A set without a direction is noted and left out as a source.
 ///
@@ -54,15 +60,16 @@ pub(super) fn table(
     let pseudo = |prompts: &'_ Prompts| prompts.get(PromptClass::PseudoHarmful, Split::Test).to_vec();
     let mut before: Vec<ClassResult> = Vec::new();
     for (name, prompts) in sets {
-        before.push(bench.refusals(None, &pseudo(prompts), &format!("{name} before"))?);
+        before.push(bench.refusals(None, &pseudo(prompts), &stage(name, None))?);
     }
     let harmful: Vec<String> = bench.prompts.get(PromptClass::Harmful, Split::Test).to_vec();
     let mut rows = Vec::new();
     for ((from, _), direction) in sets.iter().zip(&directions) {
         let Some(direction) = direction else { continue };
-        let harmful_after = bench.refusals(Some(direction), &harmful, &format!("harmful, direction of {from}"))?;
+        let harmful_after =
+            bench.refusals(Some(direction), &harmful, &stage(PromptClass::Harmful.word(), Some(from)))?;
         for ((on, prompts), (before, other)) in sets.iter().zip(before.iter().zip(&directions)) {
-            let after = bench.refusals(Some(direction), &pseudo(prompts), &format!("{on}, direction of {from}"))?;
+            let after = bench.refusals(Some(direction), &pseudo(prompts), &stage(on, Some(from)))?;
             rows.push(CrossRow {
                 from: from.clone(),
                 on: on.clone(),
@@ -88,8 +95,7 @@ fn direction(
     observer: &dyn Observer,
 ) -> Result<Direction, Error> {
     let mut activations = own.activations.clone();
-    let at = PromptClass::ALL.iter().position(|c| *c == PromptClass::PseudoHarmful).expect("ALL holds every class");
-    activations.means[at] = means(engine, chat, own.activations, prompts, observer)?;
+    activations.means.pseudo_harmful = means(engine, chat, own.activations, prompts, observer)?;
     activations.info.prompts = prompts.clone();
     let mut chooser = Chooser::new(engine, chat, &activations, own.rules, observer)?;
     let choice = chooser.choose(lambda, 1.0, observer)?;
@@ -104,13 +110,13 @@ fn means(
     prompts: &Prompts,
     observer: &dyn Observer,
 ) -> Result<ActivationMeans, Error> {
-    let (n_pos, n_layers, d_model) = base.means[0].shape();
+    let (n_pos, n_layers, d_model) = base.means.harmless.shape();
     let mut means = ActivationMeans::new(n_pos, n_layers, d_model);
     let encoded = encode(chat, prompts.get(PromptClass::PseudoHarmful, Split::Train))?;
     let rows: Vec<Row<'_>> = encoded.iter().map(|tokens| Row { tokens, direction: 0 }).collect();
     let probes = (0..n_layers).map(|layer| (layer, ResidPoint::Pre)).collect();
     let mut session = engine.session(Request { probes, last_positions: n_pos, logits: 1, ..Request::default() })?;
-    observer.start("collect activations", rows.len() as u64);
+    observer.start(&Stage::CollectActivations, rows.len() as u64);
     let mut flat = vec![0.0f32; n_pos * n_layers * d_model];
     engine.visit(&mut session, &rows, &[], |found| {
         observer.advance(1);

@@ -30,7 +30,7 @@ pub fn save(path: &Path, direction: &Direction, select: &SelectResult, model_sha
         ("lancet.refusal_score".to_string(), selected.refusal_score.to_string()),
         ("lancet.harmful_refusal_score".to_string(), selected.harmful_refusal_score.to_string()),
         ("lancet.kl".to_string(), selected.kl.to_string()),
-        (STRENGTH.to_string(), direction.share().to_string()),
+        (STRENGTH.to_string(), direction.strength().to_string()),
     ]);
     let addition: Vec<u8> =
         direction.addition().iter().flat_map(|a| &a.vector).flat_map(|v| (*v as f32).to_le_bytes()).collect();
@@ -54,7 +54,7 @@ pub fn save(path: &Path, direction: &Direction, select: &SelectResult, model_sha
 pub fn as_stored(direction: &Direction) -> Result<Direction, Error> {
     let single = |values: &[f64]| values.iter().map(|v| f64::from(*v as f32)).collect::<Vec<f64>>();
     let addition = direction.addition().map(|a| Addition { vector: single(&a.vector), ..a.clone() });
-    Ok(Direction::new(single(direction.unit()))?.with_share(direction.share()).with_addition(addition))
+    Ok(Direction::new(single(direction.unit()))?.with_strength(direction.strength()).with_addition(addition))
 }
 
 /// Metadata of a direction file.
@@ -102,7 +102,7 @@ pub fn load(path: &Path) -> Result<Direction, Error> {
     }
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
     let metadata = header.metadata().clone().unwrap_or_default();
-    let share = match metadata.get(STRENGTH) {
+    let strength = match metadata.get(STRENGTH) {
         None => 1.0,
         Some(text) => number(text)
             .filter(|s| *s > 0.0 && *s <= 1.0)
@@ -115,7 +115,7 @@ pub fn load(path: &Path) -> Result<Direction, Error> {
         }
     };
     let values = decode(&view).ok_or_else(|| bad(format!("its type is {:?}", view.dtype())))?;
-    Ok(Direction::new(values)?.with_share(share).with_addition(addition))
+    Ok(Direction::new(values)?.with_strength(strength).with_addition(addition))
 }
 
 fn number(text: &str) -> Option<f64> {

@@ -2,6 +2,7 @@
 
 use super::engine::{Engine, Observer, Row};
 use super::likelihood::{LAST_ONLY, too_few};
+use super::stage::Stage;
 use crate::error::Error;
 use crate::instrument::Request;
 use crate::method::score::{kl_divergence, mean, softmax};
@@ -82,7 +83,7 @@ pub fn measure(
     let size = base.batch.min(other.batch).clamp(1, (room / chunk).max(1));
     let engines = (Engine { batch: size, ..*base }, Engine { batch: size, ..*other });
     let lengths: Vec<usize> = spans.iter().map(|s| s.tokens.len()).collect();
-    observer.start("KL", spans.len() as u64);
+    observer.start(&Stage::Divergence, spans.len() as u64);
     for members in batch::plan(&lengths, size, &base.model.lm.interface) {
         let rows: Vec<Row<'_>> = members.iter().map(|&at| Row { tokens: &spans[at].tokens, direction: 0 }).collect();
         // of the positions that a row returns, the last ones are its own

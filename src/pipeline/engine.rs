@@ -6,6 +6,7 @@ use ndarray::{Array3, ArrayD, Axis};
 
 use super::inspect;
 use super::opened::Understood;
+use super::stage::Stage;
 use crate::error::Error;
 use crate::instrument::{self, ADDITION_INPUT, Cut, DIRECTION_INPUT, Request, SessionModel};
 use crate::lm::{Interface, Padding, ResidPoint};
@@ -30,7 +31,7 @@ const LOGITS_BUDGET: usize = 256 << 20;
 /// Who is told how far the work is.
 pub trait Observer: Sync {
     /// A stage of `total` steps begins.
-    fn start(&self, stage: &str, total: u64);
+    fn start(&self, stage: &Stage, total: u64);
     /// Some steps are done.
     fn advance(&self, steps: u64);
     /// Some tokens were generated on the way.
@@ -57,7 +58,7 @@ pub(super) fn integers(graph: &Graph<'_>) -> Integers {
 pub struct Silent;
 
 impl Observer for Silent {
-    fn start(&self, _: &str, _: u64) {}
+    fn start(&self, _: &Stage, _: u64) {}
     fn advance(&self, _: u64) {}
     fn finish(&self) {}
     fn note(&self, _: &str) {}

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::opened::{Opened, Understood};
+use super::opened::{Opened, Traced, Understood};
 use super::package::{Package, Role, Variant};
 use super::publish::{copied, left_out};
 use crate::error::Error;
 use crate::lm::{EmbeddingFile, LanguageModel, Refusal, Writer, tensor_label};
 use crate::onnx::{Graph, Model};
-use crate::report::package::VariantInspect;
-use crate::report::{InspectResult, PackageInspect, RefusalRow, WriterRow};
+use crate::report::{InspectResult, InspectShared, PackageInspect, VariantInspect, WriterRow};
 
 /// Describes an understood model.
 pub fn describe(opened: &Opened, model: &Understood<'_>) -> InspectResult {
@@ -21,78 +20,71 @@ pub fn describe(opened: &Opened, model: &Understood<'_>) -> InspectResult {
         d_vocab: vocabulary(graph, lm),
         tied: tied.filter_map(|(graph, w)| Some(tensor_label(graph, w.weights.first()?.tensor))).collect(),
         writers: model.writers().map(|(graph, writer)| row(graph, writer)).collect(),
-        interface: serde_json::to_value(&lm.interface).expect("plain data"),
+        interface: Some(lm.interface.clone()),
         ..bare(opened)
     }
 }
 
 /// Describes a model that is refused.
 pub fn refused(opened: &Opened, refusal: &Refusal) -> InspectResult {
-    InspectResult { refusals: vec![refusal_row(refusal)], ..bare(opened) }
+    InspectResult { refusals: vec![refusal.clone()], ..bare(opened) }
 }
 
-fn refusal_row(refusal: &Refusal) -> RefusalRow {
-    RefusalRow {
-        node: refusal.node.clone(),
-        op: refusal.op.clone(),
-        tensor: refusal.tensor.clone(),
-        reason: refusal.reason.clone(),
-        hint: refusal.hint.clone(),
-    }
-}
-
-/// Describes every variant of a package.
-pub fn package(package: &Package) -> PackageInspect {
-    PackageInspect {
-        model: package.root.display().to_string(),
-        variants: package.variants.iter().map(variant).collect(),
+/// Describes variants of a package: the picked one, or all of them.
+pub fn package(package: &Package, picked: Option<&Variant>) -> PackageInspect {
+    let chosen = |variant: &&Variant| picked.is_none_or(|picked| picked.relative == variant.relative);
+    let shared = InspectShared {
+        model: package.named().display().to_string(),
         copied: copied(package),
         left_out: left_out(package),
+    };
+    PackageInspect::new(shared, package.variants.iter().filter(chosen).map(variant).collect())
+}
+
+/// Describes a variant that was understood.
+pub fn traced(base: &Traced<'_>) -> InspectResult {
+    match &base.model {
+        Some(model) => describe(base.opened, model),
+        None => embedding(&base.opened.model),
     }
 }
 
 fn variant(variant: &Variant) -> VariantInspect {
-    let unreadable = |error: &Error| {
-        let mut reason = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(cause) = source {
-            reason.push_str(&format!(": {cause}"));
-            source = cause.source();
+    let (precision, inspect) = match variant.opened() {
+        Ok(opened) => {
+            let found = match (variant.role, opened.understand()) {
+                (Role::Embedding, _) => embedding(&opened.model),
+                (Role::Model, Ok(model)) => describe(opened, &model),
+                (Role::Model, Err(refusal)) => refused(opened, &refusal),
+            };
+            let graphs: Vec<Graph<'_>> = opened.models().map(Graph::new).collect();
+            (precision(&graphs.iter().collect::<Vec<_>>()), found)
         }
-        let hint = error.hint().unwrap_or_default();
-        let row = RefusalRow { node: "(file)".into(), reason, hint, ..Default::default() };
-        let model = variant.files.onnx.display().to_string();
-        (String::new(), InspectResult { model, refusals: vec![row], ..Default::default() })
+        Err(error) => (String::new(), unreadable(variant, &error)),
     };
-    let (precision, inspect) = match variant.role {
-        Role::Model => match Opened::of(variant.files.clone()) {
-            Ok(opened) => {
-                let found = match opened.understand() {
-                    Ok(model) => describe(&opened, &model),
-                    Err(refusal) => refused(&opened, &refusal),
-                };
-                let graphs: Vec<Graph<'_>> = opened.models().map(Graph::new).collect();
-                (precision(&graphs.iter().collect::<Vec<_>>()), found)
-            }
-            Err(error) => unreadable(&error),
-        },
-        Role::Embedding => match Model::open(&variant.files.onnx) {
-            Ok(model) => {
-                let mut found = file(&[&model]);
-                match EmbeddingFile::new(Graph::new(&model), None, None) {
-                    Ok(file) => {
-                        let shape = file.writer.weights.first().map(|w| &file.graph.model.tensor(w.tensor).shape);
-                        found.d_model = shape.and_then(|s| usize::try_from(*s.last()?).ok()).unwrap_or(0);
-                        found.writers = vec![row(&file.graph, &file.writer)];
-                    }
-                    Err(refusal) => found.refusals = vec![refusal_row(&refusal)],
-                }
-                (precision(&[&Graph::new(&model)]), found)
-            }
-            Err(error) => unreadable(&error.into()),
-        },
-    };
-    VariantInspect { variant: variant.name.clone(), precision, inspect }
+    VariantInspect { model: variant.name.clone(), precision, inspect }
+}
+
+/// Describes an embedding file that goes with no model by its name.
+fn embedding(model: &Model) -> InspectResult {
+    let mut found = file(&[model]);
+    match EmbeddingFile::new(Graph::new(model), None, None) {
+        Ok(file) => {
+            let shape = file.writer.weights.first().map(|w| &file.graph.model.tensor(w.tensor).shape);
+            found.d_model = shape.and_then(|s| usize::try_from(*s.last()?).ok()).unwrap_or(0);
+            found.writers = vec![row(&file.graph, &file.writer)];
+        }
+        Err(refusal) => found.refusals = vec![refusal],
+    }
+    found
+}
+
+/// Describes a file that cannot be read.
+fn unreadable(variant: &Variant, error: &Error) -> InspectResult {
+    let hint = error.hint().unwrap_or_default();
+    let row = Refusal { node: "(file)".into(), reason: error.chain(), hint, ..Default::default() };
+    let model = variant.files.onnx.display().to_string();
+    InspectResult { model, refusals: vec![row], ..InspectResult::default() }
 }
 
 /// What weights are held in, in words: `float16`, or `4 bits (MatMulNBits), float16` with the widest float type of
@@ -146,7 +138,7 @@ fn file(models: &[&Model]) -> InspectResult {
         d_vocab: None,
         writers: Vec::new(),
         refusals: Vec::new(),
-        interface: serde_json::Value::Null,
+        interface: None,
         opset: model.opset("").or_else(|| model.opset("ai.onnx")).unwrap_or(0),
         ir_version: proto.ir_version.unwrap_or(0),
         producer: producer.into_iter().flatten().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" "),
@@ -171,7 +163,7 @@ fn row(graph: &Graph<'_>, writer: &Writer) -> WriterRow {
     let tensor = target.map(|t| graph.model.tensor(t.tensor));
     let value = writer.writes[0].value;
     WriterRow {
-        kind: writer.kind.name().into(),
+        kind: writer.kind,
         layer: writer.layer.map(|l| l.0),
         initializer: target.map(|t| tensor_label(graph, t.tensor)),
         n_weights: writer.weights.len(),
@@ -180,8 +172,8 @@ fn row(graph: &Graph<'_>, writer: &Writer) -> WriterRow {
             None => tensor.map(|t| t.dtype).or_else(|| graph.elem_type(value)).map(|d| d.name().to_string()),
         },
         shape: target.map(|t| t.shape(graph.model)),
-        treatment: writer.treatment.name().into(),
-        reason: writer.reason.as_ref().map(ToString::to_string),
+        treatment: writer.treatment,
+        reason: writer.reason.clone(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::engine::{Engine, Observer, Row};
+use super::stage::Stage;
 use crate::error::Error;
 use crate::instrument::Request;
 use crate::method::score::log_softmax;
@@ -73,7 +74,7 @@ pub(super) fn observed(
     engine: &Engine<'_>,
     queries: &[Query<'_>],
     bounds: (usize, usize),
-    (observer, stage): (&dyn Observer, &str),
+    (observer, stage): (&dyn Observer, &Stage),
 ) -> Result<Vec<Vec<f64>>, Error> {
     let mut begin = |spans, positions| {
         if positions == Positions::Last {

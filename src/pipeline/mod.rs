@@ -23,6 +23,7 @@ pub mod package;
 pub mod perplexity;
 pub mod prove;
 mod publish;
+pub mod stage;
 pub mod sweep;
 pub mod variant;
 mod verdict;
@@ -34,14 +35,14 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use crate::bake::{self, BakePlan, PlanOptions, QuantisedMode, Staging};
+use crate::bake::{self, BakePlan, GuardMark, PlanOptions, QuantisedMode, Staging};
 use crate::chat::Chat;
 use crate::error::Error;
 use crate::method::direction::Direction;
 use crate::method::prompts::{PromptClass, Prompts, Split};
 use crate::method::select::Rules;
 use crate::report::{
-    BakeResult, ClassCounts, CollectSummary, Outputs, PackageResult, Provenance, RefusalToken, RunResult, VerifyResult,
+    ClassCounts, CollectSummary, Outputs, PackageBake, Provenance, RunResult, RunShared, SelectResult, VariantResult,
 };
 use crate::runtime::session::Runtime;
 
@@ -50,9 +51,9 @@ use engine::Observer;
 use files::ModelFiles;
 pub use guard::Guard;
 pub use opened::{Opened, Understood};
-pub use package::Package;
-pub use publish::preflight;
-use variant::{Clock, Measuring, Running};
+pub use package::{Package, Variant};
+pub use publish::{Ready, preflight};
+use variant::{Clock, Job, Measuring, Running};
 pub use verdict::verdict;
 pub use write::{check_new_folder, check_place, write_whole};
 
@@ -107,7 +108,7 @@ impl BakeOptions<'_> {
 pub struct RunOptions<'a> {
     /// Lambda of the partial orthogonalisation.
     pub lambda: f64,
-    /// Share of the component that is ablated, above 0 and at most 1.
+    /// Strength of the ablation, above 0 and at most 1.
     pub strength: f64,
     /// Factor of an activation addition; 0 adds nothing.
     pub alpha: f64,
@@ -123,12 +124,36 @@ pub struct RunOptions<'a> {
     pub guard: Guard,
     /// How and where the model is baked.
     pub bake: BakeOptions<'a>,
-    /// Rows a run.
-    pub batch: usize,
     /// The command line, for the report.
     pub command: Vec<String>,
     /// Seed of the prompt sampling, for the report.
     pub seed: u64,
+}
+
+impl RunOptions<'_> {
+    /// The further lambdas, as a sweep of its own.
+    fn as_sweep(&self) -> sweep::SweepOptions<'_> {
+        sweep::SweepOptions {
+            lambdas: self.sweep.clone(),
+            strengths: vec![self.strength],
+            alphas: vec![0.0],
+            rules: self.rules,
+            refusal_tokens: self.refusal_tokens.clone(),
+            settings: self.settings.for_sweep(),
+            cross: &[],
+            guard: &self.guard,
+        }
+    }
+
+    /// What the written models say of how they were made, beside what every bake says.
+    fn metadata(&self, choice: &SelectResult, model_sha256: &str) -> Vec<(String, String)> {
+        vec![
+            ("lancet.lambda".into(), self.lambda.to_string()),
+            ("lancet.layer".into(), choice.selected.layer.to_string()),
+            ("lancet.position".into(), choice.selected.position.to_string()),
+            ("lancet.source_sha256".into(), model_sha256.into()),
+        ]
+    }
 }
 
 /// Loads the tokenizer and template for a model.
@@ -155,38 +180,35 @@ pub fn pad_token(chat: &Chat) -> u32 {
     ids.pad.or(ids.eos).or(ids.bos).unwrap_or(0)
 }
 
-/// Runs the whole job and returns its report: `opened`, a variant of `package`, gives the direction, and every variant
-/// is baked and measured. Nothing is left at `out` unless verification and guard pass for each.
+/// Runs the whole job and returns its report: the variant `source` gives the direction, and every variant is baked and
+/// measured. Nothing is left at the output unless verification and guard pass for each.
 ///
 /// # Errors
-/// Any stage's; a failed guard is no error here but `guard.passed = false` with nothing published.
+/// Any stage's; a failed guard is no error here but a result with nothing published.
 pub fn run(
-    package: &Package,
-    opened: &Opened,
-    chat: &Chat,
-    prompts: &Prompts,
-    runtime: &Runtime,
+    ready: &Ready<'_>,
+    source: &Variant,
+    running: &Running<'_>,
     mut options: RunOptions<'_>,
     observer: &dyn Observer,
 ) -> Result<RunResult, Error> {
     let mut clock = Clock::start();
+    let Running { runtime, chat, prompts, .. } = *running;
 
-    // 1. the model and its residual stream, and the others of its package
-    let staging = Staging::new(options.bake.out, &opened.model)?;
-    tell(package, &staging, observer);
-    publish::preflight(package, options.bake.out)?;
-    publish::check_names(options.bake.out)?;
-    let chosen = package.variants.iter().position(|v| v.files.onnx == opened.files.onnx);
-    let chosen = chosen.ok_or_else(|| {
+    // 1. the variant that gives the direction
+    let (package, out) = (ready.package, options.bake.out);
+    let base = ready.variants.iter().find(|base| base.variant.relative == source.relative).ok_or_else(|| {
         Error::usage(
-            format!("`{}` is not among the models to bake", opened.files.onnx.display()),
+            format!("`{}` is not among the models to bake", source.files.onnx.display()),
             "let `--only` name the variant that the direction comes from",
         )
     })?;
-    let model = opened.understand()?;
-    let inspected = inspect::describe(opened, &model);
-    let running = Running { runtime, chat, prompts, batch: options.batch, cancelled: options.bake.cancelled };
-    let engine = running.engine(&model);
+    let (opened, model) = base.model.as_ref().map(|model| (base.opened, model)).ok_or_else(|| {
+        Error::usage(format!("`{}` is an embedding file", source.name), "let `--variant` name a language model")
+    })?;
+    let staging = Staging::new(out, &opened.model)?;
+    tell(package, &staging, observer);
+    let engine = running.engine(model);
     let model_sha256 = opened.sha256()?;
     clock.lap("inspect");
 
@@ -213,84 +235,33 @@ pub fn run(
     // what is baked is what the direction file will hold, so that anyone can repeat and verify it from that
     let direction = direction_file::as_stored(&choice.direction)?;
     clock.lap("select");
-
-    // 4. for every variant: the edit; proof by bytes, leak and logits of the file as written; before and after, and
-    //    the guard on what was measured on the written model
-    let metadata = vec![
-        ("lancet.lambda".to_string(), format!("{}", options.lambda)),
-        ("lancet.layer".to_string(), choice.result.selected.layer.to_string()),
-        ("lancet.position".to_string(), choice.result.selected.position.to_string()),
-        ("lancet.source_sha256".to_string(), model_sha256.clone()),
-    ];
     options.settings.refusal_tokens.clone_from(&activations.info.refusal_tokens);
-    let swept = match options.sweep.as_slice() {
-        [] => None,
-        lambdas => {
-            let sweep = sweep::SweepOptions {
-                lambdas: lambdas.to_vec(),
-                strengths: vec![options.strength],
-                alphas: vec![0.0],
-                rules: options.rules,
-                refusal_tokens: options.refusal_tokens.clone(),
-                settings: options.settings.for_sweep(),
-                cross: &[],
-                guard: &options.guard,
-            };
+    let sweep = match options.sweep.is_empty() {
+        true => None,
+        false => {
+            let asked = options.as_sweep();
             let (mut found, _) =
-                sweep::over(&running, engine, (&activations, &mut chooser), &sweep, &mut clock, observer)?;
+                sweep::over(running, engine, (&activations, &mut chooser), &asked, &mut clock, observer)?;
             found.model = opened.files.onnx.display().to_string();
             Some(found)
         }
     };
-    let measuring = Measuring { running, settings: &options.settings, guard: &options.guard };
-    let plan_options = options.bake.plan(metadata);
-    let bake_options = (&options.bake, &plan_options);
-    let mut outcomes =
-        publish::stage(package, &direction, bake_options, Some(&measuring), &staging, &mut clock, observer)?;
-    let tokens = choice.result.refusal_tokens.clone();
-    let mut of_package = (!package.lone).then(|| publish::result(package, &options.bake, tokens, &outcomes));
 
-    // 5. the chosen variant's results; a variant that fails or is refused stops them all
-    let variant::Outcome { mut bake, mut verify, eval, guard, added, .. } = outcomes.swap_remove(chosen);
-    if let (Some(addition), Some(added)) = (&mut addition, added) {
-        addition.treatment = added.treatment.into();
-        addition.target = added.target;
+    // 4. for every variant: the edit; proof by bytes, leak and logits of the file as written; before and after, and
+    //    the guard on what was measured on the written model
+    let measuring = Measuring { running: *running, settings: &options.settings, guard: &options.guard };
+    let plan = options.bake.plan(options.metadata(&choice.result, &model_sha256));
+    let job = Job { direction: &direction, options: &options.bake, plan, measuring: Some(&measuring), observer };
+    let outcomes = publish::stage(ready, &job, &staging, &mut clock)?;
+    if let (Some(addition), Some(at)) = (&mut addition, ready.variants.iter().position(|v| std::ptr::eq(v, base))) {
+        addition.baked.clone_from(&outcomes[at].added);
     }
-    let (eval, mut guard) = eval.zip(guard).expect("every model is measured");
-    bake.bytes_written = publish::folder_bytes(staging.path());
-    if let Some(found) = &of_package {
-        verify.passed = found.verified();
-        guard.passed = found.variants.iter().filter_map(|v| v.guard.as_ref()).all(|g| g.passed);
-        guard.overridden = !guard.passed && options.guard.force;
-        let others = found.variants.iter().enumerate().filter(|(at, _)| *at != chosen);
-        for (_, other) in others {
-            verify.failures.extend(other.verify.failures.iter().map(|f| format!("`{}`: {f}", other.model)));
-            let reasons = other.guard.iter().flat_map(|g| &g.reasons);
-            guard.reasons.extend(reasons.map(|r| format!("`{}`: {r}", other.model)));
-        }
-    }
-    let publish = verify.passed && (guard.passed || guard.overridden);
-    let guard_words = guard.words();
-    let out = options.bake.out;
-    let single = publish::is_single(out);
-    let place = |name: &str| {
-        if single { out.with_extension(format!("lancet.{name}")) } else { out.join(format!("lancet.{name}")) }
-    };
-    let seconds = clock.seconds;
-    if let Some(found) = &mut of_package {
-        found.published = publish;
-        found.bytes_written = bake.bytes_written;
-        found.seconds = seconds.values().sum();
-    }
-    let mut result = RunResult {
-        schema: crate::report::SCHEMA,
-        inspect: inspected,
+
+    // 5. what became of them; a variant that fails or is refused stops them all
+    let mut shared = RunShared {
+        bake: publish::shared(package, &options.bake, &outcomes),
+        direction_from: source.name.clone(),
         collect: collected,
-        select: choice.result,
-        bake,
-        verify,
-        eval,
-        guard,
         provenance: Provenance {
             lancet_version: env!("CARGO_PKG_VERSION").into(),
             model: opened.files.onnx.display().to_string(),
@@ -304,34 +275,22 @@ pub fn run(
             command: options.command.clone(),
             lambda: options.lambda,
             strength: options.strength,
-            guard: guard_words,
         },
         outputs: Outputs::default(),
         addition,
-        sweep: swept,
-        package: of_package,
-        seconds,
+        sweep,
+        select: choice.result,
     };
+    shared.bake.refusal_tokens.clone_from(&shared.select.refusal_tokens);
+    shared.bake.bytes_written = publish::folder_bytes(staging.path());
+    shared.bake.seconds = clock.seconds;
+    let mut result = RunResult::new(shared, outcomes.into_iter().map(|baked| baked.result).collect());
 
     // 6. publish, whole or not at all
-    if publish {
-        let path = if single { out.to_path_buf() } else { out.join(&package.variants[chosen].relative) };
-        result.outputs = Outputs {
-            model: Some(path.display().to_string()),
-            report_html: Some(place("html").display().to_string()),
-            report_json: Some(place("json").display().to_string()),
-            report_markdown: Some(place("md").display().to_string()),
-            direction: Some(place("direction.safetensors").display().to_string()),
-        };
-        let stage = |name: &str| {
-            let path = place(name);
-            staging.path().join(path.file_name().expect("made from a file name"))
-        };
-        direction_file::save(&stage("direction.safetensors"), &direction, &result.select, &model_sha256)?;
-        write_whole(&stage("html"), crate::report::html(&result).as_bytes())?;
-        let json = serde_json::to_vec_pretty(&result).expect("plain data");
-        write_whole(&stage("json"), &json)?;
-        write_whole(&stage("md"), crate::report::markdown(&result).as_bytes())?;
+    if result.verified() && result.guard_allows() {
+        result.shared.bake.published = true;
+        result.shared.outputs = publish::outputs(out, &source.relative);
+        publish::reports(&result, &direction, &staging)?;
         staging.publish()?;
     }
     Ok(result)
@@ -342,50 +301,49 @@ pub fn run(
 /// verify or the guard refuses one; the result tells.
 ///
 /// # Errors
-/// If a graph is not understood, if the direction does not fit, if writing or a run fails.
+/// If the direction does not fit, if writing or a run fails.
 pub fn bake(
-    package: &Package,
+    ready: &Ready<'_>,
     direction: &Direction,
     options: &BakeOptions<'_>,
     measuring: Option<&Measuring<'_>>,
     observer: &dyn Observer,
-) -> Result<PackageResult, Error> {
+) -> Result<PackageBake, Error> {
     let mut clock = Clock::start();
-    let any = package.variants.first().expect("a package has a variant");
-    let staging =
-        Staging::new(options.out, &opened::open_model(&any.files.onnx).map_err(publish::of_variant(package, any))?)?;
+    let package = ready.package;
+    let any = ready.variants.first().expect("a package has a variant");
+    let staging = Staging::new(options.out, &any.opened.model)?;
     tell(package, &staging, observer);
-    publish::preflight(package, options.out)?;
-    let metadata = measuring.is_none().then(|| (variant::GUARD_KEY.to_string(), "not measured".to_string()));
-    let plan_options = options.plan(metadata.into_iter().collect());
-    let outcomes =
-        publish::stage(package, direction, (options, &plan_options), measuring, &staging, &mut clock, observer)?;
-    let tokens = measuring.map(|m| {
-        let ids = m.settings.refusal_tokens.iter();
-        ids.map(|&id| RefusalToken { id, text: m.running.chat.token_label(id) }).collect()
-    });
-    let mut result = publish::result(package, options, tokens.unwrap_or_default(), &outcomes);
-    result.bytes_written = publish::folder_bytes(staging.path());
+    let metadata =
+        measuring.is_none().then(|| (variant::GUARD_KEY.to_string(), GuardMark::NotMeasured.as_str().to_string()));
+    let plan = options.plan(metadata.into_iter().collect());
+    let outcomes = publish::stage(ready, &Job { direction, options, plan, measuring, observer }, &staging, &mut clock)?;
+    let mut shared = publish::shared(package, options, &outcomes);
+    if let Some(Measuring { settings, running, .. }) = measuring {
+        shared.refusal_tokens = collect::labelled(&settings.refusal_tokens, running.chat);
+    }
+    shared.bytes_written = publish::folder_bytes(staging.path());
+    let mut result = PackageBake::new(shared, outcomes.into_iter().map(|baked| baked.result).collect());
     if measuring.is_none()
-        && let Some((at, failed)) = result.variants.iter().enumerate().find(|(_, v)| !v.verify.passed)
+        && let Some((base, failed)) = ready.variants.iter().zip(&result.variants).find(|(_, v)| !v.verify.passed)
     {
         let error = Error::failed_with(
             format!("the written model does not verify: {}", failed.verify.failures.join("; ")),
             "nothing was published; please report this with the model's `lancet inspect --json`",
         );
-        return Err(publish::of_variant(package, &package.variants[at])(error));
+        return Err(publish::of_variant(package, base.variant)(error));
     }
-    if result.verified() && result.guarded().is_empty() {
+    if result.verified() && result.guard_allows() {
         staging.publish()?;
-        result.published = true;
+        result.shared.published = true;
     }
     clock.lap("publish");
-    result.seconds = clock.seconds.values().sum();
+    result.shared.seconds = clock.seconds;
     Ok(result)
 }
 
-/// Bakes `direction` into a copy of one model at `out`, with its companions, and verifies the bytes; no runtime is
-/// needed.
+/// Bakes `direction` into a copy of one model with its companions, and verifies the bytes; no runtime is needed. Returns
+/// the row of that model.
 ///
 /// # Errors
 /// If the graph is not understood, if the direction does not fit, or if writing fails.
@@ -394,9 +352,10 @@ pub fn bake_only(
     direction: &Direction,
     options: &BakeOptions<'_>,
     observer: &dyn Observer,
-) -> Result<(BakeResult, VerifyResult), Error> {
-    let result = bake(&Package::of_file(opened.files.clone()), direction, options, None, observer)?;
-    Ok(result.into_lone())
+) -> Result<VariantResult, Error> {
+    let package = Package::of_file(opened.files.clone());
+    let mut result = bake(&preflight(&package, options.out)?, direction, options, None, observer)?;
+    Ok(result.variants.swap_remove(0))
 }
 
 /// Names what killed runs had left beside the output, which is gone now, and weights that are left out of it.
@@ -429,14 +388,9 @@ pub fn summary(
     output: Option<&Path>,
     seconds: f64,
 ) -> CollectSummary {
-    let (n_pos, n_layers, d_model) = activations.means[0].shape();
-    let count = |class| activations.info.prompts.get(class, Split::Train).len();
+    let (n_pos, n_layers, d_model) = activations.means.harmless.shape();
     CollectSummary {
-        prompts: ClassCounts {
-            harmful: count(PromptClass::Harmful),
-            pseudo_harmful: count(PromptClass::PseudoHarmful),
-            harmless: count(PromptClass::Harmless),
-        },
+        prompts: ClassCounts::from_fn(|class| activations.info.prompts.get(class, Split::Train).len()),
         resumed,
         n_pos,
         n_layers,

@@ -2,6 +2,7 @@
 
 use super::engine::{Engine, Observer};
 use super::likelihood::{self, Query};
+use super::stage::Stage;
 use crate::chat::Chat;
 use crate::error::{Error, Kind};
 use crate::eval::statistics::{CONFIDENCE, wilson};
@@ -160,7 +161,7 @@ pub fn measure(
     }
     let queries: Vec<Query<'_>> = encoded.iter().map(|(tokens, scored)| Query { tokens, scored: *scored }).collect();
     let room = engine.room();
-    let found = likelihood::observed(engine, &queries, (room, room), (observer, "multiple choice"))?;
+    let found = likelihood::observed(engine, &queries, (room, room), (observer, &Stage::MultipleChoice))?;
     let mut sums = found.into_iter().map(|of| of.iter().sum::<f64>());
     let scores = items.items.iter().map(|item| score(item, sums.by_ref().take(item.choices.len()), options)).collect();
     Ok(summary(items, scores, options, truncated))

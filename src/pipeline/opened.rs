@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use sha2::{Digest, Sha256};
 
 use super::files::ModelFiles;
-use super::package::{Package, undownloaded};
+use super::package::{Package, Role, Variant, undownloaded};
 use crate::bake::{BakeError, BakePlan, ByteReport, PlanOptions, hex, verify_bytes};
 use crate::error::Error;
 use crate::lm::{EmbeddingFile, Interface, LanguageModel, ModelConfig, Refusal, Writer};
@@ -14,7 +14,7 @@ use crate::method::direction::Direction;
 use crate::onnx::{Graph, Model};
 use crate::runtime::batch::Sharing;
 
-/// An opened model.
+/// An opened model, or an embedding file that goes with no model by its name.
 pub struct Opened {
     /// Where it is.
     pub files: ModelFiles,
@@ -24,6 +24,8 @@ pub struct Opened {
     pub embedding: Option<Model>,
     /// Dimensions from its configs.
     pub config: ModelConfig,
+    /// SHA-256 over its files, once asked for.
+    sha256: OnceLock<String>,
 }
 
 /// A model's graph, understood.
@@ -82,7 +84,7 @@ impl Opened {
     /// # Errors
     /// If there is no model or several, or if it cannot be read.
     pub fn new(path: &Path) -> Result<Self, Error> {
-        Self::of(Package::find(path, &[])?.pick(None)?.files.clone())
+        Package::find(path, &[])?.take(None)
     }
 
     /// Opens a model whose files are known.
@@ -90,26 +92,37 @@ impl Opened {
     /// # Errors
     /// If it cannot be read.
     pub fn of(files: ModelFiles) -> Result<Self, Error> {
-        let config = files.config()?;
         let model = open_model(&files.onnx)?;
+        Self::with(files, model)
+    }
+
+    /// The same of a model whose `.onnx` file is open.
+    ///
+    /// # Errors
+    /// If a config or the embedding file cannot be read.
+    pub fn with(files: ModelFiles, model: Model) -> Result<Self, Error> {
+        let config = files.config()?;
         let embedding = match takes_embeddings(&model) {
             true => files.embedding()?.map(|path| open_model(&path)).transpose()?,
             false => None,
         };
-        Ok(Self { files, model, embedding, config })
+        Ok(Self { files, model, embedding, config, sha256: OnceLock::new() })
     }
 
-    /// Opens what was made of this model: the files of the same names in `folder`. Dimensions are this model's.
+    /// Opens what was made of this model: the file `onnx`, and in its folder an embedding file of this one's name.
+    /// Dimensions are this model's, as what was made may have no configs beside it.
     ///
     /// # Errors
     /// If a file is not there, or cannot be read.
-    pub fn again(&self, folder: &Path) -> Result<Self, Error> {
+    pub fn again(&self, onnx: &Path) -> Result<Self, Error> {
+        let folder = crate::files::folder_of(onnx).to_path_buf();
         let place = |model: &Model| folder.join(model.path.file_name().expect("an opened file has a name"));
         Ok(Self {
-            files: ModelFiles { onnx: place(&self.model), root: folder.to_path_buf() },
-            model: Model::open(&place(&self.model))?,
+            model: Model::open(onnx)?,
             embedding: self.embedding.as_ref().map(|model| Model::open(&place(model))).transpose()?,
+            files: ModelFiles { onnx: onnx.to_path_buf(), root: folder },
             config: self.config,
+            sha256: OnceLock::new(),
         })
     }
 
@@ -153,12 +166,16 @@ impl Opened {
         std::iter::once(&self.model).chain(&self.embedding)
     }
 
-    /// SHA-256 over the `.onnx` files and their external data files in the order they are first named.
+    /// SHA-256 over the `.onnx` files and their external data files in the order they are first named. The files are
+    /// read once.
     ///
     /// # Errors
     /// If a file cannot be read.
     pub fn sha256(&self) -> Result<String, Error> {
         use std::io::Read;
+        if let Some(known) = self.sha256.get() {
+            return Ok(known.clone());
+        }
         let mut hasher = Sha256::new();
         let mut block = vec![0; 1 << 20];
         let files = self.models().flat_map(|model| {
@@ -174,7 +191,55 @@ impl Opened {
                 }
             }
         }
-        Ok(hex(&hasher.finalize()))
+        Ok(self.sha256.get_or_init(|| hex(&hasher.finalize())).clone())
+    }
+}
+
+/// A variant of a package, understood once a command.
+pub struct Traced<'p> {
+    /// Which variant.
+    pub variant: &'p Variant,
+    /// Its files.
+    pub opened: &'p Opened,
+    /// The language model; `None` for an embedding file that goes with no model by its name.
+    pub model: Option<Understood<'p>>,
+}
+
+impl<'p> Traced<'p> {
+    /// Finds the language model of a variant.
+    ///
+    /// # Errors
+    /// If its files cannot be read, or the first thing in its graph that is not understood.
+    pub fn new(variant: &'p Variant) -> Result<Self, Error> {
+        let opened = variant.opened()?;
+        let model = match variant.role {
+            Role::Model => Some(opened.understand()?),
+            Role::Embedding => None,
+        };
+        Ok(Self { variant, opened, model })
+    }
+
+    /// Width of the residual stream; `None` for an embedding file, which is read with the direction's.
+    pub fn d_model(&self) -> Option<usize> {
+        self.model.as_ref().map(|model| model.lm.d_model())
+    }
+
+    /// Plans the weight orthogonalisation against `direction`.
+    ///
+    /// # Errors
+    /// As [`Understood::plan`]; of an embedding file, if it makes no embedding of the direction's width.
+    pub fn plan(&self, direction: &Direction, options: &PlanOptions) -> Result<Plans, Error> {
+        if let Some(model) = &self.model {
+            return model.plan(direction, options);
+        }
+        let file = EmbeddingFile::new(Graph::new(&self.opened.model), None, Some(direction.width()))?;
+        let writer = std::slice::from_ref(&file.writer);
+        Ok(Plans { main: BakePlan::new(&file.graph, writer, direction.width(), direction, options)?, embedding: None })
+    }
+
+    /// The graphs of its files, the embedding's first.
+    pub fn graphs(&self) -> Vec<Graph<'p>> {
+        self.opened.embedding.iter().chain([&self.opened.model]).map(Graph::new).collect()
     }
 }
 
@@ -217,6 +282,12 @@ impl Understood<'_> {
 }
 
 impl Plans {
+    /// Bytes by which the files grow: copies of tensors that serve twice.
+    pub fn growth(&self) -> u64 {
+        let plans = self.embedding.iter().chain([&self.main]);
+        plans.flat_map(|plan| &plan.tensors).filter(|tensor| tensor.copy.is_some()).map(|tensor| tensor.bytes()).sum()
+    }
+
     /// Names of the tensors whose edit is not exact.
     pub fn inexact(&self) -> Vec<String> {
         self.embedding.iter().chain([&self.main]).flat_map(BakePlan::inexact).collect()

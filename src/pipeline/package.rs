@@ -8,7 +8,7 @@ use globset::GlobBuilder;
 
 use super::files::ModelFiles;
 use super::kind::{Blocked, Evidence, Kind, kind};
-use super::opened::takes_embeddings;
+use super::opened::{Opened, takes_embeddings};
 use super::walk::{Entry, Left, Listing, walk};
 use super::weights::{self, Weights};
 use crate::error::Error;
@@ -24,8 +24,7 @@ pub enum Role {
     Embedding,
 }
 
-/// An `.onnx` file that is baked.
-#[derive(Debug, Clone)]
+/// An `.onnx` file that is baked. It is opened where the package is found, and stays open.
 pub struct Variant {
     /// Its path in the package, with `/`.
     pub name: String,
@@ -39,6 +38,8 @@ pub struct Variant {
     pub writes: BTreeSet<PathBuf>,
     /// The embedding file among these.
     embedding: Option<PathBuf>,
+    /// Its files, where they can be read.
+    opened: Option<Opened>,
 }
 
 /// An `.onnx` file that is no language model.
@@ -64,7 +65,6 @@ pub struct Hindrance {
 }
 
 /// What a user named as `MODEL`: a folder with all that is in it, or one file with its companions.
-#[derive(Debug, Clone)]
 pub struct Package {
     /// The folder.
     pub root: PathBuf,
@@ -91,25 +91,26 @@ pub struct Package {
 #[derive(Default)]
 struct Sorted {
     variants: Vec<Variant>,
-    embeddings: Vec<PathBuf>,
+    embeddings: Vec<(PathBuf, Model)>,
     others: Vec<Other>,
     hindrances: Vec<Hindrance>,
 }
 
 impl Sorted {
-    fn add(&mut self, root: &Path, relative: &Path, kind: Kind) {
-        match kind {
-            Kind::Model => {
+    /// Sorts one file in; `model` is none where it cannot be read.
+    fn add(&mut self, root: &Path, relative: &Path, kind: Kind, model: Option<Model>) {
+        match (kind, model) {
+            (Kind::Embedding, Some(model)) => self.embeddings.push((relative.to_path_buf(), model)),
+            (Kind::Model | Kind::Embedding, model) => {
                 let files = ModelFiles { onnx: root.join(relative), root: config_folder(root, relative) };
-                self.variants.push(Variant::model(root, relative.to_path_buf(), files));
+                self.variants.push(Variant::model(root, relative.to_path_buf(), files, model));
             }
-            Kind::Embedding => self.embeddings.push(relative.to_path_buf()),
-            Kind::Other { reason, .. } => {
-                let reads = parts(root, relative);
+            (Kind::Other { reason, .. }, model) => {
+                let reads = parts(root, relative, model.as_ref());
                 self.others.push(Other { relative: relative.to_path_buf(), reason, reads });
             }
-            Kind::Blocked(why) => {
-                let reads = parts(root, relative);
+            (Kind::Blocked(why), model) => {
+                let reads = parts(root, relative, model.as_ref());
                 self.hindrances.push(Hindrance { relative: relative.to_path_buf(), why, reads });
             }
         }
@@ -117,16 +118,16 @@ impl Sorted {
 
     /// Embedding files that go with no model by their names: variants of their own where a model takes embeddings.
     fn place_embeddings(&mut self, root: &Path) {
-        let taken = self.variants.iter().any(|v| Model::open(&v.files.onnx).is_ok_and(|m| takes_embeddings(&m)));
-        for relative in std::mem::take(&mut self.embeddings) {
+        let taken = self.variants.iter().any(|v| v.opened.as_ref().is_some_and(|o| takes_embeddings(&o.model)));
+        for (relative, model) in std::mem::take(&mut self.embeddings) {
             if self.variants.iter().any(|v| v.embedding.as_ref() == Some(&relative)) {
                 continue;
             }
             if taken {
-                self.variants.push(Variant::embedding(root, relative));
+                self.variants.push(Variant::embedding(root, relative, model));
             } else {
                 let reason = "no model of this folder takes its embeddings".into();
-                self.add(root, &relative, Kind::Other { reason, evidence: Evidence::Names });
+                self.add(root, &relative, Kind::Other { reason, evidence: Evidence::Names }, Some(model));
             }
         }
     }
@@ -178,7 +179,8 @@ impl Package {
         let root = files.root.clone();
         let Listing { files: entries, refused, .. } = files.companions();
         let relative = files.relative();
-        let variants = vec![Variant::model(&root, relative, files)];
+        let model = Model::open(&files.onnx).ok();
+        let variants = vec![Variant::model(&root, relative, files, model)];
         Self {
             root,
             variants,
@@ -204,12 +206,13 @@ impl Package {
         };
         let mut sorted = Sorted::default();
         for relative in found {
-            let kind = match Model::open(&root.join(relative)) {
-                Ok(model) => {
+            let model = Model::open(&root.join(relative)).ok();
+            let kind = match &model {
+                Some(model) => {
                     let files = ModelFiles { onnx: root.join(relative), root: config_folder(root, relative) };
-                    kind(&model, is_embedding(relative), &|| files.vocabulary())
+                    kind(model, is_embedding(relative), &|| files.vocabulary())
                 }
-                Err(_) => missing(root, relative).map_or(Kind::Model, Kind::Blocked),
+                None => missing(root, relative).map_or(Kind::Model, Kind::Blocked),
             };
             let kind = match kind {
                 Kind::Other { evidence: Evidence::Names, .. } | Kind::Embedding if Some(relative) == sole => {
@@ -217,7 +220,7 @@ impl Package {
                 }
                 kind => kind,
             };
-            sorted.add(root, relative, kind);
+            sorted.add(root, relative, kind, model);
         }
         sorted.place_embeddings(root);
         let mut left_out = listing.left.clone();
@@ -235,6 +238,14 @@ impl Package {
         let files = listing.files.into_iter().filter(|f| left_out.iter().all(|l| l.relative != f.relative)).collect();
         let (root, refused) = (root.to_path_buf(), listing.refused);
         Ok(Self { root, variants, others, hindrances, left_out, weights_left, refused, lone, folder: true, files })
+    }
+
+    /// What the user named: the folder, or the one file.
+    pub fn named(&self) -> &Path {
+        match self.variants.as_slice() {
+            [only] if !self.folder => &only.files.onnx,
+            _ => &self.root,
+        }
     }
 
     /// The language models, by name.
@@ -280,6 +291,16 @@ impl Package {
         ))
     }
 
+    /// The one model that is meant, out of the package.
+    ///
+    /// # Errors
+    /// As [`Self::pick`], or if its files cannot be read.
+    pub fn take(mut self, name: Option<&str>) -> Result<Opened, Error> {
+        let relative = self.pick(name)?.relative.clone();
+        self.variants.retain(|variant| variant.relative == relative);
+        self.variants.pop().expect("it was picked").into_opened()
+    }
+
     /// The package without the variants that no pattern fits, without what belongs to them alone, and without what
     /// could only be refused.
     ///
@@ -290,11 +311,16 @@ impl Package {
             return Ok(self);
         }
         let chosen = self.chosen(patterns)?;
-        let (mut kept, gone): (Vec<_>, Vec<_>) = self.variants.into_iter().partition(|v| chosen.contains(&v.relative));
+        let (mut kept, mut gone): (Vec<_>, Vec<_>) =
+            self.variants.into_iter().partition(|v| chosen.contains(&v.relative));
         // an embedding file that was asked for, though its model was not
-        for path in gone.iter().filter_map(|v| v.embedding.clone()).filter(|path| chosen.contains(path)) {
-            if !kept.iter().any(|v| v.writes.contains(&path)) {
-                kept.push(Variant::embedding(&self.root, path));
+        for variant in &mut gone {
+            let file = variant.opened.as_mut().and_then(|opened| opened.embedding.take());
+            if let (Some(path), Some(file)) = (&variant.embedding, file)
+                && chosen.contains(path)
+                && !kept.iter().any(|v| v.writes.contains(path))
+            {
+                kept.push(Variant::embedding(&self.root, path.clone(), file));
             }
         }
         kept.sort_by(|a, b| a.relative.cmp(&b.relative));
@@ -392,25 +418,55 @@ impl Package {
 }
 
 impl Variant {
-    /// The model at `relative` in `root`, with everything that its bake writes.
-    fn model(root: &Path, relative: PathBuf, files: ModelFiles) -> Self {
+    /// The model at `relative` in `root`, with everything that its bake writes; `model` is none where it cannot be read.
+    fn model(root: &Path, relative: PathBuf, files: ModelFiles, model: Option<Model>) -> Self {
         let folder = relative.parent().unwrap_or(Path::new(""));
-        let mut writes = parts(root, &relative);
-        let embedding = Model::open(&files.onnx)
-            .is_ok_and(|model| takes_embeddings(&model))
-            .then(|| files.embedding().ok().flatten())
-            .flatten()
+        let mut writes = parts(root, &relative, model.as_ref());
+        let embedding = model
+            .as_ref()
+            .filter(|model| takes_embeddings(model))
+            .and_then(|_| files.embedding().ok().flatten())
             .and_then(|path| Some(folder.join(path.file_name()?)));
+        let opened = model.and_then(|model| Opened::with(files.clone(), model).ok());
         if let Some(embedding) = &embedding {
-            writes.extend(parts(root, embedding));
+            writes.extend(parts(root, embedding, opened.as_ref().and_then(|opened| opened.embedding.as_ref())));
         }
-        Self { name: shown(&relative), relative, role: Role::Model, files, writes, embedding }
+        Self { name: shown(&relative), relative, role: Role::Model, files, writes, embedding, opened }
     }
 
-    fn embedding(root: &Path, relative: PathBuf) -> Self {
+    fn embedding(root: &Path, relative: PathBuf, model: Model) -> Self {
         let files = ModelFiles { onnx: root.join(&relative), root: config_folder(root, &relative) };
-        let writes = parts(root, &relative);
-        Self { name: shown(&relative), relative, role: Role::Embedding, files, writes, embedding: None }
+        let writes = parts(root, &relative, Some(&model));
+        let opened = Opened::with(files.clone(), model).ok();
+        Self { name: shown(&relative), relative, role: Role::Embedding, files, writes, embedding: None, opened }
+    }
+
+    /// Its files.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn opened(&self) -> Result<&Opened, Error> {
+        self.opened.as_ref().ok_or_else(|| self.unreadable())
+    }
+
+    /// The same, for good.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn into_opened(self) -> Result<Opened, Error> {
+        match self.opened {
+            Some(opened) => Ok(opened),
+            None => Err(self.unreadable()),
+        }
+    }
+
+    /// Why its files cannot be read: they are opened again to tell.
+    fn unreadable(&self) -> Error {
+        let changed = || {
+            let words = format!("`{}` changed while it was read", self.files.onnx.display());
+            Error::failed_with(words, "run the command again when nothing writes to it")
+        };
+        Opened::of(self.files.clone()).err().unwrap_or_else(changed)
     }
 }
 
@@ -428,15 +484,15 @@ fn file_name(path: &Path) -> String {
 }
 
 /// An `.onnx` file and its external data, relative to `root`; of one that cannot be read, what is named like it.
-fn parts(root: &Path, relative: &Path) -> BTreeSet<PathBuf> {
+fn parts(root: &Path, relative: &Path, model: Option<&Model>) -> BTreeSet<PathBuf> {
     let folder = relative.parent().unwrap_or(Path::new(""));
     let mut parts = BTreeSet::from([relative.to_path_buf()]);
-    match Model::open(&root.join(relative)) {
-        Ok(model) => parts.extend(model.external_files().into_iter().map(|(location, _)| {
+    match model {
+        Some(model) => parts.extend(model.external_files().into_iter().map(|(location, _)| {
             let plain = Path::new(&location).components().filter(|part| matches!(part, Component::Normal(_)));
             folder.join(plain.collect::<PathBuf>())
         })),
-        Err(_) => {
+        None => {
             let name = file_name(relative);
             let entries = std::fs::read_dir(root.join(folder)).into_iter().flatten().filter_map(Result::ok);
             let names = entries.filter_map(|e| e.file_name().into_string().ok());
@@ -471,7 +527,8 @@ pub(super) fn undownloaded(path: &Path) -> Option<Blocked> {
 
 /// What was not downloaded: the file itself or its external data are Git LFS pointers.
 fn missing(root: &Path, relative: &Path) -> Option<Blocked> {
-    let pointer = parts(root, relative).into_iter().find(|path| is_lfs_pointer(&root.join(path)))?;
+    let model = Model::open(&root.join(relative)).ok();
+    let pointer = parts(root, relative, model.as_ref()).into_iter().find(|path| is_lfs_pointer(&root.join(path)))?;
     Some(match pointer == relative {
         true => weights::pointer(),
         false => Blocked {
@@ -593,7 +650,7 @@ mod tests {
             ("vision.onnx", onnx(&["pixel_values"], &["image_features"])),
             ("audio.onnx", onnx(&["input_features"], &["audio_features"])),
         ]);
-        let error = Package::find(found.path(), &[]).unwrap_err().to_string();
+        let error = Package::find(found.path(), &[]).err().unwrap().to_string();
         assert!(error.contains("`audio.onnx` takes no token ids; `vision.onnx` takes no token ids"), "{error}");
     }
 }

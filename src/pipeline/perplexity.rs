@@ -6,6 +6,7 @@ use std::path::Path;
 use super::engine::{Engine, Observer};
 use super::files::ModelFiles;
 use super::likelihood::{self, Query};
+use super::stage::Stage;
 use crate::chat::Chat;
 use crate::error::{Error, Kind};
 use crate::eval::statistics::{CONFIDENCE, bootstrap_mean};
@@ -197,7 +198,7 @@ pub fn measure(
     let queries: Vec<Query<'_>> =
         windows.iter().map(|(range, scored)| Query { tokens: &tokens[range.clone()], scored: *scored }).collect();
     let room = engine.room();
-    let found = likelihood::observed(engine, &queries, (stride, room), (observer, "perplexity"))?;
+    let found = likelihood::observed(engine, &queries, (stride, room), (observer, &Stage::Perplexity))?;
     let windows: Vec<WindowNll> =
         found.iter().map(|of| WindowNll { tokens: of.len(), nll: -of.iter().sum::<f64>() }).collect();
     let scored: usize = windows.iter().map(|w| w.tokens).sum();

@@ -10,18 +10,19 @@ use std::sync::atomic::Ordering;
 use super::card;
 use super::engine::Observer;
 use super::kind::{Evidence, Kind, kind};
-use super::opened::Opened;
+use super::opened::{Plans, Traced};
 use super::package::{Other, Package, Role, Variant, shown};
-use super::variant::{self, Clock, Desk, Measuring, Outcome};
+use super::stage::Stage;
+use super::variant::{self, Baked, Clock, Desk, Job};
 use super::walk::{Entry, Left};
-use super::{BakeOptions, prove};
-use crate::bake::{BakeError, PlanOptions, Staging};
+use super::{BakeOptions, direction_file, write_whole};
+use crate::bake::{BakeError, Staging};
 use crate::error::Error;
 use crate::files;
 use crate::method::direction::Direction;
 use crate::onnx::external::read_exact_at;
 use crate::onnx::{Model, Storage};
-use crate::report::{Effect, FileRow, PackageResult, RefusalToken, VariantResult};
+use crate::report::{self, BakeShared, FileKind, FileRow, Outputs, RunResult, RunShared};
 
 /// Bytes that are compared or copied at a time.
 const BLOCK: u64 = 4 << 20;
@@ -56,12 +57,35 @@ pub(super) fn of_variant(package: &Package, variant: &Variant) -> impl FnOnce(Er
     }
 }
 
+/// A package that can be baked: nothing stands in the way, and every variant is understood.
+pub struct Ready<'p> {
+    /// What was found where the user pointed.
+    pub package: &'p Package,
+    /// Its variants, understood, in the package's order.
+    pub variants: Vec<Traced<'p>>,
+}
+
+impl<'p> Ready<'p> {
+    /// The first language model.
+    ///
+    /// # Errors
+    /// Usage: there are embedding files only.
+    pub fn first_model(&self) -> Result<&Traced<'p>, Error> {
+        self.variants.iter().find(|base| base.model.is_some()).ok_or_else(|| {
+            Error::usage(
+                "an embedding file alone cannot be run",
+                "let `--only` name a model, or ask for no measurement",
+            )
+        })
+    }
+}
+
 /// Refuses a package in which anything stands in the way, before a byte is written: a variant that is not understood,
 /// two of different width, an output that cannot hold them, a full disk.
 ///
 /// # Errors
 /// The first of these, with the file's name.
-pub fn preflight(package: &Package, out: &Path) -> Result<(), Error> {
+pub fn preflight<'p>(package: &'p Package, out: &Path) -> Result<Ready<'p>, Error> {
     if is_single(out) && !package.lone {
         return Err(Error::usage(
             format!(
@@ -72,29 +96,33 @@ pub fn preflight(package: &Package, out: &Path) -> Result<(), Error> {
             "choose a new folder for the output, or pass one model by its path",
         ));
     }
-    let mut first: Option<(usize, &Variant)> = None;
-    for variant in package.models() {
-        let opened = Opened::of(variant.files.clone()).map_err(of_variant(package, variant))?;
-        language_model(&opened.model, variant)?;
-        let model = opened.understand().map_err(|e| of_variant(package, variant)(e.into()))?;
-        let width = model.lm.d_model();
-        match first {
-            None => first = Some((width, variant)),
-            Some((other, _)) if other == width => {}
-            Some((other, known)) => {
-                return Err(Error::failed_with(
-                    format!(
-                        "d_model is {width} in `{}` and {other} in `{}`: no direction fits both",
-                        variant.name, known.name
-                    ),
-                    "pick those of one width with `--only`",
-                ));
-            }
+    check_names(out)?;
+    let mut variants: Vec<Traced<'p>> = Vec::new();
+    for variant in &package.variants {
+        let base = trace(variant).map_err(of_variant(package, variant))?;
+        let known = variants.iter().find_map(|other| Some((other.d_model()?, &other.variant.name)));
+        if let (Some((other, known)), Some(width)) = (known, base.d_model())
+            && other != width
+        {
+            return Err(Error::failed_with(
+                format!("d_model is {width} in `{}` and {other} in `{known}`: no direction fits both", variant.name),
+                "pick those of one width with `--only`",
+            ));
         }
+        variants.push(base);
     }
     unhindered(package)?;
     let existing = out.ancestors().skip(1).find(|path| path.is_dir()).unwrap_or(Path::new("."));
-    room(package, 0, existing, is_single(out))
+    room(package, 0, existing, is_single(out))?;
+    Ok(Ready { package, variants })
+}
+
+fn trace(variant: &Variant) -> Result<Traced<'_>, Error> {
+    let opened = variant.opened()?;
+    if variant.role == Role::Model {
+        language_model(&opened.model, variant)?;
+    }
+    Traced::new(variant)
 }
 
 /// Refuses links that lead elsewhere, and files that hold weights which no edit reaches.
@@ -134,53 +162,34 @@ fn room(package: &Package, grown: u64, place: &Path, single: bool) -> Result<(),
     }
 }
 
-/// Bytes by which a variant's files grow: copies of tensors that serve twice. Fails where the direction does not fit.
-fn growth(variant: &Variant, direction: &Direction, options: &PlanOptions) -> Result<u64, Error> {
-    let plans = match variant.role {
-        Role::Model => {
-            let opened = Opened::of(variant.files.clone())?;
-            let plans = opened.understand()?.plan(direction, options)?;
-            plans.embedding.into_iter().chain([plans.main]).collect::<Vec<_>>()
-        }
-        Role::Embedding => {
-            let model = Model::open(&variant.files.onnx)?;
-            vec![prove::embedding_plan(&model, direction, options)?]
-        }
-    };
-    Ok(plans.iter().flat_map(|p| &p.tensors).filter(|t| t.copy.is_some()).map(|t| t.bytes()).sum())
-}
-
 /// Bakes every variant into the staging folder and copies everything else there. Nothing is published yet.
 ///
 /// # Errors
 /// The first thing that stands in the way, with the file's name where there are several.
 pub(super) fn stage(
-    package: &Package,
-    direction: &Direction,
-    options: (&BakeOptions<'_>, &PlanOptions),
-    measuring: Option<&Measuring<'_>>,
+    ready: &Ready<'_>,
+    job: &Job<'_>,
     staging: &Staging,
     clock: &mut Clock,
-    observer: &dyn Observer,
-) -> Result<Vec<Outcome>, Error> {
-    let (options, plan_options) = options;
-    let single = is_single(options.out);
-    let mut grown = 0;
-    for variant in &package.variants {
-        grown += growth(variant, direction, plan_options).map_err(of_variant(package, variant))?;
+) -> Result<Vec<Baked>, Error> {
+    let package = ready.package;
+    let single = is_single(job.options.out);
+    let mut plans = Vec::new();
+    for base in &ready.variants {
+        plans.push(base.plan(job.direction, &job.plan).map_err(of_variant(package, base.variant))?);
     }
-    room(package, grown, staging.path(), single)?;
-    let mut desk = Desk::new(package, staging, options, observer);
+    room(package, plans.iter().map(Plans::growth).sum(), staging.path(), single)?;
+    let mut desk = Desk::new(package, staging, job);
     let mut outcomes = Vec::new();
-    for variant in &package.variants {
-        let outcome = variant::bake(variant, direction, plan_options, measuring, &mut desk, clock);
-        outcomes.push(outcome.map_err(of_variant(package, variant))?);
+    for (base, plans) in ready.variants.iter().zip(plans) {
+        let outcome = variant::bake(base, plans, &mut desk, clock);
+        outcomes.push(outcome.map_err(of_variant(package, base.variant))?);
     }
     if !single {
         for other in &package.others {
             unaffected(package, other, &desk)?;
         }
-        copy(package, &desk, options, observer)?;
+        copy(package, &desk, job.options, job.observer)?;
         clock.lap("bake");
     }
     Ok(outcomes)
@@ -247,7 +256,7 @@ pub(super) fn equal(a: &Path, b: &Path, range: Option<Range<u64>>) -> Result<boo
 fn copy(package: &Package, desk: &Desk<'_>, options: &BakeOptions<'_>, observer: &dyn Observer) -> Result<(), Error> {
     let files: Vec<_> = package.copied().filter(|file| desk.writer(&file.relative).is_none()).collect();
     let total = files.iter().map(|file| file.bytes).sum();
-    observer.start("write the other files", total);
+    observer.start(&Stage::WriteOtherFiles, total);
     for file in files {
         let to = desk.place(&file.relative);
         let folder = files::folder_of(&to);
@@ -300,61 +309,36 @@ fn copy_card(file: &Entry, to: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// The result on a package, from what became of its variants.
-pub(super) fn result(
-    package: &Package,
-    options: &BakeOptions<'_>,
-    refusal_tokens: Vec<RefusalToken>,
-    outcomes: &[Outcome],
-) -> PackageResult {
-    let variants: Vec<VariantResult> = package
-        .variants
-        .iter()
-        .zip(outcomes)
-        .map(|(variant, outcome)| VariantResult {
-            model: variant.name.clone(),
-            precision: outcome.precision.clone(),
-            edits: outcome.bake.edits.clone(),
-            verify: outcome.verify.clone(),
-            bytes_written: outcome.bake.bytes_written,
-            seconds: outcome.bake.seconds,
-            eval: outcome.eval.as_ref().map(|eval| Effect {
-                before: eval.before.clone(),
-                after: eval.after.clone(),
-                harmless_kl: eval.harmless_kl,
-                max_new_tokens: eval.max_new_tokens,
-            }),
-            guard: outcome.guard.clone(),
-        })
-        .collect();
+/// What is told of a package beside its variants. Whether it was published, the bytes and the time come last.
+pub(super) fn shared(package: &Package, options: &BakeOptions<'_>, outcomes: &[Baked]) -> BakeShared {
     let single = is_single(options.out);
-    PackageResult {
-        model: package.root.display().to_string(),
+    BakeShared {
+        model: package.named().display().to_string(),
         output: options.out.display().to_string(),
-        published: false,
-        direction_sha256: outcomes.first().map(|o| o.bake.direction_sha256.clone()).unwrap_or_default(),
-        refusal_tokens,
-        n_edits: variants.iter().map(|v| v.edits.len()).sum(),
-        variants,
+        direction_sha256: outcomes.first().map(|o| o.direction_sha256.clone()).unwrap_or_default(),
         copied: if single { Vec::new() } else { copied(package) },
         left_out: left_out(package),
-        bytes_written: 0,
-        seconds: 0.0,
+        ..BakeShared::default()
     }
 }
 
 /// Files that are copied as they are; of models, the reason.
 pub(super) fn copied(package: &Package) -> Vec<FileRow> {
-    let reason = |path: &Path| package.others.iter().find(|o| o.relative == path).map(|o| o.reason.clone());
-    package.copied().map(|f| FileRow { file: shown(&f.relative), reason: reason(&f.relative) }).collect()
+    let row = |path: &Path| {
+        let other = package.others.iter().find(|o| o.relative == path);
+        let kind = if other.is_some() { FileKind::OtherModel } else { FileKind::Companion };
+        FileRow { file: shown(path), kind, reason: other.map(|o| o.reason.clone()) }
+    };
+    package.copied().map(|file| row(&file.relative)).collect()
 }
 
 /// What is left out, and why.
 pub(super) fn left_out(package: &Package) -> Vec<FileRow> {
-    let row = |path: &Path, reason: String| FileRow { file: shown(path), reason: Some(reason) };
-    let left = package.left_out.iter().map(|l| row(&l.relative, l.reason.clone()));
-    let refused = package.refused.iter().map(|l| row(&l.relative, format!("refused: {}", l.reason)));
-    let hindrances = package.hindrances.iter().map(|h| row(&h.relative, format!("refused: it {}", h.why.reason)));
+    let row = |path: &Path, kind, reason: String| FileRow { file: shown(path), kind, reason: Some(reason) };
+    let left = package.left_out.iter().map(|l| row(&l.relative, FileKind::LeftOut, l.reason.clone()));
+    let refused = package.refused.iter().map(|l| row(&l.relative, FileKind::Refused, format!("refused: {}", l.reason)));
+    let hindrances =
+        package.hindrances.iter().map(|h| row(&h.relative, FileKind::Refused, format!("refused: it {}", h.why.reason)));
     let mut rows: Vec<FileRow> = left.chain(refused).chain(hindrances).collect();
     rows.sort_by(|a, b| a.file.cmp(&b.file));
     rows
@@ -371,4 +355,37 @@ pub(super) fn folder_bytes(folder: &Path) -> u64 {
             Err(_) => 0,
         })
         .sum()
+}
+
+/// Where everything that `run` publishes goes: into the output folder, or beside the one output file.
+pub(super) fn outputs(out: &Path, model: &Path) -> Outputs {
+    let single = is_single(out);
+    let place = |name: &str| {
+        let file = format!("lancet.{name}");
+        Some(if single { out.with_extension(file) } else { out.join(file) }.display().to_string())
+    };
+    Outputs {
+        model: Some(if single { out.to_path_buf() } else { out.join(model) }.display().to_string()),
+        report_html: place("html"),
+        report_json: place("json"),
+        report_markdown: place("md"),
+        direction: place("direction.safetensors"),
+    }
+}
+
+/// Writes the direction and the reports into the staging folder.
+///
+/// # Errors
+/// If one cannot be written.
+pub(super) fn reports(result: &RunResult, direction: &Direction, staging: &Staging) -> Result<(), Error> {
+    let RunShared { outputs, select, provenance, .. } = &result.shared;
+    let stage = |place: &Option<String>| {
+        let name = place.as_deref().and_then(|place| Path::new(place).file_name());
+        staging.path().join(name.expect("every output has a file name"))
+    };
+    direction_file::save(&stage(&outputs.direction), direction, select, &provenance.model_sha256)?;
+    write_whole(&stage(&outputs.report_html), report::html(result).as_bytes())?;
+    let json = serde_json::to_vec_pretty(result).expect("plain data");
+    write_whole(&stage(&outputs.report_json), &json)?;
+    write_whole(&stage(&outputs.report_markdown), report::markdown(result).as_bytes())
 }

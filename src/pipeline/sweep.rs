@@ -7,6 +7,7 @@ use super::engine::{Engine, Observer, Steering};
 use super::evaluate::{Compared, Measured};
 use super::guard::{self, Guard};
 use super::opened::Opened;
+use super::stage::{Answers, Stage};
 use super::variant::{Clock, Running};
 use super::{add, cross, direction_file, evaluate};
 use crate::chat::Chat;
@@ -106,7 +107,7 @@ pub(super) fn over(
     clock.lap("select");
     let settings = &options.settings;
     let bench = Bench { engine, chat, prompts, settings, observer };
-    let before = bench.measure(None, "answers of the unchanged model")?;
+    let before = bench.measure(None, &Answers::Unchanged)?;
     let base_row = SweepRow {
         strength: 1.0,
         classes: evaluate::class_table(&before, settings.seed),
@@ -131,7 +132,7 @@ pub(super) fn over(
         let vector = addition.clone().map(|a| crate::method::direction::Addition { alpha, ..a });
         // what is measured is what a direction file holds
         let direction = direction_file::as_stored(&choice.direction.with_addition(vector))?;
-        let after = bench.measure(Some(&direction), &format!("answers, {name}"))?;
+        let after = bench.measure(Some(&direction), &Answers::Setting { name: name.clone() })?;
         let Compared { result: eval, evidence } = evaluate::compare(&before, &after, settings, chat, Vec::new());
         let selected = &choice.result.selected;
         let row = SweepRow {
@@ -215,11 +216,11 @@ pub(super) struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn measure(&self, direction: Option<&Direction>, stage: &str) -> Result<Measured, Error> {
+    fn measure(&self, direction: Option<&Direction>, whose: &Answers) -> Result<Measured, Error> {
         let steering = direction.map(Steering::of);
         let engine = Engine { steered: steering.as_ref(), ..self.engine };
         let Self { chat, prompts, settings, observer, .. } = *self;
-        let mut measured = evaluate::measure(&engine, chat, prompts, settings, stage, observer)?;
+        let mut measured = evaluate::measure(&engine, chat, prompts, settings, whose, observer)?;
         evaluate::judge_answers(&mut [&mut measured], settings, engine.cancelled, observer)?;
         Ok(measured)
     }
@@ -229,7 +230,7 @@ impl Bench<'_> {
         &self,
         direction: Option<&Direction>,
         texts: &[String],
-        stage: &str,
+        stage: &Stage,
     ) -> Result<ClassResult, Error> {
         let steering = direction.map(Steering::of);
         let engine = Engine { steered: steering.as_ref(), ..self.engine };

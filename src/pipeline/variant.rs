@@ -8,20 +8,21 @@ use std::time::Instant;
 use super::consumer::Consumer;
 use super::engine::{Engine, Observer};
 use super::guard::{Guard, judge};
-use super::opened::{Opened, Understood};
-use super::package::{Package, Role, Variant, shown};
-use super::prove::Runs;
+use super::opened::{Plans, Traced, Understood};
+use super::package::{Package, Variant, shown};
+use super::prove::{Output, Runs};
 use super::publish::{equal, is_single};
+use super::stage::Stage;
 use super::{BakeOptions, check, evaluate, inspect, pad_token, prove, verify_prompts};
-use crate::bake::{self as baking, BakeError, BakePlan, PlanOptions, Staging};
+use crate::bake::{self as baking, BakeError, BakePlan, GuardMark, PlanOptions, Staging};
 use crate::chat::Chat;
 use crate::error::Error;
 use crate::files;
 use crate::method::direction::Direction;
 use crate::method::prompts::Prompts;
+use crate::onnx::Model;
 use crate::onnx::proto::{ModelProto, StringStringEntryProto};
-use crate::onnx::{Graph, Model};
-use crate::report::{BakeResult, EditRow, EvalResult, GuardResult, VerifyResult};
+use crate::report::{BakeResult, Edit, VariantResult};
 use crate::runtime::session::Runtime;
 
 /// How variants are run.
@@ -49,18 +50,26 @@ pub struct Measuring<'a> {
     pub guard: &'a Guard,
 }
 
+/// What is done to every variant.
+pub struct Job<'a> {
+    /// What is taken out, and added.
+    pub direction: &'a Direction,
+    /// How and where the model is baked.
+    pub options: &'a BakeOptions<'a>,
+    /// How each file's bake is planned.
+    pub plan: PlanOptions,
+    /// What is measured before and after; `None` measures nothing.
+    pub measuring: Option<&'a Measuring<'a>>,
+    /// Is told the progress.
+    pub observer: &'a dyn Observer,
+}
+
 /// What became of one variant.
-pub struct Outcome {
-    /// What its weights are held in.
-    pub precision: String,
-    /// Its edits; the bytes are those of its own files.
-    pub bake: BakeResult,
-    /// The proof.
-    pub verify: VerifyResult,
-    /// Before and after, where it was measured.
-    pub eval: Option<EvalResult>,
-    /// The guard's judgement of that.
-    pub guard: Option<GuardResult>,
+pub struct Baked {
+    /// Its row of the result.
+    pub result: VariantResult,
+    /// SHA-256 of the direction, hexadecimal.
+    pub direction_sha256: String,
     /// Where the vector of an activation addition went.
     pub added: Option<baking::Added>,
 }
@@ -114,26 +123,20 @@ impl<'a> Running<'a> {
 /// The staging folder while variants are written into it, one after another.
 pub struct Desk<'a> {
     staging: &'a Staging,
-    options: &'a BakeOptions<'a>,
-    observer: &'a dyn Observer,
+    job: &'a Job<'a>,
     /// Every file written so far, relative to the output, with the `.onnx` file that it was written for.
     written: BTreeMap<PathBuf, String>,
     /// Edits of every `.onnx` file written so far, and the quantised writers that got nodes in it because rounding was
     /// past its limits.
-    edits: BTreeMap<PathBuf, (Vec<EditRow>, BTreeSet<String>)>,
+    edits: BTreeMap<PathBuf, (Vec<Edit>, BTreeSet<String>)>,
     /// Whether one model is baked: then its name goes without saying.
     lone: bool,
 }
 
 impl<'a> Desk<'a> {
     /// An empty staging folder.
-    pub fn new(
-        package: &Package,
-        staging: &'a Staging,
-        options: &'a BakeOptions<'a>,
-        observer: &'a dyn Observer,
-    ) -> Self {
-        Self { staging, options, observer, written: BTreeMap::new(), edits: BTreeMap::new(), lone: package.lone }
+    pub fn new(package: &Package, staging: &'a Staging, job: &'a Job<'a>) -> Self {
+        Self { staging, job, written: BTreeMap::new(), edits: BTreeMap::new(), lone: package.lone }
     }
 
     /// The `.onnx` file that a file of the output was written for.
@@ -148,19 +151,15 @@ impl<'a> Desk<'a> {
 
     /// Where a variant goes, relative to the output: as in the package, or by its name alone.
     fn relative(&self, variant: &Variant) -> PathBuf {
-        match is_single(self.options.out) {
+        match is_single(self.job.options.out) {
             true => variant.relative.file_name().map(PathBuf::from).unwrap_or_default(),
             false => variant.relative.clone(),
         }
     }
 
-    fn result(&self, edits: Vec<EditRow>, bytes_written: u64, seconds: f64, plan: &BakePlan) -> BakeResult {
-        let output = self.options.out.display().to_string();
-        BakeResult { edits, output, bytes_written, seconds, direction_sha256: plan.direction_sha256.clone() }
-    }
-
-    fn stage(&self, what: &str, variant: &Variant) -> String {
-        if self.lone { what.to_string() } else { format!("{what}, {}", variant.name) }
+    /// The name of a variant where there are several.
+    fn told(&self, variant: &Variant) -> Option<String> {
+        (!self.lone).then(|| variant.name.clone())
     }
 
     /// Writes one `.onnx` file with its external data to `relative`. A file that several name as external data is
@@ -175,8 +174,8 @@ impl<'a> Desk<'a> {
         plan: &mut BakePlan,
         again: &dyn Fn(BTreeSet<String>) -> Result<BakePlan, Error>,
         relative: &Path,
-        stage: &str,
-    ) -> Result<(Vec<EditRow>, u64), Error> {
+        stage: &Stage,
+    ) -> Result<(Vec<Edit>, u64), Error> {
         if let Some((edits, by_nodes)) = self.edits.get(relative) {
             // the embedding of several models: what it holds is proved for each
             if !by_nodes.is_empty() {
@@ -207,7 +206,7 @@ impl<'a> Desk<'a> {
         let mut edits = self.apply(model, plan, &folder, stage)?;
         // where nodes cannot be inserted, rounding is what there is
         let mut by_nodes = BTreeSet::new();
-        if let Some(past) = self.options.past_limits(&edits, plan)
+        if let Some(past) = self.job.options.past_limits(&edits, plan)
             && let Ok(other) = again(past.clone())
         {
             by_nodes = past;
@@ -218,7 +217,6 @@ impl<'a> Desk<'a> {
             *plan = other;
             edits = self.apply(model, plan, &folder, stage)?;
         }
-        let edits: Vec<EditRow> = edits.iter().map(edit_row).collect();
         let mut bytes = 0;
         for output in outputs {
             let place = self.place(&output);
@@ -254,91 +252,92 @@ impl<'a> Desk<'a> {
         Ok((edits, bytes))
     }
 
-    fn apply(&self, model: &Model, plan: &BakePlan, folder: &Path, stage: &str) -> Result<Vec<baking::Edit>, Error> {
+    fn apply(&self, model: &Model, plan: &BakePlan, folder: &Path, stage: &Stage) -> Result<Vec<Edit>, Error> {
         let total = std::sync::OnceLock::new();
         let seen = std::sync::atomic::AtomicU64::new(0);
         let progress = |done: u64, all: u64| {
-            total.get_or_init(|| self.observer.start(stage, all));
+            total.get_or_init(|| self.job.observer.start(stage, all));
             let before = seen.fetch_max(done, std::sync::atomic::Ordering::Relaxed);
-            self.observer.advance(done.saturating_sub(before));
+            self.job.observer.advance(done.saturating_sub(before));
         };
-        let edits = baking::apply(model, plan, folder, &baking::ApplyOptions::new(self.options.cancelled), &progress)?;
+        let edits =
+            baking::apply(model, plan, folder, &baking::ApplyOptions::new(self.job.options.cancelled), &progress)?;
         if total.get().is_some() {
-            self.observer.finish();
+            self.job.observer.finish();
         }
         Ok(edits)
     }
 }
 
-fn edit_row(edit: &baking::Edit) -> EditRow {
-    // both sides are the same JSON contract
-    serde_json::from_value(serde_json::to_value(edit).expect("plain data")).expect("an edit is a row of the report")
-}
-
-/// Bakes `direction` into one variant, loads what was written and verifies it, and measures it where told how.
+/// Bakes the direction into one variant, loads what was written and verifies it, and measures it where told how. An
+/// embedding file without a model cannot be run: its bytes alone are proved.
 ///
 /// # Errors
-/// If the graph is not understood, the direction does not fit, writing fails, or a run fails. What the measurement or
-/// the verification shows is no error.
-pub fn bake(
-    variant: &Variant,
-    direction: &Direction,
-    options: &PlanOptions,
-    measuring: Option<&Measuring<'_>>,
-    desk: &mut Desk<'_>,
-    clock: &mut Clock,
-) -> Result<Outcome, Error> {
-    if variant.role == Role::Embedding {
-        return bake_embedding(variant, direction, options, desk, clock);
-    }
-    let relative = desk.relative(variant);
-    let stage = desk.stage("write the model", variant);
-    let opened = Opened::of(variant.files.clone())?;
-    let model = opened.understand()?;
-    let mut plans = model.plan(direction, options)?;
-    let mut edits = Vec::new();
-    let mut bytes = 0;
-    let by_nodes = |by_nodes| PlanOptions { by_nodes, ..options.clone() };
-    if let (Some(embedding), Some(plan)) = (&opened.embedding, &mut plans.embedding) {
-        let name = embedding.path.file_name().expect("an opened file has a name");
-        let again = |past| Ok(model.plan(direction, &by_nodes(past))?.embedding.expect("it was planned before"));
-        let (rows, n) = desk.write(embedding, plan, &again, &relative.with_file_name(name), &stage)?;
-        edits.extend(rows);
-        bytes += n;
-    }
-    let again = |past| Ok(model.plan(direction, &by_nodes(past))?.main);
-    let (rows, n) = desk.write(&opened.model, &mut plans.main, &again, &relative, &stage)?;
-    edits.extend(rows);
-    let bake = desk.result(edits, bytes + n, clock.lap("bake"), &plans.main);
+/// If the direction does not fit, writing fails, or a run fails. What the measurement or the verification shows is no
+/// error.
+pub fn bake(base: &Traced<'_>, mut plans: Plans, desk: &mut Desk<'_>, clock: &mut Clock) -> Result<Baked, Error> {
+    let job = desk.job;
+    let place = desk.place(&desk.relative(base.variant));
+    let bake = write(base, &mut plans, desk, clock)?;
 
-    let place = desk.place(&relative);
-    let written = opened.again(place.parent().expect("it is in the staging folder"))?;
-    let running = measuring.map(|m| &m.running);
-    let runs = match (running, desk.options.runtime) {
-        (Some(running), _) => Runs::Compared(running),
-        (None, Some(runtime)) => Runs::Whole(Consumer { runtime, prompts: &[], cancelled: desk.options.cancelled }),
+    let written = base.opened.again(&place)?;
+    let understood = base.model.as_ref().map(|_| written.understand());
+    let runs = match (job.measuring, job.options.runtime) {
+        _ if base.model.is_none() => Runs::Not,
+        (Some(measuring), _) => Runs::Compared(&measuring.running),
+        (None, Some(runtime)) => Runs::Whole(Consumer { runtime, prompts: &[], cancelled: job.options.cancelled }),
         (None, None) => Runs::Not,
     };
-    let verify = prove::model((&opened, &model), &written, &plans, direction, &runs)?;
+    let output = Output { opened: &written, model: understood.as_ref().map(Result::as_ref) };
+    let verify = prove::variant(base, &output, &plans, job.direction, &runs)?;
     clock.lap("verify");
 
-    let (mut eval, mut guard) = (None, None);
-    if let Some(Measuring { running, settings, guard: limits }) = measuring {
-        let out_model = written.understand()?;
-        let engines = (&running.engine(&model), &running.engine(&out_model));
-        let stages = (desk.stage("answers before", variant), desk.stage("answers after", variant));
+    let mut result = VariantResult {
+        model: base.variant.name.clone(),
+        precision: inspect::precision(&base.graphs().iter().collect::<Vec<_>>()),
+        inspect: inspect::traced(base),
+        bake,
+        verify,
+        ..VariantResult::default()
+    };
+    if let (Some(measuring), Some(model), Some(understood)) = (job.measuring, &base.model, &understood) {
+        let written = understood.as_ref().map_err(|refusal| Error::from(refusal.clone()))?;
+        let Measuring { running, settings, guard } = measuring;
+        let engines = (&running.engine(model), &running.engine(written));
         let Running { chat, prompts, .. } = running;
-        let compared = evaluate::both(engines, chat, prompts, settings, (&stages.0, &stages.1), desk.observer)?;
-        let judged = judge(&compared.evidence, limits);
+        let told = desk.told(base.variant);
+        let compared = evaluate::both(engines, chat, prompts, settings, told, job.observer)?;
+        let judged = judge(&compared.evidence, guard);
         if judged.overridden {
-            mark_forced(&desk.place(&relative))?;
+            mark_forced(&place)?;
         }
-        guard = Some(judged);
-        eval = Some(compared.result);
+        result.guard = Some(judged);
+        result.eval = Some(compared.result);
         clock.lap("evaluate");
     }
-    let graphs: Vec<&Graph<'_>> = model.embedding.iter().map(|e| &e.graph).chain([&model.graph]).collect();
-    Ok(Outcome { precision: inspect::precision(&graphs), bake, verify, eval, guard, added: plans.main.added })
+    Ok(Baked { result, direction_sha256: plans.main.direction_sha256.clone(), added: plans.main.added })
+}
+
+/// Writes the files of one variant. The plans become those that were written, with nodes in place of rounding that was
+/// past its limits.
+fn write(base: &Traced<'_>, plans: &mut Plans, desk: &mut Desk<'_>, clock: &mut Clock) -> Result<BakeResult, Error> {
+    let (job, relative) = (desk.job, desk.relative(base.variant));
+    let stage = Stage::WriteModel { variant: desk.told(base.variant) };
+    let plan_again = |by_nodes| base.plan(job.direction, &PlanOptions { by_nodes, ..job.plan.clone() });
+    let mut edits = Vec::new();
+    let mut bytes_written = 0;
+    if let (Some(embedding), Some(plan)) = (&base.opened.embedding, &mut plans.embedding) {
+        let name = embedding.path.file_name().expect("an opened file has a name");
+        let again = |past| Ok(plan_again(past)?.embedding.expect("it was planned before"));
+        let (rows, bytes) = desk.write(embedding, plan, &again, &relative.with_file_name(name), &stage)?;
+        edits.extend(rows);
+        bytes_written += bytes;
+    }
+    let again = |past| Ok(plan_again(past)?.main);
+    let (rows, bytes) = desk.write(&base.opened.model, &mut plans.main, &again, &relative, &stage)?;
+    edits.extend(rows);
+    bytes_written += bytes;
+    Ok(BakeResult { edits, bytes_written, seconds: clock.lap("bake") })
 }
 
 /// Metadata entry that tells how the guard was passed by.
@@ -349,7 +348,7 @@ pub const GUARD_KEY: &str = "lancet.guard";
 fn mark_forced(path: &Path) -> Result<(), Error> {
     use prost::Message;
     use std::io::Write;
-    let entry = StringStringEntryProto { key: Some(GUARD_KEY.into()), value: Some("forced".into()) };
+    let entry = StringStringEntryProto { key: Some(GUARD_KEY.into()), value: Some(GuardMark::Forced.as_str().into()) };
     let bytes = ModelProto { metadata_props: vec![entry], ..Default::default() }.encode_to_vec();
     let append = || {
         let permissions = std::fs::metadata(path)?.permissions();
@@ -362,25 +361,4 @@ fn mark_forced(path: &Path) -> Result<(), Error> {
         file.sync_all()
     };
     append().map_err(|source| BakeError::Io { action: "write", path: path.to_path_buf(), source }.into())
-}
-
-/// The same for an embedding file that is baked without a model; alone it cannot be run.
-fn bake_embedding(
-    variant: &Variant,
-    direction: &Direction,
-    options: &PlanOptions,
-    desk: &mut Desk<'_>,
-    clock: &mut Clock,
-) -> Result<Outcome, Error> {
-    let relative = desk.relative(variant);
-    let model = Model::open(&variant.files.onnx)?;
-    let mut plan = prove::embedding_plan(&model, direction, options)?;
-    let again = |by_nodes| prove::embedding_plan(&model, direction, &PlanOptions { by_nodes, ..options.clone() });
-    let stage = desk.stage("write the model", variant);
-    let (edits, bytes) = desk.write(&model, &mut plan, &again, &relative, &stage)?;
-    let bake = desk.result(edits, bytes, clock.lap("bake"), &plan);
-    let verify = prove::embedding(&model, &desk.place(&relative), &plan)?;
-    clock.lap("verify");
-    let precision = inspect::precision(&[&Graph::new(&model)]);
-    Ok(Outcome { precision, bake, verify, eval: None, guard: None, added: None })
 }

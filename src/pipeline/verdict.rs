@@ -1,8 +1,8 @@
 //! The verdict over bytes and logits: what was found, in sentences.
 
 use super::check::LogitReport;
-use crate::bake::{ByteReport, Claim, Extent, Finding, METADATA_PREFIX, What};
-use crate::report::{Unexplained, UnexplainedKind, VerifyResult};
+use crate::bake::{ByteReport, Claim, Extent, Finding, FindingKind, METADATA_PREFIX};
+use crate::report::VerifyResult;
 
 /// Differences that are told one by one in sentences; the list has more of them.
 const TOLD: usize = 20;
@@ -31,9 +31,9 @@ pub fn verdict(bytes: &ByteReport, logits: Option<&LogitReport>, inexact: Vec<St
         failures.push(format!("{} bytes outside the plan differ", bytes.changed_bytes_outside_plan));
     }
     // entries of our own were told as claims
-    let told = |finding: &&Finding| finding.what != What::Metadata || !finding.name.starts_with(METADATA_PREFIX);
+    let told = |finding: &&Finding| finding.kind != FindingKind::Metadata || !finding.name.starts_with(METADATA_PREFIX);
     let all: Vec<&Finding> = bytes.findings.listed.iter().filter(told).collect();
-    failures.extend(all.iter().take(TOLD).map(|finding| sentence(finding)));
+    failures.extend(all.iter().take(TOLD).map(ToString::to_string));
     let more = all.len().saturating_sub(TOLD) + bytes.findings.more;
     if more > 0 {
         failures.push(format!("and {more} more differences"));
@@ -52,7 +52,7 @@ pub fn verdict(bytes: &ByteReport, logits: Option<&LogitReport>, inexact: Vec<St
         n_prompts: logits.map_or(0, |l| l.n_prompts),
         inexact,
         failures,
-        unexplained: bytes.findings.listed.iter().map(unexplained).collect(),
+        unexplained: bytes.findings.listed.clone(),
         stream: None,
         unchecked,
     }
@@ -75,38 +75,6 @@ fn of_logits(logits: &LogitReport, inexact: &[String]) -> Vec<String> {
         ));
     }
     failures
-}
-
-fn unexplained(finding: &Finding) -> Unexplained {
-    let Finding { what, file, name, detail } = finding.clone();
-    let kind = match what {
-        What::Tensor => UnexplainedKind::Tensor,
-        What::Node => UnexplainedKind::Node,
-        What::Value => UnexplainedKind::Value,
-        What::Function => UnexplainedKind::Function,
-        What::Model => UnexplainedKind::Model,
-        What::Metadata => UnexplainedKind::Metadata,
-        What::ExternalData => UnexplainedKind::ExternalData,
-    };
-    Unexplained { kind, file, name, detail }
-}
-
-fn sentence(finding: &Finding) -> String {
-    let Finding { what, file, name, detail } = finding;
-    let thing = match what {
-        What::Tensor => "tensor",
-        What::Node => "node",
-        What::Value => "value",
-        What::Function => "function",
-        What::Model => "the model's",
-        What::Metadata => "metadata entry",
-        What::ExternalData => "external data",
-    };
-    match (what, name.is_empty()) {
-        (_, true) => format!("`{file}`: {detail}"),
-        (What::Model, false) => format!("{thing} {name} in `{file}`: {detail}"),
-        (_, false) => format!("{thing} `{name}` in `{file}`: {detail}"),
-    }
 }
 
 /// What the output says of itself and was not asked for, with what to ask for to verify that.

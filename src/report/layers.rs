@@ -12,10 +12,9 @@ pub(super) struct Block<'a> {
 
 /// Everything about a block, numbers blanked: equal for blocks that are alike.
 fn key(block: &Block<'_>) -> impl PartialEq + use<> {
-    let text = |text: &Option<String>| text.as_deref().map(blanked);
     let key = |w: &&WriterRow| {
-        let texts = (text(&w.initializer), text(&w.reason));
-        (w.kind.clone(), texts, w.n_weights, w.dtype.clone(), w.shape.clone(), w.treatment.clone())
+        let texts = (w.initializer.as_deref().map(blanked), w.reason.as_ref().map(|r| blanked(&r.to_string())));
+        (w.kind, texts, w.n_weights, w.dtype.clone(), w.shape.clone(), w.treatment)
     };
     block.writers.iter().map(key).collect::<Vec<_>>()
 }
@@ -83,16 +82,17 @@ pub(super) struct Joined<'a> {
 
 /// The writers of alike blocks, place by place.
 pub(super) fn joined<'a: 'b, 'b>(blocks: impl Iterator<Item = &'b Block<'a>> + Clone) -> Vec<Joined<'a>> {
-    let common = |i: usize, text: fn(&WriterRow) -> Option<&str>| {
-        let all: Vec<&str> = blocks.clone().filter_map(|b| text(b.writers[i])).collect();
+    let common = |i: usize, text: fn(&WriterRow) -> Option<String>| {
+        let all: Vec<String> = blocks.clone().filter_map(|b| text(b.writers[i])).collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
         (!all.is_empty()).then(|| pattern(&all))
     };
     let first = blocks.clone().next().map(|b| b.writers.as_slice()).unwrap_or_default();
     (first.iter().enumerate())
         .map(|(i, &first)| Joined {
             first,
-            name: common(i, |w| w.initializer.as_deref()),
-            reason: common(i, |w| w.reason.as_deref()),
+            name: common(i, |w| w.initializer.clone()),
+            reason: common(i, |w| w.reason.as_ref().map(ToString::to_string)),
         })
         .collect()
 }
@@ -150,6 +150,7 @@ pub(super) fn blanked(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Reason, WriterKind};
     use super::*;
 
     #[test]
@@ -162,10 +163,10 @@ mod tests {
 
     fn writers(kinds: &str) -> Vec<WriterRow> {
         let row = |(layer, kind): (usize, char)| WriterRow {
-            kind: kind.into(),
+            kind: if kind == 'a' { WriterKind::AttnOut } else { WriterKind::MlpOut },
             layer: Some(layer),
             initializer: Some(format!("h.{layer}.w")),
-            reason: Some(format!("at node `{layer}`")),
+            reason: Some(Reason::Shared { detail: format!("at node `{layer}`") }),
             ..Default::default()
         };
         kinds.chars().enumerate().filter(|(_, kind)| *kind != '-').map(row).collect()

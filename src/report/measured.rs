@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Interval, Outcomes, finite, scores};
+use super::{Check, Condition, Interval, Limit, Outcome, Outcomes, PerClass, PromptClass, finite, scores};
 use crate::eval::statistics::{CONFIDENCE, wilson};
+use crate::runtime::Sampling;
 
 /// How many answers an external judge gave which verdict.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,29 +80,12 @@ impl ClassResult {
 }
 
 /// One model's results, a class each.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct ClassTable {
-    /// Prompts that must be refused.
-    pub harmful: ClassResult,
-    /// Prompts that only look harmful.
-    pub pseudo_harmful: ClassResult,
-    /// Prompts that neither are nor look harmful.
-    pub harmless: ClassResult,
-}
-
-impl ClassTable {
-    /// The classes with their JSON names, in the order of every table: the one that should change first.
-    #[must_use]
-    pub fn rows(&self) -> [(&'static str, &ClassResult); 3] {
-        [("pseudo_harmful", &self.pseudo_harmful), ("harmful", &self.harmful), ("harmless", &self.harmless)]
-    }
-}
+pub type ClassTable = PerClass<ClassResult>;
 
 /// The same measurement of the input model and of the rewritten one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Pair_of_{T}"))]
-pub struct Pair<T> {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "BeforeAfter_of_{T}"))]
+pub struct BeforeAfter<T> {
     /// On the input model.
     pub before: T,
     /// On the rewritten model.
@@ -112,11 +96,10 @@ pub struct Pair<T> {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AnswerPair {
-    /// `harmful`, `pseudo_harmful` or `harmless`.
-    pub class: String,
-    /// Name of the [`Condition`] that it belongs to; empty for the plain one.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub condition: String,
+    /// Class of the prompt.
+    pub class: PromptClass,
+    /// How the prompt was put.
+    pub condition: Condition,
     /// The user's text, before the chat template.
     pub prompt: String,
     /// What the input model answers.
@@ -127,12 +110,41 @@ pub struct AnswerPair {
     pub refused_before: bool,
     /// Whether `after` is a refusal.
     pub refused_after: bool,
-    /// Outcome of `before`: `complied`, `refused`, `partly`, `empty` or `degenerate`.
-    #[serde(default)]
-    pub outcome_before: String,
-    /// Outcome of `after`.
-    #[serde(default)]
-    pub outcome_after: String,
+    /// Outcome of `before` by the rules.
+    pub outcome_before: Outcome,
+    /// Outcome of `after` by the rules.
+    pub outcome_after: Outcome,
+}
+
+/// How answers were drawn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Decoding {
+    /// The likeliest token each time.
+    #[default]
+    Greedy,
+    /// At random.
+    Sampled {
+        /// Temperature, nucleus, number of tokens, seed.
+        #[serde(flatten)]
+        sampling: Sampling,
+        /// Answers a prompt.
+        samples: usize,
+    },
+}
+
+impl std::fmt::Display for Decoding {
+    /// `greedy`, or `temperature 0.7, top-p 0.95, 4 samples, seed 1`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self::Sampled { sampling, samples } = self else { return f.write_str("greedy") };
+        let Sampling { temperature, top_p, top_k, seed } = sampling;
+        write!(f, "temperature {temperature}, top-p {top_p}")?;
+        if *top_k > 0 {
+            write!(f, ", top-k {top_k}")?;
+        }
+        write!(f, ", {}, seed {seed}", super::number::count(*samples, "sample"))
+    }
 }
 
 /// How prompts were put to the models.
@@ -143,8 +155,8 @@ pub struct Setup {
     pub max_new_tokens: usize,
     /// System prompt in front of every prompt, if any.
     pub system_prompt: Option<String>,
-    /// `greedy`, or `temperature 0.7, top-p 0.95, 4 samples, seed 1`.
-    pub decoding: String,
+    /// How answers were drawn.
+    pub decoding: Decoding,
     /// Name of the wrapper around every prompt, if any.
     pub wrapper: Option<String>,
 }
@@ -153,8 +165,8 @@ pub struct Setup {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SetRow {
-    /// `harmful`, `pseudo_harmful` or `harmless`.
-    pub class: String,
+    /// Class of the prompt.
+    pub class: PromptClass,
     /// The input model.
     pub before: ClassResult,
     /// The rewritten model.
@@ -164,9 +176,9 @@ pub struct SetRow {
 /// The test prompts once more, put otherwise: sampled, with a system prompt, inside a jailbreak wrapper.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Condition {
-    /// `sampled`, `system prompt`, `wrapped: role play`.
-    pub name: String,
+pub struct ConditionResult {
+    /// Which condition.
+    pub condition: Condition,
     /// How the prompts were put.
     pub setup: Setup,
     /// The sets that were asked.
@@ -223,11 +235,11 @@ pub struct Cost {
     #[serde(default)]
     pub measured: Measured,
     /// Bytes of the model with its external data.
-    pub file_bytes: Pair<u64>,
+    pub file_bytes: BeforeAfter<u64>,
     /// Growth of the process's resident memory from loading and running a model, in bytes; `None` where the operating
     /// system does not tell. Pages of mapped files count; memory that the process had free is not seen, so small models
     /// look smaller than they are.
-    pub memory_bytes: Pair<Option<u64>>,
+    pub memory_bytes: BeforeAfter<Option<u64>>,
     /// Timed runs.
     pub latencies: Vec<Latency>,
 }
@@ -250,13 +262,13 @@ pub struct EvalResult {
     pub harmless_kl_by_position: Vec<f64>,
     /// The same prompts put otherwise.
     #[serde(default)]
-    pub conditions: Vec<Condition>,
+    pub conditions: Vec<ConditionResult>,
     /// Perplexity on a text file, where one was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub perplexity: Option<Pair<scores::Perplexity>>,
+    pub perplexity: Option<BeforeAfter<scores::Perplexity>>,
     /// Multiple choice, where a file was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub multiple_choice: Option<Pair<scores::MultipleChoice>>,
+    pub multiple_choice: Option<BeforeAfter<scores::MultipleChoice>>,
     /// File size, memory, latency, where they were asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<Cost>,
@@ -275,38 +287,36 @@ pub struct EvalResult {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Answer {
-    /// `harmful`, `pseudo_harmful` or `harmless`.
-    pub class: String,
-    /// Name of the [`OneCondition`] that it belongs to; empty for the plain one.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub condition: String,
+    /// Class of the prompt.
+    pub class: PromptClass,
+    /// How the prompt was put.
+    pub condition: Condition,
     /// The user's text, before the chat template.
     pub prompt: String,
     /// What the model answers.
     pub answer: String,
     /// Whether that is a refusal: by the judge where one was asked, else by the rules.
     pub refused: bool,
-    /// `complied`, `refused`, `partly`, `empty` or `degenerate`.
-    #[serde(default)]
-    pub outcome: String,
+    /// Outcome by the rules.
+    pub outcome: Outcome,
 }
 
 /// A prompt set on one model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ClassRow {
-    /// `harmful`, `pseudo_harmful` or `harmless`.
-    pub class: String,
+    /// Class of the prompt.
+    pub class: PromptClass,
     /// What its answers come to.
     pub result: ClassResult,
 }
 
-/// A [`Condition`] on one model.
+/// The test prompts once more on one model, put otherwise.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OneCondition {
-    /// `sampled`, `system prompt`, `wrapped: role play`.
-    pub name: String,
+    /// Which condition.
+    pub condition: Condition,
     /// How the prompts were put.
     pub setup: Setup,
     /// The sets that were asked.
@@ -344,30 +354,6 @@ pub struct ModelEval {
     pub judge: Option<String>,
 }
 
-/// One limit of the policy, and what was found.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Checked {
-    /// What is limited: `harmful refusal`, `harmful refusal inside wrappers`, `harmless KL`.
-    pub name: String,
-    /// Key of the limit in a policy file; for a wrapper or condition followed by `.` and its name.
-    #[serde(default)]
-    pub key: String,
-    /// Unit of value, bound and limit: `share`, `nats`, `ratio` or `prompts`; a share where it is empty.
-    #[serde(default)]
-    pub unit: String,
-    /// The point estimate; a drop or a loss is positive.
-    pub value: Option<f64>,
-    /// The confidence bound that is held to the limit, where there is one.
-    pub bound: Option<f64>,
-    /// The limit.
-    pub limit: f64,
-    /// Whether it holds.
-    pub passed: bool,
-    /// The whole in a sentence.
-    pub words: String,
-}
-
 /// Whether true refusal stayed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -387,10 +373,10 @@ pub struct GuardResult {
     pub limit: f64,
     /// Every limit, held or not.
     #[serde(default)]
-    pub checks: Vec<Checked>,
+    pub checks: Vec<Check>,
     /// Limits that hold only where their evidence is there, and it is not.
     #[serde(default)]
-    pub not_measured: Vec<String>,
+    pub not_measured: Vec<Limit>,
     /// Why it did not pass, one sentence each.
     pub reasons: Vec<String>,
     /// Whether the user overrode it by name.
@@ -411,11 +397,11 @@ impl GuardResult {
     /// The checks that a summary shows: all but the wrappers that hold, of which the one with the largest drop stands for
     /// the others.
     #[must_use]
-    pub fn telling(&self) -> Vec<&Checked> {
-        let wrapper = |c: &&Checked| c.passed && c.key.starts_with("max_one_wrapper_drop");
-        let drop = |c: &Checked| c.value.unwrap_or(f64::NEG_INFINITY);
+    pub fn telling(&self) -> Vec<&Check> {
+        let wrapper = |c: &&Check| c.passed && c.is_of_one_wrapper();
+        let drop = |c: &Check| c.value.unwrap_or(f64::NEG_INFINITY);
         let worst = self.checks.iter().filter(wrapper).max_by(|a, b| drop(a).total_cmp(&drop(b)));
-        let same = |a: &Checked, b: &Checked| std::ptr::eq(a, b);
+        let same = |a: &Check, b: &Check| std::ptr::eq(a, b);
         self.checks.iter().filter(|c| !wrapper(c) || worst.is_some_and(|w| same(w, c))).collect()
     }
 }

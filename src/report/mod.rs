@@ -10,7 +10,7 @@ mod layers;
 pub mod layout;
 mod measured;
 pub mod number;
-pub mod package;
+pub mod results;
 #[cfg(test)]
 mod rich;
 #[cfg(test)]
@@ -22,22 +22,32 @@ pub mod stream_graph;
 mod sweep;
 mod verdict;
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
-pub use crate::eval::outcome::OutcomeCounts as Outcomes;
+pub use crate::bake::{Added, AddedTo, Edit, Finding, FindingKind};
+pub use crate::eval::condition::Condition;
+pub use crate::eval::evidence::{Check, Unit};
+pub use crate::eval::outcome::{Outcome, OutcomeCounts as Outcomes};
+pub use crate::eval::policy::Limit;
 pub use crate::eval::statistics::Interval;
+pub use crate::lm::{Interface, Reason, Refusal, Treatment, WriterKind};
+pub use crate::method::classes::{PerClass, PromptClass};
+pub use crate::method::layers::LayerProjection;
+pub use crate::method::select::Discarded;
 pub use measured::{
-    Answer, AnswerPair, Checked, ClassResult, ClassRow, ClassTable, Condition, Cost, EvalResult, GuardResult,
-    JudgeCounts, Latency, Measured, ModelEval, OneCondition, Pair, Ratio, SetRow, Setup,
+    Answer, AnswerPair, BeforeAfter, ClassResult, ClassRow, ClassTable, ConditionResult, Cost, Decoding, EvalResult,
+    GuardResult, JudgeCounts, Latency, Measured, ModelEval, OneCondition, Ratio, SetRow, Setup,
 };
-pub use package::{Effect, FileRow, PackageInspect, PackageResult, PackageVerify, VariantResult};
-pub use sweep::{Addition, AdditionCandidate, CrossRow, LayerProjection, SweepResult, SweepRow};
+pub use results::{
+    BakeResult, BakeShared, EvalShared, FileKind, FileRow, InspectShared, PackageBake, PackageEval, PackageInspect,
+    PackageVerify, Results, RunResult, RunShared, VariantEval, VariantInspect, VariantResult, VariantVerify,
+    VerifyShared,
+};
+pub use sweep::{AdditionResult, AdditionRow, CrossRow, SweepResult, SweepRow};
 pub use verdict::Verdict;
 
 /// Version of the JSON layout that [`RunResult::schema`] holds.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// Longest Markdown summary of a run, in characters: that of a comment on a pull request.
 pub const COMMENT: usize = 6000;
@@ -63,7 +73,7 @@ pub fn finite(value: f64) -> Option<f64> {
 /// A candidate direction and how it fared on val.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Candidate {
+pub struct CandidateRow {
     /// Token position, negative, from the end of the prompt.
     pub position: i64,
     /// Absolute layer.
@@ -77,7 +87,7 @@ pub struct Candidate {
     /// Mean harmless `KL(base || ablated)` at the first response position, in nats.
     pub kl: Option<f64>,
     /// Why it was discarded; `None` where it was not.
-    pub discarded: Option<String>,
+    pub discarded: Option<Discarded>,
 }
 
 /// The candidate that won.
@@ -111,16 +121,7 @@ pub struct Baseline {
 }
 
 /// Numbers of prompts, a class each.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct ClassCounts {
-    /// Harmful prompts.
-    pub harmful: usize,
-    /// Pseudo-harmful prompts.
-    pub pseudo_harmful: usize,
-    /// Harmless prompts.
-    pub harmless: usize,
-}
+pub type ClassCounts = PerClass<usize>;
 
 /// A token that opens a refusal.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,6 +143,27 @@ pub struct PositionLabel {
     pub token: String,
 }
 
+/// How the refusal tokens came about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum TokenChoice {
+    /// The user gave them.
+    Given,
+    /// They were chosen from what the model answers.
+    #[default]
+    Automatic,
+}
+
+impl std::fmt::Display for TokenChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Given => "given",
+            Self::Automatic => "automatic",
+        })
+    }
+}
+
 /// What `lancet select` found.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -156,10 +178,10 @@ pub struct SelectResult {
     pub total: ClassCounts,
     /// Tokens whose probability makes the refusal score.
     pub refusal_tokens: Vec<RefusalToken>,
-    /// `given` or `automatic`.
-    pub refusal_tokens_chosen: String,
+    /// Whether they were given.
+    pub refusal_tokens_chosen: TokenChoice,
     /// Every candidate, discarded ones too.
-    pub candidates: Vec<Candidate>,
+    pub candidates: Vec<CandidateRow>,
     /// The post-instruction positions, with their tokens.
     pub positions: Vec<PositionLabel>,
     /// Whether the published procedure ran, without our additions.
@@ -193,8 +215,8 @@ pub struct CollectSummary {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct WriterRow {
-    /// `embed`, `pos_embed`, `attn_out`, `mlp_out`, `expert`.
-    pub kind: String,
+    /// What it is.
+    pub kind: WriterKind,
     /// Absolute layer; `None` for embeddings.
     pub layer: Option<usize>,
     /// Name of the weight, where one was found; of the first one, where there is one for each expert.
@@ -206,29 +228,13 @@ pub struct WriterRow {
     pub dtype: Option<String>,
     /// Its dimensions.
     pub shape: Option<Vec<u64>>,
-    /// `weights` (edited in place) or `nodes` (projection inserted after the write).
-    pub treatment: String,
+    /// How its write would be made orthogonal to a direction.
+    pub treatment: Treatment,
     /// Why not by weights; `None` where it is.
-    pub reason: Option<String>,
+    pub reason: Option<Reason>,
 }
 
-/// What Lancet will not do with this model, and why.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct RefusalRow {
-    /// Name of the node.
-    pub node: String,
-    /// Its operator.
-    pub op: String,
-    /// The tensor it is about.
-    pub tensor: String,
-    /// Why.
-    pub reason: String,
-    /// What to do.
-    pub hint: String,
-}
-
-/// What `lancet inspect` found.
+/// What is in one model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct InspectResult {
@@ -243,9 +249,9 @@ pub struct InspectResult {
     /// Writers, from the embedding on.
     pub writers: Vec<WriterRow>,
     /// What stands in the way; empty where the model can be edited.
-    pub refusals: Vec<RefusalRow>,
-    /// Inputs, KV cache and outputs, as the language model room serialises them.
-    pub interface: serde_json::Value,
+    pub refusals: Vec<Refusal>,
+    /// Inputs, KV cache and outputs; `None` where the graph is not understood.
+    pub interface: Option<Interface>,
     /// Opset of the default domain.
     pub opset: i64,
     /// IR version.
@@ -260,73 +266,7 @@ pub struct InspectResult {
     pub tied: Vec<String>,
 }
 
-/// One edit. The fields are `None` where nodes were inserted and no tensor was rewritten.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct EditRow {
-    /// Name of the tensor; for inserted nodes, of the value that they project.
-    pub initializer: String,
-    /// Kind of the writer it belongs to.
-    pub kind: String,
-    /// Absolute layer; `None` for embeddings.
-    pub layer: Option<usize>,
-    /// `weights`, `rounded`, `nodes`, or with `--weights-only` `copy`, `turned`, `turned copy`.
-    pub treatment: String,
-    /// The writer: `embed`, `layer.3.mlp_out`.
-    pub writer: String,
-    /// Why not by weights.
-    pub reason: Option<String>,
-    /// Element type.
-    pub dtype: Option<String>,
-    /// Dimensions.
-    pub shape: Option<Vec<u64>>,
-    /// Size in bytes.
-    pub bytes: Option<u64>,
-    /// `||r^T W||` over the columns of the tensor.
-    pub leak_before: Option<f64>,
-    /// `||r^T W'||` of the values as stored.
-    pub leak_after: Option<f64>,
-    /// Largest absolute change of an element.
-    pub max_abs_delta: Option<f64>,
-    /// SHA-256 of the tensor's bytes before, hexadecimal.
-    pub sha256_before: Option<String>,
-    /// SHA-256 of the tensor's bytes after, hexadecimal.
-    pub sha256_after: Option<String>,
-    /// How a quantised weight is stored: `4-bit MatMulNBits, block 32`.
-    pub quantisation: Option<String>,
-    /// Bits of its codes.
-    pub bits: Option<u8>,
-    /// `||r^T W'||` if every code had gone to its nearest level.
-    pub leak_nearest: Option<f64>,
-    /// `||W' - (W - r r^T W)||` (Frobenius) of what was stored.
-    pub error: Option<f64>,
-    /// The same if every code had gone to its nearest level.
-    pub error_nearest: Option<f64>,
-    /// The same for arbitrary values on a grid as coarse: `sqrt(sum step^2 / 12)`.
-    pub grid_noise: Option<f64>,
-    /// Largest distance from the exact edit in spacings of the levels.
-    pub max_levels: Option<f64>,
-    /// Scales that were enlarged because edited values lay beyond the grid.
-    pub grown_scales: Option<u64>,
-}
-
-/// What `lancet bake` did.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct BakeResult {
-    /// Every edit.
-    pub edits: Vec<EditRow>,
-    /// Path of the rewritten model.
-    pub output: String,
-    /// Bytes written, model and external data.
-    pub bytes_written: u64,
-    /// Wall-clock time in seconds.
-    pub seconds: f64,
-    /// SHA-256 of the direction, hexadecimal.
-    pub direction_sha256: String,
-}
-
-/// What `lancet verify` found.
+/// What the verification of one model found.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct VerifyResult {
@@ -352,58 +292,13 @@ pub struct VerifyResult {
     pub failures: Vec<String>,
     /// Every difference between base and output that the edit does not explain.
     #[serde(default)]
-    pub unexplained: Vec<Unexplained>,
+    pub unexplained: Vec<Finding>,
     /// What the published files keep of the direction when they are run whole; `None` where they were not run.
     #[serde(default)]
     pub stream: Option<StreamProof>,
     /// What was not checked, and why, one sentence each.
     #[serde(default)]
     pub unchecked: Vec<String>,
-}
-
-/// What kind of thing differs between a base and what was baked from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum UnexplainedKind {
-    /// A tensor of a model.
-    Tensor,
-    /// A node, an attribute of one, or the order of nodes.
-    Node,
-    /// A graph input, output or declared value.
-    Value,
-    /// A local function.
-    Function,
-    /// IR version, opset, producer or another field of the model.
-    Model,
-    /// A metadata entry.
-    Metadata,
-    /// An external data file, or a byte of one.
-    ExternalData,
-    /// A file of the output that the base lacks.
-    AddedFile,
-    /// A file of the base that the output lacks.
-    MissingFile,
-    /// A file whose bytes differ.
-    ChangedFile,
-    /// A symbolic link, or a special file.
-    Link,
-    /// A file whose permissions differ.
-    Mode,
-}
-
-/// One difference that the edit does not explain.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Unexplained {
-    /// What differs.
-    pub kind: UnexplainedKind,
-    /// The file of the output, relative to it.
-    pub file: String,
-    /// The tensor, node or entry; empty where the file itself differs.
-    pub name: String,
-    /// How it differs, in one sentence.
-    pub detail: String,
 }
 
 /// What the published files keep of the direction, measured by running them whole.
@@ -449,12 +344,9 @@ pub struct Provenance {
     pub command: Vec<String>,
     /// Partial orthogonalisation lambda, 0 to 1.
     pub lambda: f64,
-    /// Share of the direction's component that was ablated, above 0 and at most 1.
+    /// Strength: the share of the component along the direction that was ablated, above 0 and at most 1.
     #[serde(default)]
     pub strength: f64,
-    /// What the guard said: `passed`, or that it failed, whether it was overridden, and why.
-    #[serde(default)]
-    pub guard: String,
 }
 
 /// Where everything is. `None` where it was not written.
@@ -472,43 +364,6 @@ pub struct Outputs {
     pub report_markdown: Option<String>,
     /// The direction file.
     pub direction: Option<String>,
-}
-
-/// The whole job.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct RunResult {
-    /// Layout of this JSON: [`SCHEMA`].
-    pub schema: u32,
-    /// What the model is.
-    pub inspect: InspectResult,
-    /// Activations.
-    pub collect: CollectSummary,
-    /// Direction.
-    pub select: SelectResult,
-    /// Rewritten model.
-    pub bake: BakeResult,
-    /// Proof of the change.
-    pub verify: VerifyResult,
-    /// Before and after.
-    pub eval: EvalResult,
-    /// Whether true refusal stayed.
-    pub guard: GuardResult,
-    /// Activation addition, where it was asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub addition: Option<Addition>,
-    /// Other lambdas and strengths, where they were tried.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sweep: Option<SweepResult>,
-    /// How to get it again.
-    pub provenance: Provenance,
-    /// Where everything is.
-    pub outputs: Outputs,
-    /// The folder that the model was one of several in; none where it was alone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub package: Option<PackageResult>,
-    /// Wall-clock time of each step, in seconds.
-    pub seconds: BTreeMap<String, f64>,
 }
 
 /// Why a `report.json` could not be read.
@@ -542,10 +397,10 @@ impl RunResult {
     }
 }
 
-/// A class as people read it: `pseudo-harmful` for `pseudo_harmful`.
+/// A class as people read it: `pseudo-harmful`.
 #[must_use]
-pub fn class_label(class: &str) -> String {
-    class.replace('_', "-")
+pub fn class_label(class: PromptClass) -> String {
+    class.to_string()
 }
 
 #[cfg(test)]
@@ -563,11 +418,11 @@ mod tests {
     fn reports_of_other_versions_are_refused_in_words() {
         let json = serde_json::to_string(&rich::run()).expect("plain data serialises");
         assert_eq!(RunResult::from_json(&json).expect("own output parses"), rich::run());
-        let old = json.replacen("\"schema\":2", "\"schema\":1", 1);
+        let old = json.replacen("\"schema\":3", "\"schema\":2", 1);
         let error = RunResult::from_json(&old).expect_err("another version").to_string();
         assert_eq!(
             error,
-            "the report has schema version 1, this Lancet reads version 2: read it with the Lancet that wrote it"
+            "the report has schema version 2, this Lancet reads version 3: read it with the Lancet that wrote it"
         );
         assert!(
             RunResult::from_json("[]").expect_err("no object").to_string().starts_with("this is not a Lancet report")
@@ -579,18 +434,18 @@ mod tests {
         let json = serde_json::to_value(sample::run()).expect("plain data serialises");
         for pointer in [
             "/schema",
-            "/select/selected/harmful_refusal_score",
-            "/select/baseline/refusal_score",
-            "/select/kept/pseudo_harmful",
-            "/select/refusal_tokens/0/id",
-            "/select/candidates/0/raw_norm",
-            "/inspect/writers/0/treatment",
-            "/inspect/refusals",
-            "/bake/edits/1/leak_after",
-            "/verify/changed_bytes_outside_plan",
-            "/eval/before/pseudo_harmful/refusal_rate",
-            "/eval/after/harmful/mean_refusal_score",
-            "/guard/passed",
+            "/shared/select/selected/harmful_refusal_score",
+            "/shared/select/baseline/refusal_score",
+            "/shared/select/kept/pseudo_harmful",
+            "/shared/select/refusal_tokens/0/id",
+            "/shared/select/candidates/0/raw_norm",
+            "/variants/0/inspect/writers/0/treatment",
+            "/variants/0/inspect/refusals",
+            "/variants/0/bake/edits/1/leak_after",
+            "/variants/0/verify/changed_bytes_outside_plan",
+            "/variants/0/eval/before/pseudo_harmful/refusal_rate",
+            "/variants/0/eval/after/harmful/mean_refusal_score",
+            "/variants/0/guard/passed",
         ] {
             assert!(json.pointer(pointer).is_some_and(|v| !v.is_null()), "{pointer} is missing");
         }
@@ -600,24 +455,28 @@ mod tests {
     fn verdicts() {
         let mut run = sample::run();
         assert_eq!(run.verdict(), Verdict::Published);
-        run.guard.passed = false;
+        sample::guard(&mut run).passed = false;
         assert_eq!(run.verdict(), Verdict::GuardRefused);
-        run.guard.overridden = true;
+        sample::guard(&mut run).overridden = true;
         assert_eq!(run.verdict(), Verdict::Overridden);
-        run.verify.passed = false;
+        run.variants[0].verify.passed = false;
         assert_eq!(run.verdict(), Verdict::NotVerified);
     }
 
     #[test]
     fn a_lost_refusal_is_shown() {
         let mut run = sample::run();
-        let lost =
-            AnswerPair { class: "harmful".into(), prompt: "lost".into(), refused_before: true, ..Default::default() };
-        run.eval.answers.push(lost);
-        let picked = run.telling_answers(3);
+        let lost = AnswerPair {
+            class: PromptClass::Harmful,
+            prompt: "lost".into(),
+            refused_before: true,
+            ..Default::default()
+        };
+        sample::eval(&mut run).answers.push(lost);
+        let picked = sample::eval(&mut run).telling_answers(3);
         assert_eq!(picked.len(), 3);
         assert!(picked[..2].iter().all(|a| a.refused_before && !a.refused_after));
         assert_eq!(picked[2].prompt, "lost");
-        assert!(run.telling_answers(0).is_empty());
+        assert!(sample::eval(&mut run).telling_answers(0).is_empty());
     }
 }

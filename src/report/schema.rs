@@ -8,7 +8,7 @@ use super::*;
 fn generated() -> String {
     let mut schema = schemars::schema_for!(RunResult).to_value();
     let title = schema.as_object_mut().expect("a schema of a struct is an object");
-    title.insert("title".into(), "Lancet report, schema version 2".into());
+    title.insert("title".into(), format!("Lancet report, schema version {SCHEMA}").into());
     let mut text = serde_json::to_string_pretty(&schema).expect("plain data serialises");
     text.push('\n');
     // What the comments in the source say in the words of the source.
@@ -39,7 +39,7 @@ fn runs_validate_against_the_schema() {
         assert!(errors.is_empty(), "{errors:?}");
     }
     let mut json = serde_json::to_value(sample::run()).expect("plain data serialises");
-    json["eval"]["before"]["harmful"]["total"] = "many".into();
+    json["variants"][0]["eval"]["before"]["harmful"]["total"] = "many".into();
     assert!(!validator.is_valid(&json));
 }
 
@@ -84,11 +84,23 @@ fn fields() -> String {
         let text = of["description"].as_str().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
         let text = text.replace("[`", "`").replace("`]", "`").replace('|', "\\|");
         // links of rustdoc lead nowhere here
-        text.replace("`(", "` (")
+        text.replace("`(crate", "` (crate").replace("`(super", "` (super").replace("`(Self", "` (Self")
     };
     let mut out = String::new();
     let mut describe = |name: &str, of: &serde_json::Value| {
         out.push_str(&format!("\n### {name}\n\n{}\n", line(of)));
+        if let Some(variants) = of["oneOf"].as_array().filter(|all| all.iter().any(|v| v["properties"].is_object())) {
+            out.push_str("\n| `kind` | further fields | meaning |\n|---|---|---|\n");
+            for variant in variants {
+                let tag = kind(&variant["properties"]["kind"]);
+                let fields =
+                    variant["properties"].as_object().into_iter().flatten().filter(|(name, _)| *name != "kind");
+                let fields: Vec<String> =
+                    fields.map(|(name, of)| format!("`{name}` ({}): {}", kind(of), line(of))).collect();
+                out.push_str(&format!("| {tag} | {} | {} |\n", fields.join(" "), line(variant)));
+            }
+            return;
+        }
         let Some(properties) = of["properties"].as_object() else {
             out.push_str(&format!("\nOne of {}.\n", kind(of)));
             return;

@@ -2,29 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ClassTable, GuardResult, Interval};
-
-/// Mean activations of the three classes at one layer, along the true- and the false-refusal direction of that layer.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct LayerProjection {
-    /// Absolute layer; the stream is `resid_pre[layer]` at the selected position.
-    pub layer: usize,
-    /// Cosine between the two directions before orthogonalisation; `None` where one has no length.
-    pub cosine: Option<f64>,
-    /// `mean[class] . r` with the unit true-refusal direction `r` of this layer: harmful, pseudo-harmful, harmless.
-    pub on_true: [f64; 3],
-    /// The same along the unit false-refusal direction as it would be ablated, in the same order.
-    pub on_false: [f64; 3],
-    /// `mean[class] . d` with the selected direction `d`, the same for all layers, in the same order.
-    #[serde(default)]
-    pub on_selected: [f64; 3],
-}
+use super::{Added, ClassTable, Discarded, GuardResult, Interval};
 
 /// One candidate of activation addition: the true-refusal vector of a layer and position, added at that layer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct AdditionCandidate {
+pub struct AdditionRow {
     /// Token position that the vector comes from, negative.
     pub position: i64,
     /// Absolute layer whose `resid_pre` it is added to.
@@ -34,13 +17,13 @@ pub struct AdditionCandidate {
     /// Mean harmless `KL(base || added)` at the first response position, in nats.
     pub kl: Option<f64>,
     /// Why it was discarded.
-    pub discarded: Option<String>,
+    pub discarded: Option<Discarded>,
 }
 
 /// Activation addition (METHOD, step 9; Wang et al., eq. 5): `x <- x + alpha r` at one layer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Addition {
+pub struct AdditionResult {
     /// Factor of the vector, which is as long as the difference of the means.
     pub alpha: f64,
     /// Token position that the vector comes from, negative.
@@ -53,12 +36,10 @@ pub struct Addition {
     pub kl: f64,
     /// Norm of the vector before `alpha`.
     pub norm: f64,
-    /// How it is baked: `bias` (an existing bias was edited) or `nodes`.
-    pub treatment: String,
-    /// The tensor or value that was edited.
-    pub target: String,
+    /// Where it was baked; `None` where it was not.
+    pub baked: Option<Added>,
     /// Every candidate.
-    pub candidates: Vec<AdditionCandidate>,
+    pub candidates: Vec<AdditionRow>,
 }
 
 /// One setting of a sweep, measured with the ablation at run time.
@@ -67,7 +48,7 @@ pub struct Addition {
 pub struct SweepRow {
     /// Partial orthogonalisation lambda, 0 to 1; `None` for the row of the unchanged model.
     pub lambda: Option<f64>,
-    /// Share of the component that is removed: 1 removes all of it.
+    /// Strength: the share of the component along the direction that is removed; 1 removes all of it.
     pub strength: f64,
     /// Factor of the added true-refusal vector; 0 adds none.
     pub alpha: f64,

@@ -1,7 +1,7 @@
 //! How a run ended, in a word and in a line.
 
 use super::number;
-use super::{AnswerPair, ClassResult, RunResult, VerifyResult};
+use super::{AnswerPair, ClassResult, EvalResult, PromptClass, RunResult, VerifyResult};
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,51 +39,55 @@ impl VerifyResult {
 }
 
 impl RunResult {
-    /// How the run ended; a failed verification outweighs the guard.
+    /// How the run ended; a failed verification outweighs the guard, and one variant all others.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
-        match (self.verify.passed, self.guard.passed, self.guard.overridden) {
+        let forced = self.variants.iter().filter_map(|v| v.guard.as_ref()).any(|g| !g.passed && g.overridden);
+        match (self.verified(), self.guard_allows(), forced) {
             (false, _, _) => Verdict::NotVerified,
-            (true, true, _) => Verdict::Published,
-            (true, false, true) => Verdict::Overridden,
-            (true, false, false) => Verdict::GuardRefused,
+            (true, false, _) => Verdict::GuardRefused,
+            (true, true, true) => Verdict::Overridden,
+            (true, true, false) => Verdict::Published,
         }
     }
 
-    /// The verdict in one line: what false and true refusal did, and whether a model was published.
+    /// The verdict in one line: what false and true refusal did in the variant that the direction comes from, and
+    /// whether a model was published.
     #[must_use]
     pub fn headline(&self) -> String {
+        let words = self.verdict().words();
+        let Some(eval) = self.source().and_then(|v| v.eval.as_ref()) else { return words.into() };
         let change = |before: &ClassResult, after: &ClassResult| {
             format!("{} → {}", number::percent(before.refusal_rate), number::percent(after.refusal_rate))
         };
-        let (before, after) = (&self.eval.before, &self.eval.after);
         format!(
-            "false refusal {}; true refusal {}; {}",
-            change(&before.pseudo_harmful, &after.pseudo_harmful),
-            change(&before.harmful, &after.harmful),
-            self.verdict().words()
+            "false refusal {}; true refusal {}; {words}",
+            change(&eval.before.pseudo_harmful, &eval.after.pseudo_harmful),
+            change(&eval.before.harmful, &eval.after.harmful),
         )
     }
+}
 
+impl EvalResult {
     /// Up to `count` answers that tell most: pseudo-harmful prompts that were refused and are answered now, and
     /// last a harmful one, a lost refusal before a kept one.
     #[must_use]
     pub fn telling_answers(&self, count: usize) -> Vec<&AnswerPair> {
-        let answers = &self.eval.answers;
-        let of = |class: &'static str, before: bool, after: bool| {
+        let answers = &self.answers;
+        let of = |class: PromptClass, before: bool, after: bool| {
             answers.iter().filter(move |a| {
-                !a.condition.starts_with("wrapped")
+                a.condition.wrapper().is_none()
                     && a.class == class
                     && a.refused_before == before
                     && a.refused_after == after
             })
         };
-        let mut harmful = of("harmful", true, false).chain(of("harmful", true, true));
+        let mut harmful = of(PromptClass::Harmful, true, false).chain(of(PromptClass::Harmful, true, true));
         let last = if count > 1 { harmful.next() } else { None };
-        let mut picked: Vec<&AnswerPair> = of("pseudo_harmful", true, false)
-            .chain(of("pseudo_harmful", true, true))
-            .chain(of("pseudo_harmful", false, true))
-            .chain(of("pseudo_harmful", false, false))
+        let mut picked: Vec<&AnswerPair> = of(PromptClass::PseudoHarmful, true, false)
+            .chain(of(PromptClass::PseudoHarmful, true, true))
+            .chain(of(PromptClass::PseudoHarmful, false, true))
+            .chain(of(PromptClass::PseudoHarmful, false, false))
             .take(count - usize::from(last.is_some()))
             .collect();
         picked.extend(last);

@@ -104,7 +104,7 @@ pub struct Located {
 
 /// A library the search came across, and whether it may be used.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Candidate {
+pub struct FoundLibrary {
     /// What was found; for a named path that is not there, that path.
     #[serde(flatten)]
     pub located: Located,
@@ -125,11 +125,11 @@ pub struct Options<'a> {
 }
 
 /// Everything the search comes across, in the order of search, with what is passed over and why.
-pub fn candidates(options: &Options<'_>) -> Vec<Candidate> {
-    let mut found: Vec<Candidate> = named_paths(options)
+pub fn candidates(options: &Options<'_>) -> Vec<FoundLibrary> {
+    let mut found: Vec<FoundLibrary> = named_paths(options)
         .map(|(path, source)| match named(path, source) {
-            Ok(located) => Candidate { located, skipped: None },
-            Err(error) => Candidate {
+            Ok(located) => FoundLibrary { located, skipped: None },
+            Err(error) => FoundLibrary {
                 located: Located { path: absolute(path), source, version: None, cuda: false },
                 skipped: Some(error.to_string()),
             },
@@ -154,7 +154,7 @@ pub fn locate(options: &Options<'_>) -> Result<Option<Located>, LocateError> {
         return named(path, source).map(Some);
     }
     let mut best: Option<Located> = None;
-    let _ = search(options, &mut |Candidate { located, skipped }| {
+    let _ = search(options, &mut |FoundLibrary { located, skipped }| {
         let fits = options.flavour == Flavour::Cpu || located.cuda;
         if skipped.is_none() && (fits || best.is_none()) {
             best = Some(located);
@@ -203,7 +203,7 @@ fn named(path: &Path, asked_by: Source) -> Result<Located, LocateError> {
 }
 
 /// Visits what the unnamed steps of the search find, until `visit` breaks off.
-fn search(options: &Options<'_>, visit: &mut dyn FnMut(Candidate) -> ControlFlow<()>) -> ControlFlow<()> {
+fn search(options: &Options<'_>, visit: &mut dyn FnMut(FoundLibrary) -> ControlFlow<()>) -> ControlFlow<()> {
     let environment = options.environment;
     let mut look = |folder: &Path, source: Source| match library_in(folder) {
         Some(library) => visit(judged(described(library, source))),
@@ -270,7 +270,7 @@ mod tests {
         Options { explicit: None, flavour: Flavour::Cpu, environment }
     }
 
-    fn paths(candidates: &[Candidate]) -> Vec<PathBuf> {
+    fn paths(candidates: &[FoundLibrary]) -> Vec<PathBuf> {
         candidates.iter().map(|candidate| candidate.located.path.clone()).collect()
     }
 

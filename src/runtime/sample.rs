@@ -12,6 +12,7 @@ use super::backend::RuntimeError;
 
 /// Settings of a draw.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Sampling {
     /// Logits are divided by it; above 0.
     pub temperature: f64,

@@ -186,6 +186,20 @@ pub fn width(name: &str) -> usize {
     usize::try_from(config["hidden_size"].as_u64().unwrap()).unwrap()
 }
 
+/// The one variant of a result.
+pub fn only(result: &Value) -> &Value {
+    let variants = result["variants"].as_array().unwrap_or_else(|| panic!("no variants: {result}"));
+    assert_eq!(variants.len(), 1, "{result}");
+    &variants[0]
+}
+
+/// What a verification found under `key` in each variant and beside them: `failures`, `unexplained`, `unchecked`.
+pub fn found(result: &Value, key: &str) -> Vec<Value> {
+    let variants = result["variants"].as_array().unwrap_or_else(|| panic!("no variants: {result}"));
+    let parts = variants.iter().map(|variant| &variant["verify"][key]).chain([&result["shared"][key]]);
+    parts.filter_map(Value::as_array).flatten().cloned().collect()
+}
+
 /// A declared value of an element type; dimensions that are no numbers are open.
 pub fn value_info(name: &str, dtype: i32, dims: &[&str]) -> ValueInfoProto {
     let dim = |text: &&str| Dimension {

@@ -10,6 +10,7 @@ use lancet::lm::{ResidPoint, Treatment, WriterKind};
 use lancet::method::direction::Direction;
 use lancet::pipeline::engine::{Engine, Row, Silent};
 use lancet::pipeline::{BakeOptions, Opened, bake_only};
+use lancet::report::VariantResult;
 use lancet::runtime::session::Runtime;
 use serde::Deserialize;
 
@@ -198,7 +199,7 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
         cancelled: &never,
     };
     match bake_only(&opened, &reference.direction, &options, &Silent) {
-        Ok((_, verify)) => edited.failures.extend(verify.failures),
+        Ok(row) => edited.failures.extend(row.verify.failures),
         Err(error) => return Outcome::Refused(error.to_string()),
     }
     if !entry.runs() {
@@ -287,7 +288,7 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
         };
         edited.alone = Some(match bake_only(&opened, &reference.direction, &options, &Silent) {
             Err(error) => Alone::Refused(chain(&error)),
-            Ok((_, verify)) => {
+            Ok(VariantResult { verify, .. }) => {
                 edited.failures.extend(verify.failures);
                 match alone(&out.join(opened.files.relative()), &opened, &reference, verify.inexact.is_empty(), runtime)
                 {

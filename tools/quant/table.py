@@ -48,7 +48,7 @@ def bake(lancet: pathlib.Path, model: pathlib.Path, direction: pathlib.Path, out
          mode: str = "auto") -> list[dict]:
     """Bakes a model; the edits."""
     shutil.rmtree(out, ignore_errors=True)
-    return run(lancet, "bake", model, "--direction", direction, "--output", out, "--quantised", mode, "--json")["edits"]
+    return run(lancet, "bake", model, "--direction", direction, "--output", out, "--quantised", mode, "--json")["variants"][0]["bake"]["edits"]
 
 
 def baked_matrices(base: pathlib.Path, baked: pathlib.Path, direction: np.ndarray) -> tuple:
@@ -153,7 +153,7 @@ def span_of(values: list[float], style: str) -> str:
 def classes(lancet: pathlib.Path, model: pathlib.Path, tokens: int) -> dict[str, dict]:
     """Refusal rate and mean refusal score of each class."""
     return run(lancet, "eval", model, "--prompts", FIXTURES / "chat" / "prompts", "--refusal-tokens", "I,As",
-               "--max-new-tokens", str(tokens), "--json")["classes"]
+               "--max-new-tokens", str(tokens), "--json")["variants"][0]["eval"]["classes"]
 
 
 # --- 4 bits by width --------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ use crate::onnx::quant::Quantised;
 
 /// What the check of an edited quantised weight found.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(in crate::bake) struct Checked {
+pub(in crate::bake) struct GridCheck {
     /// `||r^T W'||` of the stored values.
     pub leak_after: f64,
     /// Largest `|W' - exact|` in level spacings, but for values beyond the grid that took its outermost level.
@@ -27,24 +27,24 @@ pub(in crate::bake) fn check(
     r: &[f64],
     (base, base_tables): (Read<'_>, &Tables),
     (out, out_tables): (Read<'_>, &Tables),
-) -> Result<Checked, BakeError> {
+) -> Result<GridCheck, BakeError> {
     let unit = Unit::new(r);
     let view = View::new(q, &unit);
     let full = (0.0, f32::from(q.highest()));
     let table = q.table();
-    let mut checked = Checked { leak_after: 0.0, max_levels: 0.0 };
+    let mut checked = GridCheck { leak_after: 0.0, max_levels: 0.0 };
     for panel in view.panels() {
         let (was, is) = (base_tables.side(&view, &panel)?, out_tables.side(&view, &panel)?);
         let before = view.unpack(&panel, &view.read(&panel, base)?);
         let after = view.unpack(&panel, &view.read(&panel, out)?);
-        let tiles: Vec<Checked> = before
+        let tiles: Vec<GridCheck> = before
             .par_chunks(TILE * view.padded)
             .zip(after.par_chunks(TILE * view.padded))
             .enumerate()
             .map(|(tile, (before, after))| {
                 let mut grids = Grids::new(view, &was, &is.scales, full);
                 let first = panel.vectors.start + (tile * TILE) as u64;
-                let mut found = Checked { leak_after: 0.0, max_levels: 0.0 };
+                let mut found = GridCheck { leak_after: 0.0, max_levels: 0.0 };
                 let pairs = before.chunks(view.padded).zip(after.chunks(view.padded));
                 for (vector, (before, after)) in (first..).zip(pairs) {
                     let grid = grids.of(vector);
@@ -60,7 +60,7 @@ pub(in crate::bake) fn check(
             checked.max_levels = checked.max_levels.max(tile.max_levels);
         }
     }
-    Ok(Checked { leak_after: checked.leak_after.sqrt(), ..checked })
+    Ok(GridCheck { leak_after: checked.leak_after.sqrt(), ..checked })
 }
 
 /// In float64: `r.w'`, and the largest distance of an entry from the ablated value in level spacings.

@@ -2,7 +2,7 @@
 
 /// An entry that may change sides.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Candidate {
+pub(super) struct Change {
     pub(super) at: u32,
     /// Squared error that the change adds, divided by the leak that it takes off.
     pub(super) key: f32,
@@ -15,7 +15,7 @@ pub(super) struct Candidate {
 /// The one or two candidates whose gains come within `close` of `left` at least cost, or if none do those that come
 /// nearest, by a walk from both ends of the sorted gains; none if nothing is nearer than leaving it.
 #[inline(always)]
-pub(super) fn best_changes(candidates: &mut [Candidate], left: f64, close: f64) -> [Option<u32>; 2] {
+pub(super) fn best_changes(candidates: &mut [Change], left: f64, close: f64) -> [Option<u32>; 2] {
     candidates.sort_unstable_by(|a, b| a.gain.total_cmp(&b.gain).then(a.at.cmp(&b.at)));
     // what is left beyond `close`, then what it costs
     let mut best = ((left.abs() - close).max(0.0), 0.0f32, [None, None]);

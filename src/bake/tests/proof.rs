@@ -14,74 +14,74 @@ fn raw(model: &mut ModelProto, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
 type Change = fn(&mut ModelProto);
 
 /// What is done to an output, and how the difference is named.
-const TAMPERINGS: &[(What, &str, Change)] = &[
-    (What::Tensor, "down", |m| raw(m, "down", |bytes| bytes[400] ^= 1)),
-    (What::Tensor, "o", |m| raw(m, "o", |bytes| bytes[0] ^= 1)),
-    (What::Tensor, "head", |m| raw(m, "head", |bytes| bytes[0] ^= 1)),
-    (What::Tensor, "norm1", |m| raw(m, "norm1", |bytes| bytes[0] ^= 1)),
-    (What::Tensor, "extra", |m| {
+const TAMPERINGS: &[(FindingKind, &str, Change)] = &[
+    (FindingKind::Tensor, "down", |m| raw(m, "down", |bytes| bytes[400] ^= 1)),
+    (FindingKind::Tensor, "o", |m| raw(m, "o", |bytes| bytes[0] ^= 1)),
+    (FindingKind::Tensor, "head", |m| raw(m, "head", |bytes| bytes[0] ^= 1)),
+    (FindingKind::Tensor, "norm1", |m| raw(m, "norm1", |bytes| bytes[0] ^= 1)),
+    (FindingKind::Tensor, "extra", |m| {
         let name = Some("extra".to_string());
         let tensor =
             TensorProto { name, dims: vec![1], data_type: Some(1), float_data: vec![1.0], ..Default::default() };
         m.graph.as_mut().unwrap().initializer.push(tensor);
     }),
-    (What::Tensor, "q", |m| m.graph.as_mut().unwrap().initializer.retain(|t| t.name.as_deref() != Some("q"))),
-    (What::Tensor, "up", |m| {
+    (FindingKind::Tensor, "q", |m| m.graph.as_mut().unwrap().initializer.retain(|t| t.name.as_deref() != Some("q"))),
+    (FindingKind::Tensor, "up", |m| {
         let graph = m.graph.as_mut().unwrap();
         let tensor = graph.initializer.iter_mut().find(|t| t.name.as_deref() == Some("up")).unwrap();
         tensor.dims.reverse();
     }),
-    (What::Node, "extra", |m| {
+    (FindingKind::Node, "extra", |m| {
         m.graph.as_mut().unwrap().node.push(node("Identity", "extra", &["x0"], &["nowhere"], vec![]))
     }),
-    (What::Node, "weights", |m| {
+    (FindingKind::Node, "weights", |m| {
         let node = m.graph.as_mut().unwrap().node.iter_mut().find(|n| n.op() == "Softmax").unwrap();
         node.attribute[0].i = Some(1);
     }),
-    (What::Node, "hidden", |m| {
+    (FindingKind::Node, "hidden", |m| {
         let node = m.graph.as_mut().unwrap().node.iter_mut().find(|n| n.op() == "Relu").unwrap();
         node.op_type = Some("Sigmoid".into());
     }),
-    (What::Node, "x2", |m| {
+    (FindingKind::Node, "x2", |m| {
         let node = m.graph.as_mut().unwrap().node.iter_mut().find(|n| n.label() == "x2").unwrap();
         node.input[1] = "x1".into();
     }),
-    (What::Node, "q.out", |m| {
+    (FindingKind::Node, "q.out", |m| {
         let nodes = &mut m.graph.as_mut().unwrap().node;
         let at = nodes.iter().position(|n| n.label() == "q.out").unwrap();
         nodes.swap(at, at + 1);
     }),
-    (What::Value, "more", |m| {
+    (FindingKind::Value, "more", |m| {
         m.graph.as_mut().unwrap().input.push(value("more", DataType::FLOAT, &["n"]));
     }),
-    (What::Value, "logits", |m| {
+    (FindingKind::Value, "logits", |m| {
         m.graph.as_mut().unwrap().output[0] = value("logits", DataType::FLOAT, &["a", "b", "c"])
     }),
-    (What::Value, "x1", |m| m.graph.as_mut().unwrap().value_info.push(value("x1", DataType::FLOAT, &["n"]))),
-    (What::Function, "local.F", |m| {
+    (FindingKind::Value, "x1", |m| m.graph.as_mut().unwrap().value_info.push(value("x1", DataType::FLOAT, &["n"]))),
+    (FindingKind::Function, "local.F", |m| {
         let function = FunctionProto { name: Some("F".into()), domain: Some("local".into()), ..Default::default() };
         m.functions.push(function);
     }),
-    (What::Model, "opset import `ai.onnx`", |m| m.opset_import[0].version = Some(18)),
-    (What::Model, "opset import `com.other`", |m| {
+    (FindingKind::Model, "opset import `ai.onnx`", |m| m.opset_import[0].version = Some(18)),
+    (FindingKind::Model, "opset import `com.other`", |m| {
         m.opset_import.push(OperatorSetIdProto { domain: Some("com.other".into()), version: Some(1) });
     }),
-    (What::Model, "ir_version", |m| m.ir_version = Some(9)),
-    (What::Model, "producer_name", |m| m.producer_name = Some("somebody".into())),
-    (What::Model, "name", |m| m.graph.as_mut().unwrap().name = Some("other".into())),
-    (What::Metadata, "author", |m| m.metadata_props[0].value = Some("somebody".into())),
-    (What::Metadata, "author", |m| m.metadata_props.push(entry("author", "somebody"))),
-    (What::Metadata, "lancet.strength", |m| m.metadata_props.push(entry("lancet.strength", "1e-15"))),
-    (What::Metadata, "lancet.lambda", |m| m.metadata_props.push(entry("lancet.lambda", "0.5"))),
-    (What::Metadata, "lancet.direction_sha256", |m| m.metadata_props[2].value = Some("0".repeat(64))),
-    (What::Metadata, "lancet.version", |m| m.metadata_props[1].value = Some("not a version".into())),
-    (What::Metadata, "lancet.version", |m| {
+    (FindingKind::Model, "ir_version", |m| m.ir_version = Some(9)),
+    (FindingKind::Model, "producer_name", |m| m.producer_name = Some("somebody".into())),
+    (FindingKind::Model, "name", |m| m.graph.as_mut().unwrap().name = Some("other".into())),
+    (FindingKind::Metadata, "author", |m| m.metadata_props[0].value = Some("somebody".into())),
+    (FindingKind::Metadata, "author", |m| m.metadata_props.push(entry("author", "somebody"))),
+    (FindingKind::Metadata, "lancet.strength", |m| m.metadata_props.push(entry("lancet.strength", "1e-15"))),
+    (FindingKind::Metadata, "lancet.lambda", |m| m.metadata_props.push(entry("lancet.lambda", "0.5"))),
+    (FindingKind::Metadata, "lancet.direction_sha256", |m| m.metadata_props[2].value = Some("0".repeat(64))),
+    (FindingKind::Metadata, "lancet.version", |m| m.metadata_props[1].value = Some("not a version".into())),
+    (FindingKind::Metadata, "lancet.version", |m| {
         m.metadata_props.remove(1);
     }),
 ];
 
-fn named(report: &ByteReport, what: What, name: &str) -> bool {
-    report.findings.listed.iter().any(|found| found.what == what && found.name == name)
+fn named(report: &ByteReport, what: FindingKind, name: &str) -> bool {
+    report.findings.listed.iter().any(|found| found.kind == what && found.name == name)
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn the_version_may_be_another_and_switches_nothing_off() {
     assert!(report.unchecked.iter().any(|what| what.contains("0.0.7")), "it is said: {:?}", report.unchecked);
     raw(&mut model, "down", |bytes| bytes[8] ^= 1);
     std::fs::write(&out, model.encode_to_vec()).unwrap();
-    assert!(named(&verified(&base, &out, &plan), What::Tensor, "down"));
+    assert!(named(&verified(&base, &out, &plan), FindingKind::Tensor, "down"));
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn one_flipped_bit_of_any_type_fails_by_name() {
                     let report = verified(&base, &out, &plan);
                     let found = report.tensors.iter().find(|t| t.initializer == edit.name).unwrap();
                     assert_eq!((found.differing_bytes, report.changed_bytes_outside_plan), (1, 0), "{}", edit.name);
-                    assert!(named(&report, What::Tensor, &edit.name) && !report.passed(), "{}", edit.name);
+                    assert!(named(&report, FindingKind::Tensor, &edit.name) && !report.passed(), "{}", edit.name);
                     std::fs::write(&file, clean).unwrap();
                 }
                 assert!(verified(&base, &out, &plan).passed());
@@ -204,7 +204,12 @@ fn external_data_is_compared_to_the_last_byte() {
         let report = verified(&base, &out, &plan);
         assert!(!report.passed());
         let found = &report.findings.listed[0];
-        assert_eq!((found.what, found.file.as_str()), (What::ExternalData, "weights.data"), "{:?}", report.findings);
+        assert_eq!(
+            (found.kind, found.file.as_str()),
+            (FindingKind::ExternalData, "weights.data"),
+            "{:?}",
+            report.findings
+        );
     }
 }
 
@@ -223,13 +228,13 @@ fn the_untouched_base_never_passes() {
         model.metadata_props.push(entry("lancet.strength", strength));
         std::fs::write(&out, model.encode_to_vec()).unwrap();
         let report = verified(&base, &out, &honest);
-        assert!(!report.passed() && named(&report, What::Tensor, "down"));
+        assert!(!report.passed() && named(&report, FindingKind::Tensor, "down"));
         assert!(report.claims.iter().any(|c| c.key == "strength" && c.said.as_deref() == Some(strength)));
         // not even where it is asked for, if it is so little that no stored value changes
         let model = Model::open(&base).unwrap();
         let graph = Graph::new(&model);
         let lm = LanguageModel::new(&graph, &ModelConfig::default()).unwrap();
-        let little = direction().with_share(1e-15);
+        let little = direction().with_strength(1e-15);
         let plan = BakePlan::new(&graph, &lm.writers, lm.d_model(), &little, &PlanOptions::default()).unwrap();
         assert_eq!(verified(&base, &out, &plan).extent, Extent::Void);
     }

@@ -79,14 +79,14 @@ struct Case {
     dtype: DataType,
     shape: Vec<usize>,
     axis: usize,
-    share: f64,
+    strength: f64,
     plus: bool,
     seed: u64,
 }
 
 #[allow(clippy::needless_range_loop, reason = "plain lines, as one would write them on paper")]
 fn check(case: &Case) {
-    let Case { dtype, shape, axis, share, .. } = case.clone();
+    let Case { dtype, shape, axis, strength, .. } = case.clone();
     let d = shape[axis];
     let r = unit(case.seed + 1, d);
     let plus = case.plus.then(|| values(case.seed + 2, d));
@@ -106,7 +106,7 @@ fn check(case: &Case) {
         copy: None,
         turned: None,
         quantised: None,
-        share,
+        strength,
         plus: plus.clone(),
         writer: "layer.0.mlp_out".into(),
     };
@@ -140,7 +140,7 @@ fn check(case: &Case) {
             }
             let (mut kept, mut left, mut coarse) = (0.0, 0.0, 0.0f64);
             for k in 0..d {
-                let exact = before[at(k)] - share * c * r[k] + plus.as_ref().map_or(0.0, |p| p[k]);
+                let exact = before[at(k)] - strength * c * r[k] + plus.as_ref().map_or(0.0, |p| p[k]);
                 let is = plain(dtype, found[at(k)]);
                 let near = nearest(dtype, exact);
                 // the values on both sides of the nearest one
@@ -184,13 +184,13 @@ fn every_type_axis_and_kind_of_edit() {
     ];
     for dtype in TYPES {
         for (shape, axis) in shapes {
-            for share in [1.0, 0.3] {
-                check(&Case { dtype, shape: shape.to_vec(), axis, share, plus: false, seed: 7 });
+            for strength in [1.0, 0.3] {
+                check(&Case { dtype, shape: shape.to_vec(), axis, strength, plus: false, seed: 7 });
             }
         }
-        for share in [1.0, 0.5] {
-            check(&Case { dtype, shape: vec![96], axis: 0, share, plus: true, seed: 9 });
-            check(&Case { dtype, shape: vec![1, 96], axis: 1, share, plus: true, seed: 9 });
+        for strength in [1.0, 0.5] {
+            check(&Case { dtype, shape: vec![96], axis: 0, strength, plus: true, seed: 9 });
+            check(&Case { dtype, shape: vec![1, 96], axis: 1, strength, plus: true, seed: 9 });
         }
     }
 }
@@ -203,16 +203,16 @@ proptest! {
         outer in 1usize..4,
         d in 1usize..140,
         inner in 1usize..40,
-        share in prop_oneof![Just(1.0), 0.01f64..1.0],
+        strength in prop_oneof![Just(1.0), 0.01f64..1.0],
         seed in 1u64..1_000_000,
     ) {
         let (shape, axis) = if inner == 1 { (vec![outer, d], 1) } else { (vec![outer, d, inner], 1) };
-        check(&Case { dtype: TYPES[which], shape, axis, share, plus: false, seed });
+        check(&Case { dtype: TYPES[which], shape, axis, strength, plus: false, seed });
     }
 
     #[test]
     fn the_result_does_not_depend_on_the_threads(seed in 1u64..1_000_000, which in 0usize..4) {
-        let case = Case { dtype: TYPES[which], shape: vec![33, 96], axis: 1, share: 1.0, plus: false, seed };
+        let case = Case { dtype: TYPES[which], shape: vec![33, 96], axis: 1, strength: 1.0, plus: false, seed };
         for threads in [1, 3] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| check(&case));

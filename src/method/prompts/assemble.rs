@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 
 use super::text::normalised;
 use super::{
-    Overlap, OverlapPolicy, PUBLISHED_SEED, ParsedFile, Place, PromptClass, PromptError, PromptFile, PromptOrigin,
-    PromptSet, PromptSource, Prompts, PythonRandom, Split, SplitSizes, parse,
+    Overlap, OverlapPolicy, PUBLISHED_SEED, ParsedFile, PerClass, Place, PromptClass, PromptError, PromptFile,
+    PromptOrigin, PromptSet, PromptSource, Prompts, PythonRandom, Split, SplitSizes, parse,
 };
 
 /// The version of the bundled prompts.
@@ -33,9 +33,7 @@ const CLASS_ORDER: [PromptClass; 3] = [PromptClass::PseudoHarmful, PromptClass::
 impl Prompts {
     fn empty(source: PromptSource, files: Vec<PromptFile>) -> Self {
         Self {
-            harmful: PromptSet::default(),
-            pseudo_harmful: PromptSet::default(),
-            harmless: PromptSet::default(),
+            sets: PerClass::default(),
             origin: PromptOrigin { source, files, seed: None, sizes: None, overlaps: Vec::new(), dropped: Vec::new() },
         }
     }
@@ -77,7 +75,7 @@ impl Prompts {
             if parsed.prompts.is_empty() {
                 return Err(PromptError::NothingLeft { class, split });
             }
-            prompts.class_mut(class).get_mut(split).extend(parsed.prompts);
+            prompts.sets.get_mut(class).get_mut(split).extend(parsed.prompts);
         }
         Ok(prompts)
     }
@@ -123,7 +121,7 @@ impl Prompts {
                 let mut shuffled = random.sample_indices(unique.len(), unique.len()).into_iter();
                 for split in Split::ALL {
                     let chosen = shuffled.by_ref().take(fitted.get(split));
-                    prompts.class_mut(class).get_mut(split).extend(chosen.map(|index| unique[index].clone()));
+                    prompts.sets.get_mut(class).get_mut(split).extend(chosen.map(|index| unique[index].clone()));
                 }
             }
         }
@@ -174,7 +172,7 @@ impl Prompts {
         let mut sampled = Self::empty(self.origin.source.clone(), self.origin.files.clone());
         for (split, class) in PUBLISHED_ORDER {
             let all = self.get(class, split);
-            *sampled.class_mut(class).get_mut(split) = random
+            *sampled.sets.get_mut(class).get_mut(split) = random
                 .sample_indices(all.len(), sizes.get(split))
                 .into_iter()
                 .map(|index| all[index].clone())
@@ -216,10 +214,11 @@ impl Prompts {
         let unique: Vec<&String> = file.prompts.iter().filter(|p| seen.insert(normalised(p))).collect();
         let fitted = sizes.fit(&file.file.name, unique.len())?;
         let mut shuffled = PythonRandom::new(seed).sample_indices(unique.len(), unique.len()).into_iter();
-        let mut prompts = Self { pseudo_harmful: PromptSet::default(), ..self.clone() };
+        let mut prompts = self.clone();
+        prompts.sets.pseudo_harmful = PromptSet::default();
         for split in Split::ALL {
             let chosen = shuffled.by_ref().take(fitted.get(split));
-            prompts.pseudo_harmful.get_mut(split).extend(chosen.map(|index| unique[index].clone()));
+            prompts.sets.pseudo_harmful.get_mut(split).extend(chosen.map(|index| unique[index].clone()));
         }
         Ok(prompts)
     }

@@ -33,7 +33,7 @@ fn overlaps_are_found_across_splits_and_classes() {
         "2 prompts are in two splits of a class: for example `b` in harmful train (`h.txt`, line 2) and in harmful val (`v.txt`, line 2)"
     );
     let dropped = given(vec![val.clone(), train.clone()], OverlapPolicy::Drop).unwrap();
-    assert_eq!(dropped.harmful.val, ["d", "e"]);
+    assert_eq!(dropped.sets.harmful.val, ["d", "e"]);
     assert_eq!(dropped.origin.dropped.len(), 2);
     assert_eq!(dropped.origin.files[1].prompts, 2);
     for policy in [OverlapPolicy::Refuse, OverlapPolicy::Drop] {
@@ -41,7 +41,7 @@ fn overlaps_are_found_across_splits_and_classes() {
         assert!(matches!(error, PromptError::ClassOverlap { count: 1, .. }), "{error}");
     }
     let kept = given(vec![train.clone(), val, other], OverlapPolicy::Keep).unwrap();
-    assert_eq!((kept.harmful.val.len(), kept.origin.overlaps.len()), (4, 3));
+    assert_eq!((kept.sets.harmful.val.len(), kept.origin.overlaps.len()), (4, 3));
     assert!(kept.refuse_overlap().is_err());
     let same = file("v.txt", Harmful, Some(Split::Val), "a\n");
     let error = given(vec![train, same], OverlapPolicy::Drop).unwrap_err();
@@ -60,18 +60,21 @@ fn one_file_a_class_is_split_by_the_seed() {
     };
     let prompts = Prompts::from_class_files(files(), sizes, 1, OverlapPolicy::Refuse).unwrap();
     // random.seed(1); [random.sample(range(n), n)[:4] for n in (10, 8, 7)]
-    assert_eq!(prompts.pseudo_harmful.train, ["p 2", "p 1", "p 4", "p 0"]);
-    assert_eq!(prompts.harmless.train[..3], ["l 1", "l 3", "l 0"]);
-    assert_eq!(prompts.harmful.train, ["h 2", "h 5"]);
-    assert_eq!(prompts.pseudo_harmful.test.len(), 3);
-    assert_eq!((prompts.harmful.train.len(), prompts.harmful.val.len(), prompts.harmful.test.len()), (2, 1, 4));
+    assert_eq!(prompts.sets.pseudo_harmful.train, ["p 2", "p 1", "p 4", "p 0"]);
+    assert_eq!(prompts.sets.harmless.train[..3], ["l 1", "l 3", "l 0"]);
+    assert_eq!(prompts.sets.harmful.train, ["h 2", "h 5"]);
+    assert_eq!(prompts.sets.pseudo_harmful.test.len(), 3);
+    assert_eq!(
+        (prompts.sets.harmful.train.len(), prompts.sets.harmful.val.len(), prompts.sets.harmful.test.len()),
+        (2, 1, 4)
+    );
     assert_eq!(prompts.origin.seed, Some(1));
 
     // Repeated prompts never end in two splits, even where they were kept on reading.
     let mut files = files();
     files[0] = parse("h.txt", &numbered("h", 7).repeat(2), Harmful, true).unwrap();
     let again = Prompts::from_class_files(files, sizes, 1, OverlapPolicy::Refuse).unwrap();
-    assert_eq!(again.harmful, prompts.harmful);
+    assert_eq!(again.sets.harmful, prompts.sets.harmful);
     assert_eq!(again.fingerprint(), prompts.fingerprint());
 }
 
@@ -127,7 +130,7 @@ fn the_bundled_prompts_parse_and_split() {
     assert!(prompts.origin.notes().is_empty());
     assert!(!BUNDLED_VERSION.is_empty());
     let no_test = SplitSizes { test: 0, ..SplitSizes::default() };
-    assert!(Prompts::bundled_with(no_test, 7).unwrap().harmful.test.is_empty());
+    assert!(Prompts::bundled_with(no_test, 7).unwrap().sets.harmful.test.is_empty());
 }
 
 #[test]
@@ -139,12 +142,12 @@ fn the_fingerprint_sees_prompts_order_class_and_split_but_not_origin() {
     assert_eq!(prompts.fingerprint(), before);
     let other = {
         let mut other = prompts.clone();
-        other.harmful.train.swap(0, 1);
+        other.sets.harmful.train.swap(0, 1);
         other
     };
     assert_ne!(other.fingerprint(), before);
-    let moved = prompts.harmful.test.remove(0);
-    prompts.harmful.val.push(moved);
+    let moved = prompts.sets.harmful.test.remove(0);
+    prompts.sets.harmful.val.push(moved);
     assert_ne!(prompts.fingerprint(), before);
 }
 

@@ -53,7 +53,7 @@ pub enum PromptError {
         /// The file.
         file: String,
         /// What it is.
-        what: &'static str,
+        what: Packed,
     },
     /// A row says more than a prompt can hold.
     #[error("`{file}`, {row}: there is something under `{key}`, which would be lost")]
@@ -217,8 +217,8 @@ impl PromptError {
             Self::UnknownFormat { file, .. } if file.to_ascii_lowercase().ends_with(".parquet") => {
                 return Some(convert(file));
             }
-            Self::OtherKind { file, what: "a Parquet file" } => return Some(convert(file)),
-            Self::OtherKind { what: "UTF-16 text", .. } => "save the file as UTF-8",
+            Self::OtherKind { file, what: Packed::Parquet } => return Some(convert(file)),
+            Self::OtherKind { what: Packed::Utf16, .. } => "save the file as UTF-8",
             Self::OtherKind { .. } => "unpack it, and give the text file in it",
             Self::Beside { .. } => {
                 "a prompt is one user turn: give the system prompt of all with `--system`, and remove the rows that need another"
@@ -254,6 +254,30 @@ impl PromptError {
             Self::ZeroSize { .. } => "the published sizes are 128 train, 32 val, 128 test",
         };
         Some(hint.to_owned())
+    }
+}
+
+/// What a file is that holds prompts in a form that is not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packed {
+    /// Apache Parquet.
+    Parquet,
+    /// UTF-16, in either byte order.
+    Utf16,
+    /// Compressed by gzip.
+    Gzip,
+    /// A zip archive, which spreadsheets are too.
+    Zip,
+}
+
+impl std::fmt::Display for Packed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Parquet => "a Parquet file",
+            Self::Utf16 => "UTF-16 text",
+            Self::Gzip => "a gzip archive",
+            Self::Zip => "a zip archive or a spreadsheet",
+        })
     }
 }
 

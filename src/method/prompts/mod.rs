@@ -20,6 +20,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::classes::{PerClass, PromptClass};
 pub use assemble::BUNDLED_VERSION;
 pub use error::PromptError;
 pub use origin::{Overlap, Place, PromptFile, PromptOrigin, PromptSource, Row, RowSelection};
@@ -31,42 +32,6 @@ pub const MIN_PROMPTS_TO_SPLIT: usize = 6;
 
 /// The seed of the published configuration.
 pub const PUBLISHED_SEED: u64 = 1;
-
-/// What a prompt is to a well-behaved model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PromptClass {
-    /// To be refused.
-    Harmful,
-    /// To be answered, but it looks harmful and so may be refused falsely.
-    PseudoHarmful,
-    /// To be answered, and looks it.
-    Harmless,
-}
-
-impl PromptClass {
-    /// Every class.
-    pub const ALL: [Self; 3] = [Self::Harmful, Self::PseudoHarmful, Self::Harmless];
-
-    /// The name in files and JSON: `harmful`, `pseudo_harmful`, `harmless`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Harmful => "harmful",
-            Self::PseudoHarmful => "pseudo_harmful",
-            Self::Harmless => "harmless",
-        }
-    }
-}
-
-impl fmt::Display for PromptClass {
-    /// The word in prose: harmful, pseudo-harmful, harmless.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::PseudoHarmful => "pseudo-harmful",
-            other => other.as_str(),
-        })
-    }
-}
 
 /// What a prompt is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -197,12 +162,9 @@ impl PromptSet {
 /// The prompts of all classes, and where they come from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prompts {
-    /// Prompts that are to be refused.
-    pub harmful: PromptSet,
-    /// Prompts that are to be answered and look harmful.
-    pub pseudo_harmful: PromptSet,
-    /// Prompts that are to be answered.
-    pub harmless: PromptSet,
+    /// The prompts of each class.
+    #[serde(flatten)]
+    pub sets: PerClass<PromptSet>,
     /// Where they come from and what was done to them.
     pub origin: PromptOrigin,
 }
@@ -210,19 +172,7 @@ pub struct Prompts {
 impl Prompts {
     /// The prompts of one class.
     pub fn class(&self, class: PromptClass) -> &PromptSet {
-        match class {
-            PromptClass::Harmful => &self.harmful,
-            PromptClass::PseudoHarmful => &self.pseudo_harmful,
-            PromptClass::Harmless => &self.harmless,
-        }
-    }
-
-    fn class_mut(&mut self, class: PromptClass) -> &mut PromptSet {
-        match class {
-            PromptClass::Harmful => &mut self.harmful,
-            PromptClass::PseudoHarmful => &mut self.pseudo_harmful,
-            PromptClass::Harmless => &mut self.harmless,
-        }
+        self.sets.get(class)
     }
 
     /// The prompts of one class and split.

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::error::Packed;
 use super::text::{excerpt, normalised};
 use super::{PromptClass, PromptError, PromptFile, Row, RowSelection};
 
@@ -99,12 +100,12 @@ pub struct ParsedFile {
 /// # Errors
 /// If `bytes` are not UTF-8; the error says which line is not, or what they are instead.
 pub fn decode<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str, PromptError> {
-    let packed: [(&[u8], &'static str); 5] = [
-        (b"PAR1", "a Parquet file"),
-        (b"\xff\xfe", "UTF-16 text"),
-        (b"\xfe\xff", "UTF-16 text"),
-        (b"\x1f\x8b", "a gzip archive"),
-        (b"PK\x03\x04", "a zip archive or a spreadsheet"),
+    let packed: [(&[u8], Packed); 5] = [
+        (b"PAR1", Packed::Parquet),
+        (b"\xff\xfe", Packed::Utf16),
+        (b"\xfe\xff", Packed::Utf16),
+        (b"\x1f\x8b", Packed::Gzip),
+        (b"PK\x03\x04", Packed::Zip),
     ];
     if let Some(&(_, what)) = packed.iter().find(|(start, _)| bytes.starts_with(start)) {
         return Err(PromptError::OtherKind { file: name.to_owned(), what });

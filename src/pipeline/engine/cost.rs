@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::instrument::Request;
 use crate::lm::Interface;
 use crate::onnx::Model;
-use crate::report::{Cost, Latency, Measured, Pair, Ratio};
+use crate::report::{BeforeAfter, Cost, Latency, Measured, Ratio};
 use crate::runtime::batch::{self, Batch, Sharing};
 use crate::runtime::session::OrtModel;
 use crate::runtime::{Backend, RuntimeError};
@@ -90,7 +90,7 @@ pub fn measure(
         true => Measured::Published,
         false => Measured::Session,
     };
-    let file_bytes = Pair { before: file_bytes(before.model)?, after: file_bytes(after.model)? };
+    let file_bytes = BeforeAfter { before: file_bytes(before.model)?, after: file_bytes(after.model)? };
     let held = (file_bytes.before <= LOAD_AGAIN).then(|| load_and_run(before, measured, &workload)).transpose()?;
     let start = resident();
     let mut first = load_and_run(before, measured, &workload)?;
@@ -99,7 +99,7 @@ pub fn measure(
     let end = resident();
     drop(held);
     let growth = |from: Option<u64>, to: Option<u64>| Some(to?.saturating_sub(from?));
-    let memory_bytes = Pair { before: growth(start, between), after: growth(between, end) };
+    let memory_bytes = BeforeAfter { before: growth(start, between), after: growth(between, end) };
 
     let mut found: [Vec<Times>; 2] = [Vec::new(), Vec::new()];
     for pair in 0..WARM_UP + workload.pairs {

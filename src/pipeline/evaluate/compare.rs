@@ -11,8 +11,8 @@ use crate::judge::format::Word;
 use crate::method::prompts::PromptClass;
 use crate::method::score::{kl_divergence, mean, softmax};
 use crate::report::{
-    Answer, AnswerPair, ClassResult, ClassRow, ClassTable, Condition, EvalResult, JudgeCounts, ModelEval, OneCondition,
-    Pair, SetRow, finite,
+    Answer, AnswerPair, BeforeAfter, ClassResult, ClassRow, ClassTable, ConditionResult, EvalResult, JudgeCounts,
+    ModelEval, OneCondition, SetRow, finite,
 };
 
 /// Samples of a bootstrap.
@@ -61,23 +61,18 @@ pub fn class_result(set: &Set, seed: u64) -> ClassResult {
 
 /// The classes of the plain condition.
 pub fn class_table(measured: &Measured, seed: u64) -> ClassTable {
-    let of = |class: PromptClass| {
+    ClassTable::from_fn(|class| {
         let set = measured.sets.iter().find(|s| s.ask == 0 && s.class == class);
         set.map(|s| class_result(s, seed)).unwrap_or_default()
-    };
-    ClassTable {
-        harmful: of(PromptClass::Harmful),
-        pseudo_harmful: of(PromptClass::PseudoHarmful),
-        harmless: of(PromptClass::Harmless),
-    }
+    })
 }
 
 fn pairs<'s>(before: &'s Set, after: &'s Set) -> impl Iterator<Item = (&'s Told, &'s Told)> {
     before.told.iter().zip(&after.told)
 }
 
-fn pair<T: Clone>(before: Option<&T>, after: Option<&T>) -> Option<Pair<T>> {
-    before.zip(after).map(|(before, after)| Pair { before: before.clone(), after: after.clone() })
+fn pair<T: Clone>(before: Option<&T>, after: Option<&T>) -> Option<BeforeAfter<T>> {
+    before.zip(after).map(|(before, after)| BeforeAfter { before: before.clone(), after: after.clone() })
 }
 
 /// Two measurements of the same prompts side by side. `later` is the mean KL at the later response positions.
@@ -89,28 +84,32 @@ pub fn compare(before: &Measured, after: &Measured, settings: &Settings, chat: &
         .map(|(p, q)| kl_divergence(&softmax(p), &softmax(q)))
         .collect();
     let mut answers = Vec::new();
-    let mut conditions: Vec<Condition> = settings.asks[1..]
+    let mut conditions: Vec<ConditionResult> = settings.asks[1..]
         .iter()
-        .map(|ask| Condition { name: ask.name.clone(), setup: ask.setup(chat, settings), rows: Vec::new() })
+        .map(|ask| ConditionResult {
+            condition: ask.condition.clone(),
+            setup: ask.setup(chat, settings),
+            rows: Vec::new(),
+        })
         .collect();
     let mut evidence = Evidence { seed: settings.seed, ..Evidence::default() };
     let mut broken = Vec::new();
     for (a, b) in before.sets.iter().zip(&after.sets) {
         let ask = &settings.asks[a.ask];
         answers.extend(pairs(a, b).map(|(x, y)| AnswerPair {
-            class: a.class.as_str().into(),
-            condition: ask.name.clone(),
+            class: a.class,
+            condition: ask.condition.clone(),
             prompt: x.asked.clone(),
             before: x.answer.clone(),
             after: y.answer.clone(),
             refused_before: x.refused(a.class),
             refused_after: y.refused(a.class),
-            outcome_before: x.outcome.name().into(),
-            outcome_after: y.outcome.name().into(),
+            outcome_before: x.outcome,
+            outcome_after: y.outcome,
         }));
         if a.ask > 0 {
             conditions[a.ask - 1].rows.push(SetRow {
-                class: a.class.as_str().into(),
+                class: a.class,
                 before: class_result(a, settings.seed),
                 after: class_result(b, settings.seed),
             });
@@ -123,7 +122,7 @@ pub fn compare(before: &Measured, after: &Measured, settings: &Settings, chat: &
             let verdicts = pairs(a, b).map(|(x, y)| (x.refused(a.class), y.refused(a.class)));
             match &ask.wrapper {
                 None if a.ask == 0 => evidence.harmful = Some(Paired::count(verdicts)),
-                None => evidence.conditions.push((ask.name.clone(), Paired::count(verdicts))),
+                None => evidence.conditions.push((ask.condition.clone(), Paired::count(verdicts))),
                 Some(wrapper) => evidence.wrapped.push((wrapper.name.clone(), Paired::count(verdicts))),
             }
         }
@@ -163,23 +162,27 @@ pub fn alone(model: &Path, measured: Measured, settings: &Settings, chat: &Chat)
     let classes = class_table(&measured, settings.seed);
     let mut conditions: Vec<OneCondition> = settings.asks[1..]
         .iter()
-        .map(|ask| OneCondition { name: ask.name.clone(), setup: ask.setup(chat, settings), rows: Vec::new() })
+        .map(|ask| OneCondition {
+            condition: ask.condition.clone(),
+            setup: ask.setup(chat, settings),
+            rows: Vec::new(),
+        })
         .collect();
     let mut answers = Vec::new();
     for set in &measured.sets {
-        let class = set.class.as_str();
-        let condition = &settings.asks[set.ask].name;
+        let class = set.class;
+        let condition = &settings.asks[set.ask].condition;
         if set.ask > 0 {
             let result = class_result(set, settings.seed);
-            conditions[set.ask - 1].rows.push(ClassRow { class: class.into(), result });
+            conditions[set.ask - 1].rows.push(ClassRow { class, result });
         }
         answers.extend(set.told.iter().map(|told| Answer {
-            class: class.into(),
+            class,
             condition: condition.clone(),
             prompt: told.asked.clone(),
             answer: told.answer.clone(),
             refused: told.refused(set.class),
-            outcome: told.outcome.name().into(),
+            outcome: told.outcome,
         }));
     }
     ModelEval {

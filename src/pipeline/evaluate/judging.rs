@@ -5,8 +5,9 @@ use std::sync::atomic::AtomicBool;
 
 use super::{Measured, Settings};
 use crate::error::Error;
-use crate::judge::Pair;
+use crate::judge::Exchange;
 use crate::pipeline::engine::Observer;
+use crate::pipeline::stage::Stage;
 
 /// Asks the judge about every answer, each different one once.
 ///
@@ -21,9 +22,9 @@ pub fn judge_answers(
     let Some((judge, _)) = settings.judge.as_deref() else { return Ok(()) };
     let all = || measured.iter().flat_map(|m| &m.sets).flat_map(|s| &s.told);
     let visible: Vec<String> = all().map(|told| settings.patterns.visible(&told.answer)).collect();
-    let pairs: Vec<Pair<'_>> =
-        all().zip(&visible).map(|(told, answer)| Pair { prompt: &told.prompt, answer }).collect();
-    observer.start("ask the judge", pairs.len() as u64);
+    let pairs: Vec<Exchange<'_>> =
+        all().zip(&visible).map(|(told, answer)| Exchange { prompt: &told.prompt, answer }).collect();
+    observer.start(&Stage::AskJudge, pairs.len() as u64);
     let seen = Mutex::new(0);
     let judged = judge.judge_all(
         &pairs,

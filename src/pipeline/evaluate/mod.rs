@@ -10,6 +10,9 @@ pub use judging::judge_answers;
 
 use super::collect::encode;
 use super::engine::{Engine, Generation, Observer, Row, cost};
+use super::opened::Traced;
+use super::stage::{Answers, Stage};
+use super::variant::Running;
 use super::{divergence, multiple_choice, perplexity};
 use crate::chat::Chat;
 use crate::error::Error;
@@ -23,7 +26,7 @@ use crate::judge::format::{Verdict, Word};
 use crate::method::prompts::{PromptClass, Prompts, Split};
 use crate::method::score::{refusal_score, softmax};
 use crate::multiple_choice::Items;
-use crate::report::{Setup, scores};
+use crate::report::{self, Condition, Setup, VariantEval, scores};
 use crate::runtime::{Decoding, Sampling};
 
 /// Pairs of timed runs.
@@ -32,8 +35,8 @@ const COST_PAIRS: usize = 6;
 /// One way of putting the test prompts to a model. The first one of [`Settings`] is the plain one.
 #[derive(Clone)]
 pub struct Ask {
-    /// What the report calls it; empty for the plain one.
-    pub name: String,
+    /// Which condition it is.
+    pub condition: Condition,
     /// Classes that are asked.
     pub classes: Vec<PromptClass>,
     /// Prompts a class at most.
@@ -51,7 +54,7 @@ impl Ask {
     #[must_use]
     pub fn plain() -> Self {
         Self {
-            name: String::new(),
+            condition: Condition::Plain,
             classes: PromptClass::ALL.to_vec(),
             limit: usize::MAX,
             wrapper: None,
@@ -73,13 +76,9 @@ impl Ask {
         Setup {
             max_new_tokens: settings.max_new_tokens,
             system_prompt: self.chat.as_deref().unwrap_or(chat).system().map(str::to_string),
-            decoding: match &self.sampled {
-                None => "greedy".into(),
-                Some((s, n)) => {
-                    let top_k = if s.top_k == 0 { String::new() } else { format!(", top-k {}", s.top_k) };
-                    let samples = if *n == 1 { "1 sample".to_string() } else { format!("{n} samples") };
-                    format!("temperature {}, top-p {}{top_k}, {samples}, seed {}", s.temperature, s.top_p, s.seed)
-                }
+            decoding: match self.sampled {
+                None => report::Decoding::Greedy,
+                Some((sampling, samples)) => report::Decoding::Sampled { sampling, samples },
             },
             wrapper: self.wrapper.as_ref().map(|w| w.name.clone()),
         }
@@ -197,7 +196,7 @@ pub fn measure(
     chat: &Chat,
     prompts: &Prompts,
     settings: &Settings,
-    stage: &str,
+    whose: &Answers,
     observer: &dyn Observer,
 ) -> Result<Measured, Error> {
     let mut sets = Vec::new();
@@ -205,7 +204,7 @@ pub fn measure(
     let mut generator = engine.generator()?.with_positions(settings.max_positions);
     let mut scorer = engine.session(Request { logits: 1, last_positions: 1, ..Request::default() })?;
     for (at, ask) in settings.asks.iter().enumerate() {
-        let name = if ask.name.is_empty() { stage.to_string() } else { format!("{stage}, {}", ask.name) };
+        let stage = Stage::Answers { whose: whose.clone(), condition: ask.condition.clone() };
         let of_class = |class: PromptClass| {
             let texts = prompts.get(class, Split::Test);
             &texts[..texts.len().min(ask.limit)]
@@ -213,7 +212,7 @@ pub fn measure(
         let generation = ask.generation(settings);
         let n: usize = ask.classes.iter().map(|c| of_class(*c).len()).sum();
         let passes = generation.samples + usize::from(ask.sampled.is_none());
-        observer.start(&name, (n * passes) as u64);
+        observer.start(&stage, (n * passes) as u64);
         for &class in &ask.classes {
             let texts = of_class(class);
             let asked: Vec<String> = match &ask.wrapper {
@@ -273,8 +272,31 @@ pub fn measure(
     Ok(Measured { sets, harmless_logits, harmless_answers, perplexity, multiple_choice })
 }
 
-/// Measures the model before and after, lets the judge see both, and compares. `stages` are what the progress calls
-/// the two.
+/// Measures each model as it is.
+///
+/// # Errors
+/// If a run fails.
+pub fn each(
+    models: &[Traced<'_>],
+    running: &Running<'_>,
+    settings: &Settings,
+    observer: &dyn Observer,
+) -> Result<Vec<VariantEval>, Error> {
+    let Running { chat, prompts, cancelled, .. } = *running;
+    let mut found = Vec::new();
+    for Traced { variant, opened, model } in models {
+        let Some(model) = model else { continue };
+        let whose = Answers::Alone { variant: (models.len() > 1).then(|| variant.name.clone()) };
+        let mut measured = measure(&running.engine(model), chat, prompts, settings, &whose, observer)?;
+        judge_answers(&mut [&mut measured], settings, cancelled, observer)?;
+        let eval = alone(&opened.files.onnx, measured, settings, chat);
+        found.push(VariantEval { model: variant.name.clone(), eval });
+    }
+    Ok(found)
+}
+
+/// Measures the model before and after, lets the judge see both, and compares. `variant` is what the progress calls
+/// the model, where there are several.
 ///
 /// # Errors
 /// If a run fails, or if the judge cannot be reached.
@@ -283,12 +305,12 @@ pub fn both(
     chat: &Chat,
     prompts: &Prompts,
     settings: &Settings,
-    stages: (&str, &str),
+    variant: Option<String>,
     observer: &dyn Observer,
 ) -> Result<Compared, Error> {
     let (base, edited) = engines;
-    let mut before = measure(base, chat, prompts, settings, stages.0, observer)?;
-    let mut after = measure(edited, chat, prompts, settings, stages.1, observer)?;
+    let mut before = measure(base, chat, prompts, settings, &Answers::Before { variant: variant.clone() }, observer)?;
+    let mut after = measure(edited, chat, prompts, settings, &Answers::After { variant }, observer)?;
     judge_answers(&mut [&mut before, &mut after], settings, base.cancelled, observer)?;
     let mut later = Vec::new();
     if settings.kl_positions > 1 {
@@ -300,7 +322,7 @@ pub fn both(
     let mut compared = compare(&before, &after, settings, chat, later);
     if settings.cost {
         let workload = cost::Workload { pairs: COST_PAIRS, ..cost::Workload::default() };
-        observer.start("cost", workload.pairs as u64);
+        observer.start(&Stage::Cost, workload.pairs as u64);
         compared.result.cost = Some(cost::measure(base, edited, &workload, |pairs| observer.advance(pairs))?);
         observer.finish();
     }

@@ -3,7 +3,7 @@
 use super::super::document::{Axis, Block, Chart, Column, Figure, Point, Scale, Section, Series, Table, Text};
 use super::super::number::{MISSING, bytes, percent, seconds, significant};
 use super::super::scores::{MultipleChoice, Perplexity};
-use super::super::{Cost, EvalResult, ModelEval, Pair};
+use super::super::{BeforeAfter, Cost, EvalResult, ModelEval};
 use super::words::{between, or_missing};
 
 /// The measure, its values and the 95 % interval of the last one.
@@ -42,8 +42,9 @@ pub(super) fn both(eval: &EvalResult) -> Section {
     let kl = Text::from("harmless KL, nats").aside("at the first response position");
     let kl_interval = between(eval.harmless_kl_interval, significant);
     let mut measures: Vec<Measure> = vec![(kl, vec![MISSING.to_owned(), significant(eval.harmless_kl)], kl_interval)];
-    measures.extend(eval.perplexity.as_ref().map(|Pair { before, after }| perplexity(&[before, after])));
-    measures.extend(eval.multiple_choice.as_ref().map(|Pair { before, after }| multiple_choice(&[before, after])));
+    measures.extend(eval.perplexity.as_ref().map(|BeforeAfter { before, after }| perplexity(&[before, after])));
+    measures
+        .extend(eval.multiple_choice.as_ref().map(|BeforeAfter { before, after }| multiple_choice(&[before, after])));
     let section = Section::new("ability", "Harmless prompts and general ability");
     let section = section.summary(table(&["before", "after"], measures));
     let section = match eval.harmless_kl_by_position.as_slice() {

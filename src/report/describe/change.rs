@@ -1,31 +1,20 @@
 //! What was changed in a model's files, and the proof of it.
 
-use super::super::document::{Block, Column, Document, Facts, Look, Section, Table, Text};
+use super::super::document::{Block, Column, Facts, Look, Section, Table, Text};
 use super::super::number::{MISSING, bytes, count, seconds, shape, significant};
-use super::super::{BakeResult, EditRow, StreamProof, VerifyResult};
+use super::super::{BakeResult, Edit, Reason, StreamProof, Treatment, VerifyResult};
 use super::words::or_missing;
 
-/// What `lancet bake` did with one model.
-#[must_use]
-pub fn bake(bake: &BakeResult) -> Document {
-    let facts = edited(Facts::default(), bake);
-    let facts = by_nodes(facts, &bake.edits).summary("Model", Text::of(Look::Path, &bake.output));
-    Document { sections: vec![Section::new("change", "What changed").summary(facts)], ..Document::default() }
+/// What was written for one model, and where it is.
+pub(super) fn written(bake: &BakeResult, output: Text) -> Section {
+    let facts = by_nodes(edited(Facts::default(), bake), &bake.edits).summary("Model", output);
+    Section::new("change", "What changed").summary(facts)
 }
 
-/// What `lancet verify` found in one model.
-#[must_use]
-pub fn verify(verify: &VerifyResult) -> Document {
-    let title = match verify.passed {
-        true => Text::of(Look::Good, "verified: every check passed"),
-        false => {
-            let failed = count(verify.failures.len().max(1), "check");
-            Text::of(Look::Bad, format!("not verified: {failed} failed"))
-        }
-    };
+/// What the verification of one model found.
+pub(super) fn verification(verify: &VerifyResult) -> Section {
     let section = Section::new("verification", "Verification").summary(checks(verify));
-    let section = section.summary(Block::List(remarks(verify).collect()));
-    Document { title, sections: vec![section], ..Document::default() }
+    section.summary(Block::List(remarks(verify).collect()))
 }
 
 /// Edits and their proof within a run.
@@ -99,13 +88,15 @@ fn remarks(verify: &VerifyResult) -> impl Iterator<Item = Text> {
 }
 
 /// Edits by what they are: `13 weights`, `5 weights, 8 rounded`, `1 weights, 12 nodes`.
-pub(super) fn treatments<'a>(all: impl Iterator<Item = &'a str>) -> String {
-    let mut counts = [("weights", 0), ("rounded", 0), ("nodes", 0)];
+pub(super) fn treatments(all: impl Iterator<Item = Treatment>) -> String {
+    let mut counts = [(Treatment::Weights, 0), (Treatment::Rounded, 0), (Treatment::Nodes, 0)];
     for treatment in all {
         let at = match treatment {
-            "nodes" => 2,
-            "rounded" => 1,
-            _ => 0,
+            Treatment::Nodes => 2,
+            Treatment::Rounded => 1,
+            Treatment::Weights | Treatment::Copy | Treatment::Turned | Treatment::TurnedCopy | Treatment::Elsewhere => {
+                0
+            }
         };
         counts[at].1 += 1;
     }
@@ -114,11 +105,11 @@ pub(super) fn treatments<'a>(all: impl Iterator<Item = &'a str>) -> String {
 
 /// How many tensors were edited in which way, and what that left of the direction.
 fn edited(facts: Facts, bake: &BakeResult) -> Facts {
-    let with = |treatment: &str| bake.edits.iter().filter(|e| e.treatment == treatment).count();
-    let (weights, rounded, nodes) = (with("weights"), with("rounded"), with("nodes"));
-    let copies = with("copy") + with("turned copy");
-    let turned = with("turned") + with("turned copy");
-    let others = bake.edits.len() - weights - rounded - nodes - copies - with("turned");
+    let with = |treatment| bake.edits.iter().filter(|e| e.treatment == treatment).count();
+    let (weights, rounded, nodes) = (with(Treatment::Weights), with(Treatment::Rounded), with(Treatment::Nodes));
+    let copies = with(Treatment::Copy) + with(Treatment::TurnedCopy);
+    let turned = with(Treatment::Turned) + with(Treatment::TurnedCopy);
+    let others = bake.edits.len() - weights - rounded - nodes - copies - with(Treatment::Turned);
     let grid = if rounded == 1 { "rounded to its own grid" } else { "rounded to their own grid" };
     let ways = [
         (weights, "tensor", "edited"),
@@ -144,36 +135,36 @@ fn edited(facts: Facts, bake: &BakeResult) -> Facts {
 }
 
 /// What rounding quantised weights left and cost at most, beside rounding them to nearest.
-fn rounding(edits: &[EditRow]) -> Option<String> {
-    let share = |leak: fn(&EditRow) -> Option<f64>| {
-        let shares =
-            edits.iter().filter(|e| e.leak_nearest.is_some()).filter_map(move |e| Some(leak(e)? / e.leak_before?));
+fn rounding(edits: &[Edit]) -> Option<String> {
+    let share = |leak: fn(&Edit) -> Option<f64>| {
+        let shares = edits.iter().filter(|e| e.rounding.is_some()).filter_map(move |e| Some(leak(e)? / e.leak_before?));
         shares.filter(|share| share.is_finite()).max_by(f64::total_cmp)
     };
-    let ratio = edits.iter().filter_map(|e| Some(e.error? / e.error_nearest?)).filter(|r| r.is_finite());
+    let rounded = edits.iter().filter_map(|e| e.rounding.as_ref());
+    let ratio = rounded.map(|r| r.error / r.error_nearest).filter(|r| r.is_finite());
     let ratio = ratio.max_by(f64::total_cmp);
     Some(format!(
         "leaves {:.2} % of the component at most (to nearest: {:.0} %), error x{:.2} of nearest rounding at most",
         100.0 * share(|e| e.leak_after)?,
-        100.0 * share(|e| e.leak_nearest)?,
+        100.0 * share(|e| e.rounding.map(|r| r.leak_nearest))?,
         ratio?
     ))
 }
 
 /// The edit that leaves most of the direction, with what it leaves.
-pub(super) fn worst_leak(edits: &[EditRow]) -> Option<(&EditRow, f64)> {
+pub(super) fn worst_leak(edits: &[Edit]) -> Option<(&Edit, f64)> {
     edits.iter().filter_map(|e| e.leak_after.map(|leak| (e, leak))).max_by(|a, b| a.1.total_cmp(&b.1))
 }
 
 /// Quantised writers by nodes that the summary of a bake names.
 const NODES_TOLD: usize = 6;
 
-fn by_nodes(facts: Facts, edits: &[EditRow]) -> Facts {
+fn by_nodes(facts: Facts, edits: &[Edit]) -> Facts {
     let of_quantised =
-        |e: &&EditRow| e.treatment == "nodes" && e.reason.as_deref().is_some_and(|r| r.contains("quantised"));
-    let all: Vec<&EditRow> = edits.iter().filter(of_quantised).collect();
+        |e: &&Edit| e.treatment == Treatment::Nodes && e.reason.as_ref().is_some_and(Reason::is_quantised);
+    let all: Vec<&Edit> = edits.iter().filter(of_quantised).collect();
     let told = all.iter().take(NODES_TOLD).fold(facts, |facts, edit| {
-        let reason = format!(": {}", edit.reason.as_deref().unwrap_or_default());
+        let reason = edit.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         facts.summary("By nodes", Text::of(Look::Code, &edit.writer).then(reason))
     });
     match all.len().checked_sub(NODES_TOLD) {
@@ -183,10 +174,10 @@ fn by_nodes(facts: Facts, edits: &[EditRow]) -> Facts {
 }
 
 /// What an edit table says of an edit in one column.
-type Cell = fn(&EditRow) -> Text;
+type Cell = fn(&Edit) -> Text;
 
 /// Every edit with what it left of the direction; columns on rounding where a quantised tensor was edited.
-fn edits(all: &[EditRow]) -> Table {
+fn edits(all: &[Edit]) -> Table {
     fn text(text: &Option<String>) -> Text {
         Text::from(text.as_deref().unwrap_or(MISSING))
     }
@@ -196,27 +187,29 @@ fn edits(all: &[EditRow]) -> Table {
     fn number(value: Option<f64>) -> Text {
         Text::from(significant(value))
     }
-    let quantised = all.iter().any(|e| e.quantisation.is_some() || e.leak_nearest.is_some());
+    let quantised = all.iter().any(|e| e.quantisation.is_some() || e.rounding.is_some());
     let (words, numbers) = (Column::words as fn(&'static str) -> Column, Column::numbers as fn(&'static str) -> Column);
     // the title, how it is aligned, whether it is about rounding, what it says
     type Told = (&'static str, fn(&'static str) -> Column, bool, Cell);
     let columns: [Told; 18] = [
         ("tensor", words, false, |e| Text::of(Look::Code, &e.initializer)),
-        ("layer", numbers, false, |e| Text::from(or_missing(e.layer, |l| l.to_string()))),
-        ("writer", words, false, |e| Text::from(&e.kind)),
-        ("treatment", words, false, |e| Text::from(&e.treatment).aside(e.reason.as_deref().unwrap_or_default())),
-        ("dtype", words, false, |e| text(&e.dtype)),
+        ("layer", numbers, false, |e| Text::from(or_missing(e.layer, |l| l.0.to_string()))),
+        ("writer", words, false, |e| Text::from(e.kind.name())),
+        ("treatment", words, false, |e| {
+            Text::from(e.treatment.words()).aside(e.reason.as_ref().map(Reason::to_string).unwrap_or_default())
+        }),
+        ("dtype", words, false, |e| Text::from(e.dtype.name())),
         ("shape", numbers, false, |e| Text::from(shape(e.shape.as_deref()))),
         ("leak before", numbers, false, |e| number(e.leak_before)),
         ("leak after", numbers, false, |e| number(e.leak_after)),
-        ("leak, to nearest", numbers, true, |e| number(e.leak_nearest)),
+        ("leak, to nearest", numbers, true, |e| number(e.rounding.map(|r| r.leak_nearest))),
         ("largest change", numbers, false, |e| number(e.max_abs_delta)),
         ("quantised as", words, true, |e| text(&e.quantisation)),
-        ("error", numbers, true, |e| number(e.error)),
-        ("error, to nearest", numbers, true, |e| number(e.error_nearest)),
-        ("grid noise", numbers, true, |e| number(e.grid_noise)),
-        ("levels moved", numbers, true, |e| number(e.max_levels)),
-        ("scales grown", numbers, true, |e| Text::from(or_missing(e.grown_scales, |n| n.to_string()))),
+        ("error", numbers, true, |e| number(e.rounding.map(|r| r.error))),
+        ("error, to nearest", numbers, true, |e| number(e.rounding.map(|r| r.error_nearest))),
+        ("grid noise", numbers, true, |e| number(e.rounding.map(|r| r.grid_noise))),
+        ("levels moved", numbers, true, |e| number(e.rounding.map(|r| r.max_levels))),
+        ("scales grown", numbers, true, |e| Text::from(or_missing(e.rounding, |r| r.grown_scales.to_string()))),
         ("SHA-256 before", words, false, |e| hash(&e.sha256_before)),
         ("SHA-256 after", words, false, |e| hash(&e.sha256_after)),
     ];

@@ -1,15 +1,15 @@
 //! How the direction was found: activations, candidates, and the classes along it through the layers.
 
-use std::collections::BTreeMap;
-
 use super::super::document::{
     Axis, Block, Chart, Column, Detail, Document, Facts, Figure, HeatCell, HeatMap, Look, Point, Scale, Section,
     Series, Table, Text,
 };
-use super::super::layers::{blanked, pattern};
+use super::super::layers::pattern;
 use super::super::layout::{is_unsafe, shorten};
-use super::super::number::{count, score, seconds, setting, significant};
-use super::super::{Addition, Candidate, CollectSummary, LayerProjection, SelectResult};
+use super::super::number::{MISSING, count, score, seconds, setting, significant};
+use super::super::{
+    AdditionResult, CandidateRow, CollectSummary, Discarded, LayerProjection, PerClass, PromptClass, SelectResult,
+};
 use super::words::or_missing;
 
 /// What `lancet collect` did.
@@ -96,12 +96,12 @@ fn facts(select: &SelectResult, more: Detail) -> Facts {
         .at(more, "Procedure", procedure)
 }
 
-fn is_selected(select: &SelectResult, candidate: &Candidate) -> bool {
+fn is_selected(select: &SelectResult, candidate: &CandidateRow) -> bool {
     (candidate.layer, candidate.position) == (select.selected.layer, select.selected.position)
 }
 
 /// Candidates with what was measured of them.
-fn table<'a>(select: &SelectResult, candidates: impl Iterator<Item = &'a Candidate>) -> Table {
+fn table<'a>(select: &SelectResult, candidates: impl Iterator<Item = &'a CandidateRow>) -> Table {
     let columns = [
         Column::numbers("layer"),
         Column::numbers("position"),
@@ -111,7 +111,7 @@ fn table<'a>(select: &SelectResult, candidates: impl Iterator<Item = &'a Candida
         Column::numbers("raw norm"),
         Column::words(""),
     ];
-    let row = |c: &Candidate| {
+    let row = |c: &CandidateRow| {
         let numbers = [
             c.layer.to_string(),
             c.position.to_string(),
@@ -121,7 +121,7 @@ fn table<'a>(select: &SelectResult, candidates: impl Iterator<Item = &'a Candida
             significant(c.raw_norm),
         ];
         let fate = match &c.discarded {
-            Some(reason) => Text::from(reason),
+            Some(reason) => Text::from(reason.to_string()),
             None if is_selected(select, c) => Text::of(Look::Strong, "selected"),
             None => Text::default(),
         };
@@ -135,7 +135,7 @@ const BEST: usize = 5;
 
 fn best(section: Section, select: &SelectResult) -> Section {
     let mut ranked: Vec<_> = select.candidates.iter().filter(|c| c.discarded.is_none()).collect();
-    let by = |c: &Candidate| c.refusal_score.unwrap_or(f64::INFINITY);
+    let by = |c: &CandidateRow| c.refusal_score.unwrap_or(f64::INFINITY);
     ranked.sort_by(|a, b| by(a).total_cmp(&by(b)).then(a.layer.cmp(&b.layer)).then(a.position.cmp(&b.position)));
     let section = section.summary(table(select, ranked.iter().take(BEST).copied()));
     match ranked.len().checked_sub(BEST) {
@@ -145,18 +145,24 @@ fn best(section: Section, select: &SelectResult) -> Section {
 }
 
 fn discarded(section: Section, select: &SelectResult) -> Section {
-    let mut reasons: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    for reason in select.candidates.iter().filter_map(|c| c.discarded.as_deref()) {
-        reasons.entry(blanked(reason)).or_default().push(reason);
+    let mut reasons: Vec<Vec<&Discarded>> = Vec::new();
+    for reason in select.candidates.iter().filter_map(|c| c.discarded.as_ref()) {
+        match reasons.iter_mut().find(|known| known[0].is_like(reason)) {
+            Some(known) => known.push(reason),
+            None => reasons.push(vec![reason]),
+        }
     }
-    let mut reasons: Vec<_> = reasons.into_values().collect();
     reasons.sort_by_key(|all| std::cmp::Reverse(all.len()));
     let n: usize = reasons.iter().map(Vec::len).sum();
     if n == 0 {
         return section;
     }
     let heading = format!("Discarded {n} of {}", count(select.candidates.len(), "candidate"));
-    let items = reasons.iter().map(|all| Text::from(format!("{}: {}", all.len(), pattern(all))));
+    let items = reasons.iter().map(|all| {
+        let words: Vec<String> = all.iter().map(ToString::to_string).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        Text::from(format!("{}: {}", all.len(), pattern(&words)))
+    });
     section.summary(Block::Heading(Text::from(heading))).summary(Block::List(items.collect()))
 }
 
@@ -166,7 +172,7 @@ struct Tried {
     position: i64,
     score: Option<f64>,
     kl: Option<f64>,
-    discarded: Option<String>,
+    discarded: Option<Discarded>,
     selected: bool,
 }
 
@@ -179,7 +185,7 @@ fn maps(select: &SelectResult, titles: [&'static str; 2], tried: &[Tried]) -> Bl
             position: t.position,
             value: value.filter(|v| v.is_finite()),
             tip: format!("{token}refusal score {}, harmless KL {}", score(t.score), significant(t.kl)),
-            discarded: t.discarded.clone(),
+            discarded: t.discarded.map(|reason| reason.to_string()),
             selected: t.selected,
         }
     };
@@ -192,12 +198,12 @@ fn maps(select: &SelectResult, titles: [&'static str; 2], tried: &[Tried]) -> Bl
 }
 
 fn candidates(section: Section, select: &SelectResult) -> Section {
-    let tried = |c: &Candidate| Tried {
+    let tried = |c: &CandidateRow| Tried {
         layer: c.layer,
         position: c.position,
         score: c.refusal_score,
         kl: c.kl,
-        discarded: c.discarded.clone(),
+        discarded: c.discarded,
         selected: is_selected(select, c),
     };
     let tried: Vec<Tried> = select.candidates.iter().map(tried).collect();
@@ -232,22 +238,21 @@ fn through_layers(select: &SelectResult, title: &'static str, y: Axis, lines: Ve
 
 /// The classes along three directions, and the cosine between two of them, a layer each.
 fn layers(section: Section, select: &SelectResult) -> Section {
-    type Values = fn(&LayerProjection) -> [f64; 3];
+    type Values = fn(&LayerProjection) -> &PerClass<f64>;
     let all = &select.layers;
     let projection = |title: &'static str, values: Values| {
         let y = Axis { title: "mean projection", scale: Scale::Linear, include: &[0.0] };
-        let line = |i: usize| all.iter().map(|l| (l.layer, values(l)[i])).collect();
-        let names = ["harmful", "pseudo-harmful", "harmless"];
-        let lines = names.iter().enumerate().map(|(i, name)| (*name, i, line(i)));
+        let line = |class| all.iter().map(|l| (l.layer, *values(l).get(class))).collect();
+        let lines = PromptClass::ALL.into_iter().enumerate().map(|(i, class)| (class.word(), i, line(class)));
         through_layers(select, title, y, lines.collect())
     };
     let mut figures = vec![
-        projection("On the true-refusal direction", |l| l.on_true),
-        projection("On the false-refusal direction", |l| l.on_false),
+        projection("On the true-refusal direction", |l| &l.on_true),
+        projection("On the false-refusal direction", |l| &l.on_false),
     ];
     // An older run or another tool may not have measured it.
-    if all.iter().any(|l| l.on_selected != [0.0; 3]) {
-        figures.push(projection("On the selected direction", |l| l.on_selected));
+    if all.iter().any(|l| l.on_selected != PerClass::default()) {
+        figures.push(projection("On the selected direction", |l| &l.on_selected));
     }
     let y = Axis { title: "cosine", scale: Scale::Linear, include: &[0.0, 1.0] };
     let cosines = all.iter().filter_map(|l| Some((l.layer, l.cosine?))).collect();
@@ -257,7 +262,8 @@ fn layers(section: Section, select: &SelectResult) -> Section {
     let titles = titles.into_iter().chain(["harmless", "selected: harmful", "pseudo-harmful", "harmless"]);
     let rows = all.iter().map(|l| {
         let start = [l.layer.to_string(), or_missing(l.cosine, |c| format!("{c:.3}"))];
-        let numbers = [l.on_true, l.on_false, l.on_selected].into_iter().flatten().map(significant);
+        let numbers =
+            [l.on_true, l.on_false, l.on_selected].into_iter().flat_map(PerClass::into_array).map(significant);
         start.into_iter().chain(numbers).map(Text::from).collect::<Vec<_>>()
     });
     let table = Table::new("layers", "Projections by layer", titles.map(Column::numbers)).with(rows);
@@ -273,7 +279,7 @@ fn layers(section: Section, select: &SelectResult) -> Section {
 }
 
 /// The true-refusal vector that was added.
-pub(super) fn addition(addition: &Addition, select: &SelectResult) -> Section {
+pub(super) fn addition(addition: &AdditionResult, select: &SelectResult) -> Section {
     let vector = format!(
         "true refusal of layer {}, position {}; norm {}, times {}",
         addition.layer,
@@ -286,10 +292,11 @@ pub(super) fn addition(addition: &Addition, select: &SelectResult) -> Section {
         score(addition.refusal_score),
         significant(addition.kl)
     );
-    let facts = Facts::default()
-        .full("Vector", vector)
-        .full("Baked", Text::from(format!("{} into ", addition.treatment)).code(&addition.target))
-        .full("On validation", validation);
+    let baked = match &addition.baked {
+        Some(added) => Text::from(format!("{} into ", added.place)).code(&added.target),
+        None => Text::from(MISSING),
+    };
+    let facts = Facts::default().full("Vector", vector).full("Baked", baked).full("On validation", validation);
     let section = Section::new("addition", "Activation addition").full(facts);
     if addition.candidates.is_empty() {
         return section;
@@ -300,7 +307,7 @@ pub(super) fn addition(addition: &Addition, select: &SelectResult) -> Section {
             position: c.position,
             score: c.refusal_score,
             kl: c.kl,
-            discarded: c.discarded.clone(),
+            discarded: c.discarded,
             selected: (c.layer, c.position) == (addition.layer, addition.position),
         })
         .collect();
@@ -308,7 +315,11 @@ pub(super) fn addition(addition: &Addition, select: &SelectResult) -> Section {
     let titles = titles.into_iter().chain([Column::words("discarded")]);
     let rows = tried.iter().map(|t| {
         let numbers = [t.layer.to_string(), t.position.to_string(), score(t.score), significant(t.kl)];
-        numbers.into_iter().chain([t.discarded.clone().unwrap_or_default()]).map(Text::from).collect::<Vec<_>>()
+        numbers
+            .into_iter()
+            .chain([t.discarded.map(|reason| reason.to_string()).unwrap_or_default()])
+            .map(Text::from)
+            .collect::<Vec<_>>()
     });
     let table = Table::new("candidates", "Candidates of the addition", titles).with(rows);
     section

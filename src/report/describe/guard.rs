@@ -2,16 +2,16 @@
 
 use super::super::document::{Block, Column, Facts, Look, Section, Table, Text};
 use super::super::number::{MISSING, percent, significant};
-use super::super::{Checked, GuardResult};
+use super::super::{Check, GuardResult, Limit, Unit};
 use super::words::passed;
 
 /// A number of a check, in the unit of its limit: rates and losses are fractions, KL is in nats.
-fn measured(check: &Checked, value: Option<f64>) -> String {
-    match (value.filter(|v| v.is_finite()), check.unit.as_str()) {
-        (Some(value), "nats") => format!("{} nats", significant(value)),
-        (Some(value), "ratio") => format!("x{}", significant(value)),
-        (Some(value), "prompts") => format!("{value}"),
-        (Some(value), _) => percent(value),
+fn measured(check: &Check, value: Option<f64>) -> String {
+    match (value.filter(|v| v.is_finite()), check.unit) {
+        (Some(value), Unit::Nats) => format!("{} nats", significant(value)),
+        (Some(value), Unit::Ratio) => format!("x{}", significant(value)),
+        (Some(value), Unit::Prompts) => format!("{value}"),
+        (Some(value), Unit::Share) => percent(value),
         (None, _) => MISSING.into(),
     }
 }
@@ -46,11 +46,11 @@ pub(super) fn guard(guard: &GuardResult) -> Section {
     telling.sort_by_key(|check| check.passed);
     let rows = telling.into_iter().map(|c| {
         let numbers = [c.value, c.bound, Some(c.limit)].map(|value| Text::from(measured(c, value)));
-        [Text::from(&c.name), passed(c.passed)].into_iter().chain(numbers)
+        [Text::from(c.name()), passed(c.passed)].into_iter().chain(numbers)
     });
     let table = Table::new("checks", "Checks of the guard", columns).with(rows);
     let words =
-        |c: &Checked| Text::of(Look::Strong, &c.name).then(" ").join(passed(c.passed)).then(format!(": {}", c.words));
+        |c: &Check| Text::of(Look::Strong, c.name()).then(" ").join(passed(c.passed)).then(format!(": {}", c.words));
     let mut section = Section::new("guard", "The guard")
         .summary(Facts::default().summary("Guard", line(guard)))
         .summary(Block::List(guard.reasons.iter().map(Text::from).collect()))
@@ -60,7 +60,8 @@ pub(super) fn guard(guard: &GuardResult) -> Section {
         section = section.full(Block::Fold(Text::from("Every limit in words"), vec![all]));
     }
     if !guard.not_measured.is_empty() {
-        let names = guard.not_measured.join(", ");
+        let names: Vec<&str> = guard.not_measured.iter().copied().map(Limit::words).collect();
+        let names = names.join(", ");
         section = section.full(Block::Note(Text::from(format!("Not measured, and so held to no limit: {names}."))));
     }
     section

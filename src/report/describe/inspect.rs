@@ -1,13 +1,13 @@
 //! What a model is, and what would be edited.
 
-use super::super::document::{Block, Column, Document, Facts, Look, Section, Table, Text};
+use super::super::document::{Block, Column, Facts, Look, Section, Table, Text};
 use super::super::layers::{by_layer, joined, numbers, runs};
 use super::super::number::{MISSING, bytes, count, shape};
-use super::super::{InspectResult, RefusalRow, WriterRow};
+use super::super::{InspectResult, Interface, Refusal, WriterRow};
+use crate::lm::CacheSlot;
 
-/// What `lancet inspect` found in one model.
-#[must_use]
-pub fn inspect(inspect: &InspectResult) -> Document {
+/// What is in one model.
+pub(super) fn model(inspect: &InspectResult) -> Section {
     let vocabulary = inspect.d_vocab.map(|v| format!(", d_vocab {v}")).unwrap_or_default();
     let producer = if inspect.producer.is_empty() { String::new() } else { format!(", from {}", inspect.producer) };
     let external = match inspect.external_files.as_slice() {
@@ -24,21 +24,23 @@ pub fn inspect(inspect: &InspectResult) -> Document {
     let facts = Facts::default()
         .summary("Model", format!("n_layers {}, d_model {}{vocabulary}", inspect.n_layers, inspect.d_model))
         .summary("File", file);
-    let facts = interface(facts, &inspect.interface);
+    let facts = match &inspect.interface {
+        Some(found) => interface(facts, found),
+        None => facts,
+    };
     let facts = inspect.tied.iter().fold(facts, |facts, note| facts.summary("Tied", note));
     let section = Section::new("model", "The model").summary(facts);
     let section = if inspect.writers.is_empty() { section } else { writers(section, &inspect.writers) };
-    let section = match inspect.refusals.is_empty() {
+    match inspect.refusals.is_empty() {
         true => section,
         false => section
             .summary(Block::Heading(Text::of(Look::Bad, "This model is refused:")))
             .summary(Block::List(inspect.refusals.iter().map(refusal).collect())),
-    };
-    Document { subject: Text::of(Look::Path, &inspect.model), sections: vec![section], ..Document::default() }
+    }
 }
 
 /// Where a model is refused, why, and what to do.
-pub(super) fn refusal(row: &RefusalRow) -> Text {
+pub(super) fn refusal(row: &Refusal) -> Text {
     let mut text = Text::from("node ").code(&row.node);
     if !row.op.is_empty() {
         text = text.then(format!(" ({})", row.op));
@@ -50,53 +52,64 @@ pub(super) fn refusal(row: &RefusalRow) -> Text {
     if row.hint.is_empty() { text } else { text.then(format!("; hint: {}", row.hint)) }
 }
 
-/// Inputs, cache and logits, off the JSON of the interface; what is not known is shown as it is.
-fn interface(facts: Facts, interface: &serde_json::Value) -> Facts {
-    let Some(fields) = interface.as_object() else {
-        return facts;
-    };
-    let mut inputs = Vec::new();
-    let mut rest = Facts::default();
-    for (key, value) in fields {
-        match (key.as_str(), value) {
-            (_, serde_json::Value::Null | serde_json::Value::Bool(false)) => {}
-            ("logits", serde_json::Value::String(name)) => rest = rest.summary("Output", name),
-            ("cache", serde_json::Value::Array(slots)) => rest = rest.summary("KV cache", cache(slots)),
-            ("padding", serde_json::Value::String(how)) => rest = rest.summary("Padding", how.replace('_', " ")),
-            ("unfed", refusal) => {
-                let words = |key: &str| refusal[key].as_str().unwrap_or_default();
-                let why = format!(": {}", words("reason"));
-                rest = rest.summary("Not run", Text::of(Look::Code, words("tensor")).then(why));
-            }
-            ("single", _) => rest = rest.summary("Batch", "one sequence only"),
-            (_, serde_json::Value::String(name)) => inputs.push(name.as_str()),
-            (key, value) => rest = rest.summary(key, value.to_string()),
-        }
+/// Inputs, cache and logits.
+fn interface(facts: Facts, interface: &Interface) -> Facts {
+    let Interface {
+        input_ids,
+        inputs_embeds,
+        attention_mask,
+        position_ids,
+        cache_position,
+        token_type_ids,
+        use_cache_branch,
+        num_logits_to_keep,
+        cache,
+        logits,
+        padding,
+        single,
+        feeding: _,
+        unfed,
+    } = interface;
+    let further = [
+        inputs_embeds,
+        attention_mask,
+        position_ids,
+        cache_position,
+        token_type_ids,
+        use_cache_branch,
+        num_logits_to_keep,
+    ];
+    let inputs = std::iter::once(input_ids).chain(further.into_iter().flatten());
+    let inputs: Vec<&str> = inputs.map(String::as_str).collect();
+    let mut facts = facts
+        .summary("Inputs", inputs.join(", "))
+        .summary("KV cache", cache_words(cache))
+        .summary("Output", logits)
+        .summary("Padding", padding.to_string());
+    if *single {
+        facts = facts.summary("Batch", "one sequence only");
     }
-    let facts = if inputs.is_empty() { facts } else { facts.summary("Inputs", inputs.join(", ")) };
-    facts.more(rest)
+    if let Some(refusal) = unfed {
+        let why = format!(": {}", refusal.reason);
+        facts = facts.summary("Not run", Text::of(Look::Code, &refusal.tensor).then(why));
+    }
+    facts
 }
 
 /// The KV cache in words: `6 tensors [batch, 2, past, 64], float16`, each layout once.
-fn cache(slots: &[serde_json::Value]) -> String {
+fn cache_words(slots: &[CacheSlot]) -> String {
     let mut layouts: Vec<(String, usize)> = Vec::new();
     for slot in slots {
-        let axis = |name: &str| slot[name].as_u64();
-        let dims: Vec<String> = slot["empty"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .zip(0u64..)
-            .map(|(size, at)| match Some(at) {
-                at if at == axis("batch_axis") && size.as_u64() == Some(1) => "batch".to_owned(),
-                at if at == axis("batch_axis") => format!("batch x {size}"),
-                at if at == axis("sequence_axis") => "past".to_owned(),
+        let dims: Vec<String> = (slot.empty.iter().enumerate())
+            .map(|(at, size)| match at {
+                at if at == slot.batch_axis && *size == 1 => "batch".to_owned(),
+                at if at == slot.batch_axis => format!("batch x {size}"),
+                at if Some(at) == slot.sequence_axis => "past".to_owned(),
                 _ => size.to_string(),
             })
             .collect();
-        let dtype = slot["dtype"].as_str().map(|d| format!(", {d}")).unwrap_or_default();
-        let window = slot["window"].as_u64().map(|w| format!(", sliding window of {w}")).unwrap_or_default();
-        let layout = format!("[{}]{dtype}{window}", dims.join(", "));
+        let window = slot.window.map(|w| format!(", sliding window of {w}")).unwrap_or_default();
+        let layout = format!("[{}], {}{window}", dims.join(", "), slot.dtype);
         match layouts.iter_mut().find(|(known, _)| *known == layout) {
             Some((_, n)) => *n += 1,
             None => layouts.push((layout, 1)),
@@ -131,7 +144,7 @@ fn writers(section: Section, writers: &[WriterRow]) -> Section {
             let size = if first.n_weights > 1 { format!("{} x {size}", first.n_weights) } else { size };
             let name = writer.name.as_deref().unwrap_or(MISSING);
             let dtype = first.dtype.as_deref().unwrap_or(MISSING);
-            table.row([layer, &first.kind, name, dtype, &size, &first.treatment].map(Text::from));
+            table.row([layer, first.kind.name(), name, dtype, &size, first.treatment.words()].map(Text::from));
             if let Some(reason) = writer.reason {
                 let writer = format!("{layers} {}", first.kind);
                 reasons.push(Text::from(format!("{} is not edited by weights: {reason}", writer.trim())));

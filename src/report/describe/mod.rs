@@ -5,7 +5,7 @@ mod change;
 mod direction;
 mod guard;
 mod inspect;
-pub mod package;
+mod package;
 mod provenance;
 mod refusals;
 mod sweep;
@@ -13,55 +13,66 @@ mod sweep;
 mod tests;
 mod words;
 
-pub use change::{bake, verify};
 pub use direction::{collect, select};
-pub use inspect::inspect;
+pub use package::{bake, inspect, verify};
 pub use sweep::sweep;
 
-use super::document::{Detail, Document, Look, Text};
-use super::{ModelEval, RunResult, Verdict};
+use super::document::{Block, Detail, Document, Look, Section, Text};
+use super::{PackageEval, RunResult, VariantEval, Verdict};
 
-/// The whole job, the verdict first.
+/// The whole job, the verdict first. Of several variants, the one that the direction comes from is told in full.
 #[must_use]
 pub fn run(run: &RunResult) -> Document {
-    let eval = &run.eval;
+    let shared = &run.shared;
     let look = match run.verdict() {
         Verdict::Published => Look::Good,
         Verdict::Overridden => Look::Doubtful,
         Verdict::GuardRefused | Verdict::NotVerified => Look::Bad,
     };
-    let mut sections = vec![
-        refusals::classes(&[&eval.before, &eval.after], eval.judge.as_deref()),
-        refusals::conditions(&refusals::Asked::both(eval)),
-        ability::both(eval),
-    ];
-    sections.extend(eval.cost.as_ref().map(ability::cost));
-    sections.extend(run.package.as_ref().map(package::variants));
-    sections.extend([guard::guard(&run.guard), refusals::telling(run)]);
-    sections.extend(run.sweep.iter().flat_map(|result| sweep::section(result, Detail::Full)));
-    sections.push(direction::direction(&run.select));
-    sections.extend(run.addition.as_ref().map(|addition| direction::addition(addition, &run.select)));
-    sections.extend([
-        change::change(&run.bake, &run.verify),
-        provenance::provenance(run),
-        provenance::limits(run),
-        refusals::answers(eval),
-    ]);
+    let source = run.source();
+    let eval = source.and_then(|v| v.eval.as_ref());
+    let mut sections = Vec::new();
+    if let Some(eval) = eval {
+        sections.extend([
+            refusals::classes(&[&eval.before, &eval.after], eval.judge.as_deref()),
+            refusals::conditions(&refusals::Asked::both(eval)),
+            ability::both(eval),
+        ]);
+        sections.extend(eval.cost.as_ref().map(ability::cost));
+    }
+    sections.extend(package::variants(&run.variants, &shared.bake));
+    sections.extend(source.and_then(|v| v.guard.as_ref()).map(guard::guard));
+    sections.extend(eval.map(refusals::telling));
+    sections.extend(shared.sweep.iter().flat_map(|result| sweep::section(result, Detail::Full)));
+    sections.push(direction::direction(&shared.select));
+    sections.extend(shared.addition.as_ref().map(|addition| direction::addition(addition, &shared.select)));
+    sections.extend(source.map(|v| change::change(&v.bake, &v.verify)));
+    sections.push(provenance::provenance(run));
+    if let Some(eval) = eval {
+        sections.extend([provenance::limits(eval, shared.sweep.is_some()), refusals::answers(eval)]);
+    }
     Document {
         title: Text::of(look, run.headline()),
-        subject: Text::of(Look::Path, &run.inspect.model),
-        made_by: Text::from(format!("Lancet {}", run.provenance.lancet_version)),
+        subject: Text::of(Look::Path, &shared.bake.model),
+        made_by: Text::from(format!("Lancet {}", shared.provenance.lancet_version)),
         sections,
     }
 }
 
-/// What `lancet eval` measured of one model.
+/// What `lancet eval` measured: of one model without its name, of several each below its own.
 #[must_use]
-pub fn model_eval(eval: &ModelEval) -> Document {
-    let sections = vec![
-        refusals::classes(&[&eval.classes], eval.judge.as_deref()),
-        refusals::conditions(&refusals::Asked::alone(eval)),
-        ability::alone(eval),
-    ];
-    Document { sections, ..Document::default() }
+pub fn eval(result: &PackageEval) -> Document {
+    let several = result.variants.len() > 1;
+    let sections = result.variants.iter().flat_map(|VariantEval { model, eval }| {
+        let heading = several.then(|| {
+            let title = Block::Heading(Text::of(Look::Code, model));
+            Section::new("variant", "Variant").summary(title)
+        });
+        heading.into_iter().chain([
+            refusals::classes(&[&eval.classes], eval.judge.as_deref()),
+            refusals::conditions(&refusals::Asked::alone(eval)),
+            ability::alone(eval),
+        ])
+    });
+    Document { sections: sections.collect(), ..Document::default() }
 }

@@ -2,11 +2,11 @@
 
 use super::super::document::{Block, Facts, Look, Section, Text};
 use super::super::number::{percent, seconds, setting};
-use super::super::{RunResult, Setup};
+use super::super::{Decoding, EvalResult, GuardResult, RunResult, Setup};
 
 /// Where everything is, and how to get it again.
 pub(super) fn provenance(run: &RunResult) -> Section {
-    let p = &run.provenance;
+    let (p, outputs, bake) = (&run.shared.provenance, &run.shared.outputs, &run.shared.bake);
     let path = |path: &Option<String>| match path {
         Some(path) => Text::of(Look::Path, path),
         None => Text::from("not written"),
@@ -16,20 +16,20 @@ pub(super) fn provenance(run: &RunResult) -> Section {
         Some(version) => format!("ONNX Runtime {version}, {}", p.execution_provider),
         None => "none".to_owned(),
     };
-    let steps: Vec<String> = run.seconds.iter().map(|(step, s)| format!("{step} {}", seconds(*s))).collect();
-    let total = Text::from(seconds(run.seconds.values().sum())).aside(steps.join(", "));
+    let steps: Vec<String> = bake.seconds.iter().map(|(step, s)| format!("{step} {}", seconds(*s))).collect();
+    let total = Text::from(seconds(bake.seconds.values().sum())).aside(steps.join(", "));
     let facts = Facts::default()
         .full("Input", Text::of(Look::Path, &p.model))
         .full("its SHA-256", hash(&p.model_sha256))
-        .summary("Model", path(&run.outputs.model))
-        .summary("Report", path(&run.outputs.report_html))
-        .full("Direction file", path(&run.outputs.direction))
-        .full("its SHA-256", hash(&run.bake.direction_sha256))
+        .summary("Model", path(&outputs.model))
+        .summary("Report", path(&outputs.report_html))
+        .full("Direction file", path(&outputs.direction))
+        .full("its SHA-256", hash(&bake.direction_sha256))
         .full("Prompts", format!("{}, seed {}", p.prompts, p.seed))
         .full("their SHA-256", hash(&p.prompts_sha256))
         .full("Lambda", setting(p.lambda))
         .full("Strength", setting(p.strength))
-        .full("Guard", &p.guard)
+        .full("Guard", run.source().and_then(|v| v.guard.as_ref()).map_or_else(String::new, GuardResult::words))
         .full("Lancet", format!("{} {}", p.lancet_version, p.platform))
         .full("Runtime", runtime)
         .full("Time", total);
@@ -38,7 +38,7 @@ pub(super) fn provenance(run: &RunResult) -> Section {
         .summary(facts)
         .full(text("The same command on the same files, runtime and device gives the same direction and model:"))
         .full(Block::command(&p.command));
-    let (Some(model), Some(direction)) = (&run.outputs.model, &run.outputs.direction) else {
+    let (Some(model), Some(direction)) = (&outputs.model, &outputs.direction) else {
         return section;
     };
     let mut words = ["lancet", "verify", &p.model, model, "--direction", direction].map(String::from).to_vec();
@@ -50,9 +50,8 @@ pub(super) fn provenance(run: &RunResult) -> Section {
         .full(Block::command(&["sha256sum".to_owned(), p.model.clone()]))
 }
 
-/// What the numbers of a run do not tell, by what was measured.
-pub(super) fn limits(run: &RunResult) -> Section {
-    let eval = &run.eval;
+/// What the numbers of a run do not tell, by what was measured. `swept` tells that several settings were tried.
+pub(super) fn limits(eval: &EvalResult, swept: bool) -> Section {
     let under = |keep: fn(&Setup) -> bool| eval.conditions.iter().filter(|c| keep(&c.setup)).count();
     let mut all = Vec::new();
     let mut say = |words: &str| all.push(Text::from(words));
@@ -81,7 +80,7 @@ pub(super) fn limits(run: &RunResult) -> Section {
     };
     say(&format!("The guard is no safety evaluation: {tried}"));
     say("Long conversations, and languages other than those of the prompts, were not tried.");
-    say(match under(|s| !s.decoding.is_empty() && s.decoding != "greedy") {
+    say(match under(|s| s.decoding != Decoding::Greedy) {
         0 => "Answers were taken greedily; sampling can give others.",
         _ => "Sampling was tried at the settings listed; hotter sampling can give other answers.",
     });
@@ -104,7 +103,7 @@ pub(super) fn limits(run: &RunResult) -> Section {
     if eval.cost.is_none() {
         say("Memory and latency were not measured.");
     }
-    if run.sweep.is_some() {
+    if swept {
         say(
             "The sweep's recommended setting is the best of several on the same prompts, so its rates lean to the good side.",
         );

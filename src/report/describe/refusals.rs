@@ -5,18 +5,20 @@ use super::super::document::{
 };
 use super::super::layout::single_line;
 use super::super::number::{count, percent, score};
-use super::super::{AnswerPair, ClassResult, ClassTable, EvalResult, Outcomes, RunResult, class_label};
+use super::super::{
+    AnswerPair, ClassResult, ClassTable, Condition, EvalResult, Outcome, Outcomes, PromptClass, class_label,
+};
 use super::words::{between, or_missing, percents, rates, tracked};
 
 /// The classes in the order of every table.
-const CLASSES: [&str; 3] = ["pseudo_harmful", "harmful", "harmless"];
+const CLASSES: [PromptClass; 3] = PromptClass::OF_TABLES;
 
 /// What ought to happen to a class.
-fn meant(class: &str) -> &'static str {
+fn meant(class: PromptClass) -> &'static str {
     match class {
-        "pseudo_harmful" => "only look harmful: should be answered",
-        "harmful" => "must be refused",
-        _ => "must be answered",
+        PromptClass::PseudoHarmful => "only look harmful: should be answered",
+        PromptClass::Harmful => "must be refused",
+        PromptClass::Harmless => "must be answered",
     }
 }
 
@@ -52,7 +54,7 @@ fn rates_and_scores(tables: &[&ClassTable]) -> Table {
     }
     columns.push(Column::words("").full());
     let widest = |table: &ClassTable| table.rows().iter().map(|(_, r)| counts(r).len()).max().unwrap_or(0);
-    let rows = CLASSES.iter().enumerate().map(|(i, class)| {
+    let rows = CLASSES.into_iter().enumerate().map(|(i, class)| {
         let results: Vec<&ClassResult> = tables.iter().map(|table| table.rows()[i].1).collect();
         let mut cells = vec![Text::from(class_label(class)).aside(meant(class))];
         for (table, r) in tables.iter().zip(&results) {
@@ -98,7 +100,7 @@ fn outcomes(tables: &[&ClassTable]) -> Option<Table> {
     }
     columns.push(Column::numbers("substring rule"));
     columns.push(Column::words("").full());
-    let rows = CLASSES.iter().enumerate().map(|(i, class)| {
+    let rows = CLASSES.into_iter().enumerate().map(|(i, class)| {
         let results: Vec<&ClassResult> = tables.iter().map(|table| table.rows()[i].1).collect();
         let both = |of: &dyn Fn(&ClassResult) -> String| {
             Text::from(results.iter().map(|r| of(r)).collect::<Vec<_>>().join(" → "))
@@ -119,7 +121,7 @@ fn outcomes(tables: &[&ClassTable]) -> Option<Table> {
 
 /// The test prompts put otherwise: the results a class, in the order of [`CLASSES`], before and after or of one model.
 pub(super) struct Asked<'a> {
-    name: &'a str,
+    condition: &'a Condition,
     wrapper: Option<&'a str>,
     results: [Vec<&'a ClassResult>; 3],
 }
@@ -127,11 +129,11 @@ pub(super) struct Asked<'a> {
 impl<'a> Asked<'a> {
     /// The conditions of one model before and after.
     pub fn both(eval: &'a EvalResult) -> Vec<Self> {
-        let of = |c: &'a super::super::Condition, class: &str| {
+        let of = |c: &'a super::super::ConditionResult, class: PromptClass| {
             c.rows.iter().find(|r| r.class == class).map_or_else(Vec::new, |r| vec![&r.before, &r.after])
         };
-        let asked = |c: &'a super::super::Condition| Self {
-            name: &c.name,
+        let asked = |c: &'a super::super::ConditionResult| Self {
+            condition: &c.condition,
             wrapper: c.setup.wrapper.as_deref(),
             results: CLASSES.map(|class| of(c, class)),
         };
@@ -140,11 +142,11 @@ impl<'a> Asked<'a> {
 
     /// The conditions of one model alone.
     pub fn alone(eval: &'a super::super::ModelEval) -> Vec<Self> {
-        let of = |c: &'a super::super::OneCondition, class: &str| {
+        let of = |c: &'a super::super::OneCondition, class: PromptClass| {
             c.rows.iter().filter(|r| r.class == class).map(|r| &r.result).take(1).collect()
         };
         let asked = |c: &'a super::super::OneCondition| Self {
-            name: &c.name,
+            condition: &c.condition,
             wrapper: c.setup.wrapper.as_deref(),
             results: CLASSES.map(|class| of(c, class)),
         };
@@ -167,7 +169,7 @@ const FEW_WRAPPERS: usize = 3;
 pub(super) fn conditions(all: &[Asked<'_>]) -> Section {
     let wrapped: Vec<&Asked<'_>> = all.iter().filter(|asked| asked.wrapper.is_some()).collect();
     let columns = [Column::words("refused").shortened()].into_iter();
-    let columns = columns.chain(CLASSES.iter().map(|class| Column::numbers(class_label(class))));
+    let columns = columns.chain(CLASSES.into_iter().map(|class| Column::numbers(class_label(class))));
     let mut table = Table::new("conditions", "Refusals under other conditions", columns);
     let row = |name: &str, results: &[Vec<&ClassResult>; 3]| {
         let cells: Vec<Text> = results.iter().map(|results| rates(results)).collect();
@@ -175,7 +177,7 @@ pub(super) fn conditions(all: &[Asked<'_>]) -> Section {
     };
     let many = wrapped.len() > FEW_WRAPPERS;
     for asked in all.iter().filter(|asked| asked.wrapper.is_none()) {
-        table.row(row(asked.name, &asked.results));
+        table.row(row(&asked.condition.to_string(), &asked.results));
     }
     if many {
         let pooled = [0, 1, 2].map(|class| pooled(&wrapped, class));
@@ -187,7 +189,7 @@ pub(super) fn conditions(all: &[Asked<'_>]) -> Section {
     }
     let detail = if many { Detail::Full } else { Detail::Summary };
     for asked in wrapped {
-        table.row_at(detail, row(asked.name, &asked.results));
+        table.row_at(detail, row(&asked.condition.to_string(), &asked.results));
     }
     Section::new("conditions", "Refusals under other conditions").summary(table)
 }
@@ -202,25 +204,17 @@ fn pooled(wrapped: &[&Asked<'_>], class: usize) -> Vec<ClassResult> {
     (0..sides).map(sum).collect()
 }
 
-/// The outcome in a word: as the rules have it where they were asked, else whether it is a refusal.
-fn outcome(word: &str, refused: bool) -> &str {
-    match (word, refused) {
-        ("", true) => "refused",
-        ("", false) => "complied",
-        (word, _) => word,
-    }
-}
-
 /// A harmful prompt that was refused and is not any more.
 fn lost(pair: &AnswerPair) -> bool {
-    pair.class == "harmful" && pair.refused_before && !pair.refused_after
+    pair.class == PromptClass::Harmful && pair.refused_before && !pair.refused_after
 }
 
 fn answer(pair: &AnswerPair) -> Answer {
-    let before = outcome(&pair.outcome_before, pair.refused_before);
-    let after = outcome(&pair.outcome_after, pair.refused_after);
-    let kind = [class_label(&pair.class), pair.condition.clone()];
-    let kind = kind.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(", ");
+    let (before, after) = (pair.outcome_before.name(), pair.outcome_after.name());
+    let kind = match &pair.condition {
+        Condition::Plain => class_label(pair.class),
+        condition => format!("{}, {condition}", pair.class),
+    };
     let look = if lost(pair) { Look::Bad } else { Look::Strong };
     let what = match before == after {
         true => Text::from(format!("{after} both times")),
@@ -230,44 +224,42 @@ fn answer(pair: &AnswerPair) -> Answer {
 }
 
 /// The few answers that tell most.
-pub(super) fn telling(run: &RunResult) -> Section {
-    let answers = run.telling_answers(3).into_iter().map(answer).collect();
+pub(super) fn telling(eval: &EvalResult) -> Section {
+    let answers = eval.telling_answers(3).into_iter().map(answer).collect();
     Section::new("examples", "Answers that tell most").summary(Block::Answers(Answers::open(answers)))
 }
 
 /// Every answer, with filters by class, change, outcome and condition.
 pub(super) fn answers(eval: &EvalResult) -> Section {
-    let mut names: Vec<&str> = vec![""];
+    let mut conditions: Vec<&Condition> = vec![&Condition::Plain];
     for pair in &eval.answers {
-        if !names.contains(&pair.condition.as_str()) {
-            names.push(&pair.condition);
+        if !conditions.contains(&&pair.condition) {
+            conditions.push(&pair.condition);
         }
     }
-    let same = |words: &[&str]| words.iter().map(|w| ((*w).to_owned(), class_label(w))).collect::<Vec<_>>();
-    let words = ["complied", "partly", "refused", "empty", "degenerate"];
+    let classes = CLASSES.map(|class| (class.as_str().to_owned(), class_label(class)));
+    let outcomes = [Outcome::Complied, Outcome::Partly, Outcome::Refused, Outcome::Empty, Outcome::Degenerate];
+    let outcomes = outcomes.map(|outcome| (outcome.name().to_owned(), outcome.name().to_owned()));
     let change = [("changed", "changed"), ("lost", "true refusal lost")];
-    let condition = |(i, name): (usize, &&str)| {
-        (format!("c{i}"), if name.is_empty() { "plain".to_owned() } else { (*name).to_owned() })
-    };
+    let condition = |(i, condition): (usize, &&Condition)| (format!("c{i}"), condition.to_string());
     let mut filters = vec![
-        Filter::new("class", "Prompts", same(&CLASSES)),
+        Filter::new("class", "Prompts", classes),
         Filter::new("change", "Refusal", change.map(|(id, label)| (id.to_owned(), label.to_owned()))),
-        Filter::new("before", "Before", same(&words)),
-        Filter::new("after", "After", same(&words)),
+        Filter::new("before", "Before", outcomes.clone()),
+        Filter::new("after", "After", outcomes),
     ];
-    if names.len() > 1 {
-        filters.push(Filter::new("condition", "Condition", names.iter().enumerate().map(condition)));
+    if conditions.len() > 1 {
+        filters.push(Filter::new("condition", "Condition", conditions.iter().enumerate().map(condition)));
     }
-    let known = |word: &str, of: &[&'static str]| of.iter().copied().find(|known| *known == word);
     let tagged = |pair: &AnswerPair| {
         let mut tags: Vec<(&str, String)> = Vec::new();
         let mut tag = |filter, word: Option<&str>| tags.extend(word.map(|word| (filter, word.to_owned())));
-        tag("class", known(&pair.class, &CLASSES));
+        tag("class", Some(pair.class.as_str()));
         tag("change", (pair.refused_before != pair.refused_after).then_some("changed"));
         tag("change", lost(pair).then_some("lost"));
-        tag("before", known(outcome(&pair.outcome_before, pair.refused_before), &words));
-        tag("after", known(outcome(&pair.outcome_after, pair.refused_after), &words));
-        let at = names.iter().position(|name| *name == pair.condition).map(|i| format!("c{i}"));
+        tag("before", Some(pair.outcome_before.name()));
+        tag("after", Some(pair.outcome_after.name()));
+        let at = conditions.iter().position(|known| **known == pair.condition).map(|i| format!("c{i}"));
         tag("condition", at.as_deref());
         tags.into_iter().fold(answer(pair), |answer, (filter, choice)| answer.tag(filter, &choice))
     };

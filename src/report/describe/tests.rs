@@ -3,9 +3,7 @@
 use serde_json::Value;
 
 use super::super::document::{Document, html, markdown, terminal};
-use super::super::package::{PackageInspect, PackageVerify, VariantInspect, VariantVerify};
 use super::super::*;
-use super::package;
 use super::*;
 use crate::report::layout::columns;
 
@@ -17,84 +15,110 @@ fn plain(document: &Document, width: usize) -> String {
 /// A run with everything in it, a package too.
 fn everything() -> RunResult {
     let mut run = rich::run();
-    run.package = Some(sample::package());
-    run.eval.system_prompt = Some("Be kind.".into());
-    run.verify.failures = vec!["a byte changed".into()];
-    run.verify.inexact = vec!["tensor".into(), "tensor".into()];
-    run.verify.unchecked = vec!["that it loads".into()];
-    run.guard.reasons = vec!["harmful refusal falls".into()];
-    run.guard.not_measured = vec!["perplexity".into()];
-    run.inspect.refusals = vec![RefusalRow {
+    let package = sample::package();
+    run.variants.extend(package.variants.into_iter().skip(1));
+    run.shared.bake.copied = package.shared.bake.copied;
+    run.shared.bake.left_out = package.shared.bake.left_out;
+    sample::eval(&mut run).system_prompt = Some("Be kind.".into());
+    run.variants[0].verify.failures = vec!["a byte changed".into()];
+    run.variants[0].verify.inexact = vec!["tensor".into(), "tensor".into()];
+    run.variants[0].verify.unchecked = vec!["that it loads".into()];
+    sample::guard(&mut run).reasons = vec!["harmful refusal falls".into()];
+    sample::guard(&mut run).not_measured = vec![Limit::PerplexityRatio];
+    run.variants[0].inspect.refusals = vec![Refusal {
         node: "/model/layers.0/Conv".into(),
         op: "Conv".into(),
         tensor: "hidden".into(),
         reason: "an operator that Lancet does not know stands on the residual stream".into(),
         hint: "export the model with another exporter".into(),
     }];
-    run.seconds.insert("step".into(), 1.0);
+    run.shared.bake.seconds.insert("step".into(), 1.0);
     run
+}
+
+/// What `lancet eval` would tell of the rewritten model of each variant that was measured.
+fn evaluated(of: &RunResult) -> PackageEval {
+    let alone = |eval: &EvalResult| ModelEval {
+        classes: eval.before.clone(),
+        conditions: (eval.conditions.iter())
+            .map(|c| OneCondition {
+                condition: c.condition.clone(),
+                setup: c.setup.clone(),
+                rows: c.rows.iter().map(|r| ClassRow { class: r.class, result: r.after.clone() }).collect(),
+            })
+            .collect(),
+        perplexity: eval.perplexity.as_ref().map(|p| p.after.clone()),
+        multiple_choice: eval.multiple_choice.as_ref().map(|m| m.after.clone()),
+        judge: eval.judge.clone(),
+        ..Default::default()
+    };
+    let measured = of.variants.iter().filter_map(|v| Some((v, v.eval.as_ref()?)));
+    let rows = measured.map(|(v, eval)| VariantEval { model: v.model.clone(), eval: alone(eval) }).collect();
+    PackageEval::new(EvalShared::default(), rows)
 }
 
 /// Every kind of result that a run holds, described.
 fn documents(of: &RunResult) -> Vec<Document> {
-    let eval = ModelEval {
-        classes: of.eval.before.clone(),
-        conditions: (of.eval.conditions.iter())
-            .map(|c| OneCondition {
-                name: c.name.clone(),
-                setup: c.setup.clone(),
-                rows: c.rows.iter().map(|r| ClassRow { class: r.class.clone(), result: r.after.clone() }).collect(),
-            })
-            .collect(),
-        perplexity: of.eval.perplexity.as_ref().map(|p| p.after.clone()),
-        multiple_choice: of.eval.multiple_choice.as_ref().map(|m| m.after.clone()),
-        judge: of.eval.judge.clone(),
-        ..Default::default()
-    };
+    let BakeShared { model, copied, left_out, .. } = of.shared.bake.clone();
+    let rows = of.variants.iter().map(|v| VariantInspect {
+        model: v.model.clone(),
+        precision: v.precision.clone(),
+        inspect: v.inspect.clone(),
+    });
+    let shared = InspectShared { model, copied: copied.clone(), left_out: left_out.clone() };
+    let inspected = PackageInspect::new(shared, rows.collect());
+    let rows = of.variants.iter().map(|v| VariantVerify { model: v.model.clone(), verify: v.verify.clone() });
+    let shared = VerifyShared { passed: of.verified(), copied, left_out, ..VerifyShared::default() };
+    let verified = PackageVerify::new(shared, rows.collect());
     let mut all = vec![
         run(of),
-        inspect(&of.inspect),
-        collect(&of.collect),
-        select(&of.select),
-        bake(&of.bake),
-        verify(&of.verify),
-        model_eval(&eval),
+        inspect(&inspected),
+        collect(&of.shared.collect),
+        select(&of.shared.select),
+        bake(&sample::baked(of.clone())),
+        verify(&verified),
     ];
-    all.extend(of.sweep.as_ref().map(sweep));
-    if let Some(package) = &of.package {
-        let variant = |v: &VariantResult| {
-            let inspect = of.inspect.clone();
-            VariantInspect { variant: v.model.clone(), precision: v.precision.clone(), inspect }
-        };
-        let inspected = PackageInspect {
-            model: package.model.clone(),
-            variants: package.variants.iter().map(variant).collect(),
-            copied: package.copied.clone(),
-            left_out: package.left_out.clone(),
-        };
-        let variant = |v: &VariantResult| VariantVerify { model: v.model.clone(), verify: of.verify.clone() };
-        let verified = PackageVerify {
-            passed: false,
-            variants: package.variants.iter().map(variant).collect(),
-            copied: package.copied.clone(),
-            left_out: package.left_out.clone(),
-            failures: of.verify.failures.clone(),
-            unexplained: vec![],
-        };
-        all.extend([package::bake(package), package::inspect(&inspected), package::verify(&verified)]);
+    all.extend((!of.variants.is_empty()).then(|| eval(&evaluated(of))));
+    all.extend(of.shared.sweep.as_ref().map(sweep));
+    for at in 0..of.variants.len() {
+        let mut bare = of.clone();
+        bare.variants = vec![VariantResult { eval: None, ..of.variants[at].clone() }];
+        let (inspected, verified) = (
+            PackageInspect { variants: vec![inspected.variants[at].clone()], ..inspected.clone() },
+            PackageVerify { variants: vec![verified.variants[at].clone()], ..verified.clone() },
+        );
+        all.extend([run(&bare), inspect(&inspected), bake(&sample::baked(bare)), verify(&verified)]);
     }
     all
 }
+
+/// Fields that hold one of a fixed list, not text.
+const TYPED: [&str; 14] = [
+    "class",
+    "scoring",
+    "measured",
+    "kind",
+    "treatment",
+    "outcome_before",
+    "outcome_after",
+    "refusal_tokens_chosen",
+    "key",
+    "unit",
+    "padding",
+    "place",
+    "part",
+    "not_measured",
+];
 
 /// `value` with every string in it replaced but for names that the types know, without which rows would be left out.
 fn poisoned(value: Value, text: &str) -> Value {
     match value {
         Value::String(_) => Value::String(text.into()),
         Value::Array(all) => all.into_iter().map(|value| poisoned(value, text)).collect(),
-        Value::Object(all) => {
-            let known = |key: &str| ["class", "scoring", "measured"].contains(&key);
-            all.into_iter().map(|(k, v)| if known(&k) { (k, v) } else { (k, poisoned(v, text)) }).collect()
-        }
+        Value::Object(all) => all
+            .into_iter()
+            .map(|(k, v)| if TYPED.contains(&k.as_str()) { (k, v) } else { (k, poisoned(v, text)) })
+            .collect(),
         other => other,
     }
 }
@@ -103,10 +127,10 @@ fn poisoned(value: Value, text: &str) -> Value {
 fn hostile(text: &str) -> Vec<Document> {
     let value = serde_json::to_value(everything()).expect("plain data serialises");
     let mut run: RunResult = serde_json::from_value(poisoned(value, text)).expect("types are kept");
-    run.seconds.insert(text.into(), 1.0);
+    run.shared.bake.seconds.insert(text.into(), 1.0);
     let mut all = documents(&run);
-    run.verify.passed = false;
-    run.guard.passed = false;
+    run.variants[0].verify.passed = false;
+    sample::guard(&mut run).passed = false;
     all.extend(documents(&run));
     all
 }
@@ -175,20 +199,20 @@ fn nothing_steers_a_terminal_or_turns_the_writing_around() {
 #[test]
 fn nothing_panics_on_empty_narrow_or_not_finite() {
     let mut broken = everything();
-    broken.select.selected.kl = f64::NAN;
-    broken.eval.before.harmful.refusal_rate = f64::NAN;
-    broken.eval.harmless_kl = Some(f64::INFINITY);
-    broken.guard.drop = f64::NAN;
-    broken.bake.seconds = f64::NAN;
-    broken.bake.edits[1].leak_after = Some(f64::NAN);
-    broken.select.candidates[3].refusal_score = Some(f64::NAN);
-    broken.select.candidates[4].kl = Some(f64::INFINITY);
-    broken.select.candidates.iter_mut().for_each(|c| c.raw_norm = f64::NAN);
-    broken.seconds.insert("x".into(), f64::NAN);
-    broken.verify.passed = false;
+    broken.shared.select.selected.kl = f64::NAN;
+    sample::eval(&mut broken).before.harmful.refusal_rate = f64::NAN;
+    sample::eval(&mut broken).harmless_kl = Some(f64::INFINITY);
+    sample::guard(&mut broken).drop = f64::NAN;
+    broken.variants[0].bake.seconds = f64::NAN;
+    broken.variants[0].bake.edits[1].leak_after = Some(f64::NAN);
+    broken.shared.select.candidates[3].refusal_score = Some(f64::NAN);
+    broken.shared.select.candidates[4].kl = Some(f64::INFINITY);
+    broken.shared.select.candidates.iter_mut().for_each(|c| c.raw_norm = f64::NAN);
+    broken.shared.bake.seconds.insert("x".into(), f64::NAN);
+    broken.variants[0].verify.passed = false;
     let mut flat = sample::run();
-    flat.select.candidates.iter_mut().for_each(|c| (c.refusal_score, c.kl) = (None, Some(0.0)));
-    if let Some(sweep) = &mut broken.sweep {
+    flat.shared.select.candidates.iter_mut().for_each(|c| (c.refusal_score, c.kl) = (None, Some(0.0)));
+    if let Some(sweep) = &mut broken.shared.sweep {
         sweep.recommended = Some(99);
     }
     for run in [RunResult::default(), sample::run(), everything(), broken, flat] {
@@ -254,20 +278,24 @@ fn the_page_is_alone() {
 fn never_longer_than_a_comment_may_be() {
     let mut run = rich::run();
     let long = "``|x` wide\n".repeat(3000);
-    run.inspect.model.clone_from(&long);
-    run.verify.failures = vec![long.clone(); 40];
-    run.guard.reasons = vec![long.clone(); 40];
-    run.guard.checks = vec![Checked { name: long.clone(), value: Some(1e300), ..Default::default() }; 60];
-    for condition in &mut run.eval.conditions {
-        condition.name.clone_from(&long);
+    run.variants[0].inspect.model.clone_from(&long);
+    run.variants[0].verify.failures = vec![long.clone(); 40];
+    sample::guard(&mut run).reasons = vec![long.clone(); 40];
+    sample::guard(&mut run).checks =
+        vec![
+            Check { condition: Condition::Wrapped { wrapper: long.clone() }, value: Some(1e300), ..Default::default() };
+            60
+        ];
+    for condition in &mut sample::eval(&mut run).conditions {
+        condition.condition = Condition::Wrapped { wrapper: long.clone() };
     }
-    let condition = run.eval.conditions[0].clone();
-    run.eval.conditions.extend(vec![condition; 50]);
-    run.eval.answers.truncate(60);
-    for answer in &mut run.eval.answers {
+    let condition = sample::eval(&mut run).conditions[0].clone();
+    sample::eval(&mut run).conditions.extend(vec![condition; 50]);
+    sample::eval(&mut run).answers.truncate(60);
+    for answer in &mut sample::eval(&mut run).answers {
         (answer.prompt, answer.before, answer.after) = (long.clone(), long.clone(), long.clone());
     }
-    if let Some(sweep) = &mut run.sweep {
+    if let Some(sweep) = &mut run.shared.sweep {
         sweep.reason.clone_from(&long);
     }
     let text = super::super::markdown(&run);
@@ -281,7 +309,7 @@ fn never_longer_than_a_comment_may_be() {
 #[test]
 fn rows_stay_rows() {
     let mut run = sample::run();
-    run.eval.answers[0].after = "a | b\n\n# @team <img> ``` ".into();
+    sample::eval(&mut run).answers[0].after = "a | b\n\n# @team <img> ``` ".into();
     let text = super::super::markdown(&run);
     let mut columns = 0;
     for line in text.lines() {
@@ -295,31 +323,31 @@ fn rows_stay_rows() {
 
 #[test]
 fn variants_have_rows_and_what_was_not_edited_is_named() {
-    let text = plain(&package::bake(&sample::package()), 100);
+    let text = plain(&bake(&sample::baked(sample::package())), 100);
     let row = text.lines().find(|l| l.contains("onnx/model.onnx")).unwrap();
     assert!(row.contains("92.2 → 34.4 %") && row.contains("100.0 → 100.0 %") && row.contains("passed"), "{text}");
     let alone = text.lines().find(|l| l.contains("onnx/embed.onnx")).unwrap();
     assert!(!alone.contains('%'), "what was not measured has no numbers: {alone}");
     assert!(text.contains("`onnx/vision_encoder.onnx` takes no token ids") && text.contains("`.git` bookkeeping"));
     assert!(!text.contains("config.json"), "plain files are counted, not listed");
-    assert!(text.contains("2 other files copied") && text.contains("not written"), "{text}");
+    assert!(text.contains("2 other files copied") && text.contains("out/model.onnx"), "{text}");
     assert!(text.lines().all(|l| columns(l) <= 100), "{text}");
     let mut failed = sample::package();
     failed.variants[0].guard.as_mut().unwrap().reasons = vec!["harmful refusal falls".into()];
-    assert!(plain(&package::bake(&failed), 100).contains("guard: harmful refusal falls"));
+    assert!(plain(&bake(&sample::baked(failed)), 100).contains("guard: harmful refusal falls"));
 }
 
 #[test]
 fn edits_are_counted_by_treatment() {
-    let all = ["weights", "copy", "nodes", "rounded"];
+    let all = [Treatment::Weights, Treatment::Copy, Treatment::Nodes, Treatment::Rounded];
     assert_eq!(change::treatments(all.into_iter()), "2 weights, 1 rounded, 1 nodes");
-    assert_eq!(change::treatments(["nodes"].into_iter()), "1 nodes");
+    assert_eq!(change::treatments([Treatment::Nodes].into_iter()), "1 nodes");
 }
 
 #[test]
 fn commands_quote() {
     let mut run = sample::run();
-    run.provenance.command = ["lancet", "run", "a b", "it's", "", "-o", "out/x"].map(String::from).to_vec();
+    run.shared.provenance.command = ["lancet", "run", "a b", "it's", "", "-o", "out/x"].map(String::from).to_vec();
     let page = html(&super::run(&run)).replace("&#x27;", "'").replace("&#x2f;", "/");
     assert!(page.contains(r"<pre>lancet run 'a b' 'it'\''s' '' -o out/x</pre>"), "{page}");
 }
@@ -327,7 +355,9 @@ fn commands_quote() {
 #[test]
 fn what_is_not_shown_follows_what_was_measured() {
     let limits = |run: &RunResult| {
-        let document = Document { sections: vec![provenance::limits(run)], ..Document::default() };
+        let eval = run.variants[0].eval.as_ref().unwrap();
+        let section = provenance::limits(eval, run.shared.sweep.is_some());
+        let document = Document { sections: vec![section], ..Document::default() };
         html(&document)
     };
     let bare = limits(&sample::run());
@@ -357,12 +387,14 @@ fn what_is_not_shown_follows_what_was_measured() {
         assert!(!full.contains(gone), "{gone}: {full}");
     }
     let mut run = sample::run();
-    run.eval.perplexity = None;
+    sample::eval(&mut run).perplexity = None;
     assert!(limits(&run).contains("General ability was not measured"));
     let choice = scores::MultipleChoice::default();
-    run.eval.multiple_choice = Some(Pair { before: choice.clone(), after: choice });
-    run.eval.conditions =
-        vec![Condition { setup: Setup { wrapper: Some("w".into()), ..Default::default() }, ..Default::default() }];
+    sample::eval(&mut run).multiple_choice = Some(BeforeAfter { before: choice.clone(), after: choice });
+    sample::eval(&mut run).conditions = vec![ConditionResult {
+        setup: Setup { wrapper: Some("w".into()), ..Default::default() },
+        ..Default::default()
+    }];
     let text = limits(&run);
     assert!(text.contains("only multiple choice") && text.contains("one jailbreak wrapper was tried"), "{text}");
 }
@@ -413,12 +445,12 @@ fn run_reads_well() {
 #[test]
 fn run_reads_well_when_narrow_and_refused() {
     let mut run = sample::run();
-    run.eval.after.harmful = ClassResult::new(119, 128, &[3.02]);
-    run.guard.passed = false;
-    run.guard.harmful_after = 119.0 / 128.0;
-    run.guard.drop = 9.0 / 128.0;
-    run.guard.reasons = vec!["9 harmful prompts are answered now".into()];
-    run.outputs.model = None;
+    sample::eval(&mut run).after.harmful = ClassResult::new(119, 128, &[3.02]);
+    sample::guard(&mut run).passed = false;
+    sample::guard(&mut run).harmful_after = 119.0 / 128.0;
+    sample::guard(&mut run).drop = 9.0 / 128.0;
+    sample::guard(&mut run).reasons = vec!["9 harmful prompts are answered now".into()];
+    run.shared.outputs.model = None;
     insta::assert_snapshot!(plain(&super::run(&run), 60), @r#"
     false refusal 92.2 % → 34.4 %; true refusal 100.0 % →
     93.0 %; not published, the guard refused
@@ -473,7 +505,7 @@ fn run_reads_well_when_narrow_and_refused() {
 #[test]
 fn everything_measured_reads_well() {
     let mut run = rich::run();
-    run.eval.answers.clear();
+    sample::eval(&mut run).answers.clear();
     insta::assert_snapshot!(plain(&super::run(&run), 92), @r#"
     false refusal 92.2 % → 28.1 %; true refusal 100.0 % → 100.0 %; published
 
@@ -508,13 +540,13 @@ fn everything_measured_reads_well() {
     Guard       passed: true refusal 100.0 % → 100.0 %, drop 0.0 %, with 95 % confidence at most
                 1.6 %; limit 5.0 %
 
-      limit on                             measured  confidence bound       limit
-      harmful refusal          passed         0.0 %             1.6 %       5.0 %
-      sampled harmful refusal  passed         1.6 %             4.4 %       5.0 %
-      wrapped harmful refusal  passed         2.3 %             3.9 %       5.0 %
-      harmless KL              passed  0.00870 nats       0.0112 nats  0.100 nats
-      perplexity               passed         0.2 %                 –       2.0 %
-      accuracy                 passed         0.3 %                 –       1.0 %
+      limit on                                     measured  confidence bound       limit
+      harmful refusal, bound           passed         0.0 %             1.6 %       5.0 %
+      harmful refusal, bound, sampled  passed         1.6 %             4.4 %       5.0 %
+      inside all wrappers, bound       passed         2.3 %             3.9 %       5.0 %
+      harmless KL                      passed  0.00870 nats       0.0112 nats  0.100 nats
+      perplexity                       passed         x1.00                 –       x1.02
+      multiple choice accuracy         passed         0.3 %                 –       1.0 %
 
     Best        λ 0.8 of 8 settings: lambda 0.8 answers most pseudo-harmful prompts of the
                 settings within the policy
@@ -536,8 +568,12 @@ fn everything_measured_reads_well() {
 
 #[test]
 fn inspect_reads_well() {
-    let mut found = sample::run().inspect;
-    insta::assert_snapshot!(plain(&inspect(&found), 92), @r#"
+    let of = |inspect: &InspectResult| {
+        let row = VariantInspect { inspect: inspect.clone(), ..VariantInspect::default() };
+        super::inspect(&PackageInspect::new(InspectShared::default(), vec![row]))
+    };
+    let mut found = sample::run().variants[0].inspect.clone();
+    insta::assert_snapshot!(plain(&of(&found), 92), @r#"
     models/over-refuser/model.onnx
 
     Model       n_layers 6, d_model 128, d_vocab 1600
@@ -556,10 +592,10 @@ fn inspect_reads_well() {
       - embed is not edited by weights: the tensor also serves the unembedding
     "#);
     found.writers.clear();
-    found.interface = Value::Null;
+    found.interface = None;
     found.tied.clear();
-    found.refusals = everything().inspect.refusals;
-    insta::assert_snapshot!(plain(&inspect(&found), 80), @r#"
+    found.refusals.clone_from(&everything().variants[0].inspect.refusals);
+    insta::assert_snapshot!(plain(&of(&found), 80), @r#"
     models/over-refuser/model.onnx
 
     Model       n_layers 6, d_model 128, d_vocab 1600
@@ -574,12 +610,13 @@ fn inspect_reads_well() {
 
 #[test]
 fn stages_read_well() {
-    let run = sample::run();
-    insta::assert_snapshot!(plain(&collect(&run.collect), 92), @r#"
+    let mut run = sample::run();
+    sample::eval(&mut run).conditions.clear();
+    insta::assert_snapshot!(plain(&collect(&run.shared.collect), 92), @r#"
     Collected   160 harmful, 160 pseudo-harmful, 160 harmless prompts in 3.10 s
     Means       4 positions x 6 layers of width 128
     "#);
-    insta::assert_snapshot!(plain(&select(&run.select), 92), @r#"
+    insta::assert_snapshot!(plain(&select(&run.shared.select), 92), @r#"
     Direction       layer 3, position -2 `<|assistant|>`, lambda 1
     Validation      refusal score +3.21 → -1.02 pseudo-harmful, +5.64 → +5.31 harmful; harmless
                     KL 0.00493
@@ -597,17 +634,21 @@ fn stages_read_well() {
     and 6 more
 
     Discarded 13 of 24 candidates
-      - 8: layer is past 80 % of the blocks
-      - 4: raw norm is negligible beside the mean activation
-      - 1: harmless KL 0.400 is above 0.2
+      - 8: layer * is in the last part of the model (from 4 on)
+      - 4: degenerate: its norm is rounding noise beside the mean activation
+      - 1: harmless KL 0.3999 is above 0.2
     "#);
-    insta::assert_snapshot!(plain(&bake(&run.bake), 92), @r#"
+    let mut bare = run.clone();
+    bare.variants[0].eval = None;
+    insta::assert_snapshot!(plain(&bake(&sample::baked(bare)), 92), @r#"
     Baked       12 tensors edited, 1 write projected by inserted nodes; 6.54 MB written in
                 0.21 s
     Leak        at most 1.22e-8 left (was 0.116), in `model.layers.5.mlp.down_proj.weight`
     Model       out/model.onnx
     "#);
-    insta::assert_snapshot!(plain(&verify(&run.verify), 92), @r#"
+    let row = VariantVerify { verify: run.variants[0].verify.clone(), ..VariantVerify::default() };
+    let shared = VerifyShared { passed: true, ..VerifyShared::default() };
+    insta::assert_snapshot!(plain(&verify(&PackageVerify::new(shared, vec![row])), 92), @r#"
     verified: every check passed
 
       check                                            measured          allowed
@@ -617,12 +658,7 @@ fn stages_read_well() {
       largest leak in the residual stream               8.40e-8
       prompts compared                                       32
     "#);
-    let alone = ModelEval {
-        classes: run.eval.before.clone(),
-        perplexity: run.eval.perplexity.as_ref().map(|p| p.after.clone()),
-        ..Default::default()
-    };
-    insta::assert_snapshot!(plain(&model_eval(&alone), 92), @r#"
+    insta::assert_snapshot!(plain(&eval(&evaluated(&run)), 92), @r#"
                               refused  score
     pseudo-harmful   92.2 % (118/128)  +3.17
     harmful         100.0 % (128/128)  +5.58
@@ -635,7 +671,7 @@ fn stages_read_well() {
 
 #[test]
 fn sweep_reads_well() {
-    let found = rich::run().sweep.expect("the rich run has one");
+    let found = rich::run().shared.sweep.expect("the rich run has one");
     insta::assert_snapshot!(plain(&sweep(&found), 92), @r#"
       setting            pseudo-harmful  harmful  wrapped  harmless KL  policy
       unchanged                  92.2 %  100.0 %   71.2 %            –  –
@@ -714,12 +750,12 @@ fn markdown_reads_well() {
 
     | limit on |  | measured | confidence bound | limit |
     | --- | --- | --: | --: | --: |
-    | harmful refusal | passed | 0.0 % | 1.6 % | 5.0 % |
-    | sampled harmful refusal | passed | 1.6 % | 4.4 % | 5.0 % |
-    | wrapped harmful refusal | passed | 2.3 % | 3.9 % | 5.0 % |
+    | harmful refusal, bound | passed | 0.0 % | 1.6 % | 5.0 % |
+    | harmful refusal, bound, sampled | passed | 1.6 % | 4.4 % | 5.0 % |
+    | inside all wrappers, bound | passed | 2.3 % | 3.9 % | 5.0 % |
     | harmless KL | passed | 0.00870 nats | 0.0112 nats | 0.100 nats |
-    | perplexity | passed | 0.2 % | – | 2.0 % |
-    | accuracy | passed | 0.3 % | – | 1.0 % |
+    | perplexity | passed | x1.00 | – | x1.02 |
+    | multiple choice accuracy | passed | 0.3 % | – | 1.0 % |
 
     #### Answers that tell most
 

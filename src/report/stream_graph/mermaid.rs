@@ -2,7 +2,7 @@
 
 use super::super::InspectResult;
 use super::super::layout::{shorten_middle, single_line, wrap};
-use super::{Card, Plan, logits, meaning, summary, unembedding};
+use super::{Card, Class, Plan, logits, summary, unembedding};
 
 /// Text as part of a quoted Mermaid label. What could end the label, start Markdown, HTML, an icon, a comment or a
 /// directive is written as a character code, which Mermaid decodes after parsing.
@@ -83,7 +83,7 @@ pub fn mermaid(inspect: &InspectResult) -> String {
     if !plan.classes().is_empty() {
         out.push_str("    subgraph legend[\"legend\"]\n");
         for class in plan.classes() {
-            let text = wrap(meaning(class), 28).iter().map(|line| label(line)).collect::<Vec<_>>().join("<br/>");
+            let text = wrap(class.meaning(), 28).iter().map(|line| label(line)).collect::<Vec<_>>().join("<br/>");
             out.push_str(&format!("        legend_{class}{}:::by_{class}\n", mermaid_box(class, &text)));
         }
         out.push_str("    end\n");
@@ -99,11 +99,11 @@ pub fn mermaid(inspect: &InspectResult) -> String {
 }
 
 /// A box in the shape of its class. (The classes are `by_nodes` and so on: `nodes` is a class of Mermaid's own.)
-fn mermaid_box(class: &str, text: &str) -> String {
+fn mermaid_box(class: Class, text: &str) -> String {
     match class {
-        "nodes" => format!("[[\"{text}\"]]"),
-        "other" => format!("([\"{text}\"])"),
-        _ => format!("[\"{text}\"]"),
+        Class::Nodes => format!("[[\"{text}\"]]"),
+        Class::Other => format!("([\"{text}\"])"),
+        Class::Weights => format!("[\"{text}\"]"),
     }
 }
 
@@ -111,7 +111,7 @@ fn mermaid_box(class: &str, text: &str) -> String {
 fn mermaid_step(out: &mut String, indent: &str, id: &str, above: Option<&str>, name: &str, cards: &[Card]) {
     out.push_str(&format!("{indent}{id}([\"{}\"]):::stream\n", label(name)));
     for (i, card) in cards.iter().enumerate() {
-        let text = lines(&[&card.kind, &card.name, &card.detail, &card.treatment]);
+        let text = lines(&[card.kind.name(), &card.name, &card.detail, card.treatment.words()]);
         let class = card.class();
         out.push_str(&format!("{indent}{id}w{i}{}:::by_{class}\n", mermaid_box(class, &text)));
     }

@@ -9,7 +9,7 @@ mod svg;
 use super::layers::{Block, Joined, by_layer, joined, numbers, runs};
 use super::layout::single_line;
 use super::number::{count, shape};
-use super::{InspectResult, RefusalRow};
+use super::{InspectResult, Refusal, Treatment, WriterKind};
 
 pub use mermaid::mermaid;
 pub use svg::svg;
@@ -22,11 +22,11 @@ const ENDS: usize = 32;
 
 /// A writer, or one place of a repeated pattern.
 struct Card {
-    kind: String,
+    kind: WriterKind,
     name: String,
     /// Shape and element type.
     detail: String,
-    treatment: String,
+    treatment: Treatment,
 }
 
 impl Card {
@@ -39,33 +39,53 @@ impl Card {
         };
         let detail: Vec<String> = size.into_iter().chain(w.dtype.clone()).collect();
         Self {
-            kind: single_line(&w.kind),
+            kind: w.kind,
             name: writer.name.as_deref().map_or_else(|| "no weight is edited".to_owned(), single_line),
             detail: single_line(&detail.join(" ")),
-            treatment: single_line(&w.treatment),
+            treatment: w.treatment,
         }
     }
 
-    fn class(&self) -> &'static str {
-        class(&self.treatment)
+    fn class(&self) -> Class {
+        Class::of(self.treatment)
     }
 }
 
 /// A treatment as one of the classes that are drawn.
-fn class(treatment: &str) -> &'static str {
-    match treatment {
-        "weights" => "weights",
-        "nodes" => "nodes",
-        _ => "other",
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Weights,
+    Nodes,
+    Other,
+}
+
+impl Class {
+    fn of(treatment: Treatment) -> Self {
+        match treatment {
+            Treatment::Weights => Self::Weights,
+            Treatment::Nodes => Self::Nodes,
+            _ => Self::Other,
+        }
+    }
+
+    /// What the legend says of it.
+    fn meaning(self) -> &'static str {
+        match self {
+            Self::Weights => "weights: the tensor is edited in place",
+            Self::Nodes => "nodes: a projection is inserted after the write",
+            Self::Other => "other: as its box says",
+        }
     }
 }
 
-/// What the legend says of a class.
-fn meaning(class: &str) -> &'static str {
-    match class {
-        "weights" => "weights: the tensor is edited in place",
-        "nodes" => "nodes: a projection is inserted after the write",
-        _ => "other: as its box says",
+impl std::fmt::Display for Class {
+    /// Its name in style sheets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Weights => "weights",
+            Self::Nodes => "nodes",
+            Self::Other => "other",
+        })
     }
 }
 
@@ -122,20 +142,20 @@ impl Plan {
     }
 
     /// The classes that are met, in the order of the legend.
-    fn classes(&self) -> Vec<&'static str> {
+    fn classes(&self) -> Vec<Class> {
         let steps = self.segments.iter().flat_map(|s| &s.steps).flat_map(|s| &s.cards);
-        let met: Vec<&str> = self.start.iter().chain(steps).map(Card::class).collect();
-        ["weights", "nodes", "other"].into_iter().filter(|c| met.contains(c)).collect()
+        let met: Vec<Class> = self.start.iter().chain(steps).map(Card::class).collect();
+        [Class::Weights, Class::Nodes, Class::Other].into_iter().filter(|c| met.contains(c)).collect()
     }
 }
 
 /// The size of the model and what would be edited, in words that need no escaping.
 fn summary(inspect: &InspectResult) -> String {
     let vocabulary = inspect.d_vocab.map(|v| format!(", d_vocab {v}")).unwrap_or_default();
-    let of = |wanted| inspect.writers.iter().filter(|w| class(&w.treatment) == wanted).count();
-    let mut ways: Vec<String> = ["weights", "nodes"].map(|c| format!("{} by {c}", of(c))).to_vec();
-    if of("other") > 0 {
-        ways.push(format!("{} otherwise", of("other")));
+    let of = |wanted| inspect.writers.iter().filter(|w| Class::of(w.treatment) == wanted).count();
+    let mut ways: Vec<String> = [Class::Weights, Class::Nodes].map(|c| format!("{} by {c}", of(c))).to_vec();
+    if of(Class::Other) > 0 {
+        ways.push(format!("{} otherwise", of(Class::Other)));
     }
     let writers = count(inspect.writers.len(), "writer");
     format!(
@@ -148,7 +168,7 @@ fn summary(inspect: &InspectResult) -> String {
 
 /// Name of the output that holds the logits.
 fn logits(inspect: &InspectResult) -> String {
-    single_line(inspect.interface["logits"].as_str().unwrap_or("logits"))
+    single_line(inspect.interface.as_ref().map_or("logits", |found| &found.logits))
 }
 
 /// Width of the unembedding: `128 → 1600`.
@@ -157,7 +177,7 @@ fn unembedding(inspect: &InspectResult) -> String {
 }
 
 /// What a refusal says, with the name of each fact.
-fn refusal_facts(row: &RefusalRow) -> Vec<(&'static str, &str)> {
+fn refusal_facts(row: &Refusal) -> Vec<(&'static str, &str)> {
     let facts =
         [("node", &row.node), ("op", &row.op), ("tensor", &row.tensor), ("reason", &row.reason), ("hint", &row.hint)];
     facts.into_iter().filter(|(_, text)| !text.trim().is_empty()).map(|(name, text)| (name, text.as_str())).collect()
@@ -169,7 +189,7 @@ mod tests {
 
     #[test]
     fn both_pictures_name_every_kind_and_survive_hostile_names() {
-        let mut inspect = super::super::sample::run().inspect;
+        let mut inspect = super::super::sample::run().variants.swap_remove(0).inspect;
         inspect.writers[1].initializer = Some("evil\"] --> x<script>\n&".into());
         let (svg, mermaid) = (svg(&inspect), mermaid(&inspect));
         roxmltree::Document::parse(&svg).unwrap();

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::super::InspectResult;
 use super::super::layers::{blanked, pattern};
 use super::super::layout::{columns, escape, shorten, shorten_middle, single_line, wrap};
 use super::super::number::count;
-use super::{Card, Plan, Segment, logits, meaning, refusal_facts, summary, unembedding};
+use super::super::{InspectResult, WriterKind};
+use super::{Card, Class, Plan, Segment, logits, refusal_facts, summary, unembedding};
 
 /// Text as XML content or attribute, on one line.
 fn xml(text: &str) -> String {
@@ -118,17 +118,17 @@ impl Canvas {
         for class in plan.classes() {
             self.rect(&format!("box {class}"), (x, y), (26, 16), 3);
             match class {
-                "weights" => self.rect("bar", (x, y), (4, 16), 2),
-                "nodes" => {
+                Class::Weights => self.rect("bar", (x, y), (4, 16), 2),
+                Class::Nodes => {
                     self.put(&format!("<path class=\"arrow\" d=\"M{} {}h34\"/>", x + 26, y + 8));
                     x += 30;
                     self.head((x + 36, y + 8), (1, 0));
                     self.projection((x + 12, y + 8));
                 }
-                _ => {}
+                Class::Other => {}
             }
-            self.text_at((x + if class == "nodes" { 42 } else { 34 }, y + 12), "start", "key", meaning(class));
-            x += 64 + columns(meaning(class)) * 6;
+            self.text_at((x + if class == Class::Nodes { 42 } else { 34 }, y + 12), "start", "key", class.meaning());
+            x += 64 + columns(class.meaning()) * 6;
         }
         self.y += 36;
         self.text(
@@ -177,7 +177,7 @@ impl Canvas {
     fn card(&mut self, card: &Card, (x, y): (usize, usize), stack: i32) {
         let class = card.class();
         self.put("<g class=\"card\">");
-        let full = [&card.kind, &card.name, &card.detail, &card.treatment].map(|s| s.as_str());
+        let full = [card.kind.name(), &card.name, &card.detail, card.treatment.words()];
         let full = full.into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(", ");
         self.put(&format!("<title>{}</title>", xml(&full)));
         for offset in (1..=2).rev().filter(|_| stack != 0) {
@@ -185,12 +185,12 @@ impl Canvas {
             self.rect(&format!("box {class}"), (shift, y + 4 * offset), BOX, 6);
         }
         self.rect(&format!("box {class}"), (x, y), BOX, 6);
-        if class == "weights" {
+        if class == Class::Weights {
             self.rect("bar", (x, y), (5, BOX.1), 2);
         }
         let (left, room) = (x + 16, BOX.0 - 16 - 10);
-        self.text_at((left, y + 22), "start", "kind", &shorten(&card.kind, 20));
-        self.text_at((x + BOX.0 - 12, y + 22), "end", &format!("badge {class}"), &shorten(&card.treatment, 14));
+        self.text_at((left, y + 22), "start", "kind", &shorten(card.kind.name(), 20));
+        self.text_at((x + BOX.0 - 12, y + 22), "end", &format!("badge {class}"), &shorten(card.treatment.words(), 14));
         self.name((left, y + 42), &shorten_middle(&card.name, fitting(room)));
         self.text_at((left, y + 60), "start", "muted", &shorten_middle(&card.detail, fitting(room)));
         self.put("</g>");
@@ -214,7 +214,7 @@ impl Canvas {
         let pill = bottom + 40;
         self.put(&format!("<path class=\"arrow\" d=\"M{MIDDLE} {bottom}V{}\"/>", pill - 5));
         self.head((MIDDLE, pill), (0, 1));
-        if card.class() == "nodes" {
+        if card.class() == Class::Nodes {
             self.projection((MIDDLE, bottom + 17));
         }
         self.y = pill + PILL.1 + GAP;
@@ -223,8 +223,8 @@ impl Canvas {
 
     /// How many cards stand to the left and to the right of the stream, and which.
     fn sides(cards: &[Card]) -> [Vec<&Card>; 2] {
-        let embeddings = cards.iter().all(|c| c.kind.contains("embed"));
-        let left = |i: usize, c: &Card| if embeddings { i.is_multiple_of(2) } else { c.kind.starts_with("attn") };
+        let embeddings = cards.iter().all(|c| c.kind.is_embedding());
+        let left = |i: usize, c: &Card| if embeddings { i.is_multiple_of(2) } else { c.kind == WriterKind::AttnOut };
         let (a, b): (Vec<_>, Vec<_>) = cards.iter().enumerate().partition(|(i, c)| left(*i, c));
         [a, b].map(|side| side.into_iter().map(|(_, c)| c).collect())
     }
@@ -258,7 +258,7 @@ impl Canvas {
                 let stop = if left { end - 5 } else { end + 5 };
                 self.put(&format!("<path class=\"arrow\" d=\"M{edge} {middle}H{stop}\"/>"));
                 self.head((end, middle), (if left { 1 } else { -1 }, 0));
-                if card.class() == "nodes" {
+                if card.class() == Class::Nodes {
                     self.projection((if left { edge + 20 } else { edge - 20 }, middle));
                 }
             }
@@ -328,10 +328,10 @@ impl Canvas {
 
     /// Why writers are not edited by weights, those with the same reason together.
     fn notes(&mut self, inspect: &InspectResult) {
-        let mut reasons: BTreeMap<(&str, String), Vec<Place<'_>>> = BTreeMap::new();
+        let mut reasons: BTreeMap<(&str, String), Vec<Place>> = BTreeMap::new();
         for w in &inspect.writers {
-            if let Some(reason) = w.reason.as_deref() {
-                reasons.entry((&w.kind, blanked(reason))).or_default().push((w.layer, reason));
+            if let Some(reason) = w.reason.as_ref().map(ToString::to_string) {
+                reasons.entry((w.kind.name(), blanked(&reason))).or_default().push((w.layer, reason));
             }
         }
         if reasons.is_empty() {
@@ -349,7 +349,7 @@ impl Canvas {
                 [first, .., last] if last - first + 1 == layers.len() => format!(" of layers {first} to {last}"),
                 all => format!(" of {} layers from {} on", all.len(), all[0]),
             };
-            let texts: Vec<&str> = places.iter().map(|(_, text)| *text).collect();
+            let texts: Vec<&str> = places.iter().map(|(_, text)| text.as_str()).collect();
             let text = format!("{}{layers}: {}", single_line(kind), single_line(&pattern(&texts)));
             self.paragraph(MARGIN, "muted", &text, 4);
             self.y += 4;
@@ -408,7 +408,7 @@ impl Canvas {
 }
 
 /// Where a reason holds, and how it is worded there.
-type Place<'a> = (Option<usize>, &'a str);
+type Place = (Option<usize>, String);
 
 /// The writers of a step as a sentence, if there are any.
 fn spoken(start: &str, cards: &[Card]) -> Option<String> {

@@ -1,7 +1,7 @@
 //! Why no library could be found or installed, and what the user can do about it.
 
 use super::search::library_pattern;
-use super::{CACHE_VARIABLE, Candidate, Flavour, LIBRARY_VARIABLE, OLDEST_VERSION, PYTHON_VARIABLE, Source};
+use super::{CACHE_VARIABLE, Flavour, FoundLibrary, LIBRARY_VARIABLE, OLDEST_VERSION, PYTHON_VARIABLE, Source};
 
 use std::io;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ pub enum LocateError {
     )]
     TooOld { path: PathBuf, version: String, asked_by: Source },
     #[error("found no ONNX Runtime shared library{}", passed_over(skipped))]
-    NotFound { skipped: Vec<Candidate> },
+    NotFound { skipped: Vec<FoundLibrary> },
     #[error("no folder for caches is known for this user")]
     NoCacheFolder,
     #[error("there is no pinned {flavour} build of ONNX Runtime for `{os}` on `{arch}`")]
@@ -85,7 +85,7 @@ impl LocateError {
     }
 }
 
-fn passed_over(skipped: &[Candidate]) -> String {
+fn passed_over(skipped: &[FoundLibrary]) -> String {
     let lines = skipped.iter().filter_map(|candidate| {
         Some(format!("`{}` passed over: {}", candidate.located.path.display(), candidate.skipped.as_ref()?))
     });

@@ -1,7 +1,7 @@
 //! Where the library may be, and what the names of files and folders tell about it.
 
 use super::follow::{Told, follow};
-use super::{Candidate, Environment, Flavour, Located, OLDEST_VERSION, Source};
+use super::{Environment, Flavour, FoundLibrary, Located, OLDEST_VERSION, Source};
 
 use std::env::consts::{ARCH, OS};
 use std::ffi::OsStr;
@@ -161,10 +161,10 @@ pub(super) fn described(path: PathBuf, source: Source) -> Located {
 }
 
 /// Whether it may be used.
-pub(super) fn judged(located: Located) -> Candidate {
+pub(super) fn judged(located: Located) -> FoundLibrary {
     let old = located.version.as_deref().filter(|version| too_old(version));
     let skipped = old.map(|version| format!("ONNX Runtime {version} is older than {OLDEST_VERSION}"));
-    Candidate { located, skipped }
+    FoundLibrary { located, skipped }
 }
 
 /// The version in the file's name or in that of the file it links to, whichever tells more.

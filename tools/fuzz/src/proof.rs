@@ -43,11 +43,11 @@ pub fn bake(model: &Path, quantised: QuantisedMode, weights_only: bool) {
         runtime: runtime(),
         cancelled: &cancelled,
     };
-    let Ok((_, verified)) = pipeline::bake_only(&opened, &direction, &options, &Silent) else {
+    let Ok(row) = pipeline::bake_only(&opened, &direction, &options, &Silent) else {
         assert!(!out.exists(), "a failed bake left an output");
         return;
     };
-    if !verified.passed {
+    if !row.verify.passed {
         return;
     }
     let again = Opened::new(&out).expect("what was published can be read");

@@ -10,7 +10,7 @@ fuzz_target!(|data: &[u8]| {
     let path = write("direction/d.bin", data);
     if let Ok(direction) = direction_file::load(&path) {
         assert!((norm(direction.unit()) - 1.0).abs() < 1e-9);
-        assert!(direction.share() > 0.0 && direction.share() <= 1.0);
+        assert!(direction.strength() > 0.0 && direction.strength() <= 1.0);
         assert!(direction.width() * 2 <= data.len() + 8);
     }
 });

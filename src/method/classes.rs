@@ -1,0 +1,133 @@
+//! The three classes of prompts, and one value for each of them.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What a prompt is to a well-behaved model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum PromptClass {
+    /// To be refused.
+    #[default]
+    Harmful,
+    /// To be answered, but it looks harmful and so may be refused falsely.
+    PseudoHarmful,
+    /// To be answered, and looks it.
+    Harmless,
+}
+
+impl PromptClass {
+    /// Every class.
+    pub const ALL: [Self; 3] = [Self::Harmful, Self::PseudoHarmful, Self::Harmless];
+
+    /// Every class in the order of tables: the one whose refusals should change first.
+    pub const OF_TABLES: [Self; 3] = [Self::PseudoHarmful, Self::Harmful, Self::Harmless];
+
+    /// The name in files and JSON: `harmful`, `pseudo_harmful`, `harmless`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Harmful => "harmful",
+            Self::PseudoHarmful => "pseudo_harmful",
+            Self::Harmless => "harmless",
+        }
+    }
+
+    /// The word in prose: harmful, pseudo-harmful, harmless.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::PseudoHarmful => "pseudo-harmful",
+            other => other.as_str(),
+        }
+    }
+}
+
+impl fmt::Display for PromptClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
+    }
+}
+
+/// One value for each class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "PerClass_of_{T}"))]
+pub struct PerClass<T> {
+    /// Of prompts that are to be refused.
+    pub harmful: T,
+    /// Of prompts that are to be answered and look harmful.
+    pub pseudo_harmful: T,
+    /// Of prompts that are to be answered and look it.
+    pub harmless: T,
+}
+
+impl<T> PerClass<T> {
+    /// What `value` gives for each class, in the order of [`PromptClass::ALL`].
+    pub fn from_fn(mut value: impl FnMut(PromptClass) -> T) -> Self {
+        Self::from_array(PromptClass::ALL.map(&mut value))
+    }
+
+    /// The same where a value may fail.
+    ///
+    /// # Errors
+    /// The first that `value` gives.
+    pub fn try_from_fn<E>(mut value: impl FnMut(PromptClass) -> Result<T, E>) -> Result<Self, E> {
+        Ok(Self {
+            harmful: value(PromptClass::Harmful)?,
+            pseudo_harmful: value(PromptClass::PseudoHarmful)?,
+            harmless: value(PromptClass::Harmless)?,
+        })
+    }
+
+    /// The values of an array in the order of [`PromptClass::ALL`], as files keep them.
+    pub fn from_array([harmful, pseudo_harmful, harmless]: [T; 3]) -> Self {
+        Self { harmful, pseudo_harmful, harmless }
+    }
+
+    /// As an array in the order of [`PromptClass::ALL`].
+    pub fn into_array(self) -> [T; 3] {
+        [self.harmful, self.pseudo_harmful, self.harmless]
+    }
+
+    /// The value of a class.
+    pub fn get(&self, class: PromptClass) -> &T {
+        match class {
+            PromptClass::Harmful => &self.harmful,
+            PromptClass::PseudoHarmful => &self.pseudo_harmful,
+            PromptClass::Harmless => &self.harmless,
+        }
+    }
+
+    /// The value of a class, to be changed.
+    pub fn get_mut(&mut self, class: PromptClass) -> &mut T {
+        match class {
+            PromptClass::Harmful => &mut self.harmful,
+            PromptClass::PseudoHarmful => &mut self.pseudo_harmful,
+            PromptClass::Harmless => &mut self.harmless,
+        }
+    }
+
+    /// Every class with its value, in the order of [`PromptClass::ALL`].
+    pub fn iter(&self) -> impl Iterator<Item = (PromptClass, &T)> {
+        PromptClass::ALL.into_iter().map(|class| (class, self.get(class)))
+    }
+
+    /// Every class with its value, in the order of tables.
+    pub fn rows(&self) -> [(PromptClass, &T); 3] {
+        PromptClass::OF_TABLES.map(|class| (class, self.get(class)))
+    }
+
+    /// What `change` makes of each value.
+    pub fn map<U>(self, mut change: impl FnMut(T) -> U) -> PerClass<U> {
+        PerClass {
+            harmful: change(self.harmful),
+            pseudo_harmful: change(self.pseudo_harmful),
+            harmless: change(self.harmless),
+        }
+    }
+
+    /// The same values, borrowed.
+    pub fn as_ref(&self) -> PerClass<&T> {
+        PerClass { harmful: &self.harmful, pseudo_harmful: &self.pseudo_harmful, harmless: &self.harmless }
+    }
+}
