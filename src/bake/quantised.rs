@@ -437,10 +437,9 @@ impl<'s> Grids<'s> {
     }
 }
 
-/// Whether edited codes have to stay within the range that the quantiser used. Some files use 7 of the 8 bits, because
-/// the 8-bit products of some processors saturate.
+/// Whether edited codes have to stay within the range that the quantiser used.
 fn keeps_range(q: &Quantised) -> bool {
-    q.bits == 8 && !matches!(q.operator, "MatMulNBits" | "GatherBlockQuantized" | "QMoE")
+    q.bits == 8 && q.layout.keeps_range()
 }
 
 /// Smallest and largest ordinal to use: those of 7 bits where the file's lie within them.

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::Interface;
 use super::rows::{handed_on, keeps_rows};
+use crate::onnx::ops::Work;
 use crate::onnx::{Graph, NodeId, ValueId};
 
 /// The axes of the residual stream where it starts: `[batch, n_pos, d_model]` in most exports, `[n_pos, batch, d_model]`,
@@ -124,29 +125,25 @@ impl Walk<'_, '_> {
         let node = graph.producer(value)?;
         let mut input = |slot: usize| graph.input(node, slot).and_then(|v| self.axes(v, depth));
         let table = graph.input(node, 0).is_some_and(|v| !graph.is_dynamic(v));
-        match graph.op(node) {
-            "Gather" | "GatherBlockQuantized" if table && graph.node(node).attr_i("axis", 0) == 0 => {
+        match graph.weighted(node).map(|weighted| weighted.work) {
+            Some(Work::Lookup) if table && graph.node(node).attr_i("axis", 0) == 0 => {
                 let mut axes = input(1)?;
                 axes.push(Axis::Width);
-                Some(axes)
+                return Some(axes);
             }
+            Some(Work::Product) => {
+                let mut axes = input(0)?;
+                *axes.last_mut()? = Axis::Width;
+                return Some(axes);
+            }
+            _ => {}
+        }
+        match graph.op(node) {
             "EmbedLayerNormalization" => Some(vec![Axis::Batch, Axis::Position, Axis::Width]),
             "OneHot" => {
                 let mut axes = input(0)?;
                 axes.push(Axis::Other);
                 (graph.node(node).attr_i("axis", -1) == -1).then_some(axes)
-            }
-            "MatMul"
-            | "FusedMatMul"
-            | "Gemm"
-            | "MatMulNBits"
-            | "MatMulBnb4"
-            | "MatMulInteger"
-            | "DynamicQuantizeMatMul"
-            | "MatMulIntegerToFloat" => {
-                let mut axes = input(0)?;
-                *axes.last_mut()? = Axis::Width;
-                Some(axes)
             }
             "Unsqueeze" | "Squeeze" | "Transpose" => rearranged(graph, node, &input(0)?),
             "Reshape" => reshaped(graph, node, &input(0)?),

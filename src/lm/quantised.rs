@@ -3,6 +3,7 @@
 //! Layouts that are not those of the operator's specification (weights that a provider has packed for itself) are
 //! refused: their write is projected by nodes instead.
 
+use crate::onnx::ops::{Layout, Operator};
 use crate::onnx::quant::{Blocks, Coding, Zeros};
 use crate::onnx::{DataType, Graph, NodeId, Quantised, Storage, TensorId, Use, ValueId};
 
@@ -64,9 +65,10 @@ fn required(graph: &Graph<'_>, node: NodeId, slot: usize, what: &str) -> Result<
 
 /// The geometry that most operators share, for a struct update: `[N, K]` of unsigned codes, low bits first, rows without
 /// padding and of one block each, `d_model` outputs, its own scales and no zero points but the middle.
-fn product(operator: &'static str, bits: u64, [rows, columns]: [u64; 2], scales: &Constant) -> Quantised {
+fn product(operator: &Operator, bits: u64, [rows, columns]: [u64; 2], scales: &Constant) -> Quantised {
     Quantised {
-        operator,
+        operator: operator.name,
+        layout: operator.weighted.map_or(Layout::Floats, |weighted| weighted.layout),
         bits: bits as u8,
         coding: Coding::Unsigned,
         high_first: false,
@@ -140,24 +142,28 @@ fn packed_zeros(zeros: Option<Constant>, bits: u64, rows: u64, blocks: u64) -> R
     }
 }
 
-/// The weight of an operator that holds one, and the input with its bias.
-pub(super) fn read_by(graph: &Graph<'_>, node: NodeId, width: Option<u64>) -> (Answer, Option<usize>) {
-    match graph.op(node) {
-        "MatMulNBits" => (matmul_nbits(graph, node), Some(5)),
-        "MatMulBnb4" => (matmul_bnb4(graph, node), None),
-        "DynamicQuantizeMatMul" => (dynamic_quantize_matmul(graph, node), Some(4)),
-        "MatMulIntegerToFloat" => (matmul_integer_to_float(graph, node), Some(6)),
-        "GatherBlockQuantized" => (gather_block_quantized(graph, node), None),
-        "QMoE" => {
+/// The weight of a node whose operator reads codes and scales; `width` is `d_model`, where it is known.
+pub(super) fn read_by(graph: &Graph<'_>, node: NodeId, operator: &Operator, width: Option<u64>) -> Answer {
+    match operator.weighted.map(|weighted| weighted.layout) {
+        Some(Layout::NBits) => n_bits(graph, node, operator),
+        Some(Layout::Bnb4) => bnb4(graph, node, operator),
+        Some(Layout::BlockTable) => block_table(graph, node, operator),
+        Some(Layout::Experts) => {
             let width = width.or_else(|| graph.last_dimension(graph.input(node, 0)?));
-            (qmoe(graph, node, width), Some(7))
+            experts(graph, node, operator, width)
         }
-        _ => (Err("its operator is not known".into()), None),
+        Some(Layout::ScaledInteger { scales, zeros }) => {
+            let scales = required(graph, node, scales, "scales")?;
+            integer_product(graph, node, operator, zeros, scales)
+        }
+        Some(Layout::Floats | Layout::Integer | Layout::Linear | Layout::AllIntegers) | None => {
+            Err("its operator is not known".into())
+        }
     }
 }
 
 /// `MatMulNBits`: codes `[N, blocks, block * bits / 8]`, the product's output is `N` wide.
-fn matmul_nbits(graph: &Graph<'_>, node: NodeId) -> Answer {
+fn n_bits(graph: &Graph<'_>, node: NodeId, operator: &Operator) -> Answer {
     let codes = required(graph, node, 1, "codes")?;
     let scales = required(graph, node, 2, "scales")?;
     let proto = graph.node(node);
@@ -183,13 +189,13 @@ fn matmul_nbits(graph: &Graph<'_>, node: NodeId) -> Answer {
         blocks: Blocks::Grid { rows: 1, columns: block },
         zeros,
         index: index.map(|i| i.tensor),
-        ..product("MatMulNBits", bits, [n, k], &scales)
+        ..product(operator, bits, [n, k], &scales)
     };
     checked(graph, node, 1, &codes, quantised)
 }
 
 /// `MatMulBnb4`: codes of `[N, K]` one after the other, high bits first, and `absmax` for each run of them.
-fn matmul_bnb4(graph: &Graph<'_>, node: NodeId) -> Answer {
+fn bnb4(graph: &Graph<'_>, node: NodeId, operator: &Operator) -> Answer {
     let codes = required(graph, node, 1, "codes")?;
     let scales = required(graph, node, 2, "scales")?;
     let (k, n) = (positive(graph, node, "K", 0)?, positive(graph, node, "N", 0)?);
@@ -208,13 +214,13 @@ fn matmul_bnb4(graph: &Graph<'_>, node: NodeId) -> Answer {
         high_first: true,
         blocks,
         zeros: Zeros::Implied(0),
-        ..product("MatMulBnb4", 4, [n, k], &scales)
+        ..product(operator, 4, [n, k], &scales)
     };
     checked(graph, node, 1, &codes, quantised)
 }
 
 /// `GatherBlockQuantized`: an embedding `[V, D]` with blocks along `D`.
-fn gather_block_quantized(graph: &Graph<'_>, node: NodeId) -> Answer {
+fn block_table(graph: &Graph<'_>, node: NodeId, operator: &Operator) -> Answer {
     let codes = required(graph, node, 0, "codes")?;
     let scales = required(graph, node, 2, "scales")?;
     let proto = graph.node(node);
@@ -253,7 +259,7 @@ fn gather_block_quantized(graph: &Graph<'_>, node: NodeId) -> Answer {
         d_model_first: false,
         blocks: Blocks::Grid { rows: 1, columns: block },
         zeros,
-        ..product("GatherBlockQuantized", bits, [rows, columns], &scales)
+        ..product(operator, bits, [rows, columns], &scales)
     };
     checked(graph, node, 0, &codes, quantised)
 }
@@ -275,43 +281,37 @@ fn reshaped(graph: &Graph<'_>, codes: &Constant, node: NodeId, slot: usize) -> R
 
 /// `DequantizeLinear` of a constant matrix; `d_model` is its axis `from_end`, counted from the last one.
 pub(super) fn dequantize_linear(graph: &Graph<'_>, node: NodeId, from_end: usize) -> Answer {
+    let operator = graph.operator(node).ok_or("its operator is not known")?;
     let codes = required(graph, node, 0, "codes")?;
     let scales = required(graph, node, 1, "scales")?;
-    let shape = codes.shape.clone();
-    linear(graph, node, 0, &codes, &shape, Linear { scales, zeros: 2, operator: "DequantizeLinear" }, from_end)
+    linear(graph, Use { node, slot: 0 }, &codes, Linear { operator, scales, zeros: 2 }, from_end)
 }
 
 /// `DequantizeLinear` behind a lookup in a constant table `[V, D]`, by one scale for all.
 pub(super) fn dequantized_lookup(graph: &Graph<'_>, node: NodeId, lookup: NodeId) -> Answer {
+    let operator = graph.operator(node).ok_or("its operator is not known")?;
     let codes = required(graph, lookup, 0, "codes")?;
     let scales = required(graph, node, 1, "scales")?;
     if scales.elements() != 1 || graph.node(lookup).attr_i("axis", 0) != 0 {
         return Err("the table is not looked up by rows of one scale".into());
     }
-    let shape = codes.shape.clone();
-    let linear_form = Linear { scales, zeros: 2, operator: "DequantizeLinear" };
-    let found = linear(graph, node, 0, &codes, &shape, linear_form, 0)?;
+    let found = linear(graph, Use { node, slot: 0 }, &codes, Linear { operator, scales, zeros: 2 }, 0)?;
     Ok(Found { entry: Use { node: lookup, slot: 0 }, ..found })
 }
 
 /// Scales and zero points as the ONNX specification has them for `DequantizeLinear`.
-struct Linear {
+struct Linear<'a> {
+    /// The operator that reads the codes.
+    operator: &'a Operator,
     scales: Constant,
     /// The input that holds the zero points.
     zeros: usize,
-    operator: &'static str,
 }
 
-fn linear(
-    graph: &Graph<'_>,
-    node: NodeId,
-    slot: usize,
-    codes: &Constant,
-    shape: &[u64],
-    form: Linear,
-    from_end: usize,
-) -> Answer {
-    let &[rows, columns] = shape else { return Err(format!("it has the shape {shape:?}")) };
+/// A matrix of codes that enters at `entry`; `d_model` is its axis `from_end`, counted from the last one.
+fn linear(graph: &Graph<'_>, entry: Use, codes: &Constant, form: Linear<'_>, from_end: usize) -> Answer {
+    let Use { node, slot } = entry;
+    let &[rows, columns] = codes.shape.as_slice() else { return Err(format!("it has the shape {:?}", codes.shape)) };
     let (bits, coding) = match codes.dtype.0 {
         2 => (8u64, Coding::Unsigned),
         3 => (8, Coding::Signed),
@@ -327,11 +327,12 @@ fn linear(
     let proto = graph.node(node);
     let axis = proto.attr_i("axis", 1);
     let first = axis == 0 || axis == -2;
-    let blocks = match (form.scales.elements(), proto.attr_i("block_size", 0), form.operator) {
-        (1, ..) => Blocks::Grid { rows, columns },
-        (_, 0, "DequantizeLinear") if first => Blocks::Grid { rows: 1, columns },
-        (_, 0, _) => Blocks::Grid { rows, columns: 1 },
-        (_, block, _) => {
+    let along_rows = form.operator.weighted.is_some_and(|weighted| weighted.layout == Layout::Linear) && first;
+    let blocks = match (form.scales.elements(), proto.attr_i("block_size", 0)) {
+        (1, _) => Blocks::Grid { rows, columns },
+        (_, 0) if along_rows => Blocks::Grid { rows: 1, columns },
+        (_, 0) => Blocks::Grid { rows, columns: 1 },
+        (_, block) => {
             let block = u64::try_from(block).map_err(|_| "its block is negative".to_string())?;
             if first { Blocks::Grid { rows: block, columns: 1 } } else { Blocks::Grid { rows: 1, columns: block } }
         }
@@ -393,7 +394,8 @@ pub(super) fn scaled_integer_product(graph: &Graph<'_>, node: NodeId) -> Option<
             return Err("the activation's scale is not one number".to_string());
         }
         let scales = required(graph, factor, held, "scales")?;
-        integer_product(graph, product, 1, 3, scales, "MatMulInteger")
+        let operator = graph.operator(product).ok_or("its operator is not known")?;
+        integer_product(graph, product, operator, 3, scales)
     };
     Some(found())
 }
@@ -403,38 +405,19 @@ fn is_dynamic_scale(graph: &Graph<'_>, value: ValueId) -> bool {
     graph.producer(value).is_some_and(|n| graph.op(n) == "DynamicQuantizeLinear" && graph.output(n, 1) == Some(value))
 }
 
-/// `DynamicQuantizeMatMul`: scales input 2, zero points input 3.
-fn dynamic_quantize_matmul(graph: &Graph<'_>, node: NodeId) -> Answer {
-    let scales = required(graph, node, 2, "scales")?;
-    integer_product(graph, node, 1, 3, scales, "DynamicQuantizeMatMul")
-}
-
-/// `MatMulIntegerToFloat`: scales input 3, zero points input 5.
-fn matmul_integer_to_float(graph: &Graph<'_>, node: NodeId) -> Answer {
-    let scales = required(graph, node, 3, "scales")?;
-    integer_product(graph, node, 1, 5, scales, "MatMulIntegerToFloat")
-}
-
-/// An 8-bit matrix `[K, N]` with one scale for all or one for each of its `N` columns.
-fn integer_product(
-    graph: &Graph<'_>,
-    node: NodeId,
-    slot: usize,
-    zeros: usize,
-    scales: Constant,
-    operator: &'static str,
-) -> Answer {
-    let codes = required(graph, node, slot, "codes")?;
+/// An 8-bit matrix `[K, N]` in input 1 with one scale for all or one for each of its `N` columns; the zero points are in
+/// the input `zeros`.
+fn integer_product(graph: &Graph<'_>, node: NodeId, operator: &Operator, zeros: usize, scales: Constant) -> Answer {
+    let codes = required(graph, node, 1, "codes")?;
     if !matches!(codes.dtype, DataType::INT8 | DataType::UINT8) {
         return Err(format!("its codes are {}", codes.dtype));
     }
-    let shape = codes.shape.clone();
-    linear(graph, node, slot, &codes, &shape, Linear { scales, zeros, operator }, 0)
+    linear(graph, Use { node, slot: 1 }, &codes, Linear { operator, scales, zeros }, 0)
 }
 
 /// The second layer of `QMoE`: codes `[experts, d_model, d_mlp * bits / 8]` (input 5), scales input 6, zero points
 /// input 12. `width` is `d_model`.
-fn qmoe(graph: &Graph<'_>, node: NodeId, width: Option<u64>) -> Answer {
+fn experts(graph: &Graph<'_>, node: NodeId, operator: &Operator, width: Option<u64>) -> Answer {
     let codes = required(graph, node, 5, "codes")?;
     let scales = required(graph, node, 6, "scales")?;
     let proto = graph.node(node);
@@ -473,7 +456,7 @@ fn qmoe(graph: &Graph<'_>, node: NodeId, width: Option<u64>) -> Answer {
         slabs,
         blocks: Blocks::Grid { rows: 1, columns: block },
         zeros,
-        ..product("QMoE", bits, [rows, columns], &scales)
+        ..product(operator, bits, [rows, columns], &scales)
     };
     checked(graph, node, 5, &codes, quantised)
 }

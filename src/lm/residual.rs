@@ -16,6 +16,7 @@ use super::sum::{Term, dynamic_terms, skip_norm_bias};
 use super::tail::final_stream;
 use super::weight::trace_weight;
 use super::{Interface, Layer, Refusal, Role, StreamLayout, sum};
+use crate::onnx::ops::{Layout, Work};
 use crate::onnx::{Graph, NodeId, Use, ValueId};
 
 /// One term that is added to the stream.
@@ -349,20 +350,9 @@ fn find_unembedding(graph: &Graph<'_>, logits: ValueId) -> Result<Unembedding, R
         let dynamic: Vec<usize> = (0..graph.node(node).input.len())
             .filter(|&slot| graph.input(node, slot).is_some_and(|v| graph.is_dynamic(v)))
             .collect();
-        let product = matches!(
-            graph.op(node),
-            "MatMul"
-                | "Gemm"
-                | "FusedMatMul"
-                | "MatMulNBits"
-                | "MatMulBnb4"
-                | "MatMulInteger"
-                | "DynamicQuantizeMatMul"
-                | "MatMulIntegerToFloat"
-                | "Einsum"
-                | "Conv"
-        );
-        if matches!(graph.op(node), "QLinearMatMul" | "QGemm" | "QAttention") {
+        let weighted = graph.weighted(node);
+        let product = weighted.is_some_and(|of| matches!(of.work, Work::Product | Work::Contraction));
+        if weighted.is_some_and(|of| of.layout == Layout::AllIntegers) {
             return Err(Refusal::on_stream(
                 graph,
                 node,

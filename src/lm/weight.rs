@@ -17,6 +17,7 @@ use super::rows::{
     adds_or_sets, carried, einsum_weight, handed_on, is_row_factor, is_same_along_rows, is_transparent, keeps_rows,
     picks_weight, reads_elements,
 };
+use crate::onnx::ops::Work;
 use crate::onnx::{Graph, NodeId, Use, ValueId, constant};
 
 /// Why the weights behind a write cannot be edited, and at which node.
@@ -307,21 +308,16 @@ impl<'g, 'm> Walk<'g, 'm> {
             "LayerNormalization" | "SimplifiedLayerNormalization" | "RMSNormalization" => {
                 return Err(self.stop(Some(node), value, "the write is normalised before it is added (post-norm)"));
             }
-            "MatMulNBits"
-            | "MatMulBnb4"
-            | "DynamicQuantizeMatMul"
-            | "MatMulIntegerToFloat"
-            | "GatherBlockQuantized"
-            | "QMoE" => {
-                self.path.lookup |= op == "GatherBlockQuantized";
-                let (found, bias) = quantised::read_by(graph, node, self.width.map(|w| w as u64));
-                self.quantised(node, value, bias, found)?;
-            }
             "DequantizeLinear" => self.dequantised(node, value)?,
             "MatMulInteger" => return Err(self.stop(Some(node), value, "the weight's scale was not found")),
-            _ => {
-                return Err(self.stop(Some(node), value, format!("the write passes `{}`", graph.op_name(node))));
-            }
+            _ => match graph.operator(node).zip(graph.weighted(node)) {
+                Some((operator, weighted)) if weighted.layout.is_of_one_node() => {
+                    self.path.lookup |= weighted.work == Work::Lookup;
+                    let found = quantised::read_by(graph, node, operator, self.width.map(|w| w as u64));
+                    self.quantised(node, value, weighted.bias, found)?;
+                }
+                _ => return Err(self.stop(Some(node), value, format!("the write passes `{}`", graph.op_name(node)))),
+            },
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use super::path::{EditTarget, WeightPath};
 use super::residual::{Contribution, ResidualStream};
 use super::weight::{Stop, trace_weight};
 use super::{Layer, Role};
+use crate::onnx::ops::Layout;
 use crate::onnx::{Graph, Model, NodeId, Quantised, Storage, TensorId, Use, ValueId};
 
 /// What a writer is.
@@ -428,8 +429,8 @@ impl<'g, 'm> Sharing<'g, 'm> {
             let codes = self.scaled.get(&q.scales).is_some_and(|codes| codes.len() == 1);
             let entries = self.entries_of(q.scales).unwrap_or_default();
             let slots: HashSet<usize> = entries.iter().map(|one| one.slot).collect();
-            let readers = match q.operator {
-                "MatMulInteger" => !entries.is_empty() && entries.iter().all(|one| self.scales_only(one.node, &nodes)),
+            let readers = match q.layout {
+                Layout::Integer => !entries.is_empty() && entries.iter().all(|one| self.scales_only(one.node, &nodes)),
                 _ => entries.len() == 1 || entries.iter().all(|one| nodes.contains(&one.node)),
             };
             bytes && codes && slots.len() == 1 && readers

@@ -8,7 +8,7 @@ use super::constant;
 use super::facts::{self, Fact};
 use super::flat::Flat;
 use super::index::{FrameId, Model};
-use super::ops::{self, Domain, Elements, Operator};
+use super::ops::{self, Domain, Elements, Operator, Rounding, Weighted};
 use super::proto::{Dimension, GraphProto, NodeProto, SparseTensorProto, ValueInfoProto, dimension};
 use super::tensor::{DataType, TensorId, TensorRef};
 use super::wire::unpack_varints;
@@ -316,6 +316,20 @@ impl<'m> Graph<'m> {
     /// What Lancet knows of the node's operator.
     pub fn operator(&self, id: NodeId) -> Option<&'static Operator> {
         self.known[id.0]
+    }
+
+    /// What a node computes with a weight and how the weight is stored, where its operator reads one.
+    pub fn weighted(&self, id: NodeId) -> Option<Weighted> {
+        self.operator(id)?.weighted
+    }
+
+    /// Whether a node rounds activations to 8 bits; never [`Rounding::AtLevel4`], which the node's attribute settles.
+    pub fn rounding(&self, id: NodeId) -> Rounding {
+        match self.operator(id).map_or(Rounding::No, |operator| operator.rounding) {
+            Rounding::AtLevel4 if self.node(id).attr_i("accuracy_level", 0) == 4 => Rounding::Dynamic,
+            Rounding::AtLevel4 => Rounding::No,
+            other => other,
+        }
     }
 
     /// The operators of the model's versions.

@@ -6,6 +6,7 @@
 //! `MatMulNBits`, `MatMulBnb4`, `GatherBlockQuantized` and `QMoE` are operators of ONNX Runtime
 //! (`docs/ContribOperators.md` there); `DequantizeLinear` and `MatMulInteger` are of the ONNX specification.
 
+use super::ops::Layout;
 use super::tensor::TensorId;
 
 /// Levels of `MatMulBnb4` with `quant_type` 1 (NF4: Dettmers et al., *QLoRA*, 2023, appendix E), by code.
@@ -95,8 +96,10 @@ pub enum Zeros {
 /// How a weight is quantised. The codes are in the tensor that it belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Quantised {
-    /// The operator that reads it.
+    /// The operator that reads it, for words about it.
     pub operator: &'static str,
+    /// How that operator stores weights.
+    pub layout: Layout,
     /// Number of bits of a code: 2, 4 or 8.
     pub bits: u8,
     /// What codes stand for.
@@ -293,6 +296,7 @@ mod tests {
     fn format(bits: u8, coding: Coding, high_first: bool) -> Quantised {
         Quantised {
             operator: "MatMulNBits",
+            layout: Layout::NBits,
             bits,
             coding,
             high_first,

@@ -8,6 +8,7 @@ use crate::linalg::{dot_f32, norm};
 use crate::lm::{ResidPoint, Treatment};
 use crate::method::direction::Direction;
 use crate::method::score::{kl_divergence, mean, softmax};
+use crate::onnx::ops::Rounding;
 use crate::onnx::{DataType, Graph};
 
 /// What reloading showed.
@@ -61,11 +62,7 @@ fn is_rounded(engine: &Engine<'_>) -> bool {
 
 /// Whether products are computed on quantised activations.
 fn quantises_activations(graph: &Graph<'_>) -> bool {
-    graph.nodes().any(|node| match graph.op(node) {
-        "DynamicQuantizeLinear" | "QuantizeLinear" | "DynamicQuantizeMatMul" | "MatMulIntegerToFloat" => true,
-        "MatMulNBits" => graph.node(node).attr_i("accuracy_level", 0) == 4,
-        _ => false,
-    })
+    graph.nodes().any(|node| graph.rounding(node) != Rounding::No)
 }
 
 /// Compares `out` with `base` under run-time ablation of `direction`, and addition (METHOD steps 8 and 9).

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::instrument::{DIRECTION_INPUT, Wanted, Whole, WholeModel, whole};
 use crate::lm::{EmbeddingFile, Interface, Refusal, ResidualStream, Treatment};
 use crate::method::direction::Direction;
+use crate::onnx::ops::Rounding;
 use crate::onnx::{DataType, Graph, ValueId};
 use crate::proof::measure::{Rows, difference};
 use crate::proof::{Kept, Place, Read, Tolerance, stream_reads};
@@ -286,14 +287,10 @@ impl Allowed {
             relative = relative.max(of_type(writer.writes.first().and_then(|write| graph.elem_type(write.value))));
         }
         let graph = &base.graph;
-        let any = |test: &dyn Fn(&str, crate::onnx::NodeId) -> bool| graph.nodes().any(|n| test(graph.op(n), n));
         // the stream itself is rounded to 8 bits there
-        let fixed = any(&|op, _| op == "QuantizeLinear" || op.starts_with("QLinear"));
+        let fixed = graph.nodes().any(|node| graph.rounding(node) == Rounding::Stored);
         // activations of 8 bits round differently as soon as anything before them does
-        let dynamic = any(&|op, node| {
-            matches!(op, "DynamicQuantizeLinear" | "DynamicQuantizeMatMul" | "MatMulIntegerToFloat")
-                || graph.node(node).attr_i("accuracy_level", 0) == 4
-        });
+        let dynamic = graph.nodes().any(|node| graph.rounding(node) == Rounding::Dynamic);
         Self {
             stream: Tolerance { rounding: if fixed { 2f64.powi(-8) } else { 0.0 }, relative, share },
             arithmetic: if fixed || dynamic { 2f64.powi(-8) } else { arithmetic },

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::instrument::{self, ADDITION_INPUT, Cut, DIRECTION_INPUT, Request, SessionModel};
 use crate::lm::{Interface, Padding, ResidPoint};
 use crate::method::direction::{Addition, Direction};
+use crate::onnx::ops::{Layout, Rounding};
 use crate::onnx::{DataType, Graph};
 use crate::runtime::batch::{self, Batch, Sharing};
 use crate::runtime::reading::{Positions, Reading, Run};
@@ -44,10 +45,14 @@ pub trait Observer: Sync {
 
 /// What the graph computes on 8-bit integers.
 pub(super) fn integers(graph: &Graph<'_>) -> Integers {
-    let has = |any: &[&str]| graph.nodes().any(|node| any.contains(&graph.op(node)));
-    if has(&["QuantizeLinear"]) {
+    let rounds = |how| graph.nodes().any(|node| graph.rounding(node) == how);
+    let multiplies = |node| {
+        let layout = graph.weighted(node).map(|weighted| weighted.layout);
+        matches!(layout, Some(Layout::Integer | Layout::ScaledInteger { .. }))
+    };
+    if rounds(Rounding::Stored) {
         Integers::Stored
-    } else if has(&["MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"]) {
+    } else if graph.nodes().any(multiplies) {
         Integers::Products
     } else {
         Integers::None

@@ -7,6 +7,7 @@ use super::package::{Package, Role, Variant};
 use super::publish::{copied, left_out};
 use crate::error::Error;
 use crate::lm::{EmbeddingFile, LanguageModel, Refusal, Writer, tensor_label};
+use crate::onnx::ops::{Weighted, Work};
 use crate::onnx::{Graph, Model};
 use crate::report::{InspectResult, InspectShared, PackageInspect, VariantInspect, WriterRow};
 
@@ -94,20 +95,14 @@ pub fn precision(graphs: &[&Graph<'_>]) -> String {
     let mut floats: BTreeMap<&str, u64> = BTreeMap::new();
     for graph in graphs {
         for node in graph.nodes() {
-            let op = graph.op(node);
-            let attribute = |name, default| graph.node(node).attr_i(name, default);
-            let held = match op {
-                "MatMulNBits" | "GatherBlockQuantized" => format!("{} bits ({op})", attribute("bits", 4)),
-                "QMoE" => format!("{} bits ({op})", attribute("expert_weight_bits", 4)),
-                "MatMulBnb4" => format!("{} ({op})", if attribute("quant_type", 1) == 1 { "nf4" } else { "fp4" }),
-                "MatMulInteger" | "MatMulIntegerToFloat" | "DynamicQuantizeMatMul" | "QLinearMatMul" => {
-                    format!("8 bits ({op})")
-                }
-                "DequantizeLinear" => match graph.input(node, 0).and_then(|value| graph.tensor_ref(value)) {
-                    Some(tensor) => format!("{} ({op})", tensor.dtype.name()),
+            let Some(Weighted { work, layout, .. }) = graph.weighted(node) else { continue };
+            let held = match (work, layout.words(graph.node(node))) {
+                (_, Some(words)) => words,
+                (Work::Dequantises, None) => match graph.input(node, 0).and_then(|value| graph.tensor_ref(value)) {
+                    Some(tensor) => format!("{} ({})", tensor.dtype.name(), graph.op(node)),
                     None => continue,
                 },
-                _ => continue,
+                (_, None) => continue,
             };
             if !words.contains(&held) {
                 words.push(held);

@@ -1,13 +1,11 @@
 //! What an `.onnx` file is, from what its graph computes: token ids or embeddings in, a vocabulary of logits out, or
 //! something else.
 
-use crate::onnx::{DataType, Graph, Model, ValueId};
+use crate::onnx::ops::Work;
+use crate::onnx::{DataType, Graph, Model, NodeId, ValueId};
 
 /// Most nodes between the token ids and the table that they look up.
 const MOST_STEPS: usize = 16;
-
-/// Operators that look rows of a table up: table first, then indices.
-const LOOKUPS: [&str; 2] = ["Gather", "GatherBlockQuantized"];
 
 /// Operators that hand indices on, from their first input.
 const RESHAPING: [&str; 8] = ["Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Clip"];
@@ -198,7 +196,9 @@ fn last_dimension(graph: &Graph<'_>, value: ValueId) -> Option<u64> {
 
 /// Rows of the largest table that an input of whole numbers looks up: the vocabulary.
 fn table_rows(graph: &Graph<'_>) -> Option<u64> {
-    let rows = graph.nodes().filter(|node| LOOKUPS.contains(&graph.op(*node))).filter_map(|node| {
+    // table first, then indices
+    let looks_up = |node: &NodeId| graph.weighted(*node).is_some_and(|weighted| weighted.work == Work::Lookup);
+    let rows = graph.nodes().filter(looks_up).filter_map(|node| {
         let table = graph.tensor_ref(graph.input(node, 0)?)?;
         let mut at = graph.input(node, 1)?;
         for _ in 0..MOST_STEPS {

@@ -7,11 +7,13 @@
 
 mod outputs;
 mod rules;
+mod weights;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
 pub use rules::{Elements, Linear, Rule};
+pub use weights::{Layout, Rounding, Weighted, Work};
 
 use super::proto::NodeProto;
 use super::tensor::DataType;
@@ -83,6 +85,10 @@ pub struct Operator {
     pub linear: Linear,
     /// What becomes of the elements of input 0.
     pub elements: Elements,
+    /// The weight that it reads, where it is an operator that does.
+    pub weighted: Option<Weighted>,
+    /// Whether it rounds activations to 8 bits.
+    pub rounding: Rounding,
 }
 
 impl Operator {
@@ -107,15 +113,18 @@ static TABLE: LazyLock<HashMap<&'static str, Vec<Operator>>> = LazyLock::new(|| 
     let mut table: HashMap<&'static str, Vec<Operator>> = HashMap::new();
     for group in outputs::GROUPS {
         for name in group.names.split_whitespace() {
+            let weights = weights::find(group.domain, name);
             table.entry(name).or_default().push(Operator {
                 domain: group.domain,
                 name,
                 versions: group.versions,
                 outputs: group.outputs,
                 variadic: group.variadic,
-                shape: rules::shape(group.domain, name),
+                shape: weights.map_or_else(|| rules::shape(group.domain, name), |entry| entry.shape),
                 linear: rules::linear(name),
                 elements: rules::elements(group.domain, name),
+                weighted: weights.map(|entry| entry.weighted),
+                rounding: weights::rounding(group.domain, name),
             });
         }
     }
@@ -224,6 +233,20 @@ mod tests {
         assert_eq!(Domain::of(Some("com.example")), None);
         assert_eq!(Domain::of(Some("ai.onnx.ml")), None);
         assert!(all().count() > 350, "{}", all().count());
+    }
+
+    #[test]
+    fn every_operator_with_a_weight_has_types_and_no_second_shape() {
+        for entry in weights::ENTRIES {
+            let found = find(entry.domain, entry.name, None).unwrap_or_else(|| panic!("{} has no types", entry.name));
+            assert_eq!((found.shape, found.weighted), (entry.shape, Some(entry.weighted)), "{}", entry.name);
+            assert_eq!(
+                rules::shape(entry.domain, entry.name),
+                Rule::Unknown,
+                "{}: its shape is said twice",
+                entry.name
+            );
+        }
     }
 
     #[test]

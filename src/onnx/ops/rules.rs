@@ -110,7 +110,6 @@ fn standard(name: &str) -> Rule {
         | "Cosh"
         | "CumProd"
         | "CumSum"
-        | "DequantizeLinear"
         | "Elu"
         | "Erf"
         | "Exp"
@@ -170,15 +169,11 @@ fn standard(name: &str) -> Rule {
         | "Sum" | "Where" | "Xor" => Rule::Broadcast,
         // the slope is broadcast to the input, not the input to the slope
         "PRelu" => Rule::Keep,
-        "MatMul" | "MatMulInteger" => Rule::Product,
-        "Gemm" => Rule::Gemm,
         "DynamicQuantizeLinear" => Rule::DynamicQuantize,
-        "Gather" => Rule::Gather,
         "GatherND" => Rule::GatherNd,
         "GatherElements" => Rule::Second,
         "TopK" => Rule::TopK,
         "Flatten" => Rule::Flatten,
-        "Einsum" => Rule::Einsum,
         "Reshape" => Rule::Reshape,
         "Expand" => Rule::Expand,
         "ConstantOfShape" => Rule::ShapeInput,
@@ -194,7 +189,7 @@ fn standard(name: &str) -> Rule {
         "ArgMax" | "ArgMin" => Rule::ArgReduce,
         "OneHot" => Rule::OneHot,
         "Tile" => Rule::Tile,
-        "Pad" | "Conv" | "ConvTranspose" | "AveragePool" | "MaxPool" | "GlobalAveragePool" | "GlobalMaxPool"
+        "Pad" | "ConvTranspose" | "AveragePool" | "MaxPool" | "GlobalAveragePool" | "GlobalMaxPool"
         | "DepthToSpace" | "SpaceToDepth" | "BatchNormalization" | "Resize" | "Attention" => Rule::Rank,
         "Range" => Rule::Vector,
         "Shape" => Rule::ShapeOf,
@@ -208,15 +203,12 @@ fn standard(name: &str) -> Rule {
 fn microsoft(name: &str) -> Rule {
     match name {
         "BiasGelu"
-        | "DequantizeLinear"
         | "FastGelu"
         | "Gelu"
         | "QuickGelu"
         | "QuantizeLinear"
         | "RotaryEmbedding"
         | "Trilu"
-        | "MoE"
-        | "QMoE"
         | "GemmaRotaryEmbedding"
         | "MRotaryEmbedding"
         | "ScaledSiLU"
@@ -226,22 +218,14 @@ fn microsoft(name: &str) -> Rule {
         | "QLinearSoftmax"
         | "BiasAdd" => Rule::Keep,
         "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization" => Rule::SkipNorm,
-        "FusedMatMul"
-        | "TransposeMatMul"
-        | "DynamicQuantizeMatMul"
-        | "MatMulIntegerToFloat"
-        | "MatMulInteger16"
-        | "FusedMatMulActivation" => Rule::Product,
-        "MatMulNBits" | "MatMulBnb4" => Rule::PackedProduct,
+        "TransposeMatMul" | "MatMulInteger16" | "FusedMatMulActivation" => Rule::Product,
         "FusedGemm" | "GemmFloat8" => Rule::Gemm,
         "GatherND" => Rule::GatherNd,
-        "GatherBlockQuantized" => Rule::GatherBlockQuantized,
         "Attention"
         | "DecoderMaskedMultiHeadAttention"
         | "DecoderMaskedSelfAttention"
         | "GroupQueryAttention"
         | "MultiHeadAttention"
-        | "QAttention"
         | "SparseAttention"
         | "EmbedLayerNormalization" => Rule::Rank3,
         "Range" => Rule::Vector,

@@ -6,6 +6,7 @@ use super::{Engine, Row, RowResult, Session};
 use crate::error::Error;
 use crate::instrument::{Cut, DIRECTION_INPUT, Scope};
 use crate::lm::{Padding, Refusal};
+use crate::onnx::ops::Rounding;
 use crate::onnx::{DataType, Graph};
 use crate::runtime::RuntimeError;
 use crate::runtime::batch::{Batch, Sharing};
@@ -207,11 +208,7 @@ fn alike(one: &[Vec<f32>], other: &[Vec<f32>], tolerance: f32) -> bool {
 /// Share of the largest value that rounding may change where other rows are computed beside.
 fn tolerance(engine: &Engine<'_>) -> f32 {
     let graph: &Graph<'_> = &engine.model.graph;
-    let quantises = |op: &str| {
-        matches!(op, "DynamicQuantizeLinear" | "QuantizeLinear" | "DynamicQuantizeMatMul" | "MatMulIntegerToFloat")
-    };
-    let by_eights = |node| graph.op(node) == "MatMulNBits" && graph.node(node).attr_i("accuracy_level", 0) == 4;
-    if graph.nodes().any(|node| quantises(graph.op(node)) || by_eights(node)) {
+    if graph.nodes().any(|node| graph.rounding(node) != Rounding::No) {
         return 0.3;
     }
     let half = |dtype: DataType| matches!(dtype, DataType::FLOAT16 | DataType::BFLOAT16);
