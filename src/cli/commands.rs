@@ -16,7 +16,7 @@ use lancet::method::select::Rules;
 use lancet::pipeline::collect::{self, Activations, RefusalTokens};
 use lancet::pipeline::consumer::Consumer;
 use lancet::pipeline::engine::Engine;
-use lancet::pipeline::opened::Traced;
+use lancet::pipeline::opened::UnderstoodVariant;
 use lancet::pipeline::prove::Runs;
 use lancet::pipeline::variant::{Measuring, Running};
 use lancet::pipeline::{
@@ -470,7 +470,7 @@ fn bake_measured(
 fn chosen_tokens(
     context: &Context,
     tokens: RefusalTokens,
-    model: &Traced<'_>,
+    model: &UnderstoodVariant<'_>,
     running: &Running<'_>,
 ) -> Result<Vec<u32>, Error> {
     match (tokens, &model.model) {
@@ -532,7 +532,7 @@ pub fn eval(context: &Context, args: &EvalArgs) -> anyhow::Result<Ending> {
         Some(name) => vec![package.pick(Some(name))?],
         None => package.models().collect(),
     };
-    let models = picked.into_iter().map(Traced::new).collect::<Result<Vec<_>, _>>()?;
+    let models = picked.into_iter().map(UnderstoodVariant::new).collect::<Result<Vec<_>, _>>()?;
     let first = models.first().ok_or_else(|| Error::usage("no model to run", "pass a language model"))?;
     let chat = load_chat(first.opened, &args.chat)?;
     let prompts = load_prompts(&args.prompts, false, &context.ui)?;

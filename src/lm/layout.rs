@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::Interface;
 use super::rows::{handed_on, keeps_rows};
-use crate::onnx::ops::Work;
+use crate::onnx::ops::WeightUse;
 use crate::onnx::{Graph, NodeId, ValueId};
 
 /// The axes of the residual stream where it starts: `[batch, n_pos, d_model]` in most exports, `[n_pos, batch, d_model]`,
@@ -126,12 +126,12 @@ impl Walk<'_, '_> {
         let mut input = |slot: usize| graph.input(node, slot).and_then(|v| self.axes(v, depth));
         let table = graph.input(node, 0).is_some_and(|v| !graph.is_dynamic(v));
         match graph.weighted(node).map(|weighted| weighted.work) {
-            Some(Work::Lookup) if table && graph.node(node).attr_i("axis", 0) == 0 => {
+            Some(WeightUse::Lookup) if table && graph.node(node).attr_i("axis", 0) == 0 => {
                 let mut axes = input(1)?;
                 axes.push(Axis::Width);
                 return Some(axes);
             }
-            Some(Work::Product) => {
+            Some(WeightUse::Product) => {
                 let mut axes = input(0)?;
                 *axes.last_mut()? = Axis::Width;
                 return Some(axes);

@@ -3,7 +3,7 @@
 //! Layouts that are not those of the operator's specification (weights that a provider has packed for itself) are
 //! refused: their write is projected by nodes instead.
 
-use crate::onnx::ops::{Layout, Operator};
+use crate::onnx::ops::{Operator, WeightLayout};
 use crate::onnx::quant::{Blocks, Coding, Zeros};
 use crate::onnx::{DataType, Graph, NodeId, Quantised, Storage, TensorId, Use, ValueId};
 
@@ -68,7 +68,7 @@ fn required(graph: &Graph<'_>, node: NodeId, slot: usize, what: &str) -> Result<
 fn product(operator: &Operator, bits: u64, [rows, columns]: [u64; 2], scales: &Constant) -> Quantised {
     Quantised {
         operator: operator.name,
-        layout: operator.weighted.map_or(Layout::Floats, |weighted| weighted.layout),
+        layout: operator.weighted.map_or(WeightLayout::Floats, |weighted| weighted.layout),
         bits: bits as u8,
         coding: Coding::Unsigned,
         high_first: false,
@@ -145,20 +145,19 @@ fn packed_zeros(zeros: Option<Constant>, bits: u64, rows: u64, blocks: u64) -> R
 /// The weight of a node whose operator reads codes and scales; `width` is `d_model`, where it is known.
 pub(super) fn read_by(graph: &Graph<'_>, node: NodeId, operator: &Operator, width: Option<u64>) -> Answer {
     match operator.weighted.map(|weighted| weighted.layout) {
-        Some(Layout::NBits) => n_bits(graph, node, operator),
-        Some(Layout::Bnb4) => bnb4(graph, node, operator),
-        Some(Layout::BlockTable) => block_table(graph, node, operator),
-        Some(Layout::Experts) => {
+        Some(WeightLayout::NBits) => n_bits(graph, node, operator),
+        Some(WeightLayout::Bnb4) => bnb4(graph, node, operator),
+        Some(WeightLayout::BlockTable) => block_table(graph, node, operator),
+        Some(WeightLayout::Experts) => {
             let width = width.or_else(|| graph.last_dimension(graph.input(node, 0)?));
             experts(graph, node, operator, width)
         }
-        Some(Layout::ScaledInteger { scales, zeros }) => {
+        Some(WeightLayout::ScaledInteger { scales, zeros }) => {
             let scales = required(graph, node, scales, "scales")?;
             integer_product(graph, node, operator, zeros, scales)
         }
-        Some(Layout::Floats | Layout::Integer | Layout::Linear | Layout::AllIntegers) | None => {
-            Err("its operator is not known".into())
-        }
+        Some(WeightLayout::Floats | WeightLayout::Integer | WeightLayout::Linear | WeightLayout::AllIntegers)
+        | None => Err("its operator is not known".into()),
     }
 }
 
@@ -327,7 +326,7 @@ fn linear(graph: &Graph<'_>, entry: Use, codes: &Constant, form: Linear<'_>, fro
     let proto = graph.node(node);
     let axis = proto.attr_i("axis", 1);
     let first = axis == 0 || axis == -2;
-    let along_rows = form.operator.weighted.is_some_and(|weighted| weighted.layout == Layout::Linear) && first;
+    let along_rows = form.operator.weighted.is_some_and(|weighted| weighted.layout == WeightLayout::Linear) && first;
     let blocks = match (form.scales.elements(), proto.attr_i("block_size", 0)) {
         (1, _) => Blocks::Grid { rows, columns },
         (_, 0) if along_rows => Blocks::Grid { rows: 1, columns },

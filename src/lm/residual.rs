@@ -16,7 +16,7 @@ use super::sum::{Term, dynamic_terms, skip_norm_bias};
 use super::tail::final_stream;
 use super::weight::trace_weight;
 use super::{Interface, Layer, Refusal, Role, StreamLayout, sum};
-use crate::onnx::ops::{Layout, Work};
+use crate::onnx::ops::{WeightLayout, WeightUse};
 use crate::onnx::{Graph, NodeId, Use, ValueId};
 
 /// One term that is added to the stream.
@@ -351,8 +351,8 @@ fn find_unembedding(graph: &Graph<'_>, logits: ValueId) -> Result<Unembedding, R
             .filter(|&slot| graph.input(node, slot).is_some_and(|v| graph.is_dynamic(v)))
             .collect();
         let weighted = graph.weighted(node);
-        let product = weighted.is_some_and(|of| matches!(of.work, Work::Product | Work::Contraction));
-        if weighted.is_some_and(|of| of.layout == Layout::AllIntegers) {
+        let product = weighted.is_some_and(|of| matches!(of.work, WeightUse::Product | WeightUse::Contraction));
+        if weighted.is_some_and(|of| of.layout == WeightLayout::AllIntegers) {
             return Err(Refusal::on_stream(
                 graph,
                 node,

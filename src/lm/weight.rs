@@ -17,7 +17,7 @@ use super::rows::{
     adds_or_sets, carried, einsum_weight, handed_on, is_row_factor, is_same_along_rows, is_transparent, keeps_rows,
     picks_weight, reads_elements,
 };
-use crate::onnx::ops::Work;
+use crate::onnx::ops::WeightUse;
 use crate::onnx::{Graph, NodeId, Use, ValueId, constant};
 
 /// Why the weights behind a write cannot be edited, and at which node.
@@ -312,7 +312,7 @@ impl<'g, 'm> Walk<'g, 'm> {
             "MatMulInteger" => return Err(self.stop(Some(node), value, "the weight's scale was not found")),
             _ => match graph.operator(node).zip(graph.weighted(node)) {
                 Some((operator, weighted)) if weighted.layout.is_of_one_node() => {
-                    self.path.lookup |= weighted.work == Work::Lookup;
+                    self.path.lookup |= weighted.work == WeightUse::Lookup;
                     let found = quantised::read_by(graph, node, operator, self.width.map(|w| w as u64));
                     self.quantised(node, value, weighted.bias, found)?;
                 }

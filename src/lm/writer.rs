@@ -10,7 +10,7 @@ use super::path::{EditTarget, WeightPath};
 use super::residual::{Contribution, ResidualStream};
 use super::weight::{Stop, trace_weight};
 use super::{Layer, Role};
-use crate::onnx::ops::Layout;
+use crate::onnx::ops::WeightLayout;
 use crate::onnx::{Graph, Model, NodeId, Quantised, Storage, TensorId, Use, ValueId};
 
 /// What a writer is.
@@ -121,7 +121,7 @@ pub enum Reason {
     },
     /// Its weight is quantised and the strength is below 1: rounding can take off the whole component only.
     PartialStrength,
-    /// Rounding its quantised weight leaves too much of the direction, or costs too much.
+    /// ActivationRounding its quantised weight leaves too much of the direction, or costs too much.
     TooCoarse,
     /// Its weight is quantised, and nodes were asked for.
     NodesAsked,
@@ -430,7 +430,9 @@ impl<'g, 'm> Sharing<'g, 'm> {
             let entries = self.entries_of(q.scales).unwrap_or_default();
             let slots: HashSet<usize> = entries.iter().map(|one| one.slot).collect();
             let readers = match q.layout {
-                Layout::Integer => !entries.is_empty() && entries.iter().all(|one| self.scales_only(one.node, &nodes)),
+                WeightLayout::Integer => {
+                    !entries.is_empty() && entries.iter().all(|one| self.scales_only(one.node, &nodes))
+                }
                 _ => entries.len() == 1 || entries.iter().all(|one| nodes.contains(&one.node)),
             };
             bytes && codes && slots.len() == 1 && readers

@@ -8,7 +8,7 @@ use super::constant;
 use super::facts::{self, Fact};
 use super::flat::Flat;
 use super::index::{FrameId, Model};
-use super::ops::{self, Domain, Elements, Operator, Rounding, Weighted};
+use super::ops::{self, ActivationRounding, Domain, Elements, Operator, Weighted};
 use super::proto::{Dimension, GraphProto, NodeProto, SparseTensorProto, ValueInfoProto, dimension};
 use super::tensor::{DataType, TensorId, TensorRef};
 use super::wire::unpack_varints;
@@ -323,11 +323,13 @@ impl<'m> Graph<'m> {
         self.operator(id)?.weighted
     }
 
-    /// Whether a node rounds activations to 8 bits; never [`Rounding::AtLevel4`], which the node's attribute settles.
-    pub fn rounding(&self, id: NodeId) -> Rounding {
-        match self.operator(id).map_or(Rounding::No, |operator| operator.rounding) {
-            Rounding::AtLevel4 if self.node(id).attr_i("accuracy_level", 0) == 4 => Rounding::Dynamic,
-            Rounding::AtLevel4 => Rounding::No,
+    /// Whether a node rounds activations to 8 bits; never [`ActivationRounding::AtLevel4`], which the node's attribute settles.
+    pub fn rounding(&self, id: NodeId) -> ActivationRounding {
+        match self.operator(id).map_or(ActivationRounding::No, |operator| operator.rounding) {
+            ActivationRounding::AtLevel4 if self.node(id).attr_i("accuracy_level", 0) == 4 => {
+                ActivationRounding::Dynamic
+            }
+            ActivationRounding::AtLevel4 => ActivationRounding::No,
             other => other,
         }
     }

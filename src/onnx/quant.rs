@@ -6,7 +6,7 @@
 //! `MatMulNBits`, `MatMulBnb4`, `GatherBlockQuantized` and `QMoE` are operators of ONNX Runtime
 //! (`docs/ContribOperators.md` there); `DequantizeLinear` and `MatMulInteger` are of the ONNX specification.
 
-use super::ops::Layout;
+use super::ops::WeightLayout;
 use super::tensor::TensorId;
 
 /// Levels of `MatMulBnb4` with `quant_type` 1 (NF4: Dettmers et al., *QLoRA*, 2023, appendix E), by code.
@@ -99,7 +99,7 @@ pub struct Quantised {
     /// The operator that reads it, for words about it.
     pub operator: &'static str,
     /// How that operator stores weights.
-    pub layout: Layout,
+    pub layout: WeightLayout,
     /// Number of bits of a code: 2, 4 or 8.
     pub bits: u8,
     /// What codes stand for.
@@ -296,7 +296,7 @@ mod tests {
     fn format(bits: u8, coding: Coding, high_first: bool) -> Quantised {
         Quantised {
             operator: "MatMulNBits",
-            layout: Layout::NBits,
+            layout: WeightLayout::NBits,
             bits,
             coding,
             high_first,

@@ -8,7 +8,7 @@ use crate::linalg::{dot_f32, norm};
 use crate::lm::{ResidPoint, Treatment};
 use crate::method::direction::Direction;
 use crate::method::score::{kl_divergence, mean, softmax};
-use crate::onnx::ops::Rounding;
+use crate::onnx::ops::ActivationRounding;
 use crate::onnx::{DataType, Graph};
 
 /// What reloading showed.
@@ -62,7 +62,7 @@ fn is_rounded(engine: &Engine<'_>) -> bool {
 
 /// Whether products are computed on quantised activations.
 fn quantises_activations(graph: &Graph<'_>) -> bool {
-    graph.nodes().any(|node| graph.rounding(node) != Rounding::No)
+    graph.nodes().any(|node| graph.rounding(node) != ActivationRounding::No)
 }
 
 /// Compares `out` with `base` under run-time ablation of `direction`, and addition (METHOD steps 8 and 9).
@@ -117,7 +117,7 @@ pub fn logits(
         max_abs_logit_diff: diff,
         kl: mean(&kl),
         max_stream_leak: leak,
-        // Rounding of every write adds up over the layers. The weights of a float16 model were rounded once
+        // ActivationRounding of every write adds up over the layers. The weights of a float16 model were rounded once
         // more by the bake, those of a float32 one differ by the order of sums only.
         bound: (if eps > 1e-6 { 8.0 } else { 64.0 } * eps * scale).max(1e-4),
         // A component that stays is moved by the rounding of all that is computed from it.

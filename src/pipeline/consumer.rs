@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::instrument::{DIRECTION_INPUT, Wanted, Whole, WholeModel, whole};
 use crate::lm::{EmbeddingFile, Interface, Refusal, ResidualStream, Treatment};
 use crate::method::direction::Direction;
-use crate::onnx::ops::Rounding;
+use crate::onnx::ops::ActivationRounding;
 use crate::onnx::{DataType, Graph, ValueId};
 use crate::proof::measure::{Rows, difference};
 use crate::proof::{Kept, Place, Read, Tolerance, stream_reads};
@@ -288,9 +288,9 @@ impl Allowed {
         }
         let graph = &base.graph;
         // the stream itself is rounded to 8 bits there
-        let fixed = graph.nodes().any(|node| graph.rounding(node) == Rounding::Stored);
+        let fixed = graph.nodes().any(|node| graph.rounding(node) == ActivationRounding::Stored);
         // activations of 8 bits round differently as soon as anything before them does
-        let dynamic = graph.nodes().any(|node| graph.rounding(node) == Rounding::Dynamic);
+        let dynamic = graph.nodes().any(|node| graph.rounding(node) == ActivationRounding::Dynamic);
         Self {
             stream: Tolerance { rounding: if fixed { 2f64.powi(-8) } else { 0.0 }, relative, share },
             arithmetic: if fixed || dynamic { 2f64.powi(-8) } else { arithmetic },

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::instrument::{self, ADDITION_INPUT, Cut, DIRECTION_INPUT, Request, SessionModel};
 use crate::lm::{Interface, Padding, ResidPoint};
 use crate::method::direction::{Addition, Direction};
-use crate::onnx::ops::{Layout, Rounding};
+use crate::onnx::ops::{ActivationRounding, WeightLayout};
 use crate::onnx::{DataType, Graph};
 use crate::runtime::batch::{self, Batch, Sharing};
 use crate::runtime::reading::{Positions, Reading, Run};
@@ -48,9 +48,9 @@ pub(super) fn integers(graph: &Graph<'_>) -> Integers {
     let rounds = |how| graph.nodes().any(|node| graph.rounding(node) == how);
     let multiplies = |node| {
         let layout = graph.weighted(node).map(|weighted| weighted.layout);
-        matches!(layout, Some(Layout::Integer | Layout::ScaledInteger { .. }))
+        matches!(layout, Some(WeightLayout::Integer | WeightLayout::ScaledInteger { .. }))
     };
-    if rounds(Rounding::Stored) {
+    if rounds(ActivationRounding::Stored) {
         Integers::Stored
     } else if graph.nodes().any(multiplies) {
         Integers::Products

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::opened::{Opened, Traced, Understood};
-use super::package::{Package, Role, Variant};
+use super::opened::{Opened, Understood, UnderstoodVariant};
+use super::package::{Package, Variant, VariantRole};
 use super::publish::{copied, left_out};
 use crate::error::Error;
 use crate::lm::{EmbeddingFile, LanguageModel, Refusal, Writer, tensor_label};
-use crate::onnx::ops::{Weighted, Work};
+use crate::onnx::ops::{WeightUse, Weighted};
 use crate::onnx::{Graph, Model};
 use crate::report::{InspectResult, InspectShared, PackageInspect, VariantInspect, WriterRow};
 
@@ -43,7 +43,7 @@ pub fn package(package: &Package, picked: Option<&Variant>) -> PackageInspect {
 }
 
 /// Describes a variant that was understood.
-pub fn traced(base: &Traced<'_>) -> InspectResult {
+pub fn traced(base: &UnderstoodVariant<'_>) -> InspectResult {
     match &base.model {
         Some(model) => describe(base.opened, model),
         None => embedding(&base.opened.model),
@@ -54,9 +54,9 @@ fn variant(variant: &Variant) -> VariantInspect {
     let (precision, inspect) = match variant.opened() {
         Ok(opened) => {
             let found = match (variant.role, opened.understand()) {
-                (Role::Embedding, _) => embedding(&opened.model),
-                (Role::Model, Ok(model)) => describe(opened, &model),
-                (Role::Model, Err(refusal)) => refused(opened, &refusal),
+                (VariantRole::Embedding, _) => embedding(&opened.model),
+                (VariantRole::Model, Ok(model)) => describe(opened, &model),
+                (VariantRole::Model, Err(refusal)) => refused(opened, &refusal),
             };
             let graphs: Vec<Graph<'_>> = opened.models().map(Graph::new).collect();
             (precision(&graphs.iter().collect::<Vec<_>>()), found)
@@ -98,10 +98,12 @@ pub fn precision(graphs: &[&Graph<'_>]) -> String {
             let Some(Weighted { work, layout, .. }) = graph.weighted(node) else { continue };
             let held = match (work, layout.words(graph.node(node))) {
                 (_, Some(words)) => words,
-                (Work::Dequantises, None) => match graph.input(node, 0).and_then(|value| graph.tensor_ref(value)) {
-                    Some(tensor) => format!("{} ({})", tensor.dtype.name(), graph.op(node)),
-                    None => continue,
-                },
+                (WeightUse::Dequantises, None) => {
+                    match graph.input(node, 0).and_then(|value| graph.tensor_ref(value)) {
+                        Some(tensor) => format!("{} ({})", tensor.dtype.name(), graph.op(node)),
+                        None => continue,
+                    }
+                }
                 (_, None) => continue,
             };
             if !words.contains(&held) {

@@ -1,7 +1,7 @@
 //! What an `.onnx` file is, from what its graph computes: token ids or embeddings in, a vocabulary of logits out, or
 //! something else.
 
-use crate::onnx::ops::Work;
+use crate::onnx::ops::WeightUse;
 use crate::onnx::{DataType, Graph, Model, NodeId, ValueId};
 
 /// Most nodes between the token ids and the table that they look up.
@@ -197,7 +197,7 @@ fn last_dimension(graph: &Graph<'_>, value: ValueId) -> Option<u64> {
 /// Rows of the largest table that an input of whole numbers looks up: the vocabulary.
 fn table_rows(graph: &Graph<'_>) -> Option<u64> {
     // table first, then indices
-    let looks_up = |node: &NodeId| graph.weighted(*node).is_some_and(|weighted| weighted.work == Work::Lookup);
+    let looks_up = |node: &NodeId| graph.weighted(*node).is_some_and(|weighted| weighted.work == WeightUse::Lookup);
     let rows = graph.nodes().filter(looks_up).filter_map(|node| {
         let table = graph.tensor_ref(graph.input(node, 0)?)?;
         let mut at = graph.input(node, 1)?;

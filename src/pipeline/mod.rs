@@ -53,7 +53,7 @@ pub use guard::Guard;
 pub use opened::{Opened, Understood};
 pub use package::{Package, Variant};
 pub use publish::{Ready, preflight};
-use variant::{Clock, Job, Measuring, Running};
+use variant::{BakeJob, Clock, Measuring, Running};
 pub use verdict::verdict;
 pub use write::{check_new_folder, check_place, write_whole};
 
@@ -251,7 +251,7 @@ pub fn run(
     //    the guard on what was measured on the written model
     let measuring = Measuring { running: *running, settings: &options.settings, guard: &options.guard };
     let plan = options.bake.plan(options.metadata(&choice.result, &model_sha256));
-    let job = Job { direction: &direction, options: &options.bake, plan, measuring: Some(&measuring), observer };
+    let job = BakeJob { direction: &direction, options: &options.bake, plan, measuring: Some(&measuring), observer };
     let outcomes = publish::stage(ready, &job, &staging, &mut clock)?;
     if let (Some(addition), Some(at)) = (&mut addition, ready.variants.iter().position(|v| std::ptr::eq(v, base))) {
         addition.baked.clone_from(&outcomes[at].added);
@@ -317,7 +317,8 @@ pub fn bake(
     let metadata =
         measuring.is_none().then(|| (variant::GUARD_KEY.to_string(), GuardMark::NotMeasured.as_str().to_string()));
     let plan = options.plan(metadata.into_iter().collect());
-    let outcomes = publish::stage(ready, &Job { direction, options, plan, measuring, observer }, &staging, &mut clock)?;
+    let outcomes =
+        publish::stage(ready, &BakeJob { direction, options, plan, measuring, observer }, &staging, &mut clock)?;
     let mut shared = publish::shared(package, options, &outcomes);
     if let Some(Measuring { settings, running, .. }) = measuring {
         shared.refusal_tokens = collect::labelled(&settings.refusal_tokens, running.chat);

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use sha2::{Digest, Sha256};
 
 use super::files::ModelFiles;
-use super::package::{Package, Role, Variant, undownloaded};
+use super::package::{Package, Variant, VariantRole, undownloaded};
 use crate::bake::{BakeError, BakePlan, ByteReport, PlanOptions, hex, verify_bytes};
 use crate::error::Error;
 use crate::lm::{EmbeddingFile, Interface, LanguageModel, ModelConfig, Refusal, Writer};
@@ -196,7 +196,7 @@ impl Opened {
 }
 
 /// A variant of a package, understood once a command.
-pub struct Traced<'p> {
+pub struct UnderstoodVariant<'p> {
     /// Which variant.
     pub variant: &'p Variant,
     /// Its files.
@@ -205,7 +205,7 @@ pub struct Traced<'p> {
     pub model: Option<Understood<'p>>,
 }
 
-impl<'p> Traced<'p> {
+impl<'p> UnderstoodVariant<'p> {
     /// Finds the language model of a variant.
     ///
     /// # Errors
@@ -213,8 +213,8 @@ impl<'p> Traced<'p> {
     pub fn new(variant: &'p Variant) -> Result<Self, Error> {
         let opened = variant.opened()?;
         let model = match variant.role {
-            Role::Model => Some(opened.understand()?),
-            Role::Embedding => None,
+            VariantRole::Model => Some(opened.understand()?),
+            VariantRole::Embedding => None,
         };
         Ok(Self { variant, opened, model })
     }

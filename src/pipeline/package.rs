@@ -17,7 +17,7 @@ use crate::onnx::Model;
 
 /// What a variant is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub enum VariantRole {
     /// A language model, with the embedding file that belongs to it, if any.
     Model,
     /// A token embedding that goes with no model by its name: any model that takes embeddings may be run with it.
@@ -31,7 +31,7 @@ pub struct Variant {
     /// Its path in the package.
     pub relative: PathBuf,
     /// What it is.
-    pub role: Role,
+    pub role: VariantRole,
     /// Where it is, and the folder with its configs.
     pub files: ModelFiles,
     /// Every file that baking it writes, relative to the package.
@@ -250,7 +250,7 @@ impl Package {
 
     /// The language models, by name.
     pub fn models(&self) -> impl Iterator<Item = &Variant> {
-        self.variants.iter().filter(|v| v.role == Role::Model)
+        self.variants.iter().filter(|v| v.role == VariantRole::Model)
     }
 
     /// The one model that is meant: by its path in the package, its file name, or that without `.onnx`.
@@ -431,14 +431,14 @@ impl Variant {
         if let Some(embedding) = &embedding {
             writes.extend(parts(root, embedding, opened.as_ref().and_then(|opened| opened.embedding.as_ref())));
         }
-        Self { name: shown(&relative), relative, role: Role::Model, files, writes, embedding, opened }
+        Self { name: shown(&relative), relative, role: VariantRole::Model, files, writes, embedding, opened }
     }
 
     fn embedding(root: &Path, relative: PathBuf, model: Model) -> Self {
         let files = ModelFiles { onnx: root.join(&relative), root: config_folder(root, &relative) };
         let writes = parts(root, &relative, Some(&model));
         let opened = Opened::with(files.clone(), model).ok();
-        Self { name: shown(&relative), relative, role: Role::Embedding, files, writes, embedding: None, opened }
+        Self { name: shown(&relative), relative, role: VariantRole::Embedding, files, writes, embedding: None, opened }
     }
 
     /// Its files.
@@ -639,7 +639,10 @@ mod tests {
         ]);
         let package = Package::find(found.path(), &[]).unwrap();
         let names: Vec<_> = package.variants.iter().map(|v| (v.name.as_str(), v.role)).collect();
-        assert_eq!(names, [("decoder_model_merged_q4.onnx", Role::Model), ("embed_tokens.onnx", Role::Embedding)]);
+        assert_eq!(
+            names,
+            [("decoder_model_merged_q4.onnx", VariantRole::Model), ("embed_tokens.onnx", VariantRole::Embedding)]
+        );
         assert!(package.variants[0].writes.contains(Path::new("embed_tokens_q4.onnx")));
         assert_eq!(package.pick(None).unwrap().name, "decoder_model_merged_q4.onnx", "an embedding is no choice");
     }

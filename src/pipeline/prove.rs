@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::beside;
 use super::consumer::{self, Consumer, Found};
-use super::opened::{Opened, Plans, Traced, Understood};
+use super::opened::{Opened, Plans, Understood, UnderstoodVariant};
 use super::package::{Package, Variant, shown};
 use super::publish::of_variant;
 use super::variant::Running;
@@ -19,7 +19,7 @@ use crate::onnx::Model;
 use crate::report::{FileKind, FileRow, PackageVerify, VariantVerify, VerifyResult};
 
 /// What was written for a variant, opened again.
-pub struct Output<'a> {
+pub struct WrittenVariant<'a> {
     /// Its files.
     pub opened: &'a Opened,
     /// The language model in them, or why it is not understood; `None` for an embedding file without a model.
@@ -31,8 +31,8 @@ pub struct Output<'a> {
 /// # Errors
 /// If a file cannot be read, or if a run fails. What is found is no error.
 pub fn variant(
-    base: &Traced<'_>,
-    out: &Output<'_>,
+    base: &UnderstoodVariant<'_>,
+    out: &WrittenVariant<'_>,
     plans: &Plans,
     direction: &Direction,
     runs: &Runs<'_>,
@@ -117,8 +117,8 @@ impl<'a> Runs<'a> {
 /// costs too much is computed again: no output is asked.
 ///
 /// # Errors
-/// As [`Traced::plan`], or if a weight cannot be read.
-pub fn plans(base: &Traced<'_>, direction: &Direction, options: &BakeOptions<'_>) -> Result<Plans, Error> {
+/// As [`UnderstoodVariant::plan`], or if a weight cannot be read.
+pub fn plans(base: &UnderstoodVariant<'_>, direction: &Direction, options: &BakeOptions<'_>) -> Result<Plans, Error> {
     let asked = options.plan(Vec::new());
     let again = |by_nodes| base.plan(direction, &PlanOptions { by_nodes, ..asked.clone() });
     let mut plans = base.plan(direction, &asked)?;
@@ -207,12 +207,12 @@ fn one(
     options: &BakeOptions<'_>,
     runs: &Runs<'_>,
 ) -> Result<VerifyResult, Error> {
-    let base = Traced::new(variant)?;
+    let base = UnderstoodVariant::new(variant)?;
     let plans = plans(&base, direction, options)?;
     let verify = || {
         let written = base.opened.again(place)?;
         let understood = base.model.as_ref().map(|_| written.understand());
-        let output = Output { opened: &written, model: understood.as_ref().map(Result::as_ref) };
+        let output = WrittenVariant { opened: &written, model: understood.as_ref().map(Result::as_ref) };
         self::variant(&base, &output, &plans, direction, runs)
     };
     match verify() {

@@ -10,10 +10,10 @@ use std::sync::atomic::Ordering;
 use super::card;
 use super::engine::Observer;
 use super::kind::{Evidence, Kind, kind};
-use super::opened::{Plans, Traced};
-use super::package::{Other, Package, Role, Variant, shown};
+use super::opened::{Plans, UnderstoodVariant};
+use super::package::{Other, Package, Variant, VariantRole, shown};
 use super::stage::Stage;
-use super::variant::{self, Baked, Clock, Desk, Job};
+use super::variant::{self, BakeJob, Baked, Clock, Desk};
 use super::walk::{Entry, Left};
 use super::{BakeOptions, direction_file, write_whole};
 use crate::bake::{BakeError, Staging};
@@ -62,7 +62,7 @@ pub struct Ready<'p> {
     /// What was found where the user pointed.
     pub package: &'p Package,
     /// Its variants, understood, in the package's order.
-    pub variants: Vec<Traced<'p>>,
+    pub variants: Vec<UnderstoodVariant<'p>>,
 }
 
 impl<'p> Ready<'p> {
@@ -70,7 +70,7 @@ impl<'p> Ready<'p> {
     ///
     /// # Errors
     /// Usage: there are embedding files only.
-    pub fn first_model(&self) -> Result<&Traced<'p>, Error> {
+    pub fn first_model(&self) -> Result<&UnderstoodVariant<'p>, Error> {
         self.variants.iter().find(|base| base.model.is_some()).ok_or_else(|| {
             Error::usage(
                 "an embedding file alone cannot be run",
@@ -97,7 +97,7 @@ pub fn preflight<'p>(package: &'p Package, out: &Path) -> Result<Ready<'p>, Erro
         ));
     }
     check_names(out)?;
-    let mut variants: Vec<Traced<'p>> = Vec::new();
+    let mut variants: Vec<UnderstoodVariant<'p>> = Vec::new();
     for variant in &package.variants {
         let base = trace(variant).map_err(of_variant(package, variant))?;
         let known = variants.iter().find_map(|other| Some((other.d_model()?, &other.variant.name)));
@@ -117,12 +117,12 @@ pub fn preflight<'p>(package: &'p Package, out: &Path) -> Result<Ready<'p>, Erro
     Ok(Ready { package, variants })
 }
 
-fn trace(variant: &Variant) -> Result<Traced<'_>, Error> {
+fn trace(variant: &Variant) -> Result<UnderstoodVariant<'_>, Error> {
     let opened = variant.opened()?;
-    if variant.role == Role::Model {
+    if variant.role == VariantRole::Model {
         language_model(&opened.model, variant)?;
     }
-    Traced::new(variant)
+    UnderstoodVariant::new(variant)
 }
 
 /// Refuses links that lead elsewhere, and files that hold weights which no edit reaches.
@@ -168,7 +168,7 @@ fn room(package: &Package, grown: u64, place: &Path, single: bool) -> Result<(),
 /// The first thing that stands in the way, with the file's name where there are several.
 pub(super) fn stage(
     ready: &Ready<'_>,
-    job: &Job<'_>,
+    job: &BakeJob<'_>,
     staging: &Staging,
     clock: &mut Clock,
 ) -> Result<Vec<Baked>, Error> {

@@ -8,9 +8,9 @@ use std::time::Instant;
 use super::consumer::Consumer;
 use super::engine::{Engine, Observer};
 use super::guard::{Guard, judge};
-use super::opened::{Plans, Traced, Understood};
+use super::opened::{Plans, Understood, UnderstoodVariant};
 use super::package::{Package, Variant, shown};
-use super::prove::{Output, Runs};
+use super::prove::{Runs, WrittenVariant};
 use super::publish::{equal, is_single};
 use super::stage::Stage;
 use super::{BakeOptions, check, evaluate, inspect, pad_token, prove, verify_prompts};
@@ -51,7 +51,7 @@ pub struct Measuring<'a> {
 }
 
 /// What is done to every variant.
-pub struct Job<'a> {
+pub struct BakeJob<'a> {
     /// What is taken out, and added.
     pub direction: &'a Direction,
     /// How and where the model is baked.
@@ -123,7 +123,7 @@ impl<'a> Running<'a> {
 /// The staging folder while variants are written into it, one after another.
 pub struct Desk<'a> {
     staging: &'a Staging,
-    job: &'a Job<'a>,
+    job: &'a BakeJob<'a>,
     /// Every file written so far, relative to the output, with the `.onnx` file that it was written for.
     written: BTreeMap<PathBuf, String>,
     /// Edits of every `.onnx` file written so far, and the quantised writers that got nodes in it because rounding was
@@ -135,7 +135,7 @@ pub struct Desk<'a> {
 
 impl<'a> Desk<'a> {
     /// An empty staging folder.
-    pub fn new(package: &Package, staging: &'a Staging, job: &'a Job<'a>) -> Self {
+    pub fn new(package: &Package, staging: &'a Staging, job: &'a BakeJob<'a>) -> Self {
         Self { staging, job, written: BTreeMap::new(), edits: BTreeMap::new(), lone: package.lone }
     }
 
@@ -275,7 +275,12 @@ impl<'a> Desk<'a> {
 /// # Errors
 /// If the direction does not fit, writing fails, or a run fails. What the measurement or the verification shows is no
 /// error.
-pub fn bake(base: &Traced<'_>, mut plans: Plans, desk: &mut Desk<'_>, clock: &mut Clock) -> Result<Baked, Error> {
+pub fn bake(
+    base: &UnderstoodVariant<'_>,
+    mut plans: Plans,
+    desk: &mut Desk<'_>,
+    clock: &mut Clock,
+) -> Result<Baked, Error> {
     let job = desk.job;
     let place = desk.place(&desk.relative(base.variant));
     let bake = write(base, &mut plans, desk, clock)?;
@@ -288,7 +293,7 @@ pub fn bake(base: &Traced<'_>, mut plans: Plans, desk: &mut Desk<'_>, clock: &mu
         (None, Some(runtime)) => Runs::Whole(Consumer { runtime, prompts: &[], cancelled: job.options.cancelled }),
         (None, None) => Runs::Not,
     };
-    let output = Output { opened: &written, model: understood.as_ref().map(Result::as_ref) };
+    let output = WrittenVariant { opened: &written, model: understood.as_ref().map(Result::as_ref) };
     let verify = prove::variant(base, &output, &plans, job.direction, &runs)?;
     clock.lap("verify");
 
@@ -320,7 +325,12 @@ pub fn bake(base: &Traced<'_>, mut plans: Plans, desk: &mut Desk<'_>, clock: &mu
 
 /// Writes the files of one variant. The plans become those that were written, with nodes in place of rounding that was
 /// past its limits.
-fn write(base: &Traced<'_>, plans: &mut Plans, desk: &mut Desk<'_>, clock: &mut Clock) -> Result<BakeResult, Error> {
+fn write(
+    base: &UnderstoodVariant<'_>,
+    plans: &mut Plans,
+    desk: &mut Desk<'_>,
+    clock: &mut Clock,
+) -> Result<BakeResult, Error> {
     let (job, relative) = (desk.job, desk.relative(base.variant));
     let stage = Stage::WriteModel { variant: desk.told(base.variant) };
     let plan_again = |by_nodes| base.plan(job.direction, &PlanOptions { by_nodes, ..job.plan.clone() });

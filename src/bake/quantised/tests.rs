@@ -6,7 +6,7 @@ use prost::Message;
 use super::*;
 use crate::linalg::norm;
 use crate::onnx::TensorId;
-use crate::onnx::ops::Layout;
+use crate::onnx::ops::WeightLayout;
 use crate::onnx::proto::{GraphProto, ModelProto, TensorProto};
 use crate::onnx::quant::{Coding, FP4, NF4};
 
@@ -195,7 +195,7 @@ fn nbits(bits: u8, columns: u64, block: u64) -> Quantised {
     let blocks = columns.div_ceil(block);
     Quantised {
         operator: "MatMulNBits",
-        layout: Layout::NBits,
+        layout: WeightLayout::NBits,
         bits,
         coding: Coding::Unsigned,
         high_first: false,
@@ -217,7 +217,7 @@ fn layouts() -> Vec<(&'static str, Quantised)> {
     let plain = Zeros::Codes { tensor: ZEROS, padded: false };
     let bnb = |coding, columns, blocks| Quantised {
         operator: "MatMulBnb4",
-        layout: Layout::Bnb4,
+        layout: WeightLayout::Bnb4,
         coding,
         high_first: true,
         row_bytes: columns / 2,
@@ -227,7 +227,7 @@ fn layouts() -> Vec<(&'static str, Quantised)> {
     };
     let linear = |bits: u8, coding, blocks, zeros| Quantised {
         operator: "DequantizeLinear",
-        layout: Layout::Linear,
+        layout: WeightLayout::Linear,
         coding,
         rows: 37,
         columns: 96,

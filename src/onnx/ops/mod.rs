@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 pub use rules::{Elements, Linear, Rule};
-pub use weights::{Layout, Rounding, Weighted, Work};
+pub use weights::{ActivationRounding, WeightLayout, WeightUse, Weighted};
 
 use super::proto::NodeProto;
 use super::tensor::DataType;
@@ -88,7 +88,7 @@ pub struct Operator {
     /// The weight that it reads, where it is an operator that does.
     pub weighted: Option<Weighted>,
     /// Whether it rounds activations to 8 bits.
-    pub rounding: Rounding,
+    pub rounding: ActivationRounding,
 }
 
 impl Operator {

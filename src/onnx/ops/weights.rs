@@ -9,16 +9,16 @@ use crate::onnx::proto::NodeProto;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Weighted {
     /// What it computes with the weight.
-    pub work: Work,
+    pub work: WeightUse,
     /// How the weight is stored.
-    pub layout: Layout,
+    pub layout: WeightLayout,
     /// The input that holds a bias, where the operator can take one.
     pub bias: Option<usize>,
 }
 
 /// What an operator computes with a weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Work {
+pub enum WeightUse {
     /// The product of the rows of input 0 with a matrix: the last axis of the result is new, the others stay.
     Product,
     /// A product by an equation or a kernel: the node tells the axes.
@@ -33,7 +33,7 @@ pub enum Work {
 
 /// How a weight is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Layout {
+pub enum WeightLayout {
     /// Floating-point numbers.
     Floats,
     /// Packed codes with a scale for each block of a row: `MatMulNBits`.
@@ -61,7 +61,7 @@ pub enum Layout {
 
 /// Whether an operator rounds activations to 8 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rounding {
+pub enum ActivationRounding {
     /// It does not.
     No,
     /// By a scale that it computes from them.
@@ -72,7 +72,7 @@ pub enum Rounding {
     Stored,
 }
 
-impl Layout {
+impl WeightLayout {
     /// What a weight is held in, in words that name the operator: `4 bits (MatMulNBits)`. `None` for floating-point
     /// numbers, and where the element type of the codes tells it.
     pub fn words(self, node: &NodeProto) -> Option<String> {
@@ -113,7 +113,7 @@ pub(super) struct Entry {
     pub weighted: Weighted,
 }
 
-const fn entry(domain: Domain, name: &'static str, shape: Rule, work: Work, layout: Layout) -> Entry {
+const fn entry(domain: Domain, name: &'static str, shape: Rule, work: WeightUse, layout: WeightLayout) -> Entry {
     Entry { domain, name, shape, weighted: Weighted { work, layout, bias: None } }
 }
 
@@ -124,8 +124,8 @@ impl Entry {
     }
 }
 
-use Layout::{AllIntegers, BlockTable, Bnb4, Floats, Integer, Linear, NBits, ScaledInteger};
-use Work::{Contraction, Dequantises, Lookup, Product};
+use WeightLayout::{AllIntegers, BlockTable, Bnb4, Floats, Integer, Linear, NBits, ScaledInteger};
+use WeightUse::{Contraction, Dequantises, Lookup, Product};
 
 /// Every operator that reads a weight.
 #[rustfmt::skip]
@@ -136,14 +136,14 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry(Standard, "Einsum", Rule::Einsum, Contraction, Floats),
     entry(Standard, "Conv", Rule::Rank, Contraction, Floats).with_bias(2),
     entry(Standard, "Gather", Rule::Gather, Lookup, Floats),
-    entry(Microsoft, "MoE", Rule::Keep, Work::Experts, Floats),
+    entry(Microsoft, "MoE", Rule::Keep, WeightUse::Experts, Floats),
     entry(Microsoft, "MatMulNBits", Rule::PackedProduct, Product, NBits).with_bias(5),
     entry(Microsoft, "MatMulBnb4", Rule::PackedProduct, Product, Bnb4),
     entry(Standard, "MatMulInteger", Rule::Product, Product, Integer),
     entry(Microsoft, "DynamicQuantizeMatMul", Rule::Product, Product, ScaledInteger { scales: 2, zeros: 3 }).with_bias(4),
     entry(Microsoft, "MatMulIntegerToFloat", Rule::Product, Product, ScaledInteger { scales: 3, zeros: 5 }).with_bias(6),
     entry(Microsoft, "GatherBlockQuantized", Rule::GatherBlockQuantized, Lookup, BlockTable),
-    entry(Microsoft, "QMoE", Rule::Keep, Work::Experts, Layout::Experts).with_bias(7),
+    entry(Microsoft, "QMoE", Rule::Keep, WeightUse::Experts, WeightLayout::Experts).with_bias(7),
     entry(Standard, "DequantizeLinear", Rule::Keep, Dequantises, Linear),
     entry(Microsoft, "DequantizeLinear", Rule::Keep, Dequantises, Linear),
     entry(Standard, "QLinearMatMul", Rule::Unknown, Contraction, AllIntegers),
@@ -157,13 +157,13 @@ pub(super) fn find(domain: Domain, name: &str) -> Option<&'static Entry> {
 }
 
 /// Whether an operator rounds activations to 8 bits.
-pub(super) fn rounding(domain: Domain, name: &str) -> Rounding {
+pub(super) fn rounding(domain: Domain, name: &str) -> ActivationRounding {
     match (domain, name) {
-        (_, "QuantizeLinear" | "QGemm" | "QAttention") => Rounding::Stored,
-        (_, name) if name.starts_with("QLinear") => Rounding::Stored,
-        (Domain::Standard, "DynamicQuantizeLinear") => Rounding::Dynamic,
-        (Domain::Microsoft, "DynamicQuantizeMatMul" | "MatMulIntegerToFloat") => Rounding::Dynamic,
-        (Domain::Microsoft, "MatMulNBits") => Rounding::AtLevel4,
-        _ => Rounding::No,
+        (_, "QuantizeLinear" | "QGemm" | "QAttention") => ActivationRounding::Stored,
+        (_, name) if name.starts_with("QLinear") => ActivationRounding::Stored,
+        (Domain::Standard, "DynamicQuantizeLinear") => ActivationRounding::Dynamic,
+        (Domain::Microsoft, "DynamicQuantizeMatMul" | "MatMulIntegerToFloat") => ActivationRounding::Dynamic,
+        (Domain::Microsoft, "MatMulNBits") => ActivationRounding::AtLevel4,
+        _ => ActivationRounding::No,
     }
 }

@@ -6,7 +6,7 @@ use super::{Engine, Row, RowResult, Session};
 use crate::error::Error;
 use crate::instrument::{Cut, DIRECTION_INPUT, Scope};
 use crate::lm::{Padding, Refusal};
-use crate::onnx::ops::Rounding;
+use crate::onnx::ops::ActivationRounding;
 use crate::onnx::{DataType, Graph};
 use crate::runtime::RuntimeError;
 use crate::runtime::batch::{Batch, Sharing};
@@ -208,7 +208,7 @@ fn alike(one: &[Vec<f32>], other: &[Vec<f32>], tolerance: f32) -> bool {
 /// Share of the largest value that rounding may change where other rows are computed beside.
 fn tolerance(engine: &Engine<'_>) -> f32 {
     let graph: &Graph<'_> = &engine.model.graph;
-    if graph.nodes().any(|node| graph.rounding(node) != Rounding::No) {
+    if graph.nodes().any(|node| graph.rounding(node) != ActivationRounding::No) {
         return 0.3;
     }
     let half = |dtype: DataType| matches!(dtype, DataType::FLOAT16 | DataType::BFLOAT16);

@@ -10,7 +10,7 @@ pub use judging::judge_answers;
 
 use super::collect::encode;
 use super::engine::{Engine, Generation, Observer, Row, cost};
-use super::opened::Traced;
+use super::opened::UnderstoodVariant;
 use super::stage::{Answers, Stage};
 use super::variant::Running;
 use super::{divergence, multiple_choice, perplexity};
@@ -277,14 +277,14 @@ pub fn measure(
 /// # Errors
 /// If a run fails.
 pub fn each(
-    models: &[Traced<'_>],
+    models: &[UnderstoodVariant<'_>],
     running: &Running<'_>,
     settings: &Settings,
     observer: &dyn Observer,
 ) -> Result<Vec<VariantEval>, Error> {
     let Running { chat, prompts, cancelled, .. } = *running;
     let mut found = Vec::new();
-    for Traced { variant, opened, model } in models {
+    for UnderstoodVariant { variant, opened, model } in models {
         let Some(model) = model else { continue };
         let whose = Answers::Alone { variant: (models.len() > 1).then(|| variant.name.clone()) };
         let mut measured = measure(&running.engine(model), chat, prompts, settings, &whose, observer)?;
