@@ -145,49 +145,14 @@ pub fn apply(
     let files = layout.files.iter().map(|file| FilePair::create(file, destination)).collect::<Result<Vec<_>, _>>()?;
     let done = AtomicU64::new(0);
     let advance = |bytes: u64| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
+    let writing = Writing { model, plan, layout: &layout, files: &files, options, total, advance: &advance };
     let measured: Mutex<HashMap<usize, Measured>> = Mutex::new(HashMap::new());
     // In order: the bridge hands out the largest edits first, small copies fill the gaps at the end.
     jobs(&layout).into_iter().par_bridge().try_for_each(|job| -> Result<(), BakeError> {
-        match job {
-            Job::Literal { file, at, bytes } => {
-                let pair = &files[file];
-                write_all_at(&pair.output(total)?, bytes, at).map_err(BakeError::write(&pair.path, total))?;
-                advance(bytes.len() as u64);
-                Ok(())
-            }
-            Job::Copy { file, at, from, len } => {
-                stop_if(options.cancelled)?;
-                files[file].copy(from, at, len, total)?;
-                advance(len);
-                Ok(())
-            }
-            Job::Edit { file, edit, at, from } => {
-                let pair = &files[file];
-                let (input, output) = (pair.input()?, pair.output(total)?);
-                if let Some(quantised) = &plan.tensors[edit].quantised {
-                    let found = round(model, plan, edit, quantised, (pair, at, from), &layout, &files, options, total)?;
-                    advance(quantised.bytes());
-                    measured.lock().expect("no worker panics while it holds the lock").insert(edit, found);
-                    return Ok(());
-                }
-                let found = tensor::edit(
-                    &plan.tensors[edit],
-                    plan.unit_of(&plan.tensors[edit]),
-                    options.hash,
-                    &|block, offset| {
-                        stop_if(options.cancelled)?;
-                        read_exact_at(&input, block, from + offset).map_err(BakeError::read(pair.source))
-                    },
-                    &mut |block, offset| {
-                        write_all_at(&output, block, at + offset).map_err(BakeError::write(&pair.path, total))?;
-                        advance(block.len() as u64);
-                        Ok(())
-                    },
-                )?;
-                measured.lock().expect("no worker panics while it holds the lock").insert(edit, found);
-                Ok(())
-            }
+        if let Some((edit, found)) = writing.run(job)? {
+            measured.lock().expect("no worker panics while it holds the lock").insert(edit, found);
         }
+        Ok(())
     })?;
     stop_if(options.cancelled)?;
     if options.sync {
@@ -201,60 +166,119 @@ pub fn apply(
     Ok(edits(plan, &measured))
 }
 
-/// Edits a quantised weight: its codes at `at`, made from the source's bytes at `from`, and its scales wherever they
-/// lie.
-#[expect(clippy::too_many_arguments, reason = "what one job needs of the whole")]
-fn round(
-    model: &Model,
-    plan: &BakePlan,
-    edit: usize,
-    quantised: &Quantised,
-    (pair, at, from): (&FilePair<'_>, u64, u64),
-    layout: &Layout,
-    files: &[FilePair<'_>],
-    options: &ApplyOptions<'_>,
+/// What every job needs of the whole.
+struct Writing<'a> {
+    model: &'a Model,
+    plan: &'a BakePlan,
+    layout: &'a Layout,
+    /// Inputs and outputs, in the order of the layout's files.
+    files: &'a [FilePair<'a>],
+    options: &'a ApplyOptions<'a>,
+    /// Bytes of all outputs.
     total: u64,
-) -> Result<Measured, BakeError> {
-    let planned = &plan.tensors[edit];
-    let tables = Tables::open(model, quantised, &planned.name)?;
-    let (input, output) = (pair.input()?, pair.output(total)?);
-    let scales = layout.files.iter().zip(files).find_map(|(file, pair)| {
-        let piece = file.pieces.iter().find(|p| matches!(p.content, Content::Scales { edit: of } if of == edit))?;
-        Some((pair, piece.at))
-    });
-    let put = |pair: &FilePair<'_>, output: &File, bytes: &[u8], at: u64| {
-        stop_if(options.cancelled)?;
-        write_all_at(output, bytes, at).map_err(BakeError::write(&pair.path, total))
-    };
-    let scales = match scales {
-        Some((pair, start)) => Some((pair, pair.output(total)?, start)),
-        None => None,
-    };
-    let mut write_scales = scales
-        .as_ref()
-        .map(|(pair, output, start)| move |bytes: &[u8], offset: u64| put(pair, output, bytes, start + offset));
-    let measured = Measured::from(quantised::edit(
-        &planned.name,
-        quantised,
-        plan.unit_of(planned),
-        &tables,
-        &|block, offset| {
-            stop_if(options.cancelled)?;
-            read_exact_at(&input, block, from + offset).map_err(BakeError::read(pair.source))
-        },
-        &mut |block, offset| put(pair, &output, block, at + offset),
-        write_scales.as_mut().map(|write| write as Write<'_>),
-    )?);
-    let sha256 = match options.hash {
-        true => {
-            let output = files::open(&pair.path).map_err(BakeError::read(&pair.path))?;
-            let before = sha256_of(&input, from, quantised.bytes()).map_err(BakeError::read(pair.source))?;
-            let after = sha256_of(&output, at, quantised.bytes()).map_err(BakeError::read(&pair.path))?;
-            Some((before, after))
+    /// Is told every number of bytes that was written.
+    advance: &'a (dyn Fn(u64) + Sync),
+}
+
+impl Writing<'_> {
+    /// Does one job. Returns the edit that it was, with what was measured.
+    fn run(&self, job: Job<'_>) -> Result<Option<(usize, Measured)>, BakeError> {
+        match job {
+            Job::Literal { file, at, bytes } => {
+                self.put(&self.files[file], &self.files[file].output(self.total)?, bytes, at)?;
+                (self.advance)(bytes.len() as u64);
+                Ok(None)
+            }
+            Job::Copy { file, at, from, len } => {
+                stop_if(self.options.cancelled)?;
+                self.files[file].copy(from, at, len, self.total)?;
+                (self.advance)(len);
+                Ok(None)
+            }
+            Job::Edit { file, edit, at, from } => {
+                let place = Stretch { pair: &self.files[file], at, from };
+                let found = match &self.plan.tensors[edit].quantised {
+                    Some(quantised) => self.round(edit, quantised, &place)?,
+                    None => self.project(edit, &place)?,
+                };
+                Ok(Some((edit, found)))
+            }
         }
-        false => None,
-    };
-    Ok(Measured { sha256, ..measured })
+    }
+
+    fn put(&self, pair: &FilePair<'_>, output: &File, bytes: &[u8], at: u64) -> Result<(), BakeError> {
+        stop_if(self.options.cancelled)?;
+        write_all_at(output, bytes, at).map_err(BakeError::write(&pair.path, self.total))
+    }
+
+    /// Edits a tensor of floating-point numbers.
+    fn project(&self, edit: usize, place: &Stretch<'_>) -> Result<Measured, BakeError> {
+        let planned = &self.plan.tensors[edit];
+        let (input, output) = (place.pair.input()?, place.pair.output(self.total)?);
+        tensor::edit(
+            planned,
+            self.plan.unit_of(planned),
+            self.options.hash,
+            &|block, offset| self.get(place, &input, block, offset),
+            &mut |block, offset| {
+                self.put(place.pair, &output, block, place.at + offset)?;
+                (self.advance)(block.len() as u64);
+                Ok(())
+            },
+        )
+    }
+
+    fn get(&self, place: &Stretch<'_>, input: &File, block: &mut [u8], offset: u64) -> Result<(), BakeError> {
+        stop_if(self.options.cancelled)?;
+        read_exact_at(input, block, place.from + offset).map_err(BakeError::read(place.pair.source))
+    }
+
+    /// Edits a quantised weight: its codes, and its scales wherever they lie.
+    fn round(&self, edit: usize, quantised: &Quantised, place: &Stretch<'_>) -> Result<Measured, BakeError> {
+        let planned = &self.plan.tensors[edit];
+        let tables = Tables::open(self.model, quantised, &planned.name)?;
+        let (input, output) = (place.pair.input()?, place.pair.output(self.total)?);
+        let scales = self.layout.files.iter().zip(self.files).find_map(|(file, pair)| {
+            let piece = file.pieces.iter().find(|p| matches!(p.content, Content::Scales { edit: of } if of == edit))?;
+            Some((pair, piece.at))
+        });
+        let scales = match scales {
+            Some((pair, start)) => Some((pair, pair.output(self.total)?, start)),
+            None => None,
+        };
+        let mut write_scales = scales.as_ref().map(|(pair, output, start)| {
+            move |bytes: &[u8], offset: u64| self.put(pair, output, bytes, start + offset)
+        });
+        let measured = Measured::from(quantised::edit(
+            &planned.name,
+            quantised,
+            self.plan.unit_of(planned),
+            &tables,
+            &|block, offset| self.get(place, &input, block, offset),
+            &mut |block, offset| self.put(place.pair, &output, block, place.at + offset),
+            write_scales.as_mut().map(|write| write as Write<'_>),
+        )?);
+        (self.advance)(quantised.bytes());
+        let sha256 = match self.options.hash {
+            true => {
+                let Stretch { pair, at, from } = *place;
+                let output = files::open(&pair.path).map_err(BakeError::read(&pair.path))?;
+                let before = sha256_of(&input, from, quantised.bytes()).map_err(BakeError::read(pair.source))?;
+                let after = sha256_of(&output, at, quantised.bytes()).map_err(BakeError::read(&pair.path))?;
+                Some((before, after))
+            }
+            false => None,
+        };
+        Ok(Measured { sha256, ..measured })
+    }
+}
+
+/// Where a tensor's bytes lie: in the input from `from` on, in the output from `at` on.
+#[derive(Clone, Copy)]
+struct Stretch<'a> {
+    pair: &'a FilePair<'a>,
+    at: u64,
+    from: u64,
 }
 
 /// SHA-256 of a stretch of a file, in hexadecimal.

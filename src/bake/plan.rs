@@ -234,100 +234,34 @@ impl BakePlan {
     ) -> Result<Self, BakeError> {
         direction.check_width(d_model)?;
         let named = named(writers);
-        let strength = direction.strength();
-        let rounded = |writer: &Writer| writer.treatment == Treatment::Rounded;
-        if options.quantised == QuantisedMode::Round
-            && strength < 1.0
-            && let Some((name, _)) = named.iter().find(|(_, w)| rounded(w))
-        {
-            return Err(BakeError::CannotRound { writer: name.clone(), reason: Reason::PartialStrength.to_string() });
-        }
-        let by_nodes = |name: &str, writer: &Writer| match writer.treatment {
-            Treatment::Nodes => true,
-            Treatment::Rounded if strength < 1.0 => true,
-            Treatment::Rounded => options.quantised == QuantisedMode::Nodes || options.by_nodes.contains(name),
-            Treatment::Weights | Treatment::Copy | Treatment::Turned | Treatment::TurnedCopy | Treatment::Elsewhere => {
-                false
-            }
-        };
-        let mut needing: Vec<&(String, &Writer)> = named.iter().filter(|(n, w)| by_nodes(n, w)).collect();
-        if let Some((name, _)) = needing.iter().find(|(_, w)| options.weights_only && w.treatment == Treatment::Rounded)
-        {
-            let reason = match strength < 1.0 {
-                true => Reason::PartialStrength.to_string(),
-                false => "its weight is quantised, and `--quantised nodes` was asked for".to_string(),
-            };
-            return Err(BakeError::NeedsNodes { writer: name.clone(), reason });
-        }
-        if options.quantised == QuantisedMode::Round
-            && let Some((name, reason)) = needing.iter().find_map(|(n, w)| Some((n, w.cannot_be_rounded()?)))
-        {
-            return Err(BakeError::CannotRound { writer: name.clone(), reason: reason.into() });
-        }
-        let edited = named.iter().filter(|(n, w)| w.treatment != Treatment::Elsewhere && !by_nodes(n, w));
+        let choice = Choice { options, strength: direction.strength() };
+        let mut needing = choice.needing_nodes(&named)?;
+        let edited = named.iter().filter(|(n, w)| w.treatment != Treatment::Elsewhere && !choice.by_nodes(n, w));
         let tensors = tensor_edits(graph, edited, direction)?;
         let mut tensors = check_aliases(graph.model, tensors)?;
-        let mut constants = Constants { strength, ..Constants::default() };
-        let mut patch = Patch::default();
-        let mut nodes = Vec::new();
         let joined = addition::joined(&named, direction);
-        let mut added = match &joined {
-            Some(joined) if !by_nodes(joined.name, joined.writer) => addition::into_bias(graph, joined, &mut tensors),
+        let added = match &joined {
+            Some(joined) if !choice.by_nodes(joined.name, joined.writer) => {
+                addition::into_bias(graph, joined, &mut tensors)
+            }
             _ => None,
         };
         if let Some(joined) = joined.as_ref().filter(|_| added.is_none() && options.weights_only) {
             let reason = "the vector of the addition needs a bias of its own there".to_string();
             return Err(BakeError::NeedsNodes { writer: joined.name.to_string(), reason });
         }
+        let constants = Constants { strength: choice.strength, ..Constants::default() };
+        let (patch, nodes) = (Patch::default(), Vec::new());
+        let mut insertion = Insertion { graph, direction, choice, joined, constants, patch, nodes, added };
         if options.weights_only {
             for (name, writer) in needing.drain(..) {
-                tensors.extend(super::alone::edits(graph, writer, name, d_model, direction, &mut patch)?);
+                tensors.extend(super::alone::edits(graph, writer, name, d_model, direction, &mut insertion.patch)?);
             }
         }
         for (name, writer) in needing {
-            let written = writer.writes[0].value;
-            let dtype = write_type(graph, &writer.writes[0]).unwrap_or(DataType::FLOAT);
-            for (branch, write) in writer.writes.iter().enumerate() {
-                let dtype = write_type(graph, write).unwrap_or(DataType::FLOAT);
-                if !dtype.is_float() {
-                    let reason = format!("the projection cannot be inserted after a {dtype} value");
-                    return Err(BakeError::Unsupported { tensor: graph.name(write.value).into(), reason });
-                }
-                let source = constants.source(graph, dtype, direction.unit(), &mut patch)?;
-                let tag = if branch == 0 { name.clone() } else { format!("{name}.cached") };
-                let vector = match &joined {
-                    Some(joined) if joined.name == name.as_str() => {
-                        Some(addition::constant(graph, joined, dtype, &mut patch)?)
-                    }
-                    _ => None,
-                };
-                let steps = Steps { ablation: Some(&source), addition: vector.as_ref() };
-                steer(graph, &mut patch, write, steps, &tag);
-            }
-            if joined.as_ref().is_some_and(|joined| joined.name == name.as_str()) {
-                added = Some(Added { place: AddedTo::Nodes, target: graph.name(written).into() });
-            }
-            let value = graph.name(written);
-            let weight = writer.weights.first().map(|target| graph.model.tensor(target.tensor));
-            nodes.push(NodeEdit {
-                writer: name.clone(),
-                kind: writer.kind,
-                layer: writer.layer,
-                name: writer
-                    .weights
-                    .first()
-                    .map_or_else(|| value.to_string(), |target| tensor_label(graph, target.tensor)),
-                dtype: weight.map_or(dtype, |tensor| tensor.dtype),
-                shape: writer.weights.first().map(|target| target.shape(graph.model)),
-                quantised: writer.weights.first().and_then(|target| target.quantised),
-                reason: match &writer.reason {
-                    Some(reason) => reason.clone(),
-                    None if options.by_nodes.contains(name) => Reason::TooCoarse,
-                    None if strength < 1.0 => Reason::PartialStrength,
-                    None => Reason::NodesAsked,
-                },
-            });
+            insertion.project(name, writer)?;
         }
+        let Insertion { joined, mut patch, nodes, mut added, .. } = insertion;
         if let Some(joined) = joined.as_ref().filter(|_| added.is_none()) {
             added = Some(addition::node(graph, joined, &mut patch)?);
         }
@@ -364,6 +298,123 @@ impl BakePlan {
     /// The unit direction, `[d_model]`.
     pub fn unit(&self) -> &[f64] {
         &self.unit
+    }
+}
+
+/// Which writers are edited by weights and which by nodes.
+#[derive(Clone, Copy)]
+struct Choice<'a> {
+    options: &'a PlanOptions,
+    strength: f64,
+}
+
+impl Choice<'_> {
+    /// Whether the projection of a writer is inserted as nodes.
+    fn by_nodes(&self, name: &str, writer: &Writer) -> bool {
+        match writer.treatment {
+            Treatment::Nodes => true,
+            Treatment::Rounded if self.strength < 1.0 => true,
+            Treatment::Rounded => {
+                self.options.quantised == QuantisedMode::Nodes || self.options.by_nodes.contains(name)
+            }
+            Treatment::Weights | Treatment::Copy | Treatment::Turned | Treatment::TurnedCopy | Treatment::Elsewhere => {
+                false
+            }
+        }
+    }
+
+    /// The writers whose projection is inserted.
+    ///
+    /// # Errors
+    /// If the options forbid what one of them needs.
+    fn needing_nodes<'w>(&self, named: &'w [(String, &'w Writer)]) -> Result<Vec<&'w (String, &'w Writer)>, BakeError> {
+        let round = self.options.quantised == QuantisedMode::Round;
+        let rounded = |writer: &Writer| writer.treatment == Treatment::Rounded;
+        if round
+            && self.strength < 1.0
+            && let Some((name, _)) = named.iter().find(|(_, w)| rounded(w))
+        {
+            return Err(BakeError::CannotRound { writer: name.clone(), reason: Reason::PartialStrength.to_string() });
+        }
+        let needing: Vec<&(String, &Writer)> = named.iter().filter(|(n, w)| self.by_nodes(n, w)).collect();
+        if let Some((name, _)) = needing.iter().find(|(_, w)| self.options.weights_only && rounded(w)) {
+            let reason = match self.strength < 1.0 {
+                true => Reason::PartialStrength.to_string(),
+                false => "its weight is quantised, and `--quantised nodes` was asked for".to_string(),
+            };
+            return Err(BakeError::NeedsNodes { writer: name.clone(), reason });
+        }
+        if round && let Some((name, reason)) = needing.iter().find_map(|(n, w)| Some((n, w.cannot_be_rounded()?))) {
+            return Err(BakeError::CannotRound { writer: name.clone(), reason: reason.into() });
+        }
+        Ok(needing)
+    }
+
+    /// Why a writer got nodes.
+    fn reason(&self, name: &str, writer: &Writer) -> Reason {
+        match &writer.reason {
+            Some(reason) => reason.clone(),
+            None if self.options.by_nodes.contains(name) => Reason::TooCoarse,
+            None if self.strength < 1.0 => Reason::PartialStrength,
+            None => Reason::NodesAsked,
+        }
+    }
+}
+
+/// Nodes while they are inserted, writer by writer.
+struct Insertion<'a> {
+    graph: &'a Graph<'a>,
+    direction: &'a Direction,
+    choice: Choice<'a>,
+    /// The writer that the vector of an addition joins.
+    joined: Option<addition::Joined<'a>>,
+    constants: Constants,
+    patch: Patch,
+    nodes: Vec<NodeEdit>,
+    /// Where that vector went.
+    added: Option<Added>,
+}
+
+impl Insertion<'_> {
+    /// Inserts the projection of a writer's write, in each branch of a merged decoder.
+    fn project(&mut self, name: &str, writer: &Writer) -> Result<(), BakeError> {
+        let graph = self.graph;
+        let joined = self.joined.as_ref().filter(|joined| joined.name == name);
+        for (branch, write) in writer.writes.iter().enumerate() {
+            let dtype = write_type(graph, write).unwrap_or(DataType::FLOAT);
+            if !dtype.is_float() {
+                let reason = format!("the projection cannot be inserted after a {dtype} value");
+                return Err(BakeError::Unsupported { tensor: graph.name(write.value).into(), reason });
+            }
+            let source = self.constants.source(graph, dtype, self.direction.unit(), &mut self.patch)?;
+            let tag = if branch == 0 { name.to_string() } else { format!("{name}.cached") };
+            let vector = match joined {
+                Some(joined) => Some(addition::constant(graph, joined, dtype, &mut self.patch)?),
+                None => None,
+            };
+            let steps = Steps { ablation: Some(&source), addition: vector.as_ref() };
+            steer(graph, &mut self.patch, write, steps, &tag);
+        }
+        let written = writer.writes[0].value;
+        if joined.is_some() {
+            self.added = Some(Added { place: AddedTo::Nodes, target: graph.name(written).into() });
+        }
+        let target = writer.weights.first();
+        let dtype = match target {
+            Some(target) => graph.model.tensor(target.tensor).dtype,
+            None => write_type(graph, &writer.writes[0]).unwrap_or(DataType::FLOAT),
+        };
+        self.nodes.push(NodeEdit {
+            writer: name.to_string(),
+            kind: writer.kind,
+            layer: writer.layer,
+            name: target.map_or_else(|| graph.name(written).to_string(), |target| tensor_label(graph, target.tensor)),
+            dtype,
+            shape: target.map(|target| target.shape(graph.model)),
+            quantised: target.and_then(|target| target.quantised),
+            reason: self.choice.reason(name, writer),
+        });
+        Ok(())
     }
 }
 

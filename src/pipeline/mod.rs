@@ -197,6 +197,7 @@ pub fn run(
 
     // 1. the variant that gives the direction
     let (package, out) = (ready.package, options.bake.out);
+    publish::check_names(out)?;
     let base = ready.variants.iter().find(|base| base.variant.relative == source.relative).ok_or_else(|| {
         Error::usage(
             format!("`{}` is not among the models to bake", source.files.onnx.display()),

@@ -96,7 +96,6 @@ pub fn preflight<'p>(package: &'p Package, out: &Path) -> Result<Ready<'p>, Erro
             "choose a new folder for the output, or pass one model by its path",
         ));
     }
-    check_names(out)?;
     let mut variants: Vec<UnderstoodVariant<'p>> = Vec::new();
     for variant in &package.variants {
         let base = trace(variant).map_err(of_variant(package, variant))?;
