@@ -75,7 +75,7 @@ impl Hashes {
 
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    data_encoding::HEXLOWER.encode(bytes)
 }
 
 /// A tensor's geometry: slabs that are edited one after the other, each a matrix.

@@ -4,6 +4,7 @@
 //! set is data (`wrappers.toml`, each with its source); a file of one's own extends or replaces it. Wrapping is pure
 //! and deterministic.
 
+use data_encoding::BASE64;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,7 @@ type Field = (&'static str, fn(&str) -> String);
 /// Fields a template may hold.
 const FIELDS: [Field; 6] = [
     ("{prompt}", str::to_owned),
-    ("{prompt_base64}", |prompt| base64(prompt.as_bytes())),
+    ("{prompt_base64}", |prompt| BASE64.encode(prompt.as_bytes())),
     ("{prompt_rot13}", rot13),
     ("{prompt_first}", |prompt| halves(prompt).0.to_owned()),
     ("{prompt_second}", |prompt| halves(prompt).1.to_owned()),
@@ -211,20 +212,6 @@ fn check(all: &[Wrapper]) -> Result<(), WrapperError> {
     Ok(())
 }
 
-/// Base64 with padding (RFC 4648, section 4).
-fn base64(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let word = group.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
-        for place in 0..4 {
-            let letter = LETTERS[(word >> (18 - 6 * place) & 63) as usize];
-            out.push(if place <= group.len() { char::from(letter) } else { '=' });
-        }
-    }
-    out
-}
-
 /// The 26 letters turned by 13 places.
 fn rot13(text: &str) -> String {
     let turn = |c: char, first: u8| char::from(first + (c as u8 - first + 13) % 26);
@@ -308,7 +295,7 @@ mod tests {
         for (text, encoded) in
             [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("ß?>", "w58/Pg==")]
         {
-            assert_eq!(base64(text.as_bytes()), encoded);
+            assert_eq!(BASE64.encode(text.as_bytes()), encoded);
         }
         assert_eq!(rot13("Hello, Zoo é"), "Uryyb, Mbb é");
         assert_eq!(halves("one two three"), ("one ", "two three"));

@@ -1,6 +1,6 @@
 //! One request to the endpoint, tried until it is answered or given up.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use ureq::Agent;
@@ -208,30 +208,14 @@ fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     if let Ok(seconds) = value.parse::<u64>() {
         return Some(Duration::from_secs(seconds));
     }
-    let parts: Vec<&str> = value.split(' ').collect();
-    let [_, day, month, year, time, "GMT"] = parts[..] else { return None };
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let month = MONTHS.iter().position(|name| *name == month)? as i64 + 1;
-    let (day, year): (i64, i64) = (day.parse().ok()?, year.parse().ok()?);
-    if !(1..=31).contains(&day) || !(1970..=9999).contains(&year) {
-        return None;
-    }
-    let clock: Vec<u64> = time.split(':').map(str::parse).collect::<Result<_, _>>().ok()?;
-    let [hours, minutes, seconds] = clock[..] else { return None };
-    if hours > 23 || minutes > 59 || seconds > 60 {
-        return None;
-    }
-    // days since 1970 of the civil calendar (Hinnant, days_from_civil), the year beginning in March
-    let shifted = if month > 2 { year } else { year - 1 };
-    let of_era = shifted.rem_euclid(400);
-    let of_year = (153 * (if month > 2 { month - 3 } else { month + 9 }) + 2) / 5 + day - 1;
-    let days = shifted.div_euclid(400) * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468;
-    let then = u64::try_from(days).ok()? * 86_400 + hours * 3600 + minutes * 60 + seconds;
-    Some((UNIX_EPOCH + Duration::from_secs(then)).duration_since(now).unwrap_or_default())
+    let then = httpdate::parse_http_date(value).ok()?;
+    Some(then.duration_since(now).unwrap_or_default())
 }
 
 #[cfg(test)]
 mod unit {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     #[test]
