@@ -212,15 +212,7 @@ impl<'g, 'm> Walk<'g, 'm> {
                 self.carry(node, value, &format!("`{op}` may move the dimension of the channels"))?;
             }
             "ReduceSum" | "ReduceMean" => self.carry(node, value, "the write is summed over its channels")?,
-            "Concat" => {
-                for slot in 0..graph.node(node).input.len() {
-                    let part = graph.input(node, slot);
-                    if carried(graph, node, self.axis).is_none() || part.is_some_and(|v| !graph.is_dynamic(v)) {
-                        return Err(self.stop(Some(node), value, "the write is put together from several parts"));
-                    }
-                    self.follow(part, node);
-                }
-            }
+            "Concat" => self.parts(node, value)?,
             "Mul" | "Div" => match quantised::scaled_integer_product(graph, node) {
                 Some(found) => self.quantised(node, value, None, found)?,
                 None => self.scaled(node, value)?,
@@ -230,15 +222,7 @@ impl<'g, 'm> Walk<'g, 'm> {
                 self.turns.push(Turn::Centre);
                 self.follow(graph.input(node, 0), node);
             }
-            "Add" | "Sub" | "Sum" => {
-                for slot in 0..graph.node(node).input.len() {
-                    match (self.moving(node, slot), self.fixed(node, slot)) {
-                        (Some(term), _) => self.follow(Some(term), node),
-                        (None, Some(constant)) => self.bias(constant, Use { node, slot }, self.axis)?,
-                        (None, None) => {}
-                    }
-                }
-            }
+            "Add" | "Sub" | "Sum" => self.terms(node)?,
             "MatMul" if self.axis == 1 && self.fixed(node, 0).is_some() && self.moving(node, 1).is_some() => {
                 self.weight(Use { node, slot: 0 }, 1)?;
             }
@@ -248,6 +232,16 @@ impl<'g, 'm> Walk<'g, 'm> {
                     format!("the write passes `{}`, and its channels are not the last axis", graph.op_name(node));
                 return Err(self.stop(Some(node), value, reason));
             }
+            _ => self.step_by_rows(node, value)?,
+        }
+        Ok(())
+    }
+
+    /// A step where the channels are the last axis, through what picks, scatters or multiplies rows.
+    fn step_by_rows(&mut self, node: NodeId, value: ValueId) -> Result<(), Stop> {
+        let graph = self.graph;
+        let op = graph.op(node);
+        match op {
             "Where" => {
                 if !graph.input(node, 0).is_some_and(|v| is_row_factor(graph, v, 0)) {
                     return Err(self.stop(Some(node), value, "the write is masked channel by channel"));
@@ -318,6 +312,31 @@ impl<'g, 'm> Walk<'g, 'm> {
                 }
                 _ => return Err(self.stop(Some(node), value, format!("the write passes `{}`", graph.op_name(node)))),
             },
+        }
+        Ok(())
+    }
+
+    /// Every part of a `Concat` that joins rows.
+    fn parts(&mut self, node: NodeId, value: ValueId) -> Result<(), Stop> {
+        let graph = self.graph;
+        for slot in 0..graph.node(node).input.len() {
+            let part = graph.input(node, slot);
+            if carried(graph, node, self.axis).is_none() || part.is_some_and(|v| !graph.is_dynamic(v)) {
+                return Err(self.stop(Some(node), value, "the write is put together from several parts"));
+            }
+            self.follow(part, node);
+        }
+        Ok(())
+    }
+
+    /// Every term of a sum: activations are followed, constants are biases.
+    fn terms(&mut self, node: NodeId) -> Result<(), Stop> {
+        for slot in 0..self.graph.node(node).input.len() {
+            match (self.moving(node, slot), self.fixed(node, slot)) {
+                (Some(term), _) => self.follow(Some(term), node),
+                (None, Some(constant)) => self.bias(constant, Use { node, slot }, self.axis)?,
+                (None, None) => {}
+            }
         }
         Ok(())
     }
