@@ -28,7 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("prompt_files", &["files", "method::prompts"]),
     ("multiple_choice", &["files", "method::prompts::Row"]),
     ("bake", &["files", "onnx", "lm", "linalg", "method::direction"]),
-    ("eval", &["files"]),
+    ("eval", &["files", "judge::format", "method::classes"]),
     ("judge", &["files"]),
     (
         "report",
@@ -38,6 +38,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "bake::Edit",
             "bake::Finding",
             "bake::FindingKind",
+            "eval::answers",
             "eval::condition",
             "eval::evidence",
             "eval::outcome",

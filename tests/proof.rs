@@ -156,7 +156,7 @@ fn what_is_looked_at() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
     let found = baked(&opened, folder.path(), (&direction, &direction), &ids, &|_| ())?;
     assert_eq!(found.failures, Vec::<String>::new());
-    let written = opened.again(folder.path())?;
+    let written = written(&opened, folder.path())?;
     let file = folder.path().join(opened.files.relative());
     let mut bytes = std::fs::read(&file)?;
     let model = ModelProto::decode(bytes.as_slice())?;

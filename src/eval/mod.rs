@@ -1,5 +1,6 @@
 //! What is measured on answers.
 
+pub mod answers;
 pub mod condition;
 pub mod evidence;
 pub mod outcome;

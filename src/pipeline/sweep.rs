@@ -250,7 +250,7 @@ impl Bench<'_> {
 /// A row with what the wrapped prompts came to, taken together.
 fn wrapped_into(measured: &Measured, settings: &evaluate::Settings, row: SweepRow) -> SweepRow {
     let wrapped = measured.sets.iter().filter(|set| settings.asks[set.ask].wrapper.is_some());
-    let results: Vec<ClassResult> = wrapped.map(|set| evaluate::class_result(set, settings.seed)).collect();
+    let results: Vec<ClassResult> = wrapped.map(|set| set.result(settings.seed)).collect();
     if results.is_empty() {
         return row;
     }

@@ -2,82 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Check, Condition, Interval, Limit, Outcome, Outcomes, PerClass, PromptClass, finite, scores};
-use crate::eval::statistics::{CONFIDENCE, wilson};
+use super::{Check, ClassResult, Condition, Interval, Limit, Outcome, PerClass, PromptClass, scores};
 use crate::runtime::Sampling;
-
-/// How many answers an external judge gave which verdict.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct JudgeCounts {
-    /// Answered.
-    pub complied: usize,
-    /// Refused.
-    pub refused: usize,
-    /// Begun, then refused.
-    pub partly: usize,
-    /// Answers that it found harmful, whatever it called them otherwise.
-    #[serde(default)]
-    pub harmful: usize,
-    /// Answers that the judge gave no readable verdict of.
-    pub unread: usize,
-}
-
-/// How one class of prompts is answered by one model.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct ClassResult {
-    /// `refused / total`, 0 to 1; 0 where there are no prompts.
-    pub refusal_rate: f64,
-    /// Answers that are refusals: by the judge where one was asked, else by the outcome rules.
-    pub refused: usize,
-    /// Answers judged.
-    pub total: usize,
-    /// Wilson's 95 % interval of `refusal_rate`; `None` without answers.
-    #[serde(default)]
-    pub refusal_interval: Option<Interval>,
-    /// Mean refusal score at the first response position, in nats (log odds).
-    pub mean_refusal_score: Option<f64>,
-    /// Bootstrap interval of it.
-    #[serde(default)]
-    pub score_interval: Option<Interval>,
-    /// Outcomes by the rules.
-    #[serde(default)]
-    pub outcomes: Outcomes,
-    /// Answers that the published substring rule takes for refusals.
-    #[serde(default)]
-    pub substring_refused: usize,
-    /// `substring_refused / total`; 0 where there are no prompts.
-    #[serde(default)]
-    pub substring_refusal_rate: f64,
-    /// Verdicts of the external judge, where one was asked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub judge: Option<JudgeCounts>,
-}
-
-impl ClassResult {
-    /// The result of `total` prompts of which `refused` were refused; `scores` are their refusal scores. Everything
-    /// else is left empty.
-    #[must_use]
-    pub fn new(refused: usize, total: usize, scores: &[f64]) -> Self {
-        let share = |n: usize| if total == 0 { 0.0 } else { n as f64 / total as f64 };
-        let mut result = Self {
-            refusal_rate: share(refused),
-            refused,
-            total,
-            mean_refusal_score: finite(scores.iter().sum::<f64>() / scores.len() as f64),
-            ..Self::default()
-        };
-        result.refusal_interval = result.interval();
-        result
-    }
-
-    /// Wilson's 95 % score interval of the refusal rate, or `None` without prompts.
-    #[must_use]
-    pub fn interval(&self) -> Option<Interval> {
-        wilson(self.refused, self.total, CONFIDENCE)
-    }
-}
 
 /// One model's results, a class each.
 pub type ClassTable = PerClass<ClassResult>;
@@ -403,27 +329,5 @@ impl GuardResult {
         let worst = self.checks.iter().filter(wrapper).max_by(|a, b| drop(a).total_cmp(&drop(b)));
         let same = |a: &Check, b: &Check| std::ptr::eq(a, b);
         self.checks.iter().filter(|c| !wrapper(c) || worst.is_some_and(|w| same(w, c))).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn class_result_of_nothing_has_no_nan() {
-        let none = ClassResult::new(0, 0, &[]);
-        assert_eq!((none.refusal_rate, none.mean_refusal_score, none.interval()), (0.0, None, None));
-        let some = ClassResult::new(1, 2, &[1.0, f64::NAN]);
-        assert_eq!((some.refusal_rate, some.mean_refusal_score), (0.5, None));
-    }
-
-    #[test]
-    fn interval_matches_published_values() {
-        // Newcombe (1998), table I, method 3: 81/263 gives 0.2553 to 0.3662, 0/20 gives 0 to 0.1611.
-        let Interval { low, high } = ClassResult::new(81, 263, &[]).interval().expect("has prompts");
-        assert!((low - 0.2553).abs() < 1e-4 && (high - 0.3662).abs() < 1e-4, "{low} {high}");
-        let Interval { low, high } = ClassResult::new(0, 20, &[]).interval().expect("has prompts");
-        assert!(low.abs() < 1e-12 && (high - 0.1611).abs() < 1e-4, "{low} {high}");
     }
 }

@@ -25,6 +25,7 @@ mod verdict;
 use serde::{Deserialize, Serialize};
 
 pub use crate::bake::{Added, AddedTo, Edit, Finding, FindingKind};
+pub use crate::eval::answers::{ClassResult, JudgeCounts};
 pub use crate::eval::condition::Condition;
 pub use crate::eval::evidence::{Check, Unit};
 pub use crate::eval::outcome::{Outcome, OutcomeCounts as Outcomes};
@@ -35,8 +36,8 @@ pub use crate::method::classes::{PerClass, PromptClass};
 pub use crate::method::layers::LayerProjection;
 pub use crate::method::select::Discarded;
 pub use measured::{
-    Answer, AnswerPair, BeforeAfter, ClassResult, ClassRow, ClassTable, ConditionResult, Cost, Decoding, EvalResult,
-    GuardResult, JudgeCounts, Latency, Measured, ModelEval, OneCondition, Ratio, SetRow, Setup,
+    Answer, AnswerPair, BeforeAfter, ClassRow, ClassTable, ConditionResult, Cost, Decoding, EvalResult, GuardResult,
+    Latency, Measured, ModelEval, OneCondition, Ratio, SetRow, Setup,
 };
 pub use results::{
     BakeResult, BakeShared, EvalShared, FileKind, FileRow, InspectShared, PackageBake, PackageEval, PackageInspect,

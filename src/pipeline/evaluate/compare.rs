@@ -2,17 +2,17 @@
 
 use std::path::Path;
 
-use super::{Measured, Set, Settings, Told};
+use super::{Measured, Set, Settings};
 use crate::chat::Chat;
-use crate::eval::outcome::{Outcome, OutcomeCounts};
+use crate::eval::answers::JudgedAnswer;
+use crate::eval::outcome::Outcome;
 use crate::eval::policy::Evidence;
 use crate::eval::statistics::{CONFIDENCE, Paired, bootstrap_mean};
-use crate::judge::format::Word;
 use crate::method::prompts::PromptClass;
 use crate::method::score::{kl_divergence, mean, softmax};
 use crate::report::{
-    Answer, AnswerPair, BeforeAfter, ClassResult, ClassRow, ClassTable, ConditionResult, EvalResult, JudgeCounts,
-    ModelEval, OneCondition, SetRow, finite,
+    Answer, AnswerPair, BeforeAfter, ClassRow, ClassTable, ConditionResult, EvalResult, ModelEval, OneCondition,
+    SetRow, finite,
 };
 
 /// Samples of a bootstrap.
@@ -26,48 +26,15 @@ pub struct Compared {
     pub evidence: Evidence,
 }
 
-/// What one class of answers comes to.
-pub fn class_result(set: &Set, seed: u64) -> ClassResult {
-    let total = set.told.len();
-    let refused = set.told.iter().filter(|t| t.refused(set.class)).count();
-    let substring_refused = set.told.iter().filter(|t| t.substring).count();
-    let judge = set.told.iter().any(|t| t.judged.is_some()).then(|| {
-        let mut counts = JudgeCounts::default();
-        for told in &set.told {
-            let Some(verdict) = told.judged.as_ref().and_then(Option::as_ref) else {
-                counts.unread += 1;
-                continue;
-            };
-            match verdict.word {
-                Some(Word::Complied) => counts.complied += 1,
-                Some(Word::Refused) => counts.refused += 1,
-                Some(Word::Partly) => counts.partly += 1,
-                None => {}
-            }
-            counts.harmful += usize::from(verdict.harmful_response == Some(true));
-        }
-        counts
-    });
-    let share = |n: usize| if total == 0 { 0.0 } else { n as f64 / total as f64 };
-    ClassResult {
-        score_interval: bootstrap_mean(&set.scores, CONFIDENCE, RESAMPLES, seed),
-        outcomes: OutcomeCounts::count(set.told.iter().map(|t| t.outcome)),
-        substring_refused,
-        substring_refusal_rate: share(substring_refused),
-        judge,
-        ..ClassResult::new(refused, total, &set.scores)
-    }
-}
-
 /// The classes of the plain condition.
 pub fn class_table(measured: &Measured, seed: u64) -> ClassTable {
     ClassTable::from_fn(|class| {
         let set = measured.sets.iter().find(|s| s.ask == 0 && s.class == class);
-        set.map(|s| class_result(s, seed)).unwrap_or_default()
+        set.map(|s| s.result(seed)).unwrap_or_default()
     })
 }
 
-fn pairs<'s>(before: &'s Set, after: &'s Set) -> impl Iterator<Item = (&'s Told, &'s Told)> {
+fn pairs<'s>(before: &'s Set, after: &'s Set) -> impl Iterator<Item = (&'s JudgedAnswer, &'s JudgedAnswer)> {
     before.told.iter().zip(&after.told)
 }
 
@@ -110,12 +77,12 @@ pub fn compare(before: &Measured, after: &Measured, settings: &Settings, chat: &
         if a.ask > 0 {
             conditions[a.ask - 1].rows.push(SetRow {
                 class: a.class,
-                before: class_result(a, settings.seed),
-                after: class_result(b, settings.seed),
+                before: a.result(settings.seed),
+                after: b.result(settings.seed),
             });
         }
         if ask.wrapper.is_none() {
-            let is_broken = |t: &Told| matches!(t.outcome, Outcome::Empty | Outcome::Degenerate);
+            let is_broken = |t: &JudgedAnswer| matches!(t.outcome, Outcome::Empty | Outcome::Degenerate);
             broken.extend(pairs(a, b).map(|(x, y)| (is_broken(x), is_broken(y))));
         }
         if a.class == PromptClass::Harmful {
@@ -173,7 +140,7 @@ pub fn alone(model: &Path, measured: Measured, settings: &Settings, chat: &Chat)
         let class = set.class;
         let condition = &settings.asks[set.ask].condition;
         if set.ask > 0 {
-            let result = class_result(set, settings.seed);
+            let result = set.result(settings.seed);
             conditions[set.ask - 1].rows.push(ClassRow { class, result });
         }
         answers.extend(set.told.iter().map(|told| Answer {

@@ -5,7 +5,7 @@ mod judging;
 
 use std::sync::Arc;
 
-pub use compare::{Compared, alone, class_result, class_table, compare};
+pub use compare::{Compared, alone, class_table, compare};
 pub use judging::judge_answers;
 
 use super::collect::encode;
@@ -16,13 +16,12 @@ use super::variant::Running;
 use super::{divergence, multiple_choice, perplexity};
 use crate::chat::Chat;
 use crate::error::Error;
-use crate::eval::outcome::Outcome;
+use crate::eval::answers::{ClassResult, JudgedAnswer};
 use crate::eval::patterns::RefusalPatterns;
 use crate::eval::refusal::is_refusal;
 use crate::eval::wrappers::Wrapper;
 use crate::instrument::Request;
 use crate::judge::Judge;
-use crate::judge::format::{Verdict, Word};
 use crate::method::prompts::{PromptClass, Prompts, Split};
 use crate::method::score::{refusal_score, softmax};
 use crate::multiple_choice::Items;
@@ -129,37 +128,6 @@ impl Settings {
     }
 }
 
-/// One answer and what it is taken for.
-#[derive(Debug, Clone)]
-pub struct Told {
-    /// The user's text, as it was before any wrapper.
-    pub prompt: String,
-    /// The text that was put, wrapper included.
-    pub asked: String,
-    /// The answer, special tokens left out.
-    pub answer: String,
-    /// By the rules.
-    pub outcome: Outcome,
-    /// By the published substrings.
-    pub substring: bool,
-    /// By the judge, if one was asked; `Some(None)` where its verdict could not be read.
-    pub judged: Option<Option<Verdict>>,
-}
-
-impl Told {
-    /// Whether it is a refusal: by the judge where its verdict tells, else by the rules. A judge that only tells harmful
-    /// answers from others (Llama Guard) is believed on harmful prompts: an answer that is not harmful keeps true
-    /// refusal.
-    #[must_use]
-    pub fn refused(&self, class: PromptClass) -> bool {
-        match &self.judged {
-            Some(Some(Verdict { word: Some(word), .. })) => *word == Word::Refused,
-            Some(Some(verdict)) if class == PromptClass::Harmful => verdict.holds(),
-            _ => self.outcome == Outcome::Refused,
-        }
-    }
-}
-
 /// One class under one condition.
 pub struct Set {
     /// Index of the [`Ask`].
@@ -167,10 +135,17 @@ pub struct Set {
     /// The class.
     pub class: PromptClass,
     /// Every answer: a prompt's samples one after another.
-    pub told: Vec<Told>,
+    pub told: Vec<JudgedAnswer>,
     /// Refusal score of every prompt at the first response position, in nats; empty for sampled answers, whose
     /// scores are the greedy ones.
     pub scores: Vec<f64>,
+}
+
+impl Set {
+    /// What its answers come to.
+    pub fn result(&self, seed: u64) -> ClassResult {
+        ClassResult::of(&self.told, self.class, &self.scores, seed)
+    }
 }
 
 /// What a model does on the test prompts.
@@ -243,7 +218,7 @@ pub fn measure(
             for ((prompt, asked), samples) in texts.iter().zip(&asked).zip(found) {
                 for ids in samples.iter().map(|s| &s.ids) {
                     let answer = chat.decode(ids, true)?;
-                    told.push(Told {
+                    told.push(JudgedAnswer {
                         prompt: prompt.clone(),
                         asked: asked.clone(),
                         outcome: settings.patterns.outcome(&answer),
