@@ -410,9 +410,9 @@ fn check_origin(graph: &Graph<'_>, origin: ValueId, interface: &Interface) -> Re
             continue; // positions are counted from the length of the cache
         }
         let inputs = graph.all_inputs(node);
-        let product = matches!(graph.op(node), "MatMul" | "FusedMatMul" | "Softmax")
-            && inputs.iter().filter(|v| graph.is_dynamic(**v)).count()
-                >= if graph.op(node) == "Softmax" { 1 } else { 2 };
+        let fed = inputs.iter().filter(|v| graph.is_dynamic(**v)).count();
+        let plain = graph.weighted(node).is_some_and(|weighted| weighted.is_plain_product());
+        let product = plain && fed >= 2 || graph.op(node) == "Softmax" && fed >= 1;
         let adds = graph.op(node) == "Gemm" && graph.input(node, 2).is_some_and(|c| graph.is_dynamic(c));
         if product || adds || is_attention(graph.op(node)) {
             let at = graph.producer(origin).unwrap_or(node);

@@ -96,7 +96,8 @@ fn has_activation_product(graph: &Graph<'_>, floor: ValueId, mut nodes: Vec<Node
         let inputs = graph.all_inputs(node);
         // experts multiply weights that were gathered by a router; gathered weights are no activation
         let activation = |v: &&ValueId| fed.contains(*v) && !picks_weight(graph, **v);
-        let product = matches!(graph.op(node), "MatMul" | "FusedMatMul" | "Einsum");
+        let plain = graph.weighted(node).is_some_and(|weighted| weighted.is_plain_product());
+        let product = plain || graph.op(node) == "Einsum";
         if product && inputs.iter().filter(activation).count() >= 2 {
             return true;
         }

@@ -1,8 +1,9 @@
 //! What the search for reads of the stream asks about an operator.
 //!
-//! The lists here resemble those that `lm` traces by, and stay apart from them on purpose: an operator that one list
-//! has wrong must not be wrong in the other by the same line.
+//! The list here resembles what `lm` traces by, and stays apart on purpose: an operator that one of them has wrong must
+//! not be wrong in the other by the same line. An operator that is not in the list is what the operator table says.
 
+use crate::onnx::ops::WeightUse;
 use crate::onnx::{Graph, NodeId, ValueId};
 
 /// What an operator does, as far as the search needs to know it.
@@ -122,7 +123,12 @@ pub(super) fn kind(graph: &Graph<'_>, node: NodeId) -> Kind {
             _ => Kind::Lookup,
         },
         "Shape" | "Size" | "Range" | "ConstantOfShape" | "EyeLike" => Kind::Source,
-        _ => Kind::Unknown,
+        _ => match graph.weighted(node).map(|weighted| weighted.work) {
+            Some(WeightUse::Product | WeightUse::Contraction | WeightUse::Experts) => Kind::Product,
+            Some(WeightUse::Lookup) => Kind::Lookup,
+            Some(WeightUse::Dequantises) => Kind::Pass,
+            None => Kind::Unknown,
+        },
     }
 }
 

@@ -420,7 +420,7 @@ pub(super) fn adds_nothing_at_zero(graph: &Graph<'_>, value: ValueId) -> bool {
                 multiplied
             }
             "Mul" => multiplied,
-            "MatMul" | "FusedMatMul" => true,
+            _ if graph.weighted(node).is_some_and(|weighted| weighted.is_plain_product()) => true,
             "Gemm" if graph.input(node, 2).is_none() => true,
             "Add" | "Sub" | "Sum" if zeros == held.len() => multiplied,
             "Add" | "Sum" if multiplied => {

@@ -218,7 +218,7 @@ fn microsoft(name: &str) -> Rule {
         | "QLinearSoftmax"
         | "BiasAdd" => Rule::Keep,
         "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization" => Rule::SkipNorm,
-        "TransposeMatMul" | "MatMulInteger16" | "FusedMatMulActivation" => Rule::Product,
+        "MatMulInteger16" | "FusedMatMulActivation" => Rule::Product,
         "FusedGemm" | "GemmFloat8" => Rule::Gemm,
         "GatherND" => Rule::GatherNd,
         "Attention"

@@ -16,6 +16,13 @@ pub struct Weighted {
     pub bias: Option<usize>,
 }
 
+impl Weighted {
+    /// Whether it multiplies two tensors as they are: either may be an activation too.
+    pub fn is_plain_product(&self) -> bool {
+        self.work == WeightUse::Product && self.layout == WeightLayout::Floats && self.bias.is_none()
+    }
+}
+
 /// What an operator computes with a weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightUse {
