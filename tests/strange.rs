@@ -235,6 +235,21 @@ fn products_spelled_as_einsum_are_edited_by_their_weights() {
     }
 }
 
+/// ONNX Runtime's older name of `FusedMatMul`: all that Lancet knows of it is one entry of the operator table.
+#[test]
+fn products_of_an_older_contrib_operator_are_edited_by_their_weights() {
+    let sandbox = strange(|model| {
+        let graph = model.graph.as_mut().unwrap();
+        let products = graph.node.iter_mut().filter(|n| n.op() == "MatMul");
+        for product in products {
+            product.op_type = Some("TransposeMatMul".into());
+            product.domain = Some("com.microsoft".into());
+        }
+        model.opset_import.push(OperatorSetIdProto { domain: Some("com.microsoft".into()), version: Some(1) });
+    });
+    assert_eq!(exact(&sandbox, PLAIN.1), (5, 0));
+}
+
 /// Doubles the sign of every product in a list of nodes: nothing changes, but no weight is found behind it.
 fn negate_twice(nodes: &mut Vec<NodeProto>, within: &str) {
     let mut out = Vec::new();

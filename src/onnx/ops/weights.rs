@@ -139,6 +139,7 @@ use WeightUse::{Contraction, Dequantises, Lookup, Product};
 pub(super) const ENTRIES: &[Entry] = &[
     entry(Standard, "MatMul", Rule::Product, Product, Floats),
     entry(Microsoft, "FusedMatMul", Rule::Product, Product, Floats),
+    entry(Microsoft, "TransposeMatMul", Rule::Product, Product, Floats),
     entry(Standard, "Gemm", Rule::Gemm, Product, Floats).with_bias(2),
     entry(Standard, "Einsum", Rule::Einsum, Contraction, Floats),
     entry(Standard, "Conv", Rule::Rank, Contraction, Floats).with_bias(2),
