@@ -2,66 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::measuring::{GuardArgs, MeasuringArgs};
-
-/// Calibrates refusal in chat models already exported to ONNX.
-///
-/// Finds the false-refusal direction (Wang et al., ICLR 2025), bakes its ablation into the weights, proves what
-/// changed, and refuses to publish a model that lost its true refusal.
-///
-/// Exit codes: 0 done; 1 understood and refused, or failed; 2 usage or environment; 3 the guard refused to publish;
-/// 130 or 143 stopped by Ctrl-C or SIGTERM.
-#[derive(Debug, Parser)]
-#[command(name = "lancet", version, args_override_self = true, propagate_version = true)]
-pub struct Cli {
-    /// What to do.
-    #[command(subcommand)]
-    pub command: Command,
-    /// What every command takes.
-    #[command(flatten)]
-    pub global: Global,
-}
-
-/// Options of every command.
-#[derive(Debug, Args)]
-pub struct Global {
-    /// Print the result as JSON on stdout, and nothing else there.
-    #[arg(long, global = true)]
-    pub json: bool,
-    /// TOML file with options by their long names; a flag beats it. A table named like a command holds for that one.
-    #[arg(long, global = true, value_name = "FILE")]
-    pub config: Option<PathBuf>, // read before parsing, see `config`
-    /// No progress.
-    #[arg(long, short, global = true)]
-    pub quiet: bool,
-}
-
-/// The commands.
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// The whole job on the bundled chat model, with a report to look at.
-    Demo(DemoArgs),
-    /// The whole job: collect, select, bake, verify, evaluate, report.
-    Run(RunArgs),
-    /// What a model is: inputs, residual stream, writers, and what would be edited or refused and why.
-    Inspect(InspectArgs),
-    /// Mean activations and refusal scores a class; continues where it was stopped.
-    Collect(CollectArgs),
-    /// Candidate directions, their scores, and the selected one.
-    Select(SelectArgs),
-    /// Several lambdas, strengths and additions on one collection: the trade-off, and which setting is best within the limits.
-    Sweep(SweepArgs),
-    /// The rewritten model from a direction; needs no runtime.
-    Bake(BakeArgs),
-    /// Proves the change: bytes, leak, logits against run-time ablation.
-    Verify(VerifyArgs),
-    /// Answers, refusal rates and refusal scores of a model.
-    Eval(EvalArgs),
-    /// ONNX Runtime: which one is used, and installing one.
-    Runtime(RuntimeArgs),
-}
 
 /// Where models run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -8,7 +8,7 @@ use clap::CommandFactory;
 use lancet::eval::toml_error;
 use lancet::{Error, files};
 
-use super::args::Cli;
+use super::Cli;
 
 /// The commands that have an option of this long name.
 fn takers(flag: &str) -> Vec<String> {

@@ -265,7 +265,9 @@ impl<'g, 'm> Walk<'g, 'm> {
                 let slots: &[usize] = if op == "ScatterElements" { &[0, 2] } else { &[0] };
                 self.rows_or_zero(node, slots, value)?;
             }
-            _ if graph.weighted(node).is_some_and(|weighted| weighted.is_plain_product()) => self.product(node, value)?,
+            _ if graph.weighted(node).is_some_and(|weighted| weighted.is_plain_product()) => {
+                self.product(node, value)?
+            }
             "Gemm" => {
                 if self.moving(node, 0).is_none() {
                     return Err(self.stop(Some(node), value, "the weight is not operand B of this Gemm"));
