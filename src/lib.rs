@@ -20,6 +20,7 @@ pub mod onnx;
 pub mod pipeline;
 pub mod prompt_files;
 pub mod proof;
+pub mod records;
 pub mod report;
 pub mod runtime;
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::files;
-use crate::method::prompts::Row;
+use crate::records::{self, Fault, Row, excerpt, kind_of};
 
 /// The largest file that is read, in bytes. All of MMLU is below 9 MB.
 pub const MAX_FILE_BYTES: u64 = 256 << 20;
@@ -215,7 +215,7 @@ pub fn load(path: &Path) -> Result<Vec<Item>, ItemError> {
     let bytes = files::read(path, MAX_FILE_BYTES).map_err(read)?;
     let text = std::str::from_utf8(&bytes).map_err(|error| ItemError::NotUtf8 {
         file: name.clone(),
-        row: Row::Line(1 + bytes[..error.valid_up_to()].iter().filter(|b| **b == b'\n').count()),
+        row: Row::Line(records::line_of(&bytes, error.valid_up_to())),
     })?;
     parse(&name, text)
 }
@@ -239,8 +239,8 @@ pub fn parse(name: &str, text: &str) -> Result<Vec<Item>, ItemError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let items = match extension(name)? {
         _ if text.trim().is_empty() => Vec::new(),
-        "json" => json_items(name, text)?,
-        "jsonl" => jsonl_items(name, text)?,
+        "json" => json_items(name, records::json(text, &WRAPPER_KEYS).map_err(faulty(name, "JSON"))?)?,
+        "jsonl" => json_items(name, records::json_lines(text).map_err(faulty(name, "JSON Lines"))?)?,
         _ => csv_items(name, text)?,
     };
     if items.is_empty() { Err(ItemError::Empty { file: name.to_owned() }) } else { Ok(items) }
@@ -261,40 +261,20 @@ fn base_name(name: &str) -> &str {
     name.rsplit(['/', '\\']).next().unwrap_or(name)
 }
 
-fn json_items(name: &str, text: &str) -> Result<Vec<Item>, ItemError> {
-    let malformed = |reason: String| ItemError::Malformed { file: name.to_owned(), format: "JSON", reason };
-    let list = match serde_json::from_str(text).map_err(|error| malformed(error.to_string()))? {
-        Value::Array(list) => list,
-        Value::Object(mut object) => {
-            let key = WRAPPER_KEYS.iter().find_map(|key| object.keys().find(|k| k.eq_ignore_ascii_case(key)).cloned());
-            match key.and_then(|key| object.remove(&key)) {
-                Some(Value::Array(list)) => list,
-                _ => return Err(malformed("expected a list, or an object with one under `data` or `items`".into())),
-            }
-        }
-        other => return Err(malformed(format!("expected a list, got {}", kind_of(&other)))),
-    };
-    list.iter().enumerate().map(|(index, value)| json_item(name, Row::Item(index + 1), value)).collect()
+/// A fault as an error of this file.
+fn faulty(name: &str, format: &'static str) -> impl Fn(Fault) -> ItemError {
+    let file = name.to_owned();
+    move |fault| {
+        let reason = match fault {
+            Fault::Malformed(reason) => reason,
+            Fault::NoList(got) => format!("expected a list, or an object with one under `data` or `items`, got {got}"),
+        };
+        ItemError::Malformed { file: file.clone(), format, reason }
+    }
 }
 
-fn jsonl_items(name: &str, text: &str) -> Result<Vec<Item>, ItemError> {
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines
-        .map(|(index, line)| {
-            let row = Row::Line(index + 1);
-            let value = serde_json::from_str(line).map_err(|error| {
-                // serde_json counts lines from the start of this one
-                let reason = error.to_string();
-                let reason = reason.split(" at line ").next().unwrap_or_default();
-                ItemError::Malformed {
-                    file: name.to_owned(),
-                    format: "JSON Lines",
-                    reason: format!("{reason} at {row} column {}", error.column()),
-                }
-            })?;
-            json_item(name, row, &value)
-        })
-        .collect()
+fn json_items(name: &str, values: Vec<(Row, Value)>) -> Result<Vec<Item>, ItemError> {
+    values.iter().map(|(row, value)| json_item(name, *row, value)).collect()
 }
 
 fn json_item(name: &str, row: Row, value: &Value) -> Result<Item, ItemError> {
@@ -326,24 +306,8 @@ fn json_item(name: &str, row: Row, value: &Value) -> Result<Item, ItemError> {
 }
 
 fn csv_items(name: &str, text: &str) -> Result<Vec<Item>, ItemError> {
-    let malformed = |reason: String| ItemError::Malformed { file: name.to_owned(), format: "CSV", reason };
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text.as_bytes());
-    let mut records: Vec<(Row, csv::StringRecord)> = Vec::new();
-    let mut lines = Lines { text: text.as_bytes(), byte: 0, line: 1 };
-    for record in reader.records() {
-        let record = record.map_err(|error| malformed(error.to_string()))?;
-        if record.iter().all(|field| field.trim().is_empty()) {
-            continue;
-        }
-        let byte = record.position().map_or(0, |p| usize::try_from(p.byte()).unwrap_or(usize::MAX));
-        records.push((Row::Line(lines.at(byte)), record));
-    }
-    if let Some((row, last)) = records.last()
-        && last.iter().any(|field| field.contains('\n'))
-        && !text.bytes().filter(|b| *b == b'"').count().is_multiple_of(2)
-    {
-        return Err(malformed(format!("a quote that opens after {row} is never closed")));
-    }
+    let mut records = records::csv(text).map_err(faulty(name, "CSV"))?;
+    records.retain(|(_, record)| record.iter().any(|field| !field.trim().is_empty()));
     let is = |field: &str, names: &[&str]| names.iter().any(|name| field.trim().eq_ignore_ascii_case(name));
     let headed = records.first().is_some_and(|(_, first)| {
         first.iter().any(|f| is(f, &["question"])) && first.iter().any(|f| is(f, &ANSWER_KEYS))
@@ -353,9 +317,7 @@ fn csv_items(name: &str, text: &str) -> Result<Vec<Item>, ItemError> {
         return records.iter().map(|(row, record)| bare_item(name, *row, record, subject)).collect();
     }
     let (_, header) = records.remove(0);
-    let column = |names: &[&str]| {
-        names.iter().find_map(|name| header.iter().position(|field| field.trim().eq_ignore_ascii_case(name)))
-    };
+    let column = |names: &[&str]| names.iter().find_map(|name| records::column(&header, name));
     let (question, answer) = (column(&["question"]), column(&ANSWER_KEYS));
     let (choices, subject) = (column(&CHOICES_KEYS), column(&["subject"]));
     records
@@ -383,26 +345,6 @@ fn csv_items(name: &str, text: &str) -> Result<Vec<Item>, ItemError> {
             finish(field(question), choices, answer, subject).map_err(wrong)
         })
         .collect()
-}
-
-/// Counts lines, going on from where it was last asked.
-struct Lines<'t> {
-    text: &'t [u8],
-    byte: usize,
-    line: usize,
-}
-
-impl Lines<'_> {
-    /// The line, from 1, of the first byte at or after `byte` that is no line break.
-    fn at(&mut self, byte: usize) -> usize {
-        while let Some(found) = self.text.get(self.byte)
-            && (self.byte < byte || matches!(found, b'\n' | b'\r'))
-        {
-            self.line += usize::from(*found == b'\n');
-            self.byte += 1;
-        }
-        self.line
-    }
 }
 
 /// A row of a published MMLU file: question, choices, letter.
@@ -525,7 +467,7 @@ fn same(one: &str, other: &str) -> bool {
 
 /// The value of the first of `keys` that is there; case does not count.
 fn find<'v>(object: &'v Map<String, Value>, keys: &[&str]) -> Option<&'v Value> {
-    keys.iter().find_map(|wanted| object.iter().find(|(key, _)| key.eq_ignore_ascii_case(wanted)).map(|(_, v)| v))
+    records::find(object, keys).map(|(_, value)| value)
 }
 
 /// A string, or a number as it is written.
@@ -543,26 +485,4 @@ fn text_in(text: &str) -> Result<String, String> {
 
 fn kind_or_nothing(value: Option<&Value>) -> &'static str {
     value.map_or("nothing", kind_of)
-}
-
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-/// A text as an error shows it: one line, not too long, nothing that steers a terminal.
-fn excerpt(text: &str) -> String {
-    const LONGEST: usize = 40;
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let mut shown: String = line.chars().take(LONGEST).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    if line.chars().nth(LONGEST).is_some() {
-        shown.push('…');
-    }
-    shown
 }

@@ -21,9 +21,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use super::classes::{PerClass, PromptClass};
+pub use crate::records::Row;
 pub use assemble::BUNDLED_VERSION;
 pub use error::PromptError;
-pub use origin::{Overlap, Place, PromptFile, PromptOrigin, PromptSource, Row, RowSelection};
+pub use origin::{Overlap, Place, PromptFile, PromptOrigin, PromptSource, RowSelection};
 pub use parse::{PROMPT_KEYS, ParsedFile, PromptFormat, decode, parse};
 pub use random::PythonRandom;
 

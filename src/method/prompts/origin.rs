@@ -4,8 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::text::{count_of_prompts, excerpt};
+use super::text::count_of_prompts;
 use super::{PromptClass, Split, SplitSizes};
+use crate::records::{Row, excerpt};
 
 /// Where prompts were found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,25 +148,6 @@ impl fmt::Display for Place {
         match &self.at {
             Some((file, row)) => write!(f, " (`{file}`, {row})"),
             None => Ok(()),
-        }
-    }
-}
-
-/// Where in a file something is, counted from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Row {
-    /// An item of a JSON list.
-    Item(usize),
-    /// A line of any other file.
-    Line(usize),
-}
-
-impl fmt::Display for Row {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Item(number) => write!(f, "item {number}"),
-            Self::Line(number) => write!(f, "line {number}"),
         }
     }
 }

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::error::Packed;
-use super::text::{excerpt, normalised};
+use super::text::normalised;
 use super::{PromptClass, PromptError, PromptFile, Row, RowSelection};
+use crate::records::{self, Fault, excerpt, kind_of, listed};
 
 /// The keys (JSON) and headers (CSV) a prompt is looked for under, in this order; case does not count.
 pub const PROMPT_KEYS: [&str; 4] = ["instruction", "prompt", "goal", "text"];
@@ -112,7 +113,7 @@ pub fn decode<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str, PromptError> {
     }
     std::str::from_utf8(bytes).map_err(|error| PromptError::NotUtf8 {
         file: name.to_owned(),
-        row: Row::Line(1 + count_newlines(&bytes[..error.valid_up_to()])),
+        row: Row::Line(records::line_of(bytes, error.valid_up_to())),
     })
 }
 
@@ -146,10 +147,10 @@ pub fn parse(name: &str, text: &str, class: PromptClass, keep_duplicates: bool) 
     let text = mended.as_deref().unwrap_or(text);
     let raw = match format {
         _ if text.trim().is_empty() => Vec::new(),
-        PromptFormat::Json => json_rows(name, text)?,
-        PromptFormat::Jsonl => jsonl_rows(name, text)?,
+        PromptFormat::Json => json_rows(name, records::json(text, &WRAPPER_KEYS).map_err(faulty(name, format))?)?,
+        PromptFormat::Jsonl => json_rows(name, records::json_lines(text).map_err(faulty(name, format))?)?,
         PromptFormat::Csv => csv_rows(name, text)?,
-        PromptFormat::Txt => lines(text).map(|(row, line)| RawRow::new(row, line.to_owned())).collect(),
+        PromptFormat::Txt => records::lines(text).map(|(row, line)| RawRow::new(row, line.to_owned())).collect(),
     };
     if raw.is_empty() {
         return Err(PromptError::EmptyFile { file: name.to_owned() });
@@ -200,56 +201,17 @@ impl RawRow {
     }
 }
 
-/// The lines that are not blank.
-fn lines(text: &str) -> impl Iterator<Item = (Row, &str)> {
-    text.lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-        .map(|(index, line)| (Row::Line(index + 1), line))
+/// A fault as an error of this file.
+fn faulty(name: &str, format: PromptFormat) -> impl Fn(Fault) -> PromptError {
+    let file = name.to_owned();
+    move |fault| match fault {
+        Fault::Malformed(reason) => PromptError::Malformed { file: file.clone(), format, reason },
+        Fault::NoList(got) => PromptError::NoList { file: file.clone(), got },
+    }
 }
 
-fn json_rows(name: &str, text: &str) -> Result<Vec<RawRow>, PromptError> {
-    let value = serde_json::from_str(&without_python_constants(text)).map_err(|error| PromptError::Malformed {
-        file: name.to_owned(),
-        format: PromptFormat::Json,
-        reason: error.to_string(),
-    })?;
-    let list = match value {
-        Value::Array(list) => list,
-        Value::Object(mut object) => {
-            let key = WRAPPER_KEYS
-                .iter()
-                .find_map(|wanted| object.keys().find(|key| key.eq_ignore_ascii_case(wanted)).cloned());
-            match key.and_then(|key| object.remove(&key)) {
-                Some(Value::Array(list)) => list,
-                _ => {
-                    return Err(PromptError::NoList { file: name.to_owned(), got: keys_of(object.keys()) });
-                }
-            }
-        }
-        other => {
-            return Err(PromptError::NoList { file: name.to_owned(), got: kind_of(&other).to_owned() });
-        }
-    };
-    list.into_iter().enumerate().map(|(index, value)| json_row(name, Row::Item(index + 1), value)).collect()
-}
-
-fn jsonl_rows(name: &str, text: &str) -> Result<Vec<RawRow>, PromptError> {
-    lines(text)
-        .map(|(row, line)| {
-            let value = serde_json::from_str(&without_python_constants(line)).map_err(|error| {
-                // serde_json counts lines from the start of this one.
-                let reason = error.to_string();
-                let reason = reason.split(" at line ").next().unwrap_or_default();
-                PromptError::Malformed {
-                    file: name.to_owned(),
-                    format: PromptFormat::Jsonl,
-                    reason: format!("{reason} at {row} column {}", error.column()),
-                }
-            })?;
-            json_row(name, row, value)
-        })
-        .collect()
+fn json_rows(name: &str, values: Vec<(Row, Value)>) -> Result<Vec<RawRow>, PromptError> {
+    values.into_iter().map(|(row, value)| json_row(name, row, value)).collect()
 }
 
 fn json_row(name: &str, row: Row, value: Value) -> Result<RawRow, PromptError> {
@@ -261,7 +223,7 @@ fn json_row(name: &str, row: Row, value: Value) -> Result<RawRow, PromptError> {
         }
     };
     let no_prompt = |got: String| PromptError::NoPrompt { file: name.to_owned(), row, got };
-    let find = |wanted: &str| object.iter().find(|(key, _)| key.eq_ignore_ascii_case(wanted));
+    let find = |wanted: &str| records::find(&object, &[wanted]);
     let text_of = |wanted: &str| find(wanted).and_then(|(_, value)| value.as_str()).map(str::to_owned);
     if let Some((key, _)) = BESIDE_KEYS.iter().filter_map(|key| find(key)).find(|(_, value)| !is_blank(value)) {
         return Err(PromptError::Beside { file: name.to_owned(), row, key: excerpt(key) });
@@ -284,7 +246,7 @@ fn json_row(name: &str, row: Row, value: Value) -> Result<RawRow, PromptError> {
         None => match CONVERSATION_KEYS.iter().find_map(|key| find(key)) {
             Some((_, Value::Array(turns))) => conversation(turns)?,
             Some((key, other)) => return Err(under(key, other)),
-            None => return Err(no_prompt(keys_of(object.keys()))),
+            None => return Err(no_prompt(listed(object.keys()))),
         },
     };
     Ok(RawRow { row, text, label: text_of("label"), kind: text_of("type") })
@@ -346,123 +308,36 @@ fn text_of_content(content: &Value) -> Option<String> {
 }
 
 fn csv_rows(name: &str, text: &str) -> Result<Vec<RawRow>, PromptError> {
-    let malformed =
-        |reason: String| PromptError::Malformed { file: name.to_owned(), format: PromptFormat::Csv, reason };
-    let text = text.replace("\r\n", "\n");
-    if let Some(line) = unclosed_quote(&text) {
-        return Err(malformed(format!("the quote that opens at line {line} is never closed")));
-    }
-    let mut reader = csv::ReaderBuilder::new().from_reader(text.as_bytes());
-    let headers = reader.headers().map_err(|error| malformed(error.to_string()))?.clone();
-    let column = |wanted: &str| headers.iter().position(|header| header.trim().eq_ignore_ascii_case(wanted));
+    let faulty = faulty(name, PromptFormat::Csv);
+    let mut records = records::csv(text).map_err(&faulty)?;
+    let header = if records.is_empty() { csv::StringRecord::new() } else { records.remove(0).1 };
+    let column = |wanted: &str| records::column(&header, wanted);
     let Some((key, prompt)) = PROMPT_KEYS.iter().find_map(|key| Some((*key, column(key)?))) else {
-        return Err(PromptError::NoColumn { file: name.to_owned(), got: keys_of(headers.iter()) });
+        return Err(PromptError::NoColumn { file: name.to_owned(), got: listed(header.iter()) });
     };
     let material: Vec<usize> =
         MATERIAL_KEYS.iter().filter(|_| key == "instruction").filter_map(|k| column(k)).collect();
     let beside: Vec<(&str, usize)> = BESIDE_KEYS.iter().filter_map(|key| Some((*key, column(key)?))).collect();
     let (label, kind) = (column("label"), column("type"));
-    let mut counter = LineCounter::new(text.as_bytes());
-    let mut rows = Vec::new();
-    for record in reader.records() {
-        let record = record.map_err(|error| {
-            let line = error.position().map_or(0, |position| counter.line_of_record(position.byte()));
-            malformed(match error.kind() {
-                csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-                    format!("expected {expected_len} fields at line {line}, got {len}")
-                }
-                _ => error.to_string(),
-            })
-        })?;
-        let byte = record.position().map_or(0, csv::Position::byte);
+    let row = |(row, record): (Row, csv::StringRecord)| {
+        if record.len() != header.len() {
+            let (expected, got) = (header.len(), record.len());
+            return Err(faulty(Fault::Malformed(format!("expected {expected} fields at {row}, got {got}"))));
+        }
         let field = |index: Option<usize>| index.and_then(|index| record.get(index)).map(str::to_owned);
-        let row = Row::Line(counter.line_of_record(byte));
         let filled = |index: &usize| record.get(*index).filter(|text| !text.trim().is_empty());
         if let Some((key, _)) = beside.iter().find(|(_, index)| filled(index).is_some()) {
             return Err(PromptError::Beside { file: name.to_owned(), row, key: (*key).to_owned() });
         }
         let instruction = field(Some(prompt)).unwrap_or_default();
-        rows.push(RawRow {
+        Ok(RawRow {
             row,
             text: material.iter().filter_map(filled).fold(instruction, |text, more| with_material(&text, more)),
             label: field(label),
             kind: field(kind),
-        });
-    }
-    Ok(rows)
-}
-
-/// Counts lines up to where a record starts. (The reader's own count does not step over blank lines.)
-struct LineCounter<'a> {
-    text: &'a [u8],
-    counted: usize,
-    line: usize,
-}
-
-impl<'a> LineCounter<'a> {
-    fn new(text: &'a [u8]) -> Self {
-        Self { text, counted: 0, line: 1 }
-    }
-
-    /// The line of the record before which the reader was at `byte`; records must come in order.
-    fn line_of_record(&mut self, byte: u64) -> usize {
-        let byte = usize::try_from(byte).unwrap_or(usize::MAX).min(self.text.len());
-        let blank = self.text[byte..].iter().take_while(|&&b| b == b'\n' || b == b'\r').count();
-        let start = byte + blank;
-        if let Some(between) = self.text.get(self.counted..start) {
-            self.line += count_newlines(between);
-            self.counted = start;
-        }
-        self.line
-    }
-}
-
-/// The line where a quoted CSV field opens that the end of the text does not close. The reader would take the
-/// rest of the file for one prompt.
-fn unclosed_quote(text: &str) -> Option<usize> {
-    let mut opened = None;
-    let (mut line, mut at_field_start) = (1, true);
-    let mut bytes = text.bytes().peekable();
-    while let Some(byte) = bytes.next() {
-        line += usize::from(byte == b'\n');
-        match (opened, byte) {
-            (Some(_), b'"') if bytes.peek() == Some(&b'"') => {
-                bytes.next();
-            }
-            (Some(_), b'"') => opened = None,
-            (Some(_), _) => {}
-            (None, b'"') if at_field_start => opened = Some(line),
-            (None, _) => {}
-        }
-        at_field_start = matches!(byte, b',' | b'\n' | b'\r');
-    }
-    opened
-}
-
-/// `NaN`, `Infinity` and `-Infinity` outside strings, which Python writes into JSON, made `null`.
-fn without_python_constants(text: &str) -> String {
-    let mut clean = String::with_capacity(text.len());
-    let mut rest = text;
-    let (mut in_string, mut escaped) = (false, false);
-    while let Some(c) = rest.chars().next() {
-        if !in_string
-            && let Some(constant) =
-                ["NaN", "Infinity", "-Infinity"].into_iter().find(|constant| rest.starts_with(constant))
-        {
-            clean.push_str("null");
-            rest = &rest[constant.len()..];
-            continue;
-        }
-        match (in_string, c) {
-            _ if escaped => escaped = false,
-            (true, '\\') => escaped = true,
-            (_, '"') => in_string = !in_string,
-            _ => {}
-        }
-        clean.push(c);
-        rest = &rest[c.len_utf8()..];
-    }
-    clean
+        })
+    };
+    records.into_iter().map(row).collect()
 }
 
 /// Of a file that marks rows as safe and unsafe, those of the class.
@@ -507,30 +382,6 @@ fn safety(rows: &[RawRow]) -> Option<(&'static str, Vec<bool>)> {
     }
     let is_unsafe: Vec<bool> = kind?.iter().map(|value| value.starts_with("contrast_")).collect();
     is_unsafe.contains(&true).then_some(("type", is_unsafe))
-}
-
-fn count_newlines(bytes: &[u8]) -> usize {
-    bytes.iter().filter(|&&byte| byte == b'\n').count()
-}
-
-fn keys_of(keys: impl Iterator<Item = impl AsRef<str>>) -> String {
-    let keys: Vec<String> = keys.map(|key| format!("`{}`", excerpt(key.as_ref()))).collect();
-    match keys.len() {
-        0 => "nothing".to_owned(),
-        1..=12 => keys.join(", "),
-        more => format!("{} and {} more", keys[..12].join(", "), more - 12),
-    }
-}
-
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 #[cfg(test)]

@@ -19,25 +19,3 @@ pub(super) fn count_of_prompts(count: usize) -> String {
 pub(super) fn quoted<const N: usize>(names: [&str; N]) -> String {
     names.map(|name| format!("`{name}`")).join(", ")
 }
-
-/// A prompt as an error shows it: one line, not too long, nothing that steers a terminal.
-pub(super) fn excerpt(text: &str) -> String {
-    const LONGEST: usize = 80;
-    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let mut shown: String = line.chars().take(LONGEST).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    if line.chars().nth(LONGEST).is_some() {
-        shown.push('…');
-    }
-    shown
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_show_prompts_on_one_short_line() {
-        assert_eq!(excerpt("a\n\u{1b}[2J  b"), "a \u{fffd}[2J b");
-        assert_eq!(excerpt(&"x".repeat(100)).chars().count(), 81);
-    }
-}
