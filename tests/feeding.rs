@@ -607,3 +607,18 @@ fn values_of_names_that_a_session_needs_are_refused_by_name() {
         }
     }
 }
+
+#[test]
+fn experts_packed_for_another_provider_are_edited_and_not_run() {
+    let sandbox = Sandbox::new();
+    common::copy_folder(&fixture("quant/genai-qmoe-cuda"), &sandbox.path("model"));
+    sandbox.write_direction("d.safetensors", &some_direction(256));
+    let found = json(&mut sandbox.lancet(&["inspect", "model", "--json"]), 0);
+    let unfed = &only(&found)["inspect"]["interface"]["unfed"];
+    assert!(unfed["op"] == "QMoE" && unfed["reason"].as_str().unwrap().contains("packed for CUDA"), "{unfed}");
+    json(&mut sandbox.lancet(&["bake", "model", "--direction", "d.safetensors", "-o", "out", "--json"]), 0);
+    let verify = ["verify", "model", "out", "--direction", "d.safetensors", "--json"];
+    let verified = json(&mut sandbox.lancet(&verify), 0);
+    let unchecked = only(&verified)["verify"]["unchecked"].to_string();
+    assert!(unchecked.contains("loaded and not run"), "{unchecked}");
+}

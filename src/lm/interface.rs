@@ -11,6 +11,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 
 use super::Refusal;
+use super::quantised::packed_for_another_provider;
 use crate::onnx::proto::ValueInfoProto;
 use crate::onnx::{DataType, Graph, Use};
 use cache::{cache, is_cache, is_present};
@@ -249,9 +250,8 @@ impl Interface {
             feeding: Feeding::default(),
             unfed: None,
         };
-        if let Err(refusal) = found.plan(graph, &inputs, config) {
-            found.unfed = Some(refusal);
-        }
+        let planned = found.plan(graph, &inputs, config);
+        found.unfed = planned.err().or_else(|| packed_for_another_provider(graph));
         Ok(found)
     }
 

@@ -3,6 +3,7 @@
 //! Layouts that are not those of the operator's specification (weights that a provider has packed for itself) are
 //! refused: their write is projected by nodes instead.
 
+use super::Refusal;
 use crate::onnx::ops::{Operator, WeightLayout};
 use crate::onnx::quant::{Blocks, Coding, Zeros};
 use crate::onnx::{DataType, Graph, NodeId, Quantised, Storage, TensorId, Use, ValueId};
@@ -412,6 +413,21 @@ fn integer_product(graph: &Graph<'_>, node: NodeId, operator: &Operator, zeros: 
         return Err(format!("its codes are {}", codes.dtype));
     }
     linear(graph, Use { node, slot: 1 }, &codes, Linear { operator, scales, zeros }, 0)
+}
+
+/// A `QMoE` whose codes have other rows than its scales, as CUDA's own packing has them. ONNX Runtime's CPU provider (1.32)
+/// takes such a node, reads beyond the scales, gives other logits and may crash.
+pub(super) fn packed_for_another_provider(graph: &Graph<'_>) -> Option<Refusal> {
+    let is_packed = |node: NodeId| {
+        let shape = |slot| Some(&graph.tensor_ref(graph.input(node, slot)?)?.shape);
+        let rows = |slot| shape(slot)?.get(1).copied();
+        [(2, 3), (5, 6)].into_iter().any(|(codes, scales)| rows(codes).zip(rows(scales)).is_some_and(|(c, s)| c != s))
+    };
+    let experts = |node: &NodeId| graph.weighted(*node).is_some_and(|of| of.layout == WeightLayout::Experts);
+    let node = graph.nodes().filter(experts).find(|node| is_packed(*node))?;
+    let reason = "its weights are packed for CUDA: ONNX Runtime on the CPU reads beyond their scales";
+    let hint = "`bake` edits it all the same; to measure it, export it for the CPU (`-e cpu`)".into();
+    Some(Refusal { hint, ..Refusal::on_stream(graph, node, graph.output(node, 0), reason) })
 }
 
 /// The second layer of `QMoE`: codes `[experts, d_model, d_mlp * bits / 8]` (input 5), scales input 6, zero points
