@@ -352,6 +352,7 @@ fn the_print_holds_what_is_folded() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn the_report_of_the_demo_opens_and_filters() {
     let Some(mut browser) = Browser::start() else { return };
     let folder = tempfile::tempdir().unwrap();

@@ -176,6 +176,7 @@ fn check(export: &Export, reference: &Reference, runtime: &Runtime) -> Result<Ve
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn exports_of_the_zoo_generate_and_score_like_transformers() {
     let runtime = runtime(1);
     let exports = exports();

@@ -88,6 +88,7 @@ fn a_jailbreak_that_opens_stops_a_model_whose_plain_refusal_stays() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn a_limit_of_the_kl_is_held_and_force_publishes_with_the_failure_written_down() {
     let folder = tempfile::tempdir().unwrap();
     let policy = folder.path().join("policy.toml");
@@ -210,6 +211,7 @@ fn a_judge_is_believed_and_its_verdicts_are_kept() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn a_judge_that_is_not_there_stops_everything_before_the_work_and_one_that_goes_away_leaves_no_model() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
@@ -256,6 +258,7 @@ fn timeless(mut result: Value) -> Value {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn the_same_inputs_and_seed_give_the_same_report() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");

@@ -168,6 +168,7 @@ fn judge(entry: &Entry) -> Vec<String> {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn hostile_files_end_in_plain_words() {
     let only = std::env::var("LANCET_HOSTILE").unwrap_or_default();
     let mut wrong = Vec::new();

@@ -566,6 +566,7 @@ fn true_refusal() -> Vec<f32> {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn run_bakes_and_measures_every_variant_and_bake_measures_the_same() {
     onnx_runtime();
     let sandbox = two();
@@ -633,6 +634,7 @@ fn false_refusal() -> Vec<f32> {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn every_form_of_the_chat_model_ends_up_alike() {
     onnx_runtime();
     let sandbox = two();
@@ -684,6 +686,7 @@ fn every_form_of_the_chat_model_ends_up_alike() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn the_guard_stops_a_whole_package() {
     onnx_runtime();
     let sandbox = two();

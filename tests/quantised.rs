@@ -129,12 +129,13 @@ fn main() {
         Trial::test("an_embedding_that_is_shared_with_the_head_is_edited_in_a_copy", untied),
         Trial::test("a_code_or_scale_that_changed_by_one_is_noticed", tampered),
     ];
-    for entry in entries.into_iter().filter(|entry| entry.file.is_some()) {
-        trials.push(Trial::test(entry.name.clone(), move || {
+    for (index, entry) in entries.into_iter().filter(|entry| entry.file.is_some()).enumerate() {
+        let trial = Trial::test(entry.name.clone(), move || {
             let mut failures = Vec::new();
             check(&entry, &mut failures)?;
             if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
-        }));
+        });
+        trials.push(trial.with_ignored_flag(common::is_left_out(index, 3)));
     }
     libtest_mimic::run(&arguments, trials).exit();
 }
@@ -150,7 +151,7 @@ fn bake(
     let opened = Opened::new(path)?;
     let options =
         BakeOptions { out, weights_only, quantised, max_rounding_error: None, runtime: None, cancelled: &never };
-    Ok(bake_only(&opened, &direction(), &options, &Silent).map(|row| (row.bake, row.verify))?)
+    bake_only(&opened, &direction(), &options, &Silent).map(|row| (row.bake, row.verify))
 }
 
 /// Where a bake of `path` into `out` puts the model.

@@ -343,6 +343,7 @@ fn step_by_step_gives_the_direction_of_run() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn the_guard_refuses_to_publish() {
     let guarded = fixture("chat-guard");
     if !guarded.is_dir() {

@@ -102,6 +102,7 @@ fn every_setting_is_measured_and_the_best_within_the_policy_recommended() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn a_second_sweep_gives_the_same_bytes() {
     let (folder, first) = swept();
     let sandbox = Sandbox::new();
@@ -127,6 +128,7 @@ fn a_second_sweep_gives_the_same_bytes() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn rows_equal_what_run_measures_on_the_baked_model() {
     let (_, result) = swept();
     for (lambda, strength, alpha) in [("0.5", "1", "0"), ("1", "0.75", "2")] {
@@ -154,6 +156,7 @@ fn rows_equal_what_run_measures_on_the_baked_model() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn bake_follows_from_a_direction_of_the_sweep_and_verify_repeats_it() {
     let (folder, _) = swept();
     let sandbox = Sandbox::new();
@@ -226,6 +229,7 @@ fn what_cannot_be_swept_is_refused() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn directions_of_sets_are_tried_on_sets() {
     onnx_runtime();
     let sandbox = Sandbox::new();
@@ -294,6 +298,7 @@ fn model_width(name: &str) -> usize {
 
 /// Strength 0.6 and an addition, baked into every export of the zoo, against the same at run time.
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn additions_and_strengths_bake_as_they_run() {
     let runtime = Runtime::load(&common::onnxruntime_library(), Device::Cpu, 1).unwrap();
     let never = AtomicBool::new(false);

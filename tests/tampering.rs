@@ -354,6 +354,7 @@ fn model(name: &str) -> Option<PathBuf> {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn every_tampering_fails_and_no_honest_output_does() {
     let mut table: Vec<(String, usize, bool)> = Vec::default();
     let mut passed: Vec<String> = Vec::default();

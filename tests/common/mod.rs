@@ -11,6 +11,12 @@ use assert_cmd::Command;
 use lancet::onnx::proto::{Dimension, TensorShapeProto, TypeProto, ValueInfoProto, dimension, type_proto};
 use serde_json::Value;
 
+/// Whether the `index`th of many cases is left out: of cases that each say little more than the others, `cargo test`
+/// without `--release` tries one of `every`.
+pub fn is_left_out(index: usize, every: usize) -> bool {
+    cfg!(debug_assertions) && !index.is_multiple_of(every)
+}
+
 /// The binary, at a fixed width and without colour.
 pub fn lancet() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lancet"));
