@@ -111,7 +111,7 @@ fn broken_rows_are_named_with_their_line() {
     );
     refused("y.jsonl", &format!("{good}\n{{\"question\"\n"), "at line 2 column ");
     refused("y.json", "{\"rows\": []}", "expected a list, or an object with one under");
-    refused("y.json", "3", "expected a list, got a number");
+    refused("y.json", "3", "expected a list, or an object with one under `data` or `items`, got a number");
     refused(
         "y.csv",
         "q,a,b,A\n\nq,a,A\n",
