@@ -83,6 +83,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("lib", &["error"]),
 ];
 
+/// Files that use each other in a circle, room by room; no others may. Each is one thing in several files: a graph and the
+/// facts that it finds out when asked, a bake's plan and the parts that plan, a template and the content it renders.
+const CIRCLES: &[&[&str]] = &[
+    &["bake::addition", "bake::alone", "bake::layout", "bake::metadata", "bake::plan", "bake::tensor"],
+    &["chat::content", "chat::template"],
+    &["cli::args", "cli::commands", "cli::measuring", "cli::runtime"],
+    &["eval::patterns", "eval::text"],
+    &["onnx::check", "onnx::flat", "onnx::index", "onnx::ops", "onnx::tensor", "onnx::twins", "onnx::unfuse"],
+    &["onnx::constant", "onnx::facts", "onnx::graph", "onnx::shape"],
+    &["pipeline::cross", "pipeline::sweep"],
+];
+
 /// Lines before the tests of a file.
 const MAX_LINES: usize = 600;
 
@@ -419,6 +431,51 @@ fn rooms_import_only_what_the_table_allows() {
     assert!(idle.is_empty(), "the table allows what nothing uses: {}", idle.join(", "));
     let gone: Vec<&str> = table.keys().filter(|own| !rooms.contains(*own)).copied().collect();
     assert!(gone.is_empty(), "rooms in the table that are not in src: {gone:?}");
+}
+
+/// Which file uses which within a room. A file and the folder of its name are one, and what a room's `mod.rs` holds may be
+/// used by every file of the room.
+fn uses() -> BTreeMap<String, BTreeSet<String>> {
+    let all = sources();
+    let tests = test_files(&all);
+    let file = |path: &[String]| (path.len() > 1).then(|| path[..2].join("::"));
+    let known: BTreeSet<String> = all.iter().filter_map(|source| file(&source.module)).collect();
+    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for source in all.iter().filter(|source| !tests.contains(&source.module)) {
+        let Some(own) = file(&source.module) else { continue };
+        let room = &source.module[0];
+        for path in Collector::of(&source.module, &source.text).inner {
+            let path: Vec<String> = path.split("::").map(str::to_string).collect();
+            let other = file(&path).filter(|other| path[0] == *room && *other != own && known.contains(other));
+            uses.entry(own.clone()).or_default().extend(other);
+        }
+    }
+    uses
+}
+
+/// Every file that a file uses, through others too.
+fn reached<'u>(uses: &'u BTreeMap<String, BTreeSet<String>>, from: &str) -> BTreeSet<&'u str> {
+    let mut seen = BTreeSet::new();
+    let mut left: Vec<&str> = uses.get(from).into_iter().flatten().map(String::as_str).collect();
+    while let Some(at) = left.pop() {
+        if seen.insert(at) {
+            left.extend(uses.get(at).into_iter().flatten().map(String::as_str));
+        }
+    }
+    seen
+}
+
+#[test]
+fn files_use_each_other_in_no_circle_but_the_known_ones() {
+    let uses = uses();
+    let circle = |file: &str| -> Vec<String> {
+        let others = reached(&uses, file).into_iter().filter(|other| reached(&uses, other).contains(file));
+        others.map(str::to_string).collect()
+    };
+    let found: BTreeSet<Vec<String>> = uses.keys().map(|file| circle(file)).filter(|all| !all.is_empty()).collect();
+    let allowed: BTreeSet<Vec<String>> =
+        CIRCLES.iter().map(|all| all.iter().map(ToString::to_string).collect()).collect();
+    assert_eq!(found, allowed, "left: circles of files in src; right: the list in this test");
 }
 
 #[test]

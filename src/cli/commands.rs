@@ -16,9 +16,10 @@ use lancet::method::select::Rules;
 use lancet::pipeline::collect::{self, Activations, RefusalTokens};
 use lancet::pipeline::consumer::Consumer;
 use lancet::pipeline::engine::Engine;
-use lancet::pipeline::opened::UnderstoodVariant;
 use lancet::pipeline::prove::Runs;
-use lancet::pipeline::variant::{Measuring, Running};
+use lancet::pipeline::running::Running;
+use lancet::pipeline::understood::UnderstoodVariant;
+use lancet::pipeline::variant::Measuring;
 use lancet::pipeline::{
     self, BakeOptions, Opened, Package, Ready, RunOptions, Understood, choose, direction_file, evaluate, inspect, prove,
 };

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::condition::Condition;
-use super::policy::Limit;
+use super::limit::Limit;
+pub use super::limit::Unit;
 use super::statistics::Paired;
 
 /// What was measured. Whatever is missing was not.
@@ -28,22 +29,6 @@ pub struct Evidence {
     /// Seed of the bootstrap.
     #[serde(default)]
     pub seed: u64,
-}
-
-/// What a measurement, its bound and its limit are counted in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum Unit {
-    /// A share, 0 to 1.
-    #[default]
-    Share,
-    /// Nats.
-    Nats,
-    /// The ratio of two numbers.
-    Ratio,
-    /// Prompts.
-    Prompts,
 }
 
 /// One limit against one measurement.

@@ -3,6 +3,7 @@
 pub mod answers;
 pub mod condition;
 pub mod evidence;
+pub mod limit;
 pub mod outcome;
 pub mod patterns;
 pub mod policy;

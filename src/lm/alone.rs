@@ -6,19 +6,10 @@
 use std::collections::HashSet;
 
 use super::Refusal;
-use super::path::{EditTarget, WeightPath};
+use super::path::{EditTarget, Turn, WeightPath};
 use super::weight::trace_weight_through_norms;
 use super::writer::{Sharing, Writer};
 use crate::onnx::{Graph, Use};
-
-/// What a norm does to the direction, from the write back to the weight.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Turn {
-    /// A scale a channel, `[d_model]`: `r . (g * x) = (g * r) . x`.
-    Scale(Vec<f64>),
-    /// The mean over the channels is taken off: `r . (x - mean x) = (r - mean r) . x`.
-    Centre,
-}
 
 /// The direction whose projection off a weight makes the write behind `turns` orthogonal to `r`, `[d_model]`, of
 /// length 1. `None` if the norm removes the direction altogether.

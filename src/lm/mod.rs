@@ -131,6 +131,7 @@ impl LanguageModel {
         };
         let mut streams = vec![&residual];
         streams.extend(&cached);
+        streams.iter().try_for_each(|stream| projection::check_types(graph, &stream.contributions))?;
         if let [plain, cached] = streams.as_slice()
             && !plain.matches(cached)
         {

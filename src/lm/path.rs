@@ -1,6 +1,5 @@
 //! What a walk from a contribution finds: the tensors to edit, and where they enter the computation.
 
-use super::alone::Turn;
 use crate::onnx::{Graph, Model, Quantised, TensorId, Use};
 
 /// A tensor to edit, and the axis along which `d_model` lies.
@@ -39,6 +38,15 @@ pub struct WeightPath {
     pub entries: Vec<Use>,
     /// The same, tensor by tensor.
     pub parts: Vec<Part>,
+}
+
+/// What a norm does to the direction, from the write back to the weight.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Turn {
+    /// A scale a channel, `[d_model]`: `r . (g * x) = (g * r) . x`.
+    Scale(Vec<f64>),
+    /// The mean over the channels is taken off: `r . (x - mean x) = (r - mean r) . x`.
+    Centre,
 }
 
 /// One tensor of a path.

@@ -1,8 +1,8 @@
 //! The projection `x <- x - (x.r) r` (Wang et al. 2025, eq. 4) and the addition `x <- x + v` (eq. 5) as standard ONNX
 //! operators.
 
-use super::Role;
 use super::residual::{Contribution, SKIP_SUM_OUTPUT};
+use super::{Refusal, Role};
 use crate::onnx::graph::Graph;
 use crate::onnx::patch::{Patch, Place};
 use crate::onnx::proto::{NodeProto, TensorProto, attr_int, attr_ints, node};
@@ -54,7 +54,7 @@ pub struct Steps<'a> {
 }
 
 /// The operator set from which on a value can be cast to the type of another.
-pub(super) const CAST_LIKE: i64 = 15;
+const CAST_LIKE: i64 = 15;
 
 /// Element type of what is written: that of the value, or of the sum that it joins and of its other terms, which is the
 /// same. `None` where the file does not tell; constants are then cast to the value's own type.
@@ -65,6 +65,18 @@ pub fn write_type(graph: &Graph<'_>, contribution: &Contribution) -> Option<Data
         .into_iter()
         .flat_map(|node| [0, SKIP_SUM_OUTPUT].into_iter().filter_map(move |slot| graph.output(node, slot)));
     std::iter::once(contribution.value).chain(results).chain(terms).find_map(|value| graph.elem_type(value))
+}
+
+/// Every write needs an element type, or an operator set in which a constant can be cast to that of another value.
+pub(super) fn check_types(graph: &Graph<'_>, contributions: &[Contribution]) -> Result<(), Refusal> {
+    let casts = graph.model.opset("").or_else(|| graph.model.opset("ai.onnx")).unwrap_or(0) >= CAST_LIKE;
+    let unknown = contributions.iter().find(|c| !casts && write_type(graph, c).is_none());
+    match unknown.and_then(|c| Some((c, graph.producer(c.value).or(c.site.map(|s| s.node))?))) {
+        Some((c, node)) => {
+            Err(Refusal::on_stream(graph, node, Some(c.value), "the element type of the write is unknown"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Adds to `patch` the projection of one contribution ([`steer`]).

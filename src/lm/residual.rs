@@ -143,7 +143,6 @@ impl ResidualStream {
         let d_model = width(graph, &contributions, origin).ok_or_else(|| {
             Refusal::on_stream(graph, unembedding.node, Some(activation), "the width of the stream is unknown")
         })?;
-        check_types(graph, &contributions)?;
         check_widths(graph, &contributions, d_model)?;
         let layouts = axes.layouts;
         let layout = layouts.get(&blocks[0].post).copied().unwrap_or(StreamLayout::PLAIN);
@@ -303,19 +302,6 @@ fn follow(graph: &Graph<'_>, known: &HashMap<ValueId, Option<Vec<Axis>>>, value:
         axes = layout::handed(graph, node, &axes)?;
     }
     Some(axes)
-}
-
-/// Every write needs an element type, or an operator set in which a constant can be cast to that of another value.
-fn check_types(graph: &Graph<'_>, contributions: &[Contribution]) -> Result<(), Refusal> {
-    use super::projection::{CAST_LIKE, write_type};
-    let casts = graph.model.opset("").or_else(|| graph.model.opset("ai.onnx")).unwrap_or(0) >= CAST_LIKE;
-    let unknown = contributions.iter().find(|c| !casts && write_type(graph, c).is_none());
-    match unknown.and_then(|c| Some((c, graph.producer(c.value).or(c.site.map(|s| s.node))?))) {
-        Some((c, node)) => {
-            Err(Refusal::on_stream(graph, node, Some(c.value), "the element type of the write is unknown"))
-        }
-        None => Ok(()),
-    }
 }
 
 /// Every write whose weights tell how wide it is must be as wide as the stream: no runtime adds up others.

@@ -10,8 +10,7 @@
 use std::collections::HashSet;
 
 use super::Refusal;
-use super::alone::Turn;
-use super::path::{EditTarget, WeightPath};
+use super::path::{EditTarget, Turn, WeightPath};
 use super::quantised;
 use super::rows::{
     adds_or_sets, carried, einsum_weight, handed_on, is_row_factor, is_same_along_rows, is_transparent, keeps_rows,

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::bytes::equal;
 use super::card;
 use super::direction_file;
 use super::opened::Opened;
 use super::package::{Package, shown};
-use super::publish::equal;
 use super::walk::{Thing, everything};
 use crate::bake::hex;
 use crate::error::Error;

@@ -8,7 +8,6 @@ use std::sync::atomic::AtomicBool;
 use ndarray::{Array2, ArrayD, IxDyn};
 
 use super::engine::integers;
-use super::inspect;
 use super::opened::{Opened, Understood};
 use crate::error::Error;
 use crate::instrument::{DIRECTION_INPUT, Wanted, Whole, WholeModel, whole};
@@ -231,7 +230,7 @@ fn other_logits(apart: Option<(f64, f64)>, own: Option<f64>) -> Option<String> {
 /// A few rows of token ids, the same in every run.
 fn made_up(base: &Understood<'_>) -> Vec<Vec<u32>> {
     // a file that does not tell its vocabulary has one of some size
-    let vocabulary = inspect::vocabulary(&base.graph, &base.lm).unwrap_or(64).max(1);
+    let vocabulary = base.vocabulary().unwrap_or(64).max(1);
     let marks = base.embedding.as_ref().map(marks).unwrap_or_default();
     let token = |row: usize, at: usize| {
         let first = (7919 * row + 104_729 * at + 5) % vocabulary;

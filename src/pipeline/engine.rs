@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ndarray::{Array3, ArrayD, Axis};
 
-use super::inspect;
 use super::opened::Understood;
 use super::stage::Stage;
 use crate::error::Error;
@@ -329,7 +328,7 @@ impl Engine<'_> {
     /// Positions of `d_vocab` float32 logits that a run may return, all rows together: 256 MB of them, one at least.
     pub fn room(&self) -> usize {
         // a file that does not tell its vocabulary is taken to have a large one
-        let vocabulary = inspect::vocabulary(&self.model.graph, &self.model.lm).unwrap_or(1 << 18);
+        let vocabulary = self.model.vocabulary().unwrap_or(1 << 18);
         (LOGITS_BUDGET / (size_of::<f32>() * vocabulary.max(1))).max(1)
     }
 

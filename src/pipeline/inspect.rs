@@ -2,23 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use super::opened::{Opened, Understood, UnderstoodVariant};
+use super::opened::{Opened, Understood};
 use super::package::{Package, Variant, VariantRole};
-use super::publish::{copied, left_out};
+use super::understood::UnderstoodVariant;
 use crate::error::Error;
-use crate::lm::{EmbeddingFile, LanguageModel, Refusal, Writer, tensor_label};
+use crate::lm::{EmbeddingFile, Refusal, Writer, tensor_label};
 use crate::onnx::ops::{WeightUse, Weighted};
 use crate::onnx::{Graph, Model};
 use crate::report::{InspectResult, InspectShared, PackageInspect, VariantInspect, WriterRow};
 
 /// Describes an understood model.
 pub fn describe(opened: &Opened, model: &Understood<'_>) -> InspectResult {
-    let Understood { graph, lm, .. } = model;
+    let lm = &model.lm;
     let tied = model.writers().filter(|(_, writer)| writer.tied);
     InspectResult {
         n_layers: lm.n_layers(),
         d_model: lm.d_model(),
-        d_vocab: vocabulary(graph, lm),
+        d_vocab: model.vocabulary(),
         tied: tied.filter_map(|(graph, w)| Some(tensor_label(graph, w.weights.first()?.tensor))).collect(),
         writers: model.writers().map(|(graph, writer)| row(graph, writer)).collect(),
         interface: Some(lm.interface.clone()),
@@ -36,8 +36,8 @@ pub fn package(package: &Package, picked: Option<&Variant>) -> PackageInspect {
     let chosen = |variant: &&Variant| picked.is_none_or(|picked| picked.relative == variant.relative);
     let shared = InspectShared {
         model: package.named().display().to_string(),
-        copied: copied(package),
-        left_out: left_out(package),
+        copied: package.copied_rows(),
+        left_out: package.left_out_rows(),
     };
     PackageInspect::new(shared, package.variants.iter().filter(chosen).map(variant).collect())
 }
@@ -172,18 +172,4 @@ fn row(graph: &Graph<'_>, writer: &Writer) -> WriterRow {
         treatment: writer.treatment,
         reason: writer.reason.clone(),
     }
-}
-
-/// Number of tokens that the logits are about, `d_vocab`, where the file tells.
-pub(super) fn vocabulary(graph: &Graph<'_>, lm: &LanguageModel) -> Option<usize> {
-    let declared = graph
-        .declared_shape(graph.value(&lm.interface.logits)?)
-        .and_then(|shape| usize::try_from((*shape.last()?)?).ok());
-    declared.or_else(|| {
-        let node = lm.residual.unembedding.node;
-        let weight = graph.input(node, 1 - lm.residual.unembedding.slot.min(1))?;
-        let shape = &graph.tensor_ref(weight)?.shape;
-        let other = shape.iter().find(|&&d| d != lm.d_model() as u64)?;
-        usize::try_from(*other).ok()
-    })
 }

@@ -2,6 +2,7 @@
 
 pub mod add;
 mod beside;
+mod bytes;
 mod card;
 pub mod check;
 pub mod choose;
@@ -23,8 +24,10 @@ pub mod package;
 pub mod perplexity;
 pub mod prove;
 mod publish;
+pub mod running;
 pub mod stage;
 pub mod sweep;
+pub mod understood;
 pub mod variant;
 mod verdict;
 mod walk;
@@ -53,7 +56,8 @@ pub use guard::Guard;
 pub use opened::{Opened, Understood};
 pub use package::{Package, Variant};
 pub use publish::{Ready, preflight};
-use variant::{BakeJob, Clock, Measuring, Running};
+use running::Running;
+use variant::{BakeJob, Clock, Measuring};
 pub use verdict::verdict;
 pub use write::{check_new_folder, check_place, write_whole};
 
@@ -283,7 +287,7 @@ pub fn run(
         select: choice.result,
     };
     shared.bake.refusal_tokens.clone_from(&shared.select.refusal_tokens);
-    shared.bake.bytes_written = publish::folder_bytes(staging.path());
+    shared.bake.bytes_written = bytes::folder_bytes(staging.path());
     shared.bake.seconds = clock.seconds;
     let mut result = RunResult::new(shared, outcomes.into_iter().map(|baked| baked.result).collect());
 
@@ -324,7 +328,7 @@ pub fn bake(
     if let Some(Measuring { settings, running, .. }) = measuring {
         shared.refusal_tokens = collect::labelled(&settings.refusal_tokens, running.chat);
     }
-    shared.bytes_written = publish::folder_bytes(staging.path());
+    shared.bytes_written = bytes::folder_bytes(staging.path());
     let mut result = PackageBake::new(shared, outcomes.into_iter().map(|baked| baked.result).collect());
     if measuring.is_none()
         && let Some((base, failed)) = ready.variants.iter().zip(&result.variants).find(|(_, v)| !v.verify.passed)
@@ -333,7 +337,7 @@ pub fn bake(
             format!("the written model does not verify: {}", failed.verify.failures.join("; ")),
             "nothing was published; please report this with the model's `lancet inspect --json`",
         );
-        return Err(publish::of_variant(package, base.variant)(error));
+        return Err(package.of_variant(base.variant)(error));
     }
     if result.verified() && result.guard_allows() {
         staging.publish()?;

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use sha2::{Digest, Sha256};
 
 use super::files::ModelFiles;
-use super::package::{Package, Variant, VariantRole, undownloaded};
+use super::weights::undownloaded;
 use crate::bake::{BakeError, BakePlan, ByteReport, PlanOptions, hex, verify_bytes};
 use crate::error::Error;
 use crate::lm::{EmbeddingFile, Interface, LanguageModel, ModelConfig, Refusal, Writer};
@@ -79,14 +79,6 @@ pub fn open_model(path: &Path) -> Result<Model, Error> {
 }
 
 impl Opened {
-    /// Opens `MODEL`: an `.onnx` file, or a folder with one language model.
-    ///
-    /// # Errors
-    /// If there is no model or several, or if it cannot be read.
-    pub fn new(path: &Path) -> Result<Self, Error> {
-        Package::find(path, &[])?.take(None)
-    }
-
     /// Opens a model whose files are known.
     ///
     /// # Errors
@@ -195,55 +187,22 @@ impl Opened {
     }
 }
 
-/// A variant of a package, understood once a command.
-pub struct UnderstoodVariant<'p> {
-    /// Which variant.
-    pub variant: &'p Variant,
-    /// Its files.
-    pub opened: &'p Opened,
-    /// The language model; `None` for an embedding file that goes with no model by its name.
-    pub model: Option<Understood<'p>>,
-}
-
-impl<'p> UnderstoodVariant<'p> {
-    /// Finds the language model of a variant.
-    ///
-    /// # Errors
-    /// If its files cannot be read, or the first thing in its graph that is not understood.
-    pub fn new(variant: &'p Variant) -> Result<Self, Error> {
-        let opened = variant.opened()?;
-        let model = match variant.role {
-            VariantRole::Model => Some(opened.understand()?),
-            VariantRole::Embedding => None,
-        };
-        Ok(Self { variant, opened, model })
-    }
-
-    /// Width of the residual stream; `None` for an embedding file, which is read with the direction's.
-    pub fn d_model(&self) -> Option<usize> {
-        self.model.as_ref().map(|model| model.lm.d_model())
-    }
-
-    /// Plans the weight orthogonalisation against `direction`.
-    ///
-    /// # Errors
-    /// As [`Understood::plan`]; of an embedding file, if it makes no embedding of the direction's width.
-    pub fn plan(&self, direction: &Direction, options: &PlanOptions) -> Result<Plans, Error> {
-        if let Some(model) = &self.model {
-            return model.plan(direction, options);
-        }
-        let file = EmbeddingFile::new(Graph::new(&self.opened.model), None, Some(direction.width()))?;
-        let writer = std::slice::from_ref(&file.writer);
-        Ok(Plans { main: BakePlan::new(&file.graph, writer, direction.width(), direction, options)?, embedding: None })
-    }
-
-    /// The graphs of its files, the embedding's first.
-    pub fn graphs(&self) -> Vec<Graph<'p>> {
-        self.opened.embedding.iter().chain([&self.opened.model]).map(Graph::new).collect()
-    }
-}
-
 impl Understood<'_> {
+    /// Number of tokens that the logits are about, `d_vocab`, where the file tells.
+    pub fn vocabulary(&self) -> Option<usize> {
+        let Self { graph, lm, .. } = self;
+        let declared = graph
+            .declared_shape(graph.value(&lm.interface.logits)?)
+            .and_then(|shape| usize::try_from((*shape.last()?)?).ok());
+        declared.or_else(|| {
+            let node = lm.residual.unembedding.node;
+            let weight = graph.input(node, 1 - lm.residual.unembedding.slot.min(1))?;
+            let shape = &graph.tensor_ref(weight)?.shape;
+            let other = shape.iter().find(|&&d| d != lm.d_model() as u64)?;
+            usize::try_from(*other).ok()
+        })
+    }
+
     /// Every writer, in whatever file.
     pub fn writers(&self) -> impl Iterator<Item = (&Graph<'_>, &Writer)> {
         let elsewhere = self.embedding.iter().map(|file| (&file.graph, &file.writer));

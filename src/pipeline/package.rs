@@ -2,7 +2,7 @@
 //! and what every one of them is made of.
 
 use std::collections::BTreeSet;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use globset::GlobBuilder;
 
@@ -10,10 +10,11 @@ use super::files::ModelFiles;
 use super::kind::{Blocked, Evidence, Kind, kind};
 use super::opened::{Opened, takes_embeddings};
 use super::walk::{Entry, Left, Listing, walk};
-use super::weights::{self, Weights};
+pub use super::weights::shown;
+use super::weights::{self, Weights, file_name, missing, parts};
 use crate::error::Error;
-use crate::files::is_lfs_pointer;
 use crate::onnx::Model;
+use crate::report::{FileKind, FileRow};
 
 /// What a variant is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -411,6 +412,40 @@ impl Package {
         self.files.iter().map(|file| file.relative.as_path()).filter(|path| is_onnx(path))
     }
 
+    /// An error with the file it is of, where there are several.
+    pub(super) fn of_variant(&self, variant: &Variant) -> impl FnOnce(Error) -> Error + use<> {
+        let name = (!self.lone).then(|| variant.name.clone());
+        move |error| match name {
+            Some(name) => error.of_file(name),
+            None => error,
+        }
+    }
+
+    /// Files that are copied as they are; of models, the reason.
+    pub(super) fn copied_rows(&self) -> Vec<FileRow> {
+        let row = |path: &Path| {
+            let other = self.others.iter().find(|o| o.relative == path);
+            let kind = if other.is_some() { FileKind::OtherModel } else { FileKind::Companion };
+            FileRow { file: shown(path), kind, reason: other.map(|o| o.reason.clone()) }
+        };
+        self.copied().map(|file| row(&file.relative)).collect()
+    }
+
+    /// What is left out, and why.
+    pub(super) fn left_out_rows(&self) -> Vec<FileRow> {
+        let row = |path: &Path, kind, reason: String| FileRow { file: shown(path), kind, reason: Some(reason) };
+        let left = self.left_out.iter().map(|l| row(&l.relative, FileKind::LeftOut, l.reason.clone()));
+        let refused =
+            self.refused.iter().map(|l| row(&l.relative, FileKind::Refused, format!("refused: {}", l.reason)));
+        let hindrances = self
+            .hindrances
+            .iter()
+            .map(|h| row(&h.relative, FileKind::Refused, format!("refused: it {}", h.why.reason)));
+        let mut rows: Vec<FileRow> = left.chain(refused).chain(hindrances).collect();
+        rows.sort_by(|a, b| a.file.cmp(&b.file));
+        rows
+    }
+
     /// The files that are copied as they are, sorted.
     pub fn copied(&self) -> impl Iterator<Item = &Entry> {
         self.files.iter().filter(|file| !self.variants.iter().any(|v| v.writes.contains(&file.relative)))
@@ -470,40 +505,8 @@ impl Variant {
     }
 }
 
-/// A path with `/`, as every result shows it.
-pub fn shown(path: &Path) -> String {
-    path.components().map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
-}
-
 fn is_onnx(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"))
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// An `.onnx` file and its external data, relative to `root`; of one that cannot be read, what is named like it.
-fn parts(root: &Path, relative: &Path, model: Option<&Model>) -> BTreeSet<PathBuf> {
-    let folder = relative.parent().unwrap_or(Path::new(""));
-    let mut parts = BTreeSet::from([relative.to_path_buf()]);
-    match model {
-        Some(model) => parts.extend(model.external_files().into_iter().map(|(location, _)| {
-            let plain = Path::new(&location).components().filter(|part| matches!(part, Component::Normal(_)));
-            folder.join(plain.collect::<PathBuf>())
-        })),
-        None => {
-            let name = file_name(relative);
-            let entries = std::fs::read_dir(root.join(folder)).into_iter().flatten().filter_map(Result::ok);
-            let names = entries.filter_map(|e| e.file_name().into_string().ok());
-            let like = |found: &String| {
-                let rest = found.strip_prefix(name.as_str());
-                rest.is_some_and(|rest| rest.starts_with("_data") || rest.starts_with(".data"))
-            };
-            parts.extend(names.filter(like).map(|found| folder.join(found)));
-        }
-    }
-    parts
 }
 
 /// The folder with the configs of the model at `relative`: the nearest with a tokenizer from the model's own up to the
@@ -518,24 +521,6 @@ fn config_folder(root: &Path, relative: &Path) -> PathBuf {
     with(&["tokenizer.json"])
         .or_else(|| with(&["config.json", "genai_config.json"]))
         .unwrap_or_else(|| root.to_path_buf())
-}
-
-/// The same for an `.onnx` file that is named by its path.
-pub(super) fn undownloaded(path: &Path) -> Option<Blocked> {
-    missing(crate::files::folder_of(path), Path::new(path.file_name()?))
-}
-
-/// What was not downloaded: the file itself or its external data are Git LFS pointers.
-fn missing(root: &Path, relative: &Path) -> Option<Blocked> {
-    let model = Model::open(&root.join(relative)).ok();
-    let pointer = parts(root, relative, model.as_ref()).into_iter().find(|path| is_lfs_pointer(&root.join(path)))?;
-    Some(match pointer == relative {
-        true => weights::pointer(),
-        false => Blocked {
-            reason: format!("needs `{}`, which {}", shown(&pointer), weights::pointer().reason),
-            hint: weights::pointer().hint,
-        },
-    })
 }
 
 /// The error for a folder without a model that can be edited.
@@ -562,6 +547,16 @@ impl Hindrance {
     /// The refusal that it is.
     pub fn error(&self) -> Error {
         Error::failed_with(format!("`{}` {}", shown(&self.relative), self.why.reason), self.why.hint.clone())
+    }
+}
+
+impl Opened {
+    /// Opens `MODEL`: an `.onnx` file, or a folder with one language model.
+    ///
+    /// # Errors
+    /// If there is no model or several, or if it cannot be read.
+    pub fn new(path: &Path) -> Result<Self, Error> {
+        Package::find(path, &[])?.take(None)
     }
 }
 

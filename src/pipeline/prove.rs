@@ -6,10 +6,10 @@ use std::sync::atomic::Ordering;
 
 use super::beside;
 use super::consumer::{self, Consumer, Found};
-use super::opened::{Opened, Plans, Understood, UnderstoodVariant};
+use super::opened::{Opened, Plans, Understood};
 use super::package::{Package, Variant, shown};
-use super::publish::of_variant;
-use super::variant::Running;
+use super::running::Running;
+use super::understood::UnderstoodVariant;
 use super::{BakeOptions, verdict, verify_prompts};
 use crate::bake::{self as baking, BakePlan, PlanOptions};
 use crate::error::{Error, Kind};
@@ -178,7 +178,7 @@ pub fn package(
             continue;
         }
         let model = variant.name.clone();
-        let verify = one(variant, &place, direction, options, runs).map_err(of_variant(base, variant))?;
+        let verify = one(variant, &place, direction, options, runs).map_err(base.of_variant(variant))?;
         if file && let Ok(written) = variant.opened()?.again(out) {
             result.shared.unexplained = beside::of_file(variant.opened()?, &written)?;
         }

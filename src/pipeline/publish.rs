@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::Ordering;
 
+use super::bytes::{BLOCK, equal, is_single};
 use super::card;
 use super::engine::Observer;
 use super::kind::{Evidence, Kind, kind};
-use super::opened::{Plans, UnderstoodVariant};
+use super::opened::Plans;
 use super::package::{Other, Package, Variant, VariantRole, shown};
 use super::stage::Stage;
+use super::understood::UnderstoodVariant;
 use super::variant::{self, BakeJob, Baked, Clock, Desk};
 use super::walk::{Entry, Left};
 use super::{BakeOptions, direction_file, write_whole};
@@ -20,17 +21,8 @@ use crate::bake::{BakeError, Staging};
 use crate::error::Error;
 use crate::files;
 use crate::method::direction::Direction;
-use crate::onnx::external::read_exact_at;
 use crate::onnx::{Model, Storage};
-use crate::report::{self, BakeShared, FileKind, FileRow, Outputs, RunResult, RunShared};
-
-/// Bytes that are compared or copied at a time.
-const BLOCK: u64 = 4 << 20;
-
-/// Whether an output is one `.onnx` file, and not a folder.
-pub fn is_single(out: &Path) -> bool {
-    out.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"))
-}
+use crate::report::{self, BakeShared, Outputs, RunResult, RunShared};
 
 /// Refuses an output whose report would get a name that is too long, before any work.
 pub(super) fn check_names(out: &Path) -> Result<(), Error> {
@@ -45,15 +37,6 @@ pub(super) fn check_names(out: &Path) -> Result<(), Error> {
             "choose a shorter name, or a folder for the output",
         )),
         false => Ok(()),
-    }
-}
-
-/// An error with the file it is of, where there are several.
-pub(super) fn of_variant(package: &Package, variant: &Variant) -> impl FnOnce(Error) -> Error {
-    let name = (!package.lone).then(|| variant.name.clone());
-    move |error| match name {
-        Some(name) => error.of_file(name),
-        None => error,
     }
 }
 
@@ -98,7 +81,7 @@ pub fn preflight<'p>(package: &'p Package, out: &Path) -> Result<Ready<'p>, Erro
     }
     let mut variants: Vec<UnderstoodVariant<'p>> = Vec::new();
     for variant in &package.variants {
-        let base = trace(variant).map_err(of_variant(package, variant))?;
+        let base = trace(variant).map_err(package.of_variant(variant))?;
         let known = variants.iter().find_map(|other| Some((other.d_model()?, &other.variant.name)));
         if let (Some((other, known)), Some(width)) = (known, base.d_model())
             && other != width
@@ -175,14 +158,14 @@ pub(super) fn stage(
     let single = is_single(job.options.out);
     let mut plans = Vec::new();
     for base in &ready.variants {
-        plans.push(base.plan(job.direction, &job.plan).map_err(of_variant(package, base.variant))?);
+        plans.push(base.plan(job.direction, &job.plan).map_err(package.of_variant(base.variant))?);
     }
     room(package, plans.iter().map(Plans::growth).sum(), staging.path(), single)?;
     let mut desk = Desk::new(package, staging, job);
     let mut outcomes = Vec::new();
     for (base, plans) in ready.variants.iter().zip(plans) {
         let outcome = variant::bake(base, plans, &mut desk, clock);
-        outcomes.push(outcome.map_err(of_variant(package, base.variant))?);
+        outcomes.push(outcome.map_err(package.of_variant(base.variant))?);
     }
     if !single {
         for other in &package.others {
@@ -221,33 +204,6 @@ fn unaffected(package: &Package, other: &Other, desk: &Desk<'_>) -> Result<(), E
         }
     }
     Ok(())
-}
-
-/// Whether two files hold the same bytes: all, or those of a range.
-pub(super) fn equal(a: &Path, b: &Path, range: Option<Range<u64>>) -> Result<bool, Error> {
-    let read = |path: &Path| {
-        let path = path.to_path_buf();
-        move |source| Error::from(BakeError::Io { action: "read", path, source })
-    };
-    let (left, right) = (files::open(a).map_err(read(a))?, files::open(b).map_err(read(b))?);
-    let lengths = [left.metadata().map_err(read(a))?.len(), right.metadata().map_err(read(b))?.len()];
-    let range = match range {
-        Some(range) if range.end <= lengths[0].min(lengths[1]) => range,
-        None if lengths[0] == lengths[1] => 0..lengths[0],
-        _ => return Ok(false),
-    };
-    let (mut x, mut y) = (vec![0u8; BLOCK as usize], vec![0u8; BLOCK as usize]);
-    let mut at = range.start;
-    while at < range.end {
-        let n = BLOCK.min(range.end - at) as usize;
-        read_exact_at(&left, &mut x[..n], at).map_err(read(a))?;
-        read_exact_at(&right, &mut y[..n], at).map_err(read(b))?;
-        if x[..n] != y[..n] {
-            return Ok(false);
-        }
-        at += n as u64;
-    }
-    Ok(true)
 }
 
 /// Copies every file that no variant writes: its contents, and who may read and write it. A link becomes a plain file, a
@@ -315,45 +271,10 @@ pub(super) fn shared(package: &Package, options: &BakeOptions<'_>, outcomes: &[B
         model: package.named().display().to_string(),
         output: options.out.display().to_string(),
         direction_sha256: outcomes.first().map(|o| o.direction_sha256.clone()).unwrap_or_default(),
-        copied: if single { Vec::new() } else { copied(package) },
-        left_out: left_out(package),
+        copied: if single { Vec::new() } else { package.copied_rows() },
+        left_out: package.left_out_rows(),
         ..BakeShared::default()
     }
-}
-
-/// Files that are copied as they are; of models, the reason.
-pub(super) fn copied(package: &Package) -> Vec<FileRow> {
-    let row = |path: &Path| {
-        let other = package.others.iter().find(|o| o.relative == path);
-        let kind = if other.is_some() { FileKind::OtherModel } else { FileKind::Companion };
-        FileRow { file: shown(path), kind, reason: other.map(|o| o.reason.clone()) }
-    };
-    package.copied().map(|file| row(&file.relative)).collect()
-}
-
-/// What is left out, and why.
-pub(super) fn left_out(package: &Package) -> Vec<FileRow> {
-    let row = |path: &Path, kind, reason: String| FileRow { file: shown(path), kind, reason: Some(reason) };
-    let left = package.left_out.iter().map(|l| row(&l.relative, FileKind::LeftOut, l.reason.clone()));
-    let refused = package.refused.iter().map(|l| row(&l.relative, FileKind::Refused, format!("refused: {}", l.reason)));
-    let hindrances =
-        package.hindrances.iter().map(|h| row(&h.relative, FileKind::Refused, format!("refused: it {}", h.why.reason)));
-    let mut rows: Vec<FileRow> = left.chain(refused).chain(hindrances).collect();
-    rows.sort_by(|a, b| a.file.cmp(&b.file));
-    rows
-}
-
-/// Bytes of all files in a folder.
-pub(super) fn folder_bytes(folder: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
-    entries
-        .filter_map(Result::ok)
-        .map(|e| match e.metadata() {
-            Ok(meta) if meta.is_dir() => folder_bytes(&e.path()),
-            Ok(meta) => meta.len(),
-            Err(_) => 0,
-        })
-        .sum()
 }
 
 /// Where everything that `run` publishes goes: into the output folder, or beside the one output file.

@@ -2,43 +2,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use super::bytes::{equal, is_single};
 use super::consumer::Consumer;
-use super::engine::{Engine, Observer};
+use super::engine::Observer;
 use super::guard::{Guard, judge};
-use super::opened::{Plans, Understood, UnderstoodVariant};
+use super::opened::Plans;
 use super::package::{Package, Variant, shown};
 use super::prove::{Runs, WrittenVariant};
-use super::publish::{equal, is_single};
+use super::running::Running;
 use super::stage::Stage;
-use super::{BakeOptions, check, evaluate, inspect, pad_token, prove, verify_prompts};
+use super::understood::UnderstoodVariant;
+use super::{BakeOptions, evaluate, inspect, prove};
 use crate::bake::{self as baking, BakeError, BakePlan, GuardMark, PlanOptions, Staging};
-use crate::chat::Chat;
 use crate::error::Error;
 use crate::files;
 use crate::method::direction::Direction;
-use crate::method::prompts::Prompts;
 use crate::onnx::Model;
 use crate::onnx::proto::{ModelProto, StringStringEntryProto};
 use crate::report::{BakeResult, Edit, VariantResult};
-use crate::runtime::session::Runtime;
-
-/// How variants are run.
-#[derive(Clone, Copy)]
-pub struct Running<'a> {
-    /// ONNX Runtime.
-    pub runtime: &'a Runtime,
-    /// Tokenizer and template.
-    pub chat: &'a Chat,
-    /// Prompts.
-    pub prompts: &'a Prompts,
-    /// Rows a run.
-    pub batch: usize,
-    /// Set by Ctrl-C.
-    pub cancelled: &'a AtomicBool,
-}
 
 /// What is measured on each variant, and what it must keep.
 pub struct Measuring<'a> {
@@ -93,30 +76,6 @@ impl Clock {
         self.last = Instant::now();
         *self.seconds.entry(name.to_string()).or_default() += took;
         took
-    }
-}
-
-impl<'a> Running<'a> {
-    /// An engine for a model.
-    pub fn engine(&self, model: &'a Understood<'a>) -> Engine<'a> {
-        let Self { runtime, chat, batch, cancelled, .. } = *self;
-        Engine { runtime, model, batch, pad: pad_token(chat), cancelled, steered: None }
-    }
-
-    /// Logits of `out` against run-time ablation of `base`.
-    ///
-    /// # Errors
-    /// If a run fails.
-    pub fn check(
-        &self,
-        base: &Understood<'_>,
-        out: &Understood<'_>,
-        direction: &Direction,
-    ) -> Result<check::LogitReport, Error> {
-        let prompts = verify_prompts(self.chat, self.prompts)?;
-        let Self { runtime, chat, batch, cancelled, .. } = *self;
-        let base = Engine { runtime, model: base, batch, pad: pad_token(chat), cancelled, steered: None };
-        check::logits(&base, &Engine { model: out, ..base }, direction, &prompts)
     }
 }
 

@@ -1,10 +1,12 @@
 //! Files that hold a model's weights in a form that is not edited: what becomes of them beside an edited model.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Component, Path, PathBuf};
 
 use super::kind::Blocked;
 use super::walk::Entry;
 use crate::files::{first_bytes, is_lfs_pointer};
+use crate::onnx::Model;
 
 /// Endings of weights in other formats.
 const FORMATS: [&str; 13] = [
@@ -61,6 +63,55 @@ pub(super) fn pointer() -> Blocked {
         "is a Git LFS pointer: the file itself was not downloaded",
         "fetch it with `git lfs pull`, or download it again",
     )
+}
+
+/// A path with `/`, as every result shows it.
+pub fn shown(path: &Path) -> String {
+    path.components().map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
+}
+
+pub(super) fn file_name(path: &Path) -> String {
+    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// An `.onnx` file and its external data, relative to `root`; of one that cannot be read, what is named like it.
+pub(super) fn parts(root: &Path, relative: &Path, model: Option<&Model>) -> BTreeSet<PathBuf> {
+    let folder = relative.parent().unwrap_or(Path::new(""));
+    let mut parts = BTreeSet::from([relative.to_path_buf()]);
+    match model {
+        Some(model) => parts.extend(model.external_files().into_iter().map(|(location, _)| {
+            let plain = Path::new(&location).components().filter(|part| matches!(part, Component::Normal(_)));
+            folder.join(plain.collect::<PathBuf>())
+        })),
+        None => {
+            let name = file_name(relative);
+            let entries = std::fs::read_dir(root.join(folder)).into_iter().flatten().filter_map(Result::ok);
+            let names = entries.filter_map(|e| e.file_name().into_string().ok());
+            let like = |found: &String| {
+                let rest = found.strip_prefix(name.as_str());
+                rest.is_some_and(|rest| rest.starts_with("_data") || rest.starts_with(".data"))
+            };
+            parts.extend(names.filter(like).map(|found| folder.join(found)));
+        }
+    }
+    parts
+}
+
+/// The same for an `.onnx` file that is named by its path.
+pub(super) fn undownloaded(path: &Path) -> Option<Blocked> {
+    missing(crate::files::folder_of(path), Path::new(path.file_name()?))
+}
+
+/// What was not downloaded: the file itself or its external data are Git LFS pointers.
+pub(super) fn missing(root: &Path, relative: &Path) -> Option<Blocked> {
+    let model = Model::open(&root.join(relative)).ok();
+    let found = parts(root, relative, model.as_ref()).into_iter().find(|path| is_lfs_pointer(&root.join(path)))?;
+    Some(match found == relative {
+        true => pointer(),
+        false => {
+            Blocked { reason: format!("needs `{}`, which {}", shown(&found), pointer().reason), hint: pointer().hint }
+        }
+    })
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::Instant;
 use ndarray::{Array2, Axis, concatenate};
 
 use super::super::opened::Understood;
-use super::{Engine, inspect, positions};
+use super::{Engine, positions};
 use crate::error::Error;
 use crate::instrument::Request;
 use crate::lm::Interface;
@@ -199,7 +199,7 @@ impl Loaded<'_> {
 
     /// Seconds of the prompts' run, and of all runs after it. Tokens are made up, and the same for every model.
     fn answer(&mut self, rows: usize, prompt: usize, new_tokens: usize) -> Result<(f64, f64), RuntimeError> {
-        let vocabulary = inspect::vocabulary(&self.model.graph, &self.model.lm).unwrap_or(256) as i64;
+        let vocabulary = self.model.vocabulary().unwrap_or(256) as i64;
         let token = |row: usize, column: usize| (7 * row + 13 * column + 5) as i64 % vocabulary;
         let mut ids = Array2::from_shape_fn((rows, prompt), |(row, column)| token(row, column));
         let mut mask = Array2::ones((rows, prompt));

@@ -92,7 +92,7 @@ fn unreadable(name: &str, shape: &[usize], tokens: usize, width: Option<usize>) 
 
 /// Tokens of a row that means nothing: other ones for each row.
 fn made_up(engine: &Engine<'_>, row: usize, tokens: usize) -> Vec<u32> {
-    let vocabulary = super::inspect::vocabulary(&engine.model.graph, &engine.model.lm).unwrap_or(64).clamp(1, 512);
+    let vocabulary = engine.model.vocabulary().unwrap_or(64).clamp(1, 512);
     let token = |at: usize| u32::try_from((11 * row + 7 * at + 3) % vocabulary).unwrap_or(0);
     (0..tokens).map(token).collect()
 }

@@ -10,9 +10,9 @@ pub use judging::judge_answers;
 
 use super::collect::encode;
 use super::engine::{Engine, Generation, Observer, Row, cost};
-use super::opened::UnderstoodVariant;
+use super::running::Running;
 use super::stage::{Answers, Stage};
-use super::variant::Running;
+use super::understood::UnderstoodVariant;
 use super::{divergence, multiple_choice, perplexity};
 use crate::chat::Chat;
 use crate::error::Error;
