@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 
 use super::Refusal;
-use super::quantised::packed_for_another_provider;
+use super::quantised::packed_for_cuda;
 use crate::onnx::proto::ValueInfoProto;
 use crate::onnx::{DataType, Graph, Use};
 use cache::{cache, is_cache, is_present};
@@ -109,6 +109,9 @@ pub struct Interface {
     pub feeding: Feeding,
     /// Why the graph cannot be run, where it can only be edited.
     pub unfed: Option<Refusal>,
+    /// Why the graph cannot be run on the CPU, where it is made for CUDA.
+    #[serde(default)]
+    pub cuda_only: Option<Refusal>,
 }
 
 fn refuse(tensor: &str, reason: impl Into<String>, hint: impl Into<String>) -> Refusal {
@@ -249,10 +252,17 @@ impl Interface {
             single: declared.and_then(|shape| shape.first().copied().flatten()) == Some(1),
             feeding: Feeding::default(),
             unfed: None,
+            cuda_only: packed_for_cuda(graph),
         };
-        let planned = found.plan(graph, &inputs, config);
-        found.unfed = planned.err().or_else(|| packed_for_another_provider(graph));
+        if let Err(refusal) = found.plan(graph, &inputs, config) {
+            found.unfed = Some(refusal);
+        }
         Ok(found)
+    }
+
+    /// Why the graph cannot be run with CUDA, or without it.
+    pub fn unfed_on(&self, cuda: bool) -> Option<&Refusal> {
+        self.unfed.as_ref().or(self.cuda_only.as_ref().filter(|_| !cuda))
     }
 
     /// Finds out how every input is filled.

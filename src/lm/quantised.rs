@@ -417,7 +417,7 @@ fn integer_product(graph: &Graph<'_>, node: NodeId, operator: &Operator, zeros: 
 
 /// A `QMoE` whose codes have other rows than its scales, as CUDA's own packing has them. ONNX Runtime's CPU provider (1.32)
 /// takes such a node, reads beyond the scales, gives other logits and may crash.
-pub(super) fn packed_for_another_provider(graph: &Graph<'_>) -> Option<Refusal> {
+pub(super) fn packed_for_cuda(graph: &Graph<'_>) -> Option<Refusal> {
     let is_packed = |node: NodeId| {
         let shape = |slot| Some(&graph.tensor_ref(graph.input(node, slot)?)?.shape);
         let rows = |slot| shape(slot)?.get(1).copied();
@@ -426,7 +426,8 @@ pub(super) fn packed_for_another_provider(graph: &Graph<'_>) -> Option<Refusal> 
     let experts = |node: &NodeId| graph.weighted(*node).is_some_and(|of| of.layout == WeightLayout::Experts);
     let node = graph.nodes().filter(experts).find(|node| is_packed(*node))?;
     let reason = "its weights are packed for CUDA: ONNX Runtime on the CPU reads beyond their scales";
-    let hint = "`bake` edits it all the same; to measure it, export it for the CPU (`-e cpu`)".into();
+    let hint =
+        "`bake` edits it all the same; to measure it, run it with `--device cuda`, or export it for the CPU".into();
     Some(Refusal { hint, ..Refusal::on_stream(graph, node, graph.output(node, 0), reason) })
 }
 

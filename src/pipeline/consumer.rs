@@ -71,7 +71,7 @@ pub fn prove(
         given.iter().take(PROMPTS).map(|p| &p[..p.len().min(POSITIONS)]).filter(|p| !p.is_empty()).collect();
     let run =
         Run { consumer, interface: &base.1.lm.interface, embedding: base.1.embedding.as_ref(), prompts: &prompts };
-    if let Some(refusal) = &base.1.lm.interface.unfed {
+    if let Some(refusal) = base.1.lm.interface.unfed_on(consumer.runtime.is_cuda()) {
         if run.loaded(base.0, out, &mut found).is_some() {
             found.unchecked.push(format!("the output was loaded and not run: {refusal}"));
         }

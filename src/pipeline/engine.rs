@@ -252,7 +252,8 @@ impl Engine<'_> {
     /// # Errors
     /// The refusal of the input that cannot be filled.
     pub fn feedable(&self) -> Result<(), Error> {
-        self.model.lm.interface.unfed.clone().map_or(Ok(()), |refusal| Err(refusal.into()))
+        let refusal = self.model.lm.interface.unfed_on(self.runtime.is_cuda());
+        refusal.cloned().map_or(Ok(()), |refusal| Err(refusal.into()))
     }
 
     fn load(&self, mut request: Request) -> Result<Session, Error> {

@@ -45,9 +45,11 @@ pub fn variant(
         Runs::Compared(running) => Some(*running),
         Runs::Not | Runs::Whole(_) => None,
     };
-    let fed = [Some(model), written.ok()].into_iter().flatten().all(|m| m.lm.interface.unfed.is_none());
+    let fed = |on: &Running<'_>, model: &Understood<'_>| model.lm.interface.unfed_on(on.runtime.is_cuda()).is_none();
     let logits = match (running, written) {
-        (Some(running), Ok(written)) if fed => Some(running.check(model, written, direction)?),
+        (Some(running), Ok(written)) if fed(running, model) && fed(running, written) => {
+            Some(running.check(model, written, direction)?)
+        }
         _ => None,
     };
     let mut found = verdict(&bytes, logits.as_ref(), plans.inexact());

@@ -294,6 +294,7 @@ mod tests {
             single: false,
             feeding: Feeding::default(),
             unfed: None,
+            cuda_only: None,
         }
     }
 

@@ -89,6 +89,11 @@ impl Runtime {
         if self.cuda { "cuda" } else { "cpu" }
     }
 
+    /// Whether models run on CUDA.
+    pub fn is_cuda(&self) -> bool {
+        self.cuda
+    }
+
     /// ONNX Runtime's build description.
     pub fn build_info() -> String {
         ort::info().to_string()

@@ -69,6 +69,7 @@ fn interface(facts: Facts, interface: &Interface) -> Facts {
         single,
         feeding: _,
         unfed,
+        cuda_only,
     } = interface;
     let further = [
         inputs_embeds,
@@ -89,9 +90,11 @@ fn interface(facts: Facts, interface: &Interface) -> Facts {
     if *single {
         facts = facts.summary("Batch", "one sequence only");
     }
-    if let Some(refusal) = unfed {
-        let why = format!(": {}", refusal.reason);
-        facts = facts.summary("Not run", Text::of(Look::Code, &refusal.tensor).then(why));
+    for (title, refusal) in [("Not run", unfed), ("Not on CPU", cuda_only)] {
+        if let Some(refusal) = refusal {
+            let why = format!(": {}", refusal.reason);
+            facts = facts.summary(title, Text::of(Look::Code, &refusal.tensor).then(why));
+        }
     }
     facts
 }

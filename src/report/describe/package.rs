@@ -159,7 +159,7 @@ pub fn verify(package: &PackageVerify) -> Document {
         }
         (false, _) => Text::of(Look::Bad, "not verified"),
     };
-    if let [only] = package.variants.as_slice() {
+    if let ([only], true) = (package.variants.as_slice(), shared.left_out.is_empty()) {
         let found = VerifyResult { failures, ..only.verify.clone() };
         let sections = vec![files(change::verification(&found), &shared.copied, &shared.left_out)];
         return Document { title, sections, ..Document::default() };
