@@ -288,6 +288,7 @@ fn filters_work_by_mouse_and_keyboard_and_nothing_is_loaded() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn a_phone_and_a_dark_system_are_served() {
     let Some(mut browser) = Browser::start() else { return };
     let body = "getComputedStyle(document.body).backgroundColor";

@@ -386,6 +386,7 @@ fn names_that_several_have_are_told_with_their_paths() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn an_unedited_copy_never_stays_without_a_word() {
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:5945dee6\nsize 3656616\n";
     let compiled = one_node("EPContext", "input_ids", "logits").encode_to_vec();

@@ -67,6 +67,7 @@ fn true_refusal_that_falls_stops_the_model_but_not_the_report() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn a_jailbreak_that_opens_stops_a_model_whose_plain_refusal_stays() {
     let folder = tempfile::tempdir().unwrap();
     let wrappers = folder.path().join("wrappers.toml");
@@ -117,6 +118,7 @@ fn a_limit_of_the_kl_is_held_and_force_publishes_with_the_failure_written_down()
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn limits_without_their_evidence_and_policies_that_make_no_sense_are_told() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");

@@ -234,6 +234,7 @@ fn verify_accepts_what_run_wrote() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn bake_gives_the_tensors_of_run() {
     let sandbox = Sandbox::new();
     let out = sandbox.path("out");
@@ -286,6 +287,7 @@ fn verify_notices_a_flipped_byte() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn baking_again_changes_at_most_rounding() {
     let sandbox = Sandbox::new();
     let (once, twice) = (sandbox.path("once"), sandbox.path("twice"));

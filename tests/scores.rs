@@ -88,6 +88,7 @@ impl Steps {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn perplexity_equals_the_independent_computation() {
     let (expected, chat, runtime) = (expected(), chat(), runtime());
     let text = perplexity::read_text(&fixture("scores/text.txt")).unwrap();
@@ -154,6 +155,7 @@ fn defaults_follow_the_model_and_short_texts_are_refused() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn multiple_choice_equals_the_independent_computation() {
     let (expected, chat, runtime) = (expected(), chat(), runtime());
     for name in ["fp32", "q4"] {

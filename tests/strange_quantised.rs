@@ -207,6 +207,7 @@ fn blocks_that_do_not_exist_are_refused_by_name() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn attributes_that_contradict_the_tensors_get_nodes() {
     for attribute in ["K", "N", "bits", "block_size"] {
         // a K of 3 or 7 would be a matrix that is padded to its one block

@@ -191,6 +191,7 @@ fn bake_follows_from_a_direction_of_the_sweep_and_verify_repeats_it() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn nothing_within_the_policy_is_exit_code_3() {
     onnx_runtime();
     let sandbox = Sandbox::new();

@@ -888,6 +888,7 @@ fn failures_while_rendering_name_the_line() {
 
 /// Templates that would overflow the stack, fill the memory or never end, each with words of its refusal.
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn what_a_template_builds_is_bounded() {
     let many = |statement: &str, times: usize| statement.repeat(times);
     let doubled = format!("{{% set l = [1] %}}{}{{{{ l | length }}}}", many("{% set l = l + l %}", 40));
@@ -920,6 +921,7 @@ fn what_a_template_builds_is_bounded() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn a_template_that_takes_too_long_is_stopped() {
     // two trees of ten levels, each a list eight times in a list, compared leaf by leaf
     let slow = "{% macro g(n, a, b) %}{% if n %}{{ g(n - 1, [a, a, a, a, a, a, a, a], [b, b, b, b, b, b, b, b]) }}\
