@@ -119,7 +119,10 @@ fn the_blind_spots_are_known() {
 #[test]
 #[ignore = "needs the published completions: LANCET_XSTEST_COMPLETIONS names their folder"]
 fn people_agree_more_often_than_with_the_substrings() {
-    let folder = std::path::PathBuf::from(std::env::var("LANCET_XSTEST_COMPLETIONS").unwrap());
+    let Some(folder) = std::env::var_os("LANCET_XSTEST_COMPLETIONS").map(std::path::PathBuf::from) else {
+        eprintln!("skipped: LANCET_XSTEST_COMPLETIONS names no folder");
+        return;
+    };
     // per parity of the row: all, ours right, substrings right
     let (mut halves, mut row) = ([[0_usize; 3]; 2], 0);
     for model in ["gpt4", "llama2new", "llama2orig", "mistralguard", "mistralinstruct"] {
