@@ -21,7 +21,7 @@ use lancet::pipeline::running::Running;
 use lancet::pipeline::understood::UnderstoodVariant;
 use lancet::pipeline::variant::Measuring;
 use lancet::pipeline::{
-    self, BakeOptions, Opened, Package, Ready, RunOptions, Understood, choose, direction_file, evaluate, inspect, prove,
+    self, BakeOptions, Opened, Package, Ready, RunOptions, choose, direction_file, evaluate, inspect, prove,
 };
 use lancet::prompt_files::{self, PromptLocation};
 use lancet::report::document::Document;
@@ -148,17 +148,6 @@ pub fn running<'a>(
     batch: usize,
 ) -> Running<'a> {
     Running { runtime, chat, prompts, batch, cancelled: &context.cancelled }
-}
-
-/// A model as it is, ready to run.
-fn engine<'a>(
-    context: &'a Context,
-    runtime: &'a Runtime,
-    model: &'a Understood<'a>,
-    chat: &Chat,
-    batch: usize,
-) -> Engine<'a> {
-    Engine { runtime, model, batch, pad: pipeline::pad_token(chat), cancelled: &context.cancelled, steered: None }
 }
 
 /// `lancet run`.
@@ -309,7 +298,7 @@ pub fn collect(context: &Context, args: &CollectArgs) -> anyhow::Result<Ending> 
     let tokens = refusal_tokens(&args.tokens, &chat)?;
     let model = opened.understand().map_err(Error::from)?;
     let runtime = load_runtime(context, &args.runtime)?;
-    let engine = engine(context, &runtime, &model, &chat, args.runtime.batch_size);
+    let engine = running(context, &runtime, &chat, &prompts, args.runtime.batch_size).engine(&model);
     let sha256 = opened.sha256()?;
     let inputs = collect::Inputs {
         chat: &chat,
@@ -360,7 +349,14 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Ending> {
         context.ui.say("note: the activations were collected from other weights of the same shape");
     }
     let runtime = load_runtime(context, &args.runtime)?;
-    let engine = engine(context, &runtime, &model, &chat, args.runtime.batch_size);
+    let engine = Engine {
+        runtime: &runtime,
+        model: &model,
+        batch: args.runtime.batch_size,
+        pad: pipeline::pad_token(&chat),
+        cancelled: &context.cancelled,
+        steered: None,
+    };
     let rules = rules(&args.method, args.max_harmful_drop);
     let mut chooser = choose::Chooser::new(&engine, &chat, &activations, rules, &context.ui)?;
     let mut choice = chooser.choose(args.method.lambda, args.method.strength, &context.ui)?;

@@ -95,10 +95,7 @@ pub(super) fn folder(base: &Package, out: &Path, direction: &Direction) -> Resul
 }
 
 /// Differences of the files of one model that lies alone: links, and permissions.
-///
-/// # Errors
-/// Never for models that were opened.
-pub fn of_file(base: &Opened, out: &Opened) -> Result<Vec<Finding>, Error> {
+pub fn of_file(base: &Opened, out: &Opened) -> Vec<Finding> {
     let mut differences = Vec::new();
     let mut pairs: Vec<(PathBuf, PathBuf)> = Vec::new();
     let with_data = |model: &Model| -> Vec<PathBuf> {
@@ -118,7 +115,7 @@ pub fn of_file(base: &Opened, out: &Opened) -> Result<Vec<Finding>, Error> {
         }
         differences.extend(modes(&name, &from, &to));
     }
-    Ok(differences)
+    differences
 }
 
 fn difference(kind: FindingKind, relative: &Path, detail: impl Into<String>) -> Finding {

@@ -42,34 +42,35 @@ pub fn package(package: &Package, picked: Option<&Variant>) -> PackageInspect {
     PackageInspect::new(shared, package.variants.iter().filter(chosen).map(variant).collect())
 }
 
-/// Describes a variant that was understood.
-pub fn traced(base: &UnderstoodVariant<'_>) -> InspectResult {
+/// What the weights of a variant that was understood are held in, and what it is.
+pub fn understood(base: &UnderstoodVariant<'_>) -> (String, InspectResult) {
     match &base.model {
-        Some(model) => describe(base.opened, model),
+        Some(model) => (precision(&model.graphs()), describe(base.opened, model)),
         None => embedding(&base.opened.model),
     }
 }
 
 fn variant(variant: &Variant) -> VariantInspect {
-    let (precision, inspect) = match variant.opened() {
-        Ok(opened) => {
-            let found = match (variant.role, opened.understand()) {
-                (VariantRole::Embedding, _) => embedding(&opened.model),
-                (VariantRole::Model, Ok(model)) => describe(opened, &model),
-                (VariantRole::Model, Err(refusal)) => refused(opened, &refusal),
-            };
-            let graphs: Vec<Graph<'_>> = opened.models().map(Graph::new).collect();
-            (precision(&graphs.iter().collect::<Vec<_>>()), found)
-        }
-        Err(error) => (String::new(), unreadable(variant, &error)),
+    let (precision, inspect) = match (variant.role, variant.opened()) {
+        (_, Err(error)) => (String::new(), unreadable(variant, &error)),
+        (VariantRole::Embedding, Ok(opened)) => embedding(&opened.model),
+        (VariantRole::Model, Ok(opened)) => match opened.understand() {
+            Ok(model) => (precision(&model.graphs()), describe(opened, &model)),
+            Err(refusal) => {
+                let graphs: Vec<Graph<'_>> = opened.models().map(Graph::new).collect();
+                (precision(&graphs.iter().collect::<Vec<_>>()), refused(opened, &refusal))
+            }
+        },
     };
     VariantInspect { model: variant.name.clone(), precision, inspect }
 }
 
-/// Describes an embedding file that goes with no model by its name.
-fn embedding(model: &Model) -> InspectResult {
+/// The same of an embedding file that goes with no model by its name.
+fn embedding(model: &Model) -> (String, InspectResult) {
     let mut found = file(&[model]);
-    match EmbeddingFile::new(Graph::new(model), None, None) {
+    let graph = Graph::new(model);
+    let held = precision(&[&graph]);
+    match EmbeddingFile::new(graph, None, None) {
         Ok(file) => {
             let shape = file.writer.weights.first().map(|w| &file.graph.model.tensor(w.tensor).shape);
             found.d_model = shape.and_then(|s| usize::try_from(*s.last()?).ok()).unwrap_or(0);
@@ -77,7 +78,7 @@ fn embedding(model: &Model) -> InspectResult {
         }
         Err(refusal) => found.refusals = vec![refusal],
     }
-    found
+    (held, found)
 }
 
 /// Describes a file that cannot be read.

@@ -202,12 +202,13 @@ pub fn run(
     // 1. the variant that gives the direction
     let (package, out) = (ready.package, options.bake.out);
     publish::check_names(out)?;
-    let base = ready.variants.iter().find(|base| base.variant.relative == source.relative).ok_or_else(|| {
+    let chosen = ready.variants.iter().position(|base| base.variant.relative == source.relative).ok_or_else(|| {
         Error::usage(
             format!("`{}` is not among the models to bake", source.files.onnx.display()),
             "let `--only` name the variant that the direction comes from",
         )
     })?;
+    let base = &ready.variants[chosen];
     let (opened, model) = base.model.as_ref().map(|model| (base.opened, model)).ok_or_else(|| {
         Error::usage(format!("`{}` is an embedding file", source.name), "let `--variant` name a language model")
     })?;
@@ -258,8 +259,8 @@ pub fn run(
     let plan = options.bake.plan(options.metadata(&choice.result, &model_sha256));
     let job = BakeJob { direction: &direction, options: &options.bake, plan, measuring: Some(&measuring), observer };
     let outcomes = publish::stage(ready, &job, &staging, &mut clock)?;
-    if let (Some(addition), Some(at)) = (&mut addition, ready.variants.iter().position(|v| std::ptr::eq(v, base))) {
-        addition.baked.clone_from(&outcomes[at].added);
+    if let Some(addition) = &mut addition {
+        addition.baked.clone_from(&outcomes[chosen].added);
     }
 
     // 5. what became of them; a variant that fails or is refused stops them all

@@ -187,7 +187,12 @@ impl Opened {
     }
 }
 
-impl Understood<'_> {
+impl<'m> Understood<'m> {
+    /// The graphs of its files, the embedding's first.
+    pub fn graphs(&self) -> Vec<&Graph<'m>> {
+        self.embedding.iter().map(|file| &file.graph).chain([&self.graph]).collect()
+    }
+
     /// Number of tokens that the logits are about, `d_vocab`, where the file tells.
     pub fn vocabulary(&self) -> Option<usize> {
         let Self { graph, lm, .. } = self;

@@ -180,9 +180,10 @@ pub fn package(
             continue;
         }
         let model = variant.name.clone();
-        let verify = one(variant, &place, direction, options, runs).map_err(base.of_variant(variant))?;
-        if file && let Ok(written) = variant.opened()?.again(out) {
-            result.shared.unexplained = beside::of_file(variant.opened()?, &written)?;
+        let (found, written) = one(variant, &place, direction, options, runs).map_err(base.of_variant(variant))?;
+        let verify = if file { found } else { within(variant, found) };
+        if let Some(written) = written.filter(|_| file) {
+            result.shared.unexplained = beside::of_file(variant.opened()?, &written);
         }
         result.variants.push(VariantVerify { model, verify });
     }
@@ -201,26 +202,25 @@ pub fn package(
     Ok(result)
 }
 
-/// Verifies what lies at `place` against one variant.
+/// Verifies what lies at `place` against one variant. Returns the output too, where it could be opened.
 fn one(
     variant: &Variant,
     place: &Path,
     direction: &Direction,
     options: &BakeOptions<'_>,
     runs: &Runs<'_>,
-) -> Result<VerifyResult, Error> {
+) -> Result<(VerifyResult, Option<Opened>), Error> {
     let base = UnderstoodVariant::new(variant)?;
     let plans = plans(&base, direction, options)?;
-    let verify = || {
-        let written = base.opened.again(place)?;
-        let understood = base.model.as_ref().map(|_| written.understand());
-        let output = WrittenVariant { opened: &written, model: understood.as_ref().map(Result::as_ref) };
-        self::variant(&base, &output, &plans, direction, runs)
+    let written = match base.opened.again(place) {
+        Ok(written) => written,
+        Err(error) => return Ok((unlike(error, runs)?, None)),
     };
-    match verify() {
-        Ok(found) => Ok(within(variant, found)),
-        Err(error) => unlike(error, runs),
-    }
+    let understood = base.model.as_ref().map(|_| written.understand());
+    let output = WrittenVariant { opened: &written, model: understood.as_ref().map(Result::as_ref) };
+    let found = self::variant(&base, &output, &plans, direction, runs).or_else(|error| unlike(error, runs))?;
+    drop(understood);
+    Ok((found, Some(written)))
 }
 
 /// An output that cannot be held against the base at all does not verify.

@@ -28,7 +28,10 @@ pub struct Running<'a> {
 
 impl<'a> Running<'a> {
     /// An engine for a model.
-    pub fn engine(&self, model: &'a Understood<'a>) -> Engine<'a> {
+    pub fn engine<'m>(&self, model: &'m Understood<'m>) -> Engine<'m>
+    where
+        'a: 'm,
+    {
         let Self { runtime, chat, batch, cancelled, .. } = *self;
         Engine { runtime, model, batch, pad: pad_token(chat), cancelled, steered: None }
     }
@@ -44,8 +47,6 @@ impl<'a> Running<'a> {
         direction: &Direction,
     ) -> Result<check::LogitReport, Error> {
         let prompts = verify_prompts(self.chat, self.prompts)?;
-        let Self { runtime, chat, batch, cancelled, .. } = *self;
-        let base = Engine { runtime, model: base, batch, pad: pad_token(chat), cancelled, steered: None };
-        check::logits(&base, &Engine { model: out, ..base }, direction, &prompts)
+        check::logits(&self.engine(base), &self.engine(out), direction, &prompts)
     }
 }

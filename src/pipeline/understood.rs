@@ -49,9 +49,4 @@ impl<'p> UnderstoodVariant<'p> {
         let writer = std::slice::from_ref(&file.writer);
         Ok(Plans { main: BakePlan::new(&file.graph, writer, direction.width(), direction, options)?, embedding: None })
     }
-
-    /// The graphs of its files, the embedding's first.
-    pub fn graphs(&self) -> Vec<Graph<'p>> {
-        self.opened.embedding.iter().chain([&self.opened.model]).map(Graph::new).collect()
-    }
 }

@@ -256,14 +256,9 @@ pub fn bake(
     let verify = prove::variant(base, &output, &plans, job.direction, &runs)?;
     clock.lap("verify");
 
-    let mut result = VariantResult {
-        model: base.variant.name.clone(),
-        precision: inspect::precision(&base.graphs().iter().collect::<Vec<_>>()),
-        inspect: inspect::traced(base),
-        bake,
-        verify,
-        ..VariantResult::default()
-    };
+    let (precision, inspect) = inspect::understood(base);
+    let model = base.variant.name.clone();
+    let mut result = VariantResult { model, precision, inspect, bake, verify, ..VariantResult::default() };
     if let (Some(measuring), Some(model), Some(understood)) = (job.measuring, &base.model, &understood) {
         let written = understood.as_ref().map_err(|refusal| Error::from(refusal.clone()))?;
         let Measuring { running, settings, guard } = measuring;
