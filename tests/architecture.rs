@@ -5,7 +5,6 @@
 mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::Path;
 
 use syn::visit::{self, Visit};
@@ -109,40 +108,21 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("anyhow", &["src/main.rs", "src/cli/"]),
 ];
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 /// A source file, with its module path below the crate (`["onnx", "index"]`).
 struct Source {
     name: String,
     module: Vec<String>,
     text: String,
+    is_test: bool,
 }
 
 fn sources() -> Vec<Source> {
-    let all: Vec<Source> = source::rust_files()
-        .iter()
-        .map(|path| {
-            let relative = path.strip_prefix(root()).unwrap();
-            let mut module: Vec<String> = relative
-                .with_extension("")
-                .components()
-                .skip(1)
-                .map(|part| part.as_os_str().to_str().unwrap().to_string())
-                .collect();
-            if module.last().is_some_and(|last| last == "mod") {
-                module.pop();
-            }
-            if module == ["lib"] || module == ["main"] {
-                module.clear();
-            }
-            let name = relative.to_str().unwrap().replace('\\', "/");
-            Source { name, module, text: fs::read_to_string(path).unwrap() }
-        })
-        .collect();
-    assert!(all.len() > 30, "only {} source files were found", all.len());
-    all
+    let module = |name: &str| -> Vec<String> {
+        let path = name.trim_start_matches("src/").trim_end_matches(".rs").trim_end_matches("/mod");
+        if matches!(path, "lib" | "main") { Vec::new() } else { path.split('/').map(str::to_string).collect() }
+    };
+    let all = source::sources().into_iter();
+    all.map(|source::Source { name, text, is_test }| Source { module: module(&name), name, text, is_test }).collect()
 }
 
 /// The room that a file is in.
@@ -162,8 +142,6 @@ struct Collector {
     inner: BTreeSet<String>,
     /// First segments of all other paths.
     outer: BTreeSet<String>,
-    /// Modules that are compiled for tests only and lie in files of their own.
-    test_modules: Vec<Vec<String>>,
 }
 
 impl Collector {
@@ -207,44 +185,11 @@ impl Collector {
     }
 }
 
-/// `test` or `all(.., test, ..)`: never true outside tests.
-fn is_test_condition(condition: &[String]) -> bool {
-    let all = condition.first().is_some_and(|w| w == "all") && !condition.iter().any(|w| w == "not" || w == "any");
-    condition.len() == 1 && condition[0] == "test" || all && condition.iter().any(|w| w == "test")
-}
-
-fn for_tests(attributes: &[syn::Attribute]) -> bool {
-    attributes.iter().any(|a| {
-        a.path().is_ident("test")
-            || a.path().is_ident("cfg")
-                && matches!(&a.meta, syn::Meta::List(list) if is_test_condition(&words(&list.tokens.to_string())))
-    })
-}
-
 impl<'a> Visit<'a> for Collector {
     fn visit_item_mod(&mut self, item: &'a syn::ItemMod) {
         let mut module = self.module.clone();
         module.push(item.ident.to_string());
-        if for_tests(&item.attrs) {
-            let named = item.attrs.iter().find_map(|a| match &a.meta {
-                syn::Meta::NameValue(syn::MetaNameValue {
-                    path,
-                    value: syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(file), .. }),
-                    ..
-                }) if path.is_ident("path") => Some(file.value()),
-                _ => None,
-            });
-            if item.content.is_none() {
-                // `#[path]` is relative to the file: the module's own folder for a `mod.rs`, else the one above
-                if let Some(stem) = named.as_deref().and_then(|f| f.strip_suffix(".rs")) {
-                    let stem = stem.rsplit('/').next().unwrap().to_string();
-                    let above = &self.module[..self.module.len().saturating_sub(1)];
-                    for folder in [above, &self.module] {
-                        self.test_modules.push(folder.iter().chain([&stem]).cloned().collect());
-                    }
-                }
-                self.test_modules.push(module);
-            }
+        if source::for_tests(&item.attrs) {
             return;
         }
         let outer = std::mem::replace(&mut self.module, module);
@@ -261,7 +206,7 @@ impl<'a> Visit<'a> for Collector {
             syn::Item::Const(i) => &i.attrs,
             _ => return visit::visit_item(self, item),
         };
-        if !for_tests(attributes) {
+        if !source::for_tests(attributes) {
             visit::visit_item(self, item);
         }
     }
@@ -380,11 +325,6 @@ fn file_words(text: &str) -> Vec<String> {
     words(&whole.tokens.to_string())
 }
 
-/// Files that are compiled for tests only.
-fn test_files(all: &[Source]) -> BTreeSet<Vec<String>> {
-    all.iter().flat_map(|source| Collector::of(&source.module, &source.text).test_modules).collect()
-}
-
 fn lines_before_tests(text: &str) -> usize {
     let begins = |line: &str| ["#[cfg(test)]", "#[cfg(all(test"].iter().any(|mark| line.trim_start().starts_with(mark));
     text.lines().take_while(|line| !begins(line)).count()
@@ -393,12 +333,11 @@ fn lines_before_tests(text: &str) -> usize {
 #[test]
 fn rooms_import_only_what_the_table_allows() {
     let all = sources();
-    let tests = test_files(&all);
     let table: BTreeMap<&str, &[&str]> = ALLOWED.iter().copied().collect();
     let rooms: BTreeSet<&str> = all.iter().map(room).collect();
     let mut used = BTreeSet::new();
     let mut wrong = Vec::new();
-    for source in all.iter().filter(|s| !tests.contains(&s.module)) {
+    for source in all.iter().filter(|s| !s.is_test) {
         let own = room(source);
         let Some(allowed) = table.get(own) else {
             wrong.push(format!("{}: the room `{own}` is not in the table", source.name));
@@ -437,11 +376,10 @@ fn rooms_import_only_what_the_table_allows() {
 /// used by every file of the room.
 fn uses() -> BTreeMap<String, BTreeSet<String>> {
     let all = sources();
-    let tests = test_files(&all);
     let file = |path: &[String]| (path.len() > 1).then(|| path[..2].join("::"));
     let known: BTreeSet<String> = all.iter().filter_map(|source| file(&source.module)).collect();
     let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for source in all.iter().filter(|source| !tests.contains(&source.module)) {
+    for source in all.iter().filter(|source| !source.is_test) {
         let Some(own) = file(&source.module) else { continue };
         let room = &source.module[0];
         for path in Collector::of(&source.module, &source.text).inner {
@@ -513,7 +451,6 @@ fn every_file_says_what_it_is() {
 #[test]
 fn files_stay_short() {
     let all = sources();
-    let tests = test_files(&all);
     let ceilings: BTreeMap<&str, usize> = LONG_FILES.iter().copied().collect();
     let mut wrong = Vec::new();
     for source in &all {
@@ -525,7 +462,7 @@ fn files_stay_short() {
             Some(ceiling) if lines > *ceiling => {
                 wrong.push(format!("{} grew to {lines} lines, past {ceiling}", source.name))
             }
-            None if lines > MAX_LINES && !tests.contains(&source.module) => {
+            None if lines > MAX_LINES && !source.is_test => {
                 wrong.push(format!("{} has {lines} lines before its tests: split it", source.name));
             }
             _ => {}
@@ -597,7 +534,8 @@ fn the_collector_sees_paths_wherever_they_are() {
         ]
     );
     assert!(["std", "ort", "clap"].iter().all(|name| found.outer.contains(*name)), "{:?}", found.outer);
-    assert_eq!(found.test_modules, [["room", "file", "more_tests"].map(String::from).to_vec()]);
+    let tests = source::test_modules(Path::new("src/room/file.rs"), SAMPLE);
+    assert_eq!(tests, [Path::new("src/room/file/more_tests.rs"), Path::new("src/room/file/more_tests")]);
 }
 
 #[test]

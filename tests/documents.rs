@@ -9,6 +9,8 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use source::root;
+
 /// Characters of a line outside of tables.
 const WIDTH: usize = 100;
 
@@ -17,10 +19,6 @@ const GENERATED: &[&str] = &["docs/architectures.md"];
 
 /// What follows this line of a document is written by a command.
 const GENERATED_FROM: &str = "<!-- fields: generated";
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
 
 fn files(folder: &str, extension: &str) -> Vec<String> {
     let entries = fs::read_dir(root().join(folder)).unwrap_or_else(|e| panic!("{folder}: {e}"));
@@ -153,12 +151,6 @@ const PICTURE_ENDS: &str = "<!-- end of the picture -->";
 /// Rooms that every picture would draw arrows to or from, and their part in it.
 const LEFT_OUT: &[&str] = &["error", "lib"];
 
-/// Whether a source file is compiled for tests only, by its name.
-fn is_test(path: &str) -> bool {
-    let stem = path.rsplit('/').next().unwrap().trim_end_matches(".rs");
-    path.contains("/tests/") || stem == "tests" || stem == "testing" || stem.ends_with("_tests")
-}
-
 /// The lines of code of a file, without comments and without the items that are compiled for tests only.
 fn code(text: &str) -> Vec<&str> {
     let mut found = Vec::new();
@@ -186,15 +178,11 @@ fn items_of_tests_are_no_code() {
 /// `lancet::room` in the binary.
 fn rooms() -> BTreeMap<String, (usize, BTreeSet<String>)> {
     let mut found: BTreeMap<String, (usize, BTreeSet<String>)> = BTreeMap::new();
-    for path in source::rust_files() {
-        let name = path.strip_prefix(root().join("src")).unwrap().to_str().unwrap().replace('\\', "/");
-        if is_test(&name) {
-            continue;
-        }
-        let room = name.split('/').next().unwrap().trim_end_matches(".rs").to_string();
+    for source in source::sources().into_iter().filter(|source| !source.is_test) {
+        let room =
+            source.name.trim_start_matches("src/").split('/').next().unwrap().trim_end_matches(".rs").to_string();
         let room = if room == "main" { "cli".to_string() } else { room };
-        let text = fs::read_to_string(&path).unwrap();
-        let code = code(&text);
+        let code = code(&source.text);
         let entry = found.entry(room.clone()).or_default();
         entry.0 += code.len();
         let prefix = if room == "cli" { "lancet::" } else { "crate::" };

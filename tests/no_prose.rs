@@ -6,9 +6,10 @@
 //! anything with a space between its letters, nor one of the words that our enums are shown as. What is compared with
 //! words because they come from a file, a user or another program is in [`ALLOWED`], each with the reason.
 
+#[path = "common/source.rs"]
+mod source;
+
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
 
 use lancet::report::{Outcome, PromptClass, Treatment, WriterKind};
 use syn::visit::{self, Visit};
@@ -108,7 +109,7 @@ impl<'a> Visit<'a> for Compared {
             syn::Item::Impl(i) => &i.attrs,
             _ => return visit::visit_item(self, item),
         };
-        if !for_tests(attributes) {
+        if !source::for_tests(attributes) {
             visit::visit_item(self, item);
         }
     }
@@ -184,75 +185,12 @@ impl Compared {
     }
 }
 
-/// Whether an item is compiled for tests only.
-fn for_tests(attributes: &[syn::Attribute]) -> bool {
-    attributes.iter().any(|a| {
-        let text = match &a.meta {
-            syn::Meta::List(list) if a.path().is_ident("cfg") => list.tokens.to_string(),
-            _ => String::new(),
-        };
-        let text: String = text.split_whitespace().collect();
-        a.path().is_ident("test") || text == "test" || text.starts_with("all(test")
-    })
-}
-
-/// The production files of `src`: those that no `#[cfg(test)] mod` names.
-fn sources() -> Vec<(String, String)> {
-    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
-            match entry.is_dir() {
-                true => walk(&entry, found),
-                false if entry.extension().is_some_and(|e| e == "rs") => found.push(entry),
-                false => {}
-            }
-        }
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut paths = Vec::new();
-    walk(&root.join("src"), &mut paths);
-    paths.sort();
-    let texts: Vec<String> = paths.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
-    let mut tests: BTreeSet<PathBuf> = BTreeSet::new();
-    for (path, text) in paths.iter().zip(&texts) {
-        let own = match path.file_stem().unwrap().to_str().unwrap() {
-            "mod" | "lib" | "main" => path.parent().unwrap().to_path_buf(),
-            _ => path.with_extension(""),
-        };
-        for item in syn::parse_file(text).unwrap().items {
-            let syn::Item::Mod(module) = item else { continue };
-            if module.content.is_some() || !for_tests(&module.attrs) {
-                continue;
-            }
-            let named = module.attrs.iter().find_map(|a| match &a.meta {
-                syn::Meta::NameValue(syn::MetaNameValue {
-                    path: key,
-                    value: syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(file), .. }),
-                    ..
-                }) if key.is_ident("path") => Some(path.parent().unwrap().join(file.value())),
-                _ => None,
-            });
-            let plain = own.join(module.ident.to_string());
-            tests.extend(named);
-            tests.insert(plain.with_extension("rs"));
-            tests.insert(plain);
-        }
-    }
-    let all: Vec<(String, String)> = paths
-        .into_iter()
-        .zip(texts)
-        .filter(|(path, _)| !tests.iter().any(|test| path.starts_with(test)))
-        .map(|(path, text)| (path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/"), text))
-        .collect();
-    assert!(all.len() > 30, "only {} source files were found", all.len());
-    all
-}
-
 #[test]
 fn nothing_is_decided_by_prose() {
     let words = words();
     let mut used = BTreeSet::new();
     let mut wrong = Vec::new();
-    for (name, text) in sources() {
+    for source::Source { name, text, .. } in source::sources().into_iter().filter(|source| !source.is_test) {
         for literal in Compared::of(&text) {
             if !is_prose(&literal) && !words.contains(&literal) {
                 continue;

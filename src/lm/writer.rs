@@ -121,7 +121,7 @@ pub enum Reason {
     },
     /// Its weight is quantised and the strength is below 1: rounding can take off the whole component only.
     PartialStrength,
-    /// ActivationRounding its quantised weight leaves too much of the direction, or costs too much.
+    /// Rounding its quantised weight leaves too much of the direction, or costs too much.
     TooCoarse,
     /// Its weight is quantised, and nodes were asked for.
     NodesAsked,

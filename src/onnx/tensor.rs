@@ -106,7 +106,7 @@ impl Serialize for DataType {
 }
 
 impl<'de> Deserialize<'de> for DataType {
-    /// From the name; of types that share one, and of an unknown name, it is a type with that name.
+    /// From the name: the first type that has it, and the type 0, `unknown`, where none has.
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
         Ok((0..=LAST_TYPE).map(Self).find(|dtype| dtype.name() == name).unwrap_or_default())

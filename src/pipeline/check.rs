@@ -117,7 +117,7 @@ pub fn logits(
         max_abs_logit_diff: diff,
         kl: mean(&kl),
         max_stream_leak: leak,
-        // ActivationRounding of every write adds up over the layers. The weights of a float16 model were rounded once
+        // Rounding of every write adds up over the layers. The weights of a float16 model were rounded once
         // more by the bake, those of a float32 one differ by the order of sums only.
         bound: (if eps > 1e-6 { 8.0 } else { 64.0 } * eps * scale).max(1e-4),
         // A component that stays is moved by the rounding of all that is computed from it.
