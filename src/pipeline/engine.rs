@@ -1,8 +1,9 @@
 //! Runs prompts through instrumented sessions, in batches, and hands each row's results on.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ndarray::{Array3, ArrayD, Axis};
+use ndarray::{Array3, ArrayD, Axis, Slice};
 
 use super::opened::Understood;
 use super::stage::Stage;
@@ -21,12 +22,17 @@ pub mod cost;
 mod generator;
 mod positions;
 mod reading;
+mod split;
 
 pub use generator::{Generation, Generator, Progress};
 use reading::Readings;
+use split::Prefix;
 
 /// Bytes of float32 logits that one run returns at most, if one row's do not take more.
 const LOGITS_BUDGET: usize = 256 << 20;
+
+/// A tensor that ONNX Runtime holds.
+type Value = <OrtModel as Backend>::Value;
 
 /// Who is told how far the work is.
 pub trait Observer: Sync {
@@ -56,6 +62,11 @@ pub(super) fn integers(graph: &Graph<'_>) -> Integers {
     } else {
         Integers::None
     }
+}
+
+/// Whether an input holds what is done to the stream.
+fn is_steering(input: &str) -> bool {
+    input == DIRECTION_INPUT || input == ADDITION_INPUT
 }
 
 /// Says nothing.
@@ -140,7 +151,19 @@ pub struct Session {
     logits: usize,
     /// Positions that probes are returned of.
     last_positions: usize,
+    /// Whether the KV cache is among the outputs.
+    returns_cache: bool,
+    /// Whether the end of a row can be run behind a cache of its beginning.
+    splits: bool,
     readings: Readings,
+}
+
+/// What a visit runs.
+struct Fed<'f> {
+    rows: &'f [Row<'f>],
+    directions: &'f [Vec<f32>],
+    /// The common beginning of all rows, which was run before.
+    prefix: Option<&'f Prefix>,
 }
 
 impl Session {
@@ -150,16 +173,32 @@ impl Session {
         engine: &Engine<'_>,
         batch: &Batch,
         directions: &[&[f32]],
+        past: Option<Vec<Value>>,
     ) -> Result<Vec<ArrayD<f32>>, RuntimeError> {
+        let outputs: Vec<String> = self.built.probes.iter().chain(&self.built.logits).cloned().collect();
+        let found = self.run(engine, batch, directions, past, &outputs)?;
+        found.iter().map(|v| self.model.download(v)).collect()
+    }
+
+    /// Runs a batch behind `past`, which holds the first columns of the batch's mask; behind none where there is none.
+    fn run(
+        &mut self,
+        engine: &Engine<'_>,
+        batch: &Batch,
+        directions: &[&[f32]],
+        past: Option<Vec<Value>>,
+        outputs: &[String],
+    ) -> Result<Vec<Value>, RuntimeError> {
         let Self { model, built, interface, .. } = self;
         let mut feeds = batch::feeds(model, interface, &batch.ids, &batch.mask)?;
         feeds.extend(engine.steering_feeds(model, built, directions)?);
-        let cache = batch::empty_cache(model, interface, batch.ids.nrows(), batch.ids.ncols())?;
+        let cache = match past {
+            Some(past) => past,
+            None => batch::empty_cache(model, interface, batch.ids.nrows(), batch.ids.ncols())?,
+        };
         let mut inputs: Vec<_> = feeds.iter().map(|(name, value)| (name.clone(), value)).collect();
         inputs.extend(interface.cache.iter().zip(&cache).map(|(slot, value)| (slot.past.clone(), value)));
-        let outputs: Vec<String> = built.probes.iter().chain(&built.logits).cloned().collect();
-        let found = model.run(inputs, &outputs)?;
-        found.iter().map(|v| model.download(v)).collect()
+        model.run(inputs, outputs)
     }
 
     /// Which positions the file returns logits of.
@@ -229,6 +268,7 @@ impl Engine<'_> {
             if sharing == Sharing::EqualLengths {
                 session.interface.padding = Padding::EqualLengths;
             }
+            session.splits = self.splits(&mut session)?;
             return Ok(session);
         }
         Err(failed
@@ -261,6 +301,8 @@ impl Engine<'_> {
             request.ablation = true;
             request.addition = steering.addition.as_ref().map(|(layer, _)| *layer);
         }
+        // the cache of a common beginning serves many rows
+        request.cache |= request.logits > 0;
         request.widen_bfloat16 = self.runtime.provider() == "cpu" && self.has_bfloat16();
         let Understood { graph, lm, embedding, .. } = self.model;
         let built = instrument::instrument(graph, lm, embedding.as_ref(), &request)?;
@@ -268,9 +310,9 @@ impl Engine<'_> {
         // inputs that pruning removed are not fed
         let mut interface = self.model.lm.interface.clone();
         interface.cache.retain(|slot| built.inputs.contains(&slot.past));
-        let Request { cut, logits, last_positions, .. } = request;
+        let Request { cut, logits, last_positions, cache: returns_cache, .. } = request;
         let readings = Readings { probes: Vec::new(), logits: None };
-        Ok(Session { model, built, interface, cut, logits, last_positions, readings })
+        Ok(Session { model, built, interface, cut, logits, last_positions, returns_cache, splits: false, readings })
     }
 
     /// Which rows may share a run: found once a model.
@@ -311,14 +353,38 @@ impl Engine<'_> {
         if let Some(token) = outside {
             return Err(RuntimeError::Vocabulary { token: *token, vocabulary: width }.into());
         }
-        for members in batch::plan(&lengths, self.batch, &session.interface) {
-            let positions = reading::positions(session, lengths[members[0]]).1;
-            for members in members.chunks(self.rows_at_once(positions)) {
-                self.check_cancelled()?;
-                self.run_batch(session, rows, directions, members, &mut each)?;
+        // rows are told apart by what is done to them, where they do not all get the same
+        let steers = self.steered.is_none() && session.built.inputs.iter().any(|input| is_steering(input));
+        let keys: Vec<usize> = rows.iter().map(|row| if steers { row.direction } else { 0 }).collect();
+        let shared = self.shared(session, rows, &keys);
+        for group in split::groups(&session.interface, &keys, shared) {
+            let of_group: Vec<usize> = group.iter().map(|&row| keys[row]).collect();
+            let prefix = match shared {
+                0 => None,
+                tokens => Some(self.prefix(session, &rows[0].tokens[..tokens], &of_group, directions)?),
+            };
+            let fed = Fed { rows, directions, prefix: prefix.as_ref() };
+            let of_group: Vec<usize> = group.iter().map(|&row| lengths[row]).collect();
+            for members in batch::plan(&of_group, self.batch, &session.interface) {
+                let members: Vec<usize> = members.into_iter().map(|at| group[at]).collect();
+                let positions = reading::positions(session, lengths[members[0]] - shared).1;
+                for members in members.chunks(self.rows_at_once(positions)) {
+                    self.check_cancelled()?;
+                    self.run_batch(session, &fed, members, &mut each)?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Tokens that all rows begin with and that are run once for each direction; 0 where every row is run whole.
+    fn shared(&self, session: &Session, rows: &[Row<'_>], keys: &[usize]) -> usize {
+        if !session.splits {
+            return 0;
+        }
+        let tokens: Vec<&[u32]> = rows.iter().map(|row| row.tokens).collect();
+        let directions = keys.iter().collect::<HashSet<_>>().len();
+        split::common(&tokens, directions, session.last_positions.max(session.logits))
     }
 
     /// Rows whose logits at `positions` positions fit into the budget; one at least.
@@ -344,20 +410,25 @@ impl Engine<'_> {
     fn run_batch(
         &self,
         session: &mut Session,
-        rows: &[Row<'_>],
-        directions: &[Vec<f32>],
+        fed: &Fed<'_>,
         members: &[usize],
         each: &mut impl FnMut(RowResult) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        let Fed { rows, directions, prefix } = *fed;
         let prompts: Vec<&[u32]> = members.iter().map(|&i| rows[i].tokens).collect();
-        let batch = Batch::new(&prompts, self.pad).fitted(&session.interface, self.pad)?;
+        let mut batch = Batch::new(&prompts, self.pad).fitted(&session.interface, self.pad)?;
+        let mut past = None;
+        if let Some(prefix) = prefix {
+            past = Some(prefix.past(session, members.iter().map(|&row| &rows[row]))?);
+            batch.ids = batch.ids.slice_axis(Axis(1), Slice::from(prefix.tokens..)).to_owned();
+        }
         let mut vectors: Vec<&[f32]> = members
             .iter()
             .map(|&row| directions.get(rows[row].direction).map_or(&[] as &[f32], Vec::as_slice))
             .collect();
         let (n_rows, tokens) = batch.ids.dim();
         vectors.resize(n_rows, &[]);
-        let arrays = session.arrays(self, &batch, &vectors)?;
+        let arrays = session.arrays(self, &batch, &vectors, past)?;
         let (of_probes, of_logits) = reading::positions(session, tokens);
         let Readings { probes, logits } = &session.readings;
         let (probe_arrays, logit_arrays) = arrays.split_at(probes.len());
@@ -392,7 +463,7 @@ impl Engine<'_> {
         model: &OrtModel,
         built: &SessionModel,
         rows: &[&[f32]],
-    ) -> Result<Vec<(String, <OrtModel as Backend>::Value)>, RuntimeError> {
+    ) -> Result<Vec<(String, Value)>, RuntimeError> {
         let width = self.model.lm.d_model();
         let mut feeds = Vec::new();
         for (name, part) in [(DIRECTION_INPUT, 0), (ADDITION_INPUT, 1)] {

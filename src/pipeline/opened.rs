@@ -38,6 +38,8 @@ pub struct Understood<'m> {
     pub embedding: Option<EmbeddingFile<'m>>,
     /// Which rows may share a run; found when the model is first run.
     pub sharing: OnceLock<Sharing>,
+    /// Whether the end of a row can be run behind a cache of its beginning, once a run told.
+    pub splits: OnceLock<bool>,
 }
 
 /// What a bake changes in each file of a model.
@@ -150,7 +152,7 @@ impl Opened {
                 lm.interface.unfed.get_or_insert_with(|| no_text_alone(&feature.name));
             }
         }
-        Ok(Understood { graph, lm, embedding, sharing: OnceLock::new() })
+        Ok(Understood { graph, lm, embedding, sharing: OnceLock::new(), splits: OnceLock::new() })
     }
 
     /// Every indexed file.

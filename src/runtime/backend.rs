@@ -1,5 +1,7 @@
 //! What a model runner is: named tensors in, named tensors out; a value may stay with the runner.
 
+use std::ops::Range;
+
 use ndarray::ArrayD;
 
 use crate::onnx::DataType;
@@ -168,6 +170,36 @@ impl RuntimeError {
     }
 }
 
+/// One row of a value, for [`Backend::gather_rows`].
+#[derive(Debug)]
+pub struct Pick<'v, V> {
+    /// The value.
+    pub value: &'v V,
+    /// Rows that it holds, each with the same number of entries on the axis of the batch (a cache may fold its heads into
+    /// the batch).
+    pub rows: usize,
+    /// Which of them.
+    pub row: usize,
+    /// Positions that are taken; all where it ends beyond the last one.
+    pub positions: Range<usize>,
+}
+
+impl<'v, V> Pick<'v, V> {
+    /// The whole row.
+    pub fn whole(value: &'v V, rows: usize, row: usize) -> Self {
+        Self { value, rows, row, positions: 0..usize::MAX }
+    }
+}
+
+/// Axes of a value that holds rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowAxes {
+    /// Axis of the batch.
+    pub batch: usize,
+    /// Axis of the positions, if it has one.
+    pub positions: Option<usize>,
+}
+
 /// A loaded model.
 pub trait Backend {
     /// A tensor that the runner holds (on its device, in the model's type).
@@ -195,18 +227,13 @@ pub trait Backend {
     /// If it is no float tensor.
     fn download(&self, value: &Self::Value) -> Result<ArrayD<f32>, RuntimeError>;
 
-    /// The parts of a value that belong to some of its rows, in the order of `keep`. `axis` holds `rows` rows, each
-    /// with the same number of entries (a cache may fold its heads into the batch).
+    /// Puts rows of several values together, in the order of `picks`. Rows that hold fewer positions than the longest get
+    /// zeros in front of their first one.
     ///
     /// # Errors
-    /// If it is no float tensor, or does not hold that many rows.
-    fn take_rows(
-        &self,
-        value: &Self::Value,
-        axis: usize,
-        rows: usize,
-        keep: &[usize],
-    ) -> Result<Self::Value, RuntimeError>;
+    /// If a value is no tensor of a type that a cache has, does not hold that many rows, or has other sizes than the
+    /// first one along another axis than those of `axes`.
+    fn gather_rows(&self, picks: &[Pick<'_, Self::Value>], axes: RowAxes) -> Result<Self::Value, RuntimeError>;
 
     /// Declared element type of an input; `None` if the model has no such input.
     fn input_type(&self, name: &str) -> Option<DataType>;

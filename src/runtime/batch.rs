@@ -2,10 +2,10 @@
 
 use ndarray::{Array2, ArrayD, Axis, IxDyn, Slice, concatenate};
 
-use super::backend::{Backend, RuntimeError, Tensor};
+use super::backend::{Backend, RowAxes, RuntimeError, Tensor};
 use crate::lm::interface::feeding::HIDDEN;
 use crate::lm::interface::{Line, MaskAxis, Past, Sense};
-use crate::lm::{Interface, Padding};
+use crate::lm::{CacheSlot, Interface, Padding};
 use crate::onnx::DataType;
 
 /// Rows that may share a run, found by comparing a row among others with the same row alone.
@@ -110,6 +110,11 @@ impl Batch {
             _ => Ok(self),
         }
     }
+}
+
+/// Axes of the rows and positions of a part of the KV cache.
+pub fn axes(slot: &CacheSlot) -> RowAxes {
+    RowAxes { batch: slot.batch_axis, positions: slot.sequence_axis }
 }
 
 /// Position of each token among the real ones of its row; padding gets 1, as transformers does.

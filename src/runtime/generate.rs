@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ndarray::{Array2, ArrayD, ArrayView3, Axis, concatenate};
 
-use super::backend::{Backend, RuntimeError, Tensor};
+use super::backend::{Backend, Pick, RuntimeError, Tensor};
 use super::batch::{self, Batch};
 use super::reading::{Reading, Run};
 use super::sample::Chooser;
@@ -228,7 +228,8 @@ fn drop_done<B: Backend>(
     let rows = state.rows.len();
     if let Some(cache) = &mut state.cache {
         for (slot, value) in decoder.interface.cache.iter().zip(cache.iter_mut()) {
-            *value = decoder.first.take_rows(value, slot.batch_axis, rows, &left)?;
+            let picks: Vec<_> = left.iter().map(|&row| Pick::whole(&*value, rows, row)).collect();
+            *value = decoder.first.gather_rows(&picks, batch::axes(slot))?;
         }
     }
     state.ids = state.ids.select(Axis(0), &left);

@@ -4,16 +4,16 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
-use ndarray::{ArrayD, Axis};
+use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn, Slice};
 use ort::environment::Environment;
 use ort::ep;
 use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ort::value::{DynValue, TensorElementType, ValueType};
+use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType, ValueType};
 use serde::Serialize;
 
-use super::backend::{Backend, RuntimeError, Tensor};
+use super::backend::{Backend, Pick, RowAxes, RuntimeError, Tensor};
 use crate::onnx::DataType;
 
 /// Where a model runs.
@@ -300,34 +300,16 @@ impl Backend for OrtModel {
         .map_err(run_error)
     }
 
-    fn take_rows(&self, value: &DynValue, axis: usize, rows: usize, keep: &[usize]) -> Result<DynValue, RuntimeError> {
-        macro_rules! taken {
-            ($ty:ty) => {{
-                let array = value.try_extract_array::<$ty>().map_err(run_error)?;
-                let each = array.shape().get(axis).filter(|n| **n % rows.max(1) == 0).map(|n| n / rows.max(1));
-                let each = each.ok_or_else(|| RuntimeError::Output {
-                    name: "(cache)".into(),
-                    expected: format!("{rows} rows on axis {axis}"),
-                    got: format!("{:?}", array.shape()),
-                })?;
-                let entries: Vec<usize> = keep.iter().flat_map(|row| row * each..(row + 1) * each).collect();
-                // a selection along another axis than the first lies in another order in memory
-                let taken = array.select(Axis(axis), &entries).as_standard_layout().into_owned();
-                ort::value::Tensor::from_array(taken).map(|v| v.into_dyn()).map_err(run_error)
-            }};
-        }
-        match value.dtype().tensor_type() {
-            Some(TensorElementType::Float32) => taken!(f32),
-            Some(TensorElementType::Float16) => taken!(f16),
-            Some(TensorElementType::Bfloat16) => taken!(bf16),
-            Some(TensorElementType::Float64) => taken!(f64),
-            Some(TensorElementType::Int8) => taken!(i8),
-            Some(TensorElementType::Uint8) => taken!(u8),
-            other => Err(RuntimeError::Output {
-                name: "(cache)".into(),
-                expected: "a float tensor".into(),
-                got: format!("{other:?}"),
-            }),
+    fn gather_rows(&self, picks: &[Pick<'_, DynValue>], axes: RowAxes) -> Result<DynValue, RuntimeError> {
+        let first = picks.first().and_then(|pick| pick.value.dtype().tensor_type());
+        match first {
+            Some(TensorElementType::Float32) => gather::<f32>(picks, axes),
+            Some(TensorElementType::Float16) => gather::<f16>(picks, axes),
+            Some(TensorElementType::Bfloat16) => gather::<bf16>(picks, axes),
+            Some(TensorElementType::Float64) => gather::<f64>(picks, axes),
+            Some(TensorElementType::Int8) => gather::<i8>(picks, axes),
+            Some(TensorElementType::Uint8) => gather::<u8>(picks, axes),
+            other => Err(unlike_a_cache("a tensor of a type that a cache has", format!("{other:?}"))),
         }
     }
 
@@ -346,6 +328,62 @@ impl Backend for OrtModel {
             _ => None,
         }
     }
+}
+
+/// Rows of several tensors of one type, padded with zeros in front of their positions.
+fn gather<T>(picks: &[Pick<'_, DynValue>], axes: RowAxes) -> Result<DynValue, RuntimeError>
+where
+    T: PrimitiveTensorElementType + std::fmt::Debug + Default + Copy + 'static,
+{
+    let rows: Vec<ArrayViewD<'_, T>> = picks.iter().map(|pick| row_of(pick, axes)).collect::<Result<_, _>>()?;
+    let Some(first) = rows.first() else { return Err(unlike_a_cache("one row at least", "none".into())) };
+    let mut shape = first.shape().to_vec();
+    let each = shape[axes.batch];
+    shape[axes.batch] *= rows.len();
+    if let Some(axis) = axes.positions {
+        shape[axis] = rows.iter().map(|row| row.shape()[axis]).max().unwrap_or(0);
+    }
+    let mut all = ArrayD::<T>::default(IxDyn(&shape));
+    for (at, row) in rows.iter().enumerate() {
+        let mut place = all.slice_axis_mut(Axis(axes.batch), Slice::from(at * each..(at + 1) * each));
+        if let Some(axis) = axes.positions {
+            let behind = shape[axis] - row.shape()[axis];
+            place.slice_axis_inplace(Axis(axis), Slice::from(behind..));
+        }
+        if place.shape() != row.shape() {
+            return Err(unlike_a_cache(&format!("rows of sizes {:?}", place.shape()), format!("{:?}", row.shape())));
+        }
+        place.assign(row);
+    }
+    ort::value::Tensor::from_array(all).map(|v| v.into_dyn()).map_err(run_error)
+}
+
+/// The entries of one row.
+fn row_of<'v, T>(pick: &Pick<'v, DynValue>, axes: RowAxes) -> Result<ArrayViewD<'v, T>, RuntimeError>
+where
+    T: PrimitiveTensorElementType + 'static,
+{
+    let mut array = pick.value.try_extract_array::<T>().map_err(run_error)?;
+    let each = array.shape().get(axes.batch).filter(|n| pick.rows > 0 && **n % pick.rows == 0).map(|n| n / pick.rows);
+    let wanted = || format!("{} rows on axis {}", pick.rows, axes.batch);
+    let each = each.filter(|_| pick.row < pick.rows);
+    let each = each.ok_or_else(|| unlike_a_cache(&wanted(), format!("{:?}", array.shape())))?;
+    array.slice_axis_inplace(Axis(axes.batch), Slice::from(pick.row * each..(pick.row + 1) * each));
+    if let Some(axis) = axes.positions {
+        let held = array.shape().get(axis).copied().unwrap_or(0);
+        let to = pick.positions.end.min(held);
+        if pick.positions.start > to {
+            let wanted = format!("{} positions on axis {axis}", pick.positions.start);
+            return Err(unlike_a_cache(&wanted, format!("{held}")));
+        }
+        array.slice_axis_inplace(Axis(axis), Slice::from(pick.positions.start..to));
+    }
+    Ok(array)
+}
+
+/// A part of a KV cache that is not what the model declares.
+fn unlike_a_cache(expected: &str, got: String) -> RuntimeError {
+    RuntimeError::Output { name: "(cache)".into(), expected: expected.into(), got }
 }
 
 /// Whole numbers in a smaller type.

@@ -2,7 +2,7 @@
 
 use ndarray::ArrayD;
 
-use super::{Engine, Row, RowResult, Session};
+use super::{Engine, Fed, Row, RowResult, Session};
 use crate::error::Error;
 use crate::instrument::{Cut, DIRECTION_INPUT, Scope};
 use crate::lm::{Padding, Refusal};
@@ -91,7 +91,7 @@ fn unreadable(name: &str, shape: &[usize], tokens: usize, width: Option<usize>) 
 }
 
 /// Tokens of a row that means nothing: other ones for each row.
-fn made_up(engine: &Engine<'_>, row: usize, tokens: usize) -> Vec<u32> {
+pub(super) fn made_up(engine: &Engine<'_>, row: usize, tokens: usize) -> Vec<u32> {
     let vocabulary = engine.model.vocabulary().unwrap_or(64).clamp(1, 512);
     let token = |at: usize| u32::try_from((11 * row + 7 * at + 3) % vocabulary).unwrap_or(0);
     (0..tokens).map(token).collect()
@@ -101,7 +101,7 @@ fn made_up(engine: &Engine<'_>, row: usize, tokens: usize) -> Vec<u32> {
 fn run(engine: &Engine<'_>, session: &mut Session, prompts: &[Vec<u32>]) -> Result<Vec<ArrayD<f32>>, RuntimeError> {
     let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let batch = Batch::new(&rows, engine.pad).fitted(&session.interface, engine.pad)?;
-    session.arrays(engine, &batch, &vec![&[][..]; rows.len()])
+    session.arrays(engine, &batch, &vec![&[][..]; rows.len()], None)
 }
 
 /// Share of the stream that may be left along a direction that was ablated from all of it.
@@ -124,7 +124,7 @@ pub fn check_ablation(engine: &Engine<'_>, session: &mut Session) -> Result<(), 
     let engine = Engine { steered: None, ..*engine };
     let tokens = made_up(&engine, 0, session.interface.feeding.length.unwrap_or(TOKENS));
     let batch = Batch::new(&[&tokens], engine.pad).fitted(&session.interface, engine.pad)?;
-    let arrays = session.arrays(&engine, &batch, &vec![unit.as_slice(); batch.ids.nrows()])?;
+    let arrays = session.arrays(&engine, &batch, &vec![unit.as_slice(); batch.ids.nrows()], None)?;
     for (reading, array) in session.readings.probes.iter().zip(&arrays) {
         for x in reading.row(array, 0).chunks_exact(width) {
             let dot = |y: &[f32]| x.iter().zip(y).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
@@ -190,12 +190,12 @@ fn last(engine: &Engine<'_>, session: &mut Session, prompts: &[Vec<u32>], row: u
         }
         Ok(())
     };
-    engine.run_batch(session, &rows, &[], &members, each)?;
+    engine.run_batch(session, &Fed { rows: &rows, directions: &[], prefix: None }, &members, each)?;
     Ok(found)
 }
 
 /// Whether two sets of vectors are the same but for rounding. Vectors that are no numbers are like nothing.
-fn alike(one: &[Vec<f32>], other: &[Vec<f32>], tolerance: f32) -> bool {
+pub(super) fn alike(one: &[Vec<f32>], other: &[Vec<f32>], tolerance: f32) -> bool {
     let pairs = one.iter().zip(other);
     one.len() == other.len()
         && pairs.into_iter().all(|(one, other)| {
@@ -206,7 +206,7 @@ fn alike(one: &[Vec<f32>], other: &[Vec<f32>], tolerance: f32) -> bool {
 }
 
 /// Share of the largest value that rounding may change where other rows are computed beside.
-fn tolerance(engine: &Engine<'_>) -> f32 {
+pub(super) fn tolerance(engine: &Engine<'_>) -> f32 {
     let graph: &Graph<'_> = &engine.model.graph;
     if graph.nodes().any(|node| graph.rounding(node) != ActivationRounding::No) {
         return 0.3;

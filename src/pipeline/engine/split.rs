@@ -1,0 +1,217 @@
+//! Prompts that begin alike, as a chat template makes them: what they have in common is run once for each direction, and
+//! what that leaves in the KV cache serves every prompt.
+//!
+//! A batch lies as it does without: padded on the left. The first columns, as many as the common beginning has tokens,
+//! are taken from the cache, the others are run:
+//!
+//! ```text
+//!            cache     run
+//! long       a b c d | e f g h
+//! short      - a b c | d x y z
+//! ```
+//!
+//! So every token has the same place among the keys, and sees the same ones, as if all columns had been run.
+
+use std::collections::HashMap;
+
+use super::reading::{self, alike};
+use super::{Engine, Fed, Row, RowResult, Session, Value};
+use crate::error::Error;
+use crate::instrument::Cut;
+use crate::lm::interface::Past;
+use crate::lm::{Interface, Padding};
+use crate::runtime::backend::Pick;
+use crate::runtime::batch::{self, Batch};
+use crate::runtime::{Backend, RuntimeError};
+
+/// Bytes of the KV cache of common beginnings that are held at a time, if one does not take more.
+const CACHE_BUDGET: usize = 256 << 20;
+
+/// Tokens of the beginning that the check of a split takes.
+const TRIED: usize = 4;
+
+/// What the run of a common beginning left in the KV cache, for each direction.
+pub(super) struct Prefix {
+    /// Tokens of the beginning.
+    pub tokens: usize,
+    /// The cache of each run, and how many rows it holds.
+    runs: Vec<(Vec<Value>, usize)>,
+    /// Run and row of each direction.
+    places: HashMap<usize, (usize, usize)>,
+}
+
+impl Prefix {
+    /// The cache in front of the columns that are run. The longest row takes all of the beginning.
+    pub fn past<'r>(
+        &self,
+        session: &Session,
+        rows: impl Iterator<Item = &'r Row<'r>> + Clone,
+    ) -> Result<Vec<Value>, RuntimeError> {
+        let longest = rows.clone().map(|row| row.tokens.len()).max().unwrap_or(0);
+        let of_slot = |at: usize| {
+            let pick = |row: &Row<'_>| {
+                // where nothing is done to rows, all take the same
+                let (run, held_at) = *self.places.get(&row.direction).unwrap_or(&(0, 0));
+                let (cache, held) = &self.runs[run];
+                let taken = self.tokens.saturating_sub(longest - row.tokens.len());
+                Pick { value: &cache[at], rows: *held, row: held_at, positions: 0..taken }
+            };
+            let picks: Vec<Pick<'_, Value>> = rows.clone().map(pick).collect();
+            session.model.gather_rows(&picks, batch::axes(&session.interface.cache[at]))
+        };
+        (0..session.interface.cache.len()).map(of_slot).collect()
+    }
+}
+
+/// Tokens that all of `rows` begin with, less those that each must still run: `keep` at least. 0 where nothing is saved.
+pub(super) fn common(rows: &[&[u32]], directions: usize, keep: usize) -> usize {
+    let Some((first, others)) = rows.split_first() else { return 0 };
+    let alike = |other: &&[u32]| first.iter().zip(*other).take_while(|(a, b)| a == b).count();
+    let shared = others.iter().map(alike).min().unwrap_or(0);
+    let shortest = rows.iter().map(|row| row.len()).min().unwrap_or(0);
+    if rows.len() <= directions { 0 } else { shared.min(shortest.saturating_sub(keep.max(1))) }
+}
+
+/// Indices of the rows in groups whose directions' caches of `prefix` tokens are held at once.
+pub(super) fn groups(interface: &Interface, directions: &[usize], prefix: usize) -> Vec<Vec<usize>> {
+    if prefix == 0 {
+        return vec![(0..directions.len()).collect()];
+    }
+    let at_once = (CACHE_BUDGET / cache_bytes(interface, prefix).max(1)).max(1);
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut places: HashMap<usize, usize> = HashMap::new();
+    for (row, direction) in directions.iter().enumerate() {
+        let met = places.len();
+        let group = *places.entry(*direction).or_insert(met / at_once);
+        if group == groups.len() {
+            groups.push(Vec::new());
+        }
+        groups[group].push(row);
+    }
+    groups
+}
+
+/// Bytes of the KV cache of one row of `tokens` tokens.
+fn cache_bytes(interface: &Interface, tokens: usize) -> usize {
+    let of_slot = |slot: &crate::lm::CacheSlot| {
+        let sizes = slot.empty.iter().enumerate();
+        let values = sizes.map(|(axis, size)| if slot.sequence_axis == Some(axis) { tokens } else { *size });
+        values.product::<usize>() * slot.dtype.size().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(4)
+    };
+    interface.cache.iter().map(of_slot).sum()
+}
+
+impl Engine<'_> {
+    /// Runs `tokens` once for each of the directions of `rows`.
+    pub(super) fn prefix(
+        &self,
+        session: &mut Session,
+        tokens: &[u32],
+        keys: &[usize],
+        directions: &[Vec<f32>],
+    ) -> Result<Prefix, Error> {
+        let mut met: Vec<usize> = keys.to_vec();
+        met.sort_unstable();
+        met.dedup();
+        let mut found = Prefix { tokens: tokens.len(), runs: Vec::new(), places: HashMap::new() };
+        for members in batch::plan(&vec![tokens.len(); met.len()], self.batch, &session.interface) {
+            self.check_cancelled()?;
+            let batch = Batch::new(&vec![tokens; members.len()], self.pad);
+            let vectors: Vec<&[f32]> =
+                members.iter().map(|&at| directions.get(met[at]).map_or(&[] as &[f32], Vec::as_slice)).collect();
+            let cache = session.cache(self, &batch, &vectors)?;
+            for (row, &at) in members.iter().enumerate() {
+                found.places.insert(met[at], (found.runs.len(), row));
+            }
+            found.runs.push((cache, members.len()));
+        }
+        Ok(found)
+    }
+
+    /// Whether the session can run the end of a row behind a cache of its beginning: found once a model, by a few tokens
+    /// in both ways.
+    pub(super) fn splits(&self, session: &mut Session) -> Result<bool, Error> {
+        if !may_split(session) || self.model.lm.cached.is_some() {
+            return Ok(false);
+        }
+        if let Some(known) = self.model.splits.get() {
+            return Ok(*known);
+        }
+        let found = match self.try_split(session) {
+            // what takes a past of one row only, or of none
+            Err(Error::Runtime(
+                RuntimeError::Run { .. } | RuntimeError::Input { .. } | RuntimeError::Output { .. },
+            )) => false,
+            found => found?,
+        };
+        Ok(*self.model.splits.get_or_init(|| found))
+    }
+
+    /// Compares rows that are split with the same rows whole.
+    fn try_split(&self, session: &mut Session) -> Result<bool, Error> {
+        let short = if session.interface.padding == Padding::Left { 1 } else { 0 };
+        let keep = session.last_positions.max(session.logits) + 1;
+        let count = if session.interface.single { 1 } else { 3 };
+        let begin = reading::made_up(self, 0, TRIED);
+        let rest = |row: usize| reading::made_up(self, row + 1, keep + short - if row == 1 { short } else { 0 });
+        let prompts: Vec<Vec<u32>> = (0..count).map(|row| [begin.clone(), rest(row)].concat()).collect();
+        let rows: Vec<Row<'_>> = prompts.iter().map(|tokens| Row { tokens, direction: 0 }).collect();
+        let prefix = self.prefix(session, &begin, &[0], &[])?;
+        let mut found = [const { Vec::new() }; 2];
+        for (found, prefix) in found.iter_mut().zip([None, Some(&prefix)]) {
+            let fed = Fed { rows: &rows, directions: &[], prefix };
+            let each = &mut |result: RowResult| {
+                found.push((result.row, [result.probes.concat(), result.logits]));
+                Ok(())
+            };
+            self.run_batch(session, &fed, &(0..count).collect::<Vec<_>>(), each)?;
+        }
+        let [whole, split] = found;
+        let near = |((_, a), (_, b)): (&(usize, [Vec<f32>; 2]), &(usize, [Vec<f32>; 2]))| {
+            let both = a.iter().zip(b).filter(|(a, _)| !a.is_empty());
+            both.into_iter()
+                .all(|(a, b)| alike(std::slice::from_ref(a), std::slice::from_ref(b), reading::tolerance(self)))
+        };
+        Ok(whole.len() == split.len() && whole.iter().zip(&split).all(near))
+    }
+}
+
+/// Whether a session has a cache that can be cut between any two positions.
+fn may_split(session: &Session) -> bool {
+    let Interface { cache, feeding, padding, .. } = &session.interface;
+    let grows = |slot: &crate::lm::CacheSlot| {
+        // a state of fixed size is what all tokens of the beginning leave, and cannot be cut
+        slot.window.is_none() && (slot.sequence_axis.is_some() || *padding == Padding::EqualLengths)
+    };
+    session.returns_cache
+        && session.cut == Cut::InGraph
+        && feeding.past == Past::Empty
+        && !feeding.restarts()
+        && !cache.is_empty()
+        && cache.iter().all(grows)
+}
+
+impl Session {
+    /// Runs a batch without a past and returns the KV cache, in the order of the interface.
+    fn cache(&mut self, engine: &Engine<'_>, batch: &Batch, directions: &[&[f32]]) -> Result<Vec<Value>, RuntimeError> {
+        let presents: Vec<String> = self.interface.cache.iter().map(|slot| slot.present.clone()).collect();
+        self.run(engine, batch, directions, None, &presents)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::common;
+
+    #[test]
+    fn what_rows_have_in_common_leaves_each_its_end() {
+        let rows: [&[u32]; 3] = [&[1, 2, 3, 4, 9, 9], &[1, 2, 3, 4, 8], &[1, 2, 3, 7, 7]];
+        assert_eq!(common(&rows, 1, 1), 3);
+        assert_eq!(common(&rows, 1, 3), 2);
+        assert_eq!(common(&rows[..2], 1, 1), 4);
+        assert_eq!(common(&[&[1, 2], &[1, 2]], 1, 1), 1);
+        // as many directions as rows: nothing is run twice
+        assert_eq!(common(&rows, 3, 1), 0);
+        assert_eq!(common(&[], 1, 1), 0);
+    }
+}
