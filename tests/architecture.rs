@@ -53,6 +53,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "method::classes",
             "method::layers::LayerProjection",
             "method::select::Discarded",
+            "method::select::Search",
             "runtime::Sampling",
         ],
     ),

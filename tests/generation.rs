@@ -16,6 +16,7 @@ use lancet::pipeline::files::ModelFiles;
 use lancet::pipeline::likelihood::{Query, log_likelihoods};
 use lancet::pipeline::{self, Opened, collect};
 use lancet::report::{Cost, Measured};
+use lancet::runtime::batch::Splitting;
 use lancet::runtime::generate::Generated;
 use lancet::runtime::session::{Device, Runtime};
 use lancet::runtime::{Decoding, RuntimeError, Sampling};
@@ -92,8 +93,8 @@ fn chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// What is wrong with an export.
-fn check(export: &Export, reference: &Reference, runtime: &Runtime) -> Result<Vec<String>, Error> {
+/// What is wrong with an export, and whether the end of a row was run behind a cache of its beginning.
+fn check(export: &Export, reference: &Reference, runtime: &Runtime) -> Result<(Vec<String>, bool), Error> {
     let opened = Opened::new(&fixture("zoo").join(export.model.as_ref().unwrap()))?;
     let model = opened.understand()?;
     let cancelled = AtomicBool::new(false);
@@ -171,8 +172,22 @@ fn check(export: &Export, reference: &Reference, runtime: &Runtime) -> Result<Ve
             }
             Ok(())
         })?;
+        // rows that begin alike, of several lengths: what they have in common is run once where the graph lets it
+        let (whole, wanted) = (&rows[0], &reference.rows[0].log_likelihoods);
+        let ends = [whole.len() - 4, whole.len() - 1, whole.len() - 2];
+        let visited: Vec<Row<'_>> = ends.iter().map(|&end| Row { tokens: &whole[..end], direction: 0 }).collect();
+        engine.visit(&mut session, &visited, &[], |found| {
+            let end = ends[found.row];
+            let logits = &found.logits[found.logits.len() / 4 * 3..];
+            let value = lancet::method::score::softmax(logits)[whole[end] as usize].ln();
+            let off = (value - wanted[end - 1]).abs();
+            if off.is_nan() || off > tolerance {
+                wrong.push(format!("batch {batch}: logits behind a common beginning off by {off:.1e}"));
+            }
+            Ok(())
+        })?;
     }
-    Ok(wrong)
+    Ok((wrong, model.splitting.get().is_some_and(|way| *way != Splitting::Never)))
 }
 
 #[test]
@@ -181,15 +196,21 @@ fn exports_of_the_zoo_generate_and_score_like_transformers() {
     let runtime = runtime(1);
     let exports = exports();
     let mut wrong = Vec::new();
+    let mut whole = Vec::new();
     for (export, reference) in &exports {
         let name = format!("{}/{}", export.arch, export.exporter);
         match check(export, reference, &runtime) {
-            Ok(found) => wrong.extend(found.into_iter().map(|what| format!("{name}: {what}"))),
+            Ok((found, splits)) => {
+                wrong.extend(found.into_iter().map(|what| format!("{name}: {what}")));
+                whole.extend((!splits).then_some(name));
+            }
             Err(error) => wrong.push(format!("{name}: {}", chain(&error))),
         }
     }
     assert!(wrong.is_empty(), "{} of {} exports:\n{}", wrong.len(), exports.len(), wrong.join("\n"));
     assert!(exports.len() > 80);
+    // exports without a cache, merged decoders, sliding windows
+    assert!(exports.len() - whole.len() >= 50, "{} exports run every row whole: {whole:?}", whole.len());
 }
 
 /// The bundled chat model, understood, with an engine for it.

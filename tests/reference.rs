@@ -12,7 +12,7 @@ use lancet::instrument::Request;
 use lancet::linalg::cosine;
 use lancet::method::direction::{Addition, Direction};
 use lancet::method::prompts::{LoadOptions, PromptClass, Prompts};
-use lancet::method::select::{Rules, candidates};
+use lancet::method::select::{Rules, Search, candidates};
 use lancet::pipeline::collect::{self, RefusalTokens};
 use lancet::pipeline::engine::{Engine, Row, Silent, Steering};
 use lancet::pipeline::{self, Opened, choose};
@@ -113,6 +113,24 @@ fn everything_equals_the_independent_implementation() {
         let selected = &choice.result.selected;
         assert_eq!(selected.position, expected["selected"]["position"].as_i64().unwrap(), "lambda {lambda}");
         assert_eq!(selected.layer as u64, expected["selected"]["layer"].as_u64().unwrap(), "lambda {lambda}");
+        // what is left out changes no choice
+        let runs = |choice: &choose::Choice| -> usize {
+            choice.result.candidates.iter().flat_map(|c| c.prompts.into_array()).sum()
+        };
+        for search in [Search::Certain, Search::Racing] {
+            let rules = Rules { search, ..RULES };
+            let less = choose::choose(&engine, &chat, &activations, lambda, &rules, &Silent).unwrap();
+            let found = &less.result.selected;
+            assert_eq!(
+                (found.position, found.layer),
+                (selected.position, selected.layer),
+                "lambda {lambda} {search:?}"
+            );
+            assert!((found.refusal_score - selected.refusal_score).abs() <= 1e-3, "lambda {lambda} {search:?}");
+            assert!((found.harmful_refusal_score - selected.harmful_refusal_score).abs() <= 1e-3);
+            assert!((found.kl - selected.kl).abs() <= 1e-3, "lambda {lambda} {search:?}");
+            assert!(2 * runs(&less) < runs(&choice), "{} of {} runs", runs(&less), runs(&choice));
+        }
         let rows = expected["candidates"].as_array().unwrap();
         assert_eq!(rows.len(), choice.result.candidates.len());
         assert_eq!(rows.len() % n_layers, 0);

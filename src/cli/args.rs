@@ -102,6 +102,10 @@ pub struct MethodArgs {
     /// Exactly the published procedure: no guard and no degenerate-candidate rule in the selection.
     #[arg(long)]
     pub paper: bool,
+    /// Score every candidate on every validation prompt. Without it a candidate is left as soon as it is out, or
+    /// clearly behind; with `--paper`, as soon as it is out.
+    #[arg(long)]
+    pub exhaustive: bool,
     /// Largest mean harmless KL of a candidate.
     #[arg(long, default_value_t = 0.2, value_parser = non_negative)]
     pub kl_threshold: f64,
@@ -279,6 +283,9 @@ pub struct SweepArgs {
     /// Exactly the published selection: no guard and no degenerate-candidate rule.
     #[arg(long)]
     pub paper: bool,
+    /// Score every candidate on every validation prompt, also those that cannot win.
+    #[arg(long)]
+    pub exhaustive: bool,
     /// Largest mean harmless KL of a candidate.
     #[arg(long, default_value_t = 0.2, value_parser = non_negative)]
     pub kl_threshold: f64,

@@ -12,7 +12,7 @@ use lancet::eval::policy::Limit;
 use lancet::files;
 use lancet::method::direction::{Addition, Direction};
 use lancet::method::prompts::{LoadOptions, OverlapPolicy, Prompts, SplitSizes};
-use lancet::method::select::Rules;
+use lancet::method::select::{Rules, Search};
 use lancet::pipeline::collect::{self, Activations, RefusalTokens};
 use lancet::pipeline::consumer::Consumer;
 use lancet::pipeline::engine::Engine;
@@ -62,7 +62,12 @@ const NEGLIGIBLE_NORM: f64 = 1e-4;
 
 /// The rules of selection that the flags name.
 pub fn rules(method: &MethodArgs, max_harmful_drop: f64) -> Rules {
-    let published = Rules { kl_threshold: method.kl_threshold, ..Rules::PAPER };
+    let search = match method {
+        MethodArgs { exhaustive: true, .. } => Search::Exhaustive,
+        MethodArgs { paper: true, .. } => Search::Certain,
+        _ => Search::Racing,
+    };
+    let published = Rules { kl_threshold: method.kl_threshold, search, ..Rules::PAPER };
     if method.paper {
         return published;
     }

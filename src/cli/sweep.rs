@@ -31,8 +31,14 @@ pub fn sweep(context: &Context, args: &SweepArgs) -> anyhow::Result<Ending> {
     let runtime = load_runtime(context, &args.runtime)?;
     let guard = measuring::guard(&args.guard)?;
     let settings = measuring::settings(context, &opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?;
-    let method =
-        MethodArgs { lambda: 1.0, strength: 1.0, add: 0.0, paper: args.paper, kl_threshold: args.kl_threshold };
+    let method = MethodArgs {
+        lambda: 1.0,
+        strength: 1.0,
+        add: 0.0,
+        paper: args.paper,
+        exhaustive: args.exhaustive,
+        kl_threshold: args.kl_threshold,
+    };
     let mut options = SweepOptions {
         lambdas: args.lambda.clone(),
         strengths: args.strength.clone(),

@@ -6,5 +6,6 @@ pub mod classes;
 pub mod direction;
 pub mod layers;
 pub mod prompts;
+pub mod race;
 pub mod score;
 pub mod select;

@@ -7,19 +7,6 @@ use super::classes::PerClass;
 use super::direction::{Direction, diff_in_means, partially_orthogonalise};
 use crate::linalg::norm;
 
-/// What a candidate is measured by, on the validation prompts.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CandidateScores {
-    /// Mean refusal score of pseudo-harmful prompts under ablation.
-    pub refusal_score: f64,
-    /// Mean refusal score of harmful prompts under ablation.
-    pub harmful_refusal_score: f64,
-    /// Share of harmful prompts with a positive refusal score under ablation.
-    pub harmful_refused: f64,
-    /// Mean `KL(base || ablated)` of harmless prompts.
-    pub kl: f64,
-}
-
 /// Why a candidate direction, or a candidate of an addition, is out.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -42,6 +29,11 @@ pub enum Discarded {
     Degenerate,
     /// It was not measured.
     NotMeasured,
+    /// Another candidate makes pseudo-harmful prompts clearly less refused.
+    Outscored {
+        /// Pseudo-harmful prompts that showed it.
+        prompts: usize,
+    },
     /// It changes harmless prompts too much.
     Divergence {
         /// Mean harmless KL divergence, in nats; none where it is infinite.
@@ -65,6 +57,7 @@ impl Discarded {
             Self::FirstLayer | Self::LastLayers { .. } => "layer",
             Self::Degenerate => "degenerate",
             Self::NotMeasured => "not measured",
+            Self::Outscored { .. } => "outscored",
             Self::Divergence { .. } => "harmless KL",
             Self::TrueRefusal { .. } => "guard",
         }
@@ -87,6 +80,9 @@ impl std::fmt::Display for Discarded {
             }
             Self::Degenerate => f.write_str("degenerate: its norm is rounding noise beside the mean activation"),
             Self::NotMeasured => f.write_str("not measured"),
+            Self::Outscored { prompts } => {
+                write!(f, "clearly behind the best one after {prompts} pseudo-harmful prompts")
+            }
             Self::Divergence { kl: Some(kl), limit } => write!(f, "harmless KL {kl:.4} is above {limit}"),
             Self::Divergence { kl: None, limit } => write!(f, "harmless KL inf is above {limit}"),
             Self::TrueRefusal { drop } => {
@@ -109,10 +105,25 @@ pub struct Candidate {
     pub direction: Option<Direction>,
     /// Whether the raw norm is negligible beside the mean activation: rounding noise, not a direction.
     pub degenerate: bool,
-    /// Measured scores, once measured.
-    pub scores: Option<CandidateScores>,
+    /// What was measured with the direction ablated, for the first validation prompts of each class as far as they were
+    /// run: refusal scores of harmful and pseudo-harmful prompts, `KL(base || ablated)` of harmless ones, in nats.
+    pub measured: PerClass<Vec<f64>>,
     /// Why it is out; `None` while it is in.
     pub discarded: Option<Discarded>,
+}
+
+/// How much is measured before the choice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Search {
+    /// Every candidate on every prompt.
+    #[default]
+    Exhaustive,
+    /// Whatever can change the choice.
+    Certain,
+    /// Whatever is likely to change the choice.
+    Racing,
 }
 
 /// The rules of selection.
@@ -128,11 +139,19 @@ pub struct Rules {
     /// A raw norm below this share of the mean activation's norm is rounding noise. Ours; `None` with
     /// `--paper`.
     pub negligible_norm: Option<f64>,
+    /// How much is measured.
+    pub search: Search,
 }
 
 impl Rules {
     /// The published procedure, nothing else.
-    pub const PAPER: Self = Self { kl_threshold: 0.2, layer_share: 0.8, harmful_drop: None, negligible_norm: None };
+    pub const PAPER: Self = Self {
+        kl_threshold: 0.2,
+        layer_share: 0.8,
+        harmful_drop: None,
+        negligible_norm: None,
+        search: Search::Exhaustive,
+    };
 }
 
 /// Every candidate `w'[i, l]` (eq. 1, 2, 6, 7), in order of position, then layer.
@@ -149,113 +168,16 @@ pub fn candidates(means: &PerClass<ActivationMeans>, lambda: f64, rules: &Rules)
             let raw_norm = norm(&raw);
             let degenerate = rules.negligible_norm.is_some_and(|share| raw_norm < share * norm(&base));
             let direction = Direction::new(raw).ok();
-            out.push(Candidate { position, layer, raw_norm, direction, degenerate, scores: None, discarded: None });
+            let measured = PerClass::default();
+            out.push(Candidate { position, layer, raw_norm, direction, degenerate, measured, discarded: None });
         }
     }
     out
 }
 
-/// Marks who is out and why, and returns the index of the winner: lowest mean refusal score on
-/// pseudo-harmful prompts, ties by (score, layer, position).
-///
-/// `harmful_refused` is the share of harmful validation prompts that the base model refuses.
-pub fn select(candidates: &mut [Candidate], n_layers: usize, harmful_refused: f64, rules: &Rules) -> Option<usize> {
-    // floor(0.8 L), as the published code has it
-    let last = (n_layers as f64 * rules.layer_share) as usize;
-    for candidate in candidates.iter_mut() {
-        candidate.discarded = reason(candidate, last, harmful_refused, rules);
-    }
-    candidates
-        .iter()
-        .enumerate()
-        .filter(|(_, c)| c.discarded.is_none())
-        .min_by(|(_, a), (_, b)| {
-            let score = |c: &Candidate| c.scores.map_or(f64::INFINITY, |s| s.refusal_score);
-            score(a).total_cmp(&score(b)).then(a.layer.cmp(&b.layer)).then(a.position.cmp(&b.position))
-        })
-        .map(|(index, _)| index)
-}
-
-fn reason(candidate: &Candidate, last: usize, harmful_refused: f64, rules: &Rules) -> Option<Discarded> {
-    let Some(scores) = candidate.scores else {
-        return Some(Discarded::NoDirection);
-    };
-    if [scores.refusal_score, scores.harmful_refusal_score, scores.kl].iter().any(|v| v.is_nan()) {
-        return Some(Discarded::NotANumber);
-    }
-    if candidate.layer >= last {
-        return Some(Discarded::LastLayers { layer: candidate.layer, from: last });
-    }
-    if candidate.degenerate {
-        return Some(Discarded::Degenerate);
-    }
-    if scores.kl > rules.kl_threshold {
-        let kl = Some(scores.kl).filter(|kl| kl.is_finite());
-        return Some(Discarded::Divergence { kl, limit: rules.kl_threshold });
-    }
-    let drop = harmful_refused - scores.harmful_refused;
-    if let Some(limit) = rules.harmful_drop
-        && drop > limit + 1e-12
-    {
-        return Some(Discarded::TrueRefusal { drop });
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn candidate(position: i64, layer: usize, score: f64, kl: f64, refused: f64) -> Candidate {
-        Candidate {
-            position,
-            layer,
-            raw_norm: 1.0,
-            direction: Direction::new(vec![1.0, 0.0]).ok(),
-            degenerate: false,
-            scores: Some(CandidateScores {
-                refusal_score: score,
-                harmful_refusal_score: 3.0,
-                harmful_refused: refused,
-                kl,
-            }),
-            discarded: None,
-        }
-    }
-
-    const RULES: Rules = Rules { harmful_drop: Some(0.0), negligible_norm: Some(1e-4), ..Rules::PAPER };
-
-    #[test]
-    fn the_lowest_score_wins_and_ties_go_to_the_lower_layer_then_the_earlier_position() {
-        let mut all =
-            vec![candidate(-1, 2, -1.0, 0.1, 1.0), candidate(-2, 1, -1.0, 0.1, 1.0), candidate(-3, 1, -1.0, 0.1, 1.0)];
-        assert_eq!(select(&mut all, 10, 1.0, &RULES), Some(2));
-        all[0].scores = Some(CandidateScores { refusal_score: -1.5, ..all[0].scores.unwrap() });
-        assert_eq!(select(&mut all, 10, 1.0, &RULES), Some(0));
-    }
-
-    #[test]
-    fn every_rule_discards_with_its_reason() {
-        let mut all = vec![
-            candidate(-1, 8, -9.0, 0.1, 1.0),
-            candidate(-1, 1, f64::NAN, 0.1, 1.0),
-            candidate(-1, 2, -9.0, 0.21, 1.0),
-            candidate(-1, 3, -9.0, 0.1, 0.9),
-            Candidate { scores: None, direction: None, ..candidate(-1, 4, 0.0, 0.0, 1.0) },
-            Candidate { degenerate: true, ..candidate(-1, 5, -9.0, 0.1, 1.0) },
-            candidate(-1, 7, 5.0, 0.2, 1.0),
-        ];
-        assert_eq!(select(&mut all, 10, 1.0, &RULES), Some(6));
-        let words = |c: Option<Discarded>| c.map(|reason| reason.to_string()).unwrap_or_default();
-        let reasons: Vec<String> = all.iter().map(|c| words(c.discarded)).collect();
-        for (reason, part) in
-            reasons.iter().zip(["last part", "NaN", "KL", "guard", "zero or not finite", "degenerate", ""])
-        {
-            assert!(reason.contains(part), "{reason} should say {part}");
-        }
-        // the published procedure knows no guard
-        assert_eq!(select(&mut all, 10, 1.0, &Rules::PAPER), Some(3));
-    }
 
     #[test]
     fn lambda_one_candidates_are_orthogonal_to_the_true_refusal_direction_of_their_own_place() {
@@ -269,7 +191,7 @@ mod tests {
             mean.add(&row);
             mean
         });
-        let all = candidates(&means, 1.0, &RULES);
+        let all = candidates(&means, 1.0, &Rules::PAPER);
         assert_eq!(all.iter().map(|c| (c.position, c.layer)).collect::<Vec<_>>(), [(-2, 0), (-2, 1), (-1, 0), (-1, 1)]);
         for c in &all {
             let r = diff_in_means(&means.harmful.mean(c.position, c.layer), &means.harmless.mean(c.position, c.layer));

@@ -1,7 +1,7 @@
-//! Selecting: every candidate is scored with itself ablated everywhere, on the validation prompts
-//! (METHOD steps 5 to 7).
+//! Selecting: candidates are scored with themselves ablated everywhere, on the validation prompts, as far as the choice
+//! needs it (METHOD steps 5 to 7; [`Race`]).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use super::collect::{Activations, encode, labelled};
 use super::engine::{Engine, Observer, Row, Session};
@@ -12,8 +12,9 @@ use crate::instrument::Request;
 use crate::method::direction::Direction;
 use crate::method::layers::projections;
 use crate::method::prompts::{PerClass, PromptClass, Split};
+use crate::method::race::{Job, Race};
 use crate::method::score::{kl_divergence, mean, refusal_score, softmax};
-use crate::method::select::{Candidate, CandidateScores, Discarded, Rules, candidates, select};
+use crate::method::select::{Candidate, Discarded, Rules, candidates};
 use crate::report::{Baseline, CandidateRow, PositionLabel, SelectResult, Selected, finite};
 
 /// A selected direction and how it was chosen.
@@ -47,20 +48,15 @@ pub struct Chooser<'a> {
     activations: &'a Activations,
     rules: Rules,
     session: Session,
-    /// Class, index in it, tokens.
-    prompts: Vec<(PromptClass, usize, Vec<u32>)>,
-    /// Logits of the unchanged model, `[d_vocab]` a prompt.
-    base: Vec<Vec<f32>>,
+    /// Token ids of the validation prompts.
+    prompts: PerClass<Vec<Vec<u32>>>,
+    /// Next-token probabilities of the unchanged model for each harmless prompt, `[d_vocab]`.
+    base: Vec<Vec<f64>>,
     baseline: Baseline,
-    /// Share of the harmful prompts that the unchanged model refuses.
-    harmful_refused: f64,
+    /// Refusal scores of the harmful prompts on the unchanged model.
+    harmful_base: Vec<f64>,
     /// What was measured, by the bits of the vector that was ablated.
-    known: HashMap<Vec<u32>, CandidateScores>,
-}
-
-/// Share of positive scores.
-fn share(scores: &[f64]) -> f64 {
-    scores.iter().filter(|s| **s > 0.0).count() as f64 / scores.len().max(1) as f64
+    known: HashMap<Vec<u32>, PerClass<Vec<f64>>>,
 }
 
 impl<'a> Chooser<'a> {
@@ -76,68 +72,64 @@ impl<'a> Chooser<'a> {
         observer: &dyn Observer,
     ) -> Result<Self, Error> {
         let info = &activations.info;
-        let mut prompts = Vec::new();
-        for class in PromptClass::ALL {
-            for (at, ids) in encode(chat, info.prompts.get(class, Split::Val))?.into_iter().enumerate() {
-                prompts.push((class, at, ids));
-            }
-        }
+        let prompts = PerClass::try_from_fn(|class| encode(chat, info.prompts.get(class, Split::Val)))?;
         let mut session =
             engine.session(Request { logits: 1, last_positions: 1, ablation: true, ..Request::default() })?;
         // a zero direction: the base model, bit for bit
         let zero = [vec![0.0f32; engine.model.lm.d_model()]];
-        let rows: Vec<Row<'_>> = prompts.iter().map(|(.., ids)| Row { tokens: ids, direction: 0 }).collect();
-        let mut base: Vec<Vec<f32>> = vec![Vec::new(); prompts.len()];
-        observer.start(&Stage::ScoreValidation, prompts.len() as u64);
+        let places: Vec<(PromptClass, usize)> =
+            prompts.iter().flat_map(|(class, of)| (0..of.len()).map(move |at| (class, at))).collect();
+        let row = |&(class, at): &(PromptClass, usize)| Row { tokens: &prompts.get(class)[at], direction: 0 };
+        let rows: Vec<Row<'_>> = places.iter().map(row).collect();
+        let mut base = vec![Vec::new(); prompts.harmless.len()];
+        let mut scores = prompts.as_ref().map(|of| vec![0.0; of.len()]);
+        observer.start(&Stage::ScoreValidation, rows.len() as u64);
         engine.visit(&mut session, &rows, &zero, |found| {
-            base[found.row] = found.logits;
+            let (class, at) = places[found.row];
+            let p = softmax(&found.logits);
+            scores.get_mut(class)[at] = refusal_score(&p, &info.refusal_tokens);
+            if class == PromptClass::Harmless {
+                base[at] = p;
+            }
             observer.advance(1);
             Ok(())
         })?;
         observer.finish();
-        let scores_of = |class: PromptClass| -> Vec<f64> {
-            let of_class = prompts.iter().zip(&base).filter(|((c, ..), _)| *c == class);
-            of_class.map(|(_, logits)| refusal_score(&softmax(logits), &info.refusal_tokens)).collect()
-        };
-        let harmful = scores_of(PromptClass::Harmful);
         let baseline = Baseline {
-            refusal_score: mean(&scores_of(PromptClass::PseudoHarmful)),
-            harmful_refusal_score: mean(&harmful),
-            harmless_refusal_score: mean(&scores_of(PromptClass::Harmless)),
+            refusal_score: mean(&scores.pseudo_harmful),
+            harmful_refusal_score: mean(&scores.harmful),
+            harmless_refusal_score: mean(&scores.harmless),
         };
-        let harmful_refused = share(&harmful);
+        let harmful_base = scores.harmful;
         let known = HashMap::new();
         let engine = *engine;
-        Ok(Self { engine, chat, activations, rules, session, prompts, base, baseline, harmful_refused, known })
+        Ok(Self { engine, chat, activations, rules, session, prompts, base, baseline, harmful_base, known })
     }
 
-    /// Scores all candidates of `lambda` with the share `strength` of the component ablated, and selects one.
+    /// Scores the candidates of `lambda` with the share `strength` of the component ablated, as far as the choice needs
+    /// it ([`Rules::search`]), and selects one.
     ///
     /// # Errors
     /// If a run fails, or if no candidate is left.
     pub fn choose(&mut self, lambda: f64, strength: f64, observer: &dyn Observer) -> Result<Choice, Error> {
         let activations = self.activations;
         let mut all = candidates(&activations.means, lambda, &self.rules);
-        let mut directions = Vec::new();
         for candidate in &mut all {
             candidate.direction = candidate.direction.take().map(|direction| direction.with_strength(strength));
-            directions.extend(candidate.direction.as_ref().map(Direction::hook));
+            let known = candidate.direction.as_ref().and_then(|direction| self.known.get(&bits(&direction.hook())));
+            candidate.measured = known.cloned().unwrap_or_default();
         }
-        self.measure(directions, observer)?;
-        for candidate in &mut all {
-            candidate.scores = candidate.direction.as_ref().map(|direction| self.known[&bits(&direction.hook())]);
-        }
-        let winner = select(&mut all, self.engine.model.lm.n_layers(), self.harmful_refused, &self.rules);
+        let winner = self.race(&mut all, observer)?;
         let Some(winner) = winner else { return Err(nothing_left(&all)) };
         let winner = &all[winner];
-        let scores = winner.scores.expect("only measured candidates win");
+        let scores = winner.measured.as_ref().map(|values| mean(values));
         let selected = Selected {
             position: winner.position,
             layer: winner.layer,
             lambda,
-            refusal_score: scores.refusal_score,
-            harmful_refusal_score: scores.harmful_refusal_score,
-            kl: scores.kl,
+            refusal_score: scores.pseudo_harmful,
+            harmful_refusal_score: scores.harmful,
+            kl: scores.harmless,
         };
         let direction = winner.direction.clone().expect("only a direction can be measured");
         let info = &activations.info;
@@ -157,49 +149,63 @@ impl<'a> Chooser<'a> {
                 .enumerate()
                 .map(|(at, &id)| PositionLabel { position: at as i64 - n_pos, token: label(id) })
                 .collect(),
-            paper: self.rules == Rules::PAPER,
+            paper: Rules { search: Rules::PAPER.search, ..self.rules } == Rules::PAPER,
+            search: self.rules.search,
             layers: projections(&activations.means, winner.position, lambda, direction.unit()),
         };
         Ok(Choice { direction, result })
     }
 
-    /// Measures what is not known yet: every validation prompt with each vector ablated.
-    fn measure(&mut self, mut directions: Vec<Vec<f32>>, observer: &dyn Observer) -> Result<(), Error> {
-        let mut seen = HashSet::new();
-        directions.retain(|direction| {
-            let key = bits(direction);
-            !self.known.contains_key(&key) && seen.insert(key)
-        });
+    /// Measures the candidates as far as the choice needs it, and returns the index of the winner.
+    fn race(&mut self, all: &mut [Candidate], observer: &dyn Observer) -> Result<Option<usize>, Error> {
+        let harmful_base = std::mem::take(&mut self.harmful_base);
+        let race = Race {
+            n_layers: self.engine.model.lm.n_layers(),
+            rules: &self.rules.clone(),
+            prompts: self.prompts.as_ref().map(Vec::len),
+            harmful_base: &harmful_base,
+        };
+        observer.start(&Stage::ScoreCandidates, race.at_most(all));
+        let winner = loop {
+            let jobs = race.next(all);
+            if jobs.is_empty() {
+                break race.finish(all);
+            }
+            self.measure(all, &jobs, observer)?;
+        };
+        observer.finish();
+        self.harmful_base = harmful_base;
+        for candidate in all.iter() {
+            if let Some(direction) = &candidate.direction {
+                self.known.insert(bits(&direction.hook()), candidate.measured.clone());
+            }
+        }
+        Ok(winner)
+    }
+
+    /// Runs what `jobs` ask for, each prompt with its candidate ablated everywhere, and adds it to what was measured.
+    fn measure(&mut self, all: &mut [Candidate], jobs: &[Job], observer: &dyn Observer) -> Result<(), Error> {
         let Self { engine, activations, session, prompts, base, .. } = self;
         let tokens = &activations.info.refusal_tokens;
-        let rows: Vec<(usize, usize)> =
-            (0..directions.len()).flat_map(|d| (0..prompts.len()).map(move |p| (d, p))).collect();
-        let run: Vec<Row<'_>> = rows.iter().map(|&(d, p)| Row { tokens: &prompts[p].2, direction: d }).collect();
-        let count = |class| prompts.iter().filter(|(c, ..)| *c == class).count();
-        // for each vector: scores of harmful and pseudo-harmful, KL of harmless
-        let empty = PerClass::from_fn(|class| vec![0.0; count(class)]);
-        let mut tallies = vec![empty; directions.len()];
-        observer.start(&Stage::ScoreCandidates, rows.len() as u64);
-        engine.visit(session, &run, &directions, |found| {
-            let (direction, prompt) = rows[found.row];
-            let q = softmax(&found.logits);
-            let (class, at, _) = &prompts[prompt];
-            tallies[direction].get_mut(*class)[*at] = match class {
-                PromptClass::Harmless => kl_divergence(&softmax(&base[prompt]), &q),
+        let hook = |job: &Job| all[job.candidate].direction.as_ref().map(Direction::hook).unwrap_or_default();
+        let directions: Vec<Vec<f32>> = jobs.iter().map(hook).collect();
+        let places: Vec<(usize, usize)> =
+            jobs.iter().enumerate().flat_map(|(at, job)| job.prompts.clone().map(move |prompt| (at, prompt))).collect();
+        let row = |&(at, prompt): &(usize, usize)| Row { tokens: &prompts.get(jobs[at].class)[prompt], direction: at };
+        let rows: Vec<Row<'_>> = places.iter().map(row).collect();
+        let mut found: Vec<Vec<f64>> = jobs.iter().map(|job| vec![0.0; job.prompts.len()]).collect();
+        engine.visit(session, &rows, &directions, |result| {
+            let (at, prompt) = places[result.row];
+            let q = softmax(&result.logits);
+            found[at][prompt - jobs[at].prompts.start] = match jobs[at].class {
+                PromptClass::Harmless => kl_divergence(&base[prompt], &q),
                 PromptClass::Harmful | PromptClass::PseudoHarmful => refusal_score(&q, tokens),
             };
             observer.advance(1);
             Ok(())
         })?;
-        observer.finish();
-        for (direction, PerClass { harmful, pseudo_harmful, harmless: kl }) in directions.iter().zip(&tallies) {
-            let scores = CandidateScores {
-                refusal_score: mean(pseudo_harmful),
-                harmful_refusal_score: mean(harmful),
-                harmful_refused: share(harmful),
-                kl: mean(kl),
-            };
-            self.known.insert(bits(direction), scores);
+        for (job, values) in jobs.iter().zip(found) {
+            all[job.candidate].measured.get_mut(job.class).extend(values);
         }
         Ok(())
     }
@@ -226,14 +232,16 @@ fn nothing_left(all: &[Candidate]) -> Error {
 }
 
 fn row(candidate: &Candidate) -> CandidateRow {
-    let score = |get: fn(&CandidateScores) -> f64| candidate.scores.as_ref().map(get).and_then(finite);
+    let score = |values: &Vec<f64>| if values.is_empty() { None } else { finite(mean(values)) };
+    let scores = candidate.measured.as_ref().map(score);
     CandidateRow {
         position: candidate.position,
         layer: candidate.layer,
         raw_norm: candidate.raw_norm,
-        refusal_score: score(|s| s.refusal_score),
-        harmful_refusal_score: score(|s| s.harmful_refusal_score),
-        kl: score(|s| s.kl),
+        refusal_score: scores.pseudo_harmful,
+        harmful_refusal_score: scores.harmful,
+        kl: scores.harmless,
+        prompts: candidate.measured.as_ref().map(Vec::len),
         discarded: candidate.discarded,
     }
 }

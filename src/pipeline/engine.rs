@@ -13,7 +13,7 @@ use crate::lm::{Interface, Padding, ResidPoint};
 use crate::method::direction::{Addition, Direction};
 use crate::onnx::ops::{ActivationRounding, WeightLayout};
 use crate::onnx::{DataType, Graph};
-use crate::runtime::batch::{self, Batch, Sharing};
+use crate::runtime::batch::{self, Batch, Sharing, Splitting};
 use crate::runtime::reading::{Positions, Reading, Run};
 use crate::runtime::session::{Integers, OrtModel, Runtime};
 use crate::runtime::{Backend, Decoding, RuntimeError, Tensor};
@@ -153,8 +153,8 @@ pub struct Session {
     last_positions: usize,
     /// Whether the KV cache is among the outputs.
     returns_cache: bool,
-    /// Whether the end of a row can be run behind a cache of its beginning.
-    splits: bool,
+    /// How the end of a row can be run behind a cache of its beginning.
+    splitting: Splitting,
     readings: Readings,
 }
 
@@ -268,7 +268,7 @@ impl Engine<'_> {
             if sharing == Sharing::EqualLengths {
                 session.interface.padding = Padding::EqualLengths;
             }
-            session.splits = self.splits(&mut session)?;
+            session.splitting = self.splitting(&mut session)?;
             return Ok(session);
         }
         Err(failed
@@ -312,7 +312,17 @@ impl Engine<'_> {
         interface.cache.retain(|slot| built.inputs.contains(&slot.past));
         let Request { cut, logits, last_positions, cache: returns_cache, .. } = request;
         let readings = Readings { probes: Vec::new(), logits: None };
-        Ok(Session { model, built, interface, cut, logits, last_positions, returns_cache, splits: false, readings })
+        Ok(Session {
+            model,
+            built,
+            interface,
+            cut,
+            logits,
+            last_positions,
+            returns_cache,
+            splitting: Splitting::Never,
+            readings,
+        })
     }
 
     /// Which rows may share a run: found once a model.
@@ -356,7 +366,8 @@ impl Engine<'_> {
         // rows are told apart by what is done to them, where they do not all get the same
         let steers = self.steered.is_none() && session.built.inputs.iter().any(|input| is_steering(input));
         let keys: Vec<usize> = rows.iter().map(|row| if steers { row.direction } else { 0 }).collect();
-        let shared = self.shared(session, rows, &keys);
+        let shared = self.common(session, rows, keys.iter().collect::<HashSet<_>>().len());
+        let at_once = if shared > 0 && session.splitting == Splitting::Alone { 1 } else { self.batch };
         for group in split::groups(&session.interface, &keys, shared) {
             let of_group: Vec<usize> = group.iter().map(|&row| keys[row]).collect();
             let prefix = match shared {
@@ -365,7 +376,7 @@ impl Engine<'_> {
             };
             let fed = Fed { rows, directions, prefix: prefix.as_ref() };
             let of_group: Vec<usize> = group.iter().map(|&row| lengths[row]).collect();
-            for members in batch::plan(&of_group, self.batch, &session.interface) {
+            for members in batch::plan(&of_group, at_once, &session.interface) {
                 let members: Vec<usize> = members.into_iter().map(|at| group[at]).collect();
                 let positions = reading::positions(session, lengths[members[0]] - shared).1;
                 for members in members.chunks(self.rows_at_once(positions)) {
@@ -375,16 +386,6 @@ impl Engine<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Tokens that all rows begin with and that are run once for each direction; 0 where every row is run whole.
-    fn shared(&self, session: &Session, rows: &[Row<'_>], keys: &[usize]) -> usize {
-        if !session.splits {
-            return 0;
-        }
-        let tokens: Vec<&[u32]> = rows.iter().map(|row| row.tokens).collect();
-        let directions = keys.iter().collect::<HashSet<_>>().len();
-        split::common(&tokens, directions, session.last_positions.max(session.logits))
     }
 
     /// Rows whose logits at `positions` positions fit into the budget; one at least.

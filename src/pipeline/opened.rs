@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::lm::{EmbeddingFile, Interface, LanguageModel, ModelConfig, Refusal, Writer};
 use crate::method::direction::Direction;
 use crate::onnx::{Graph, Model};
-use crate::runtime::batch::Sharing;
+use crate::runtime::batch::{Sharing, Splitting};
 
 /// An opened model, or an embedding file that goes with no model by its name.
 pub struct Opened {
@@ -38,8 +38,8 @@ pub struct Understood<'m> {
     pub embedding: Option<EmbeddingFile<'m>>,
     /// Which rows may share a run; found when the model is first run.
     pub sharing: OnceLock<Sharing>,
-    /// Whether the end of a row can be run behind a cache of its beginning, once a run told.
-    pub splits: OnceLock<bool>,
+    /// How the end of a row can be run behind a cache of its beginning, once a run told.
+    pub splitting: OnceLock<Splitting>,
 }
 
 /// What a bake changes in each file of a model.
@@ -152,7 +152,7 @@ impl Opened {
                 lm.interface.unfed.get_or_insert_with(|| no_text_alone(&feature.name));
             }
         }
-        Ok(Understood { graph, lm, embedding, sharing: OnceLock::new(), splits: OnceLock::new() })
+        Ok(Understood { graph, lm, embedding, sharing: OnceLock::new(), splitting: OnceLock::new() })
     }
 
     /// Every indexed file.

@@ -34,7 +34,7 @@ pub use crate::eval::statistics::Interval;
 pub use crate::lm::{Interface, Reason, Refusal, Treatment, WriterKind};
 pub use crate::method::classes::{PerClass, PromptClass};
 pub use crate::method::layers::LayerProjection;
-pub use crate::method::select::Discarded;
+pub use crate::method::select::{Discarded, Search};
 pub use measured::{
     Answer, AnswerPair, BeforeAfter, ClassRow, ClassTable, ConditionResult, Cost, Decoding, EvalResult, GuardResult,
     Latency, Measured, ModelEval, OneCondition, Ratio, SetRow, Setup,
@@ -81,12 +81,15 @@ pub struct CandidateRow {
     pub layer: usize,
     /// Norm of the false-refusal vector after partial orthogonalisation, before it is made unit.
     pub raw_norm: f64,
-    /// Mean refusal score on pseudo-harmful val under ablation, in nats; `None` where it was not run.
+    /// Mean refusal score on pseudo-harmful val under ablation, in nats; `None` where none was run.
     pub refusal_score: Option<f64>,
     /// Mean refusal score on harmful val under ablation, in nats.
     pub harmful_refusal_score: Option<f64>,
     /// Mean harmless `KL(base || ablated)` at the first response position, in nats.
     pub kl: Option<f64>,
+    /// Validation prompts of each class that the means are over.
+    #[serde(default)]
+    pub prompts: ClassCounts,
     /// Why it was discarded; `None` where it was not.
     pub discarded: Option<Discarded>,
 }
@@ -187,6 +190,9 @@ pub struct SelectResult {
     pub positions: Vec<PositionLabel>,
     /// Whether the published procedure ran, without our additions.
     pub paper: bool,
+    /// How much was measured before the choice.
+    #[serde(default)]
+    pub search: Search,
     /// The mean activations of the classes along the two directions, a layer each, at the selected position.
     #[serde(default)]
     pub layers: Vec<LayerProjection>,

@@ -68,6 +68,7 @@ fn candidates() -> Vec<CandidateRow> {
                 refusal_score: run.then(|| -2.1 + 0.55 * far.min(9.0) + 0.4 * noise.next()),
                 harmful_refusal_score: run.then(|| 5.8 - 0.2 * far.min(9.0)),
                 kl: run.then_some(kl),
+                prompts: ClassCounts::from_fn(|_| if run { 32 } else { 0 }),
                 discarded,
             });
         }

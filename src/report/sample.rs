@@ -94,6 +94,7 @@ fn candidates(n_layers: usize) -> Vec<CandidateRow> {
                 refusal_score: run.then_some(-1.02 + far),
                 harmful_refusal_score: run.then_some(5.31 - 0.1 * far),
                 kl: run.then_some(kl),
+                prompts: ClassCounts::from_fn(|_| if run { 32 } else { 0 }),
                 discarded,
             });
         }
@@ -270,6 +271,7 @@ pub fn run() -> RunResult {
                 .map(|(position, token)| PositionLabel { position, token: token.into() })
                 .to_vec(),
             paper: false,
+            search: Search::Exhaustive,
             layers: vec![],
         },
         addition: None,

@@ -4,8 +4,8 @@ use ndarray::{Array2, ArrayD, Axis, IxDyn, Slice, concatenate};
 
 use super::backend::{Backend, RowAxes, RuntimeError, Tensor};
 use crate::lm::interface::feeding::HIDDEN;
-use crate::lm::interface::{Line, MaskAxis, Past, Sense};
-use crate::lm::{CacheSlot, Interface, Padding};
+use crate::lm::interface::{CacheSlot, Line, MaskAxis, Past, Sense};
+use crate::lm::{Interface, Padding};
 use crate::onnx::DataType;
 
 /// Rows that may share a run, found by comparing a row among others with the same row alone.
@@ -17,6 +17,17 @@ pub enum Sharing {
     EqualLengths,
     /// None.
     Single,
+}
+
+/// How the end of a row can be run behind a KV cache of its beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Splitting {
+    /// Not at all.
+    Never,
+    /// One row a run.
+    Alone,
+    /// Several rows a run.
+    Together,
 }
 
 /// Tokens that a run is fed at most, all rows together, if one row has no more. What a model holds of each token while

@@ -21,7 +21,7 @@ use crate::instrument::Cut;
 use crate::lm::interface::Past;
 use crate::lm::{Interface, Padding};
 use crate::runtime::backend::Pick;
-use crate::runtime::batch::{self, Batch};
+use crate::runtime::batch::{self, Batch, Splitting};
 use crate::runtime::{Backend, RuntimeError};
 
 /// Bytes of the KV cache of common beginnings that are held at a time, if one does not take more.
@@ -64,7 +64,7 @@ impl Prefix {
 }
 
 /// Tokens that all of `rows` begin with, less those that each must still run: `keep` at least. 0 where nothing is saved.
-pub(super) fn common(rows: &[&[u32]], directions: usize, keep: usize) -> usize {
+fn common(rows: &[&[u32]], directions: usize, keep: usize) -> usize {
     let Some((first, others)) = rows.split_first() else { return 0 };
     let alike = |other: &&[u32]| first.iter().zip(*other).take_while(|(a, b)| a == b).count();
     let shared = others.iter().map(alike).min().unwrap_or(0);
@@ -128,30 +128,37 @@ impl Engine<'_> {
         Ok(found)
     }
 
-    /// Whether the session can run the end of a row behind a cache of its beginning: found once a model, by a few tokens
-    /// in both ways.
-    pub(super) fn splits(&self, session: &mut Session) -> Result<bool, Error> {
+    /// How the session can run the end of a row behind a cache of its beginning: found once a model, by a few tokens in
+    /// both ways.
+    pub(super) fn splitting(&self, session: &mut Session) -> Result<Splitting, Error> {
         if !may_split(session) || self.model.lm.cached.is_some() {
-            return Ok(false);
+            return Ok(Splitting::Never);
         }
-        if let Some(known) = self.model.splits.get() {
+        if let Some(known) = self.model.splitting.get() {
             return Ok(*known);
         }
-        let found = match self.try_split(session) {
-            // what takes a past of one row only, or of none
-            Err(Error::Runtime(
-                RuntimeError::Run { .. } | RuntimeError::Input { .. } | RuntimeError::Output { .. },
-            )) => false,
-            found => found?,
-        };
-        Ok(*self.model.splits.get_or_init(|| found))
+        let together = (!session.interface.single).then_some((Splitting::Together, 3));
+        let mut found = Splitting::Never;
+        for (way, rows) in together.into_iter().chain([(Splitting::Alone, 1)]) {
+            let works = match self.try_split(session, rows) {
+                // some operators take a past for one row only, or none
+                Err(Error::Runtime(
+                    RuntimeError::Run { .. } | RuntimeError::Input { .. } | RuntimeError::Output { .. },
+                )) => false,
+                works => works?,
+            };
+            if works {
+                found = way;
+                break;
+            }
+        }
+        Ok(*self.model.splitting.get_or_init(|| found))
     }
 
-    /// Compares rows that are split with the same rows whole.
-    fn try_split(&self, session: &mut Session) -> Result<bool, Error> {
-        let short = if session.interface.padding == Padding::Left { 1 } else { 0 };
+    /// Compares `count` rows that are split with the same rows whole.
+    fn try_split(&self, session: &mut Session, count: usize) -> Result<bool, Error> {
+        let short = usize::from(session.interface.padding == Padding::Left);
         let keep = session.last_positions.max(session.logits) + 1;
-        let count = if session.interface.single { 1 } else { 3 };
         let begin = reading::made_up(self, 0, TRIED);
         let rest = |row: usize| reading::made_up(self, row + 1, keep + short - if row == 1 { short } else { 0 });
         let prompts: Vec<Vec<u32>> = (0..count).map(|row| [begin.clone(), rest(row)].concat()).collect();
@@ -161,18 +168,28 @@ impl Engine<'_> {
         for (found, prefix) in found.iter_mut().zip([None, Some(&prefix)]) {
             let fed = Fed { rows: &rows, directions: &[], prefix };
             let each = &mut |result: RowResult| {
-                found.push((result.row, [result.probes.concat(), result.logits]));
+                found.extend([result.probes.concat(), result.logits]);
                 Ok(())
             };
             self.run_batch(session, &fed, &(0..count).collect::<Vec<_>>(), each)?;
         }
-        let [whole, split] = found;
-        let near = |((_, a), (_, b)): (&(usize, [Vec<f32>; 2]), &(usize, [Vec<f32>; 2]))| {
-            let both = a.iter().zip(b).filter(|(a, _)| !a.is_empty());
-            both.into_iter()
-                .all(|(a, b)| alike(std::slice::from_ref(a), std::slice::from_ref(b), reading::tolerance(self)))
-        };
-        Ok(whole.len() == split.len() && whole.iter().zip(&split).all(near))
+        let [whole, split] = found.map(|all| all.into_iter().filter(|values| !values.is_empty()).collect::<Vec<_>>());
+        Ok(alike(&whole, &split, reading::tolerance(self)))
+    }
+
+    /// Tokens that all rows begin with and that are run once for each of `directions`; 0 where every row is run whole.
+    pub(super) fn common(&self, session: &Session, rows: &[Row<'_>], directions: usize) -> usize {
+        if session.splitting == Splitting::Never {
+            return 0;
+        }
+        let tokens: Vec<&[u32]> = rows.iter().map(|row| row.tokens).collect();
+        let found = common(&tokens, directions, session.last_positions.max(session.logits));
+        let all: usize = tokens.iter().map(|tokens| tokens.len()).sum();
+        // rows that cannot share a run any more must be much shorter for it
+        if session.splitting == Splitting::Alone && !session.interface.single && 2 * found * rows.len() < all {
+            return 0;
+        }
+        found
     }
 }
 

@@ -8,7 +8,8 @@ use super::super::layers::pattern;
 use super::super::layout::{is_unsafe, shorten};
 use super::super::number::{MISSING, count, score, seconds, setting, significant};
 use super::super::{
-    AdditionResult, CandidateRow, CollectSummary, Discarded, LayerProjection, PerClass, PromptClass, SelectResult,
+    AdditionResult, CandidateRow, CollectSummary, Discarded, LayerProjection, PerClass, PromptClass, Search,
+    SelectResult,
 };
 use super::words::or_missing;
 
@@ -88,12 +89,20 @@ fn facts(select: &SelectResult, more: Detail) -> Facts {
     let tokens = select.refusal_tokens.iter().map(|t| Text::of(Look::Code, &t.text).then(format!(" ({})", t.id)));
     let tokens = Text::list(tokens, ", ").then(format!("; {}", select.refusal_tokens_chosen));
     let procedure = if select.paper { "as published" } else { "as published, with Lancet's additions" };
+    let measured: usize = select.candidates.iter().map(|c| c.prompts.iter().map(|(_, n)| n).sum::<usize>()).sum();
+    let search = match select.search {
+        Search::Exhaustive => "every candidate on every validation prompt",
+        Search::Certain => "what could change the choice",
+        Search::Racing => "what was likely to change the choice",
+    };
+    let measured = format!("{}: {search}", count(measured, "prompt run"));
     Facts::default()
         .summary("Direction", place.aside("lambda 1 keeps it clear of true refusal, 0 is the raw vector"))
         .summary("Validation", validation)
         .at(more, "Kept", kept)
         .at(more, "Refusal tokens", tokens)
         .at(more, "Procedure", procedure)
+        .at(more, "Measured", measured)
 }
 
 fn is_selected(select: &SelectResult, candidate: &CandidateRow) -> bool {

@@ -93,7 +93,7 @@ fn documents(of: &RunResult) -> Vec<Document> {
 }
 
 /// Fields that hold one of a fixed list, not text.
-const TYPED: [&str; 14] = [
+const TYPED: [&str; 15] = [
     "class",
     "scoring",
     "measured",
@@ -102,6 +102,7 @@ const TYPED: [&str; 14] = [
     "outcome_before",
     "outcome_after",
     "refusal_tokens_chosen",
+    "search",
     "key",
     "unit",
     "padding",
@@ -623,6 +624,7 @@ fn stages_read_well() {
     Kept            128 of 128 harmful, 111 of 128 pseudo-harmful, 128 of 128 harmless prompts
     Refusal tokens  `I` (43), `As` (511); automatic
     Procedure       as published, with Lancet's additions
+    Measured        1920 prompt runs: every candidate on every validation prompt
 
       layer  position  pseudo-harmful  harmful  harmless KL  raw norm
           3        -2           -1.02    +5.31      0.00493     0.800  selected
