@@ -86,13 +86,13 @@ pub fn logits(
     probes.push((out.model.lm.n_layers() - 1, ResidPoint::Post));
     let request = Request { probes, last_positions: 1, logits: 1, ..Request::default() };
     let own = if whole { Vec::new() } else { request.probes.clone() };
-    let mut hooked = base.session(Request { probes: own, ..request.clone() })?;
+    let mut hooked = base.brief_session(Request { probes: own, ..request.clone() })?;
     base.visit(&mut hooked, &rows, &[], |found| {
         kept[found.row] = found.probes.iter().map(|probe| dot_f32(probe, direction.unit())).collect();
         expected[found.row] = found.logits;
         Ok(())
     })?;
-    let mut plain = out.session(request)?;
+    let mut plain = out.brief_session(request)?;
     let (mut diff, mut scale, mut leak, mut kl) = (0.0f64, 1.0f64, 0.0f64, Vec::new());
     out.visit(&mut plain, &rows, &[], |found| {
         let want = &expected[found.row];

@@ -18,8 +18,8 @@ use crate::onnx::{DataType, Graph, ValueId};
 use crate::proof::measure::{Rows, difference};
 use crate::proof::{Kept, Place, Read, Tolerance, stream_reads};
 use crate::report::StreamProof;
-use crate::runtime::batch;
-use crate::runtime::session::{OrtModel, Runtime};
+use crate::runtime::batch::{self, Layout};
+use crate::runtime::session::{OrtModel, Runtime, Weights};
 use crate::runtime::{Backend, RuntimeError, Tensor};
 
 /// Prompts that are run, at most; all their positions are looked at.
@@ -478,7 +478,7 @@ impl Run<'_> {
     ) -> Result<Vec<(String, <OrtModel as Backend>::Value)>, RuntimeError> {
         let ids = self.ids(model, prompt);
         let mask = Array2::ones(ids.dim());
-        let mut feeds = batch::feeds(model, self.interface, &ids, &mask)?;
+        let mut feeds = batch::feeds(model, self.interface, &ids, &mask, Layout::Left)?;
         let mut interface = self.interface.clone();
         interface.cache.retain(|slot| model.input_type(&slot.past).is_some());
         let cache = batch::empty_cache(model, &interface, ids.nrows(), ids.ncols())?;
@@ -517,7 +517,7 @@ impl Run<'_> {
             widen_bfloat16: runtime.provider() == "cpu" && looked.bfloat16(),
         };
         let WholeModel { bytes, outputs } = whole(looked.graph, &how)?;
-        let mut model = runtime.session(&bytes, integers(looked.graph))?;
+        let mut model = runtime.session(&bytes, integers(looked.graph), Weights::Mapped)?;
         for (index, prompt) in self.prompts.iter().enumerate() {
             self.check_cancelled()?;
             let mut feeds = self.feeds(&model, prompt)?;

@@ -13,9 +13,10 @@ use crate::lm::{Interface, Padding, ResidPoint};
 use crate::method::direction::{Addition, Direction};
 use crate::onnx::ops::{ActivationRounding, WeightLayout};
 use crate::onnx::{DataType, Graph};
-use crate::runtime::batch::{self, Batch, Sharing, Splitting};
+use crate::runtime::batch::{self, Batch, Layout, Sharing, Splitting};
+use crate::runtime::prefix::{Behind, Prefix};
 use crate::runtime::reading::{Positions, Reading, Run};
-use crate::runtime::session::{Integers, OrtModel, Runtime};
+use crate::runtime::session::{Integers, OrtModel, Runtime, Weights};
 use crate::runtime::{Backend, Decoding, RuntimeError, Tensor};
 
 pub mod cost;
@@ -26,7 +27,6 @@ mod split;
 
 pub use generator::{Generation, Generator, Progress};
 use reading::Readings;
-use split::Prefix;
 
 /// Bytes of float32 logits that one run returns at most, if one row's do not take more.
 const LOGITS_BUDGET: usize = 256 << 20;
@@ -163,7 +163,9 @@ struct Fed<'f> {
     rows: &'f [Row<'f>],
     directions: &'f [Vec<f32>],
     /// The common beginning of all rows, which was run before.
-    prefix: Option<&'f Prefix>,
+    prefix: Option<&'f Prefix<Value>>,
+    /// Whether rows of other directions have another cache of it.
+    keyed: bool,
 }
 
 impl Session {
@@ -190,7 +192,7 @@ impl Session {
         outputs: &[String],
     ) -> Result<Vec<Value>, RuntimeError> {
         let Self { model, built, interface, .. } = self;
-        let mut feeds = batch::feeds(model, interface, &batch.ids, &batch.mask)?;
+        let mut feeds = batch::feeds(model, interface, &batch.ids, &batch.mask, Layout::Left)?;
         feeds.extend(engine.steering_feeds(model, built, directions)?);
         let cache = match past {
             Some(past) => past,
@@ -221,11 +223,23 @@ impl Session {
 }
 
 impl Engine<'_> {
-    /// Builds and loads a session, and finds out how what it returns is to be read.
+    /// Builds and loads a session for many runs, and finds out how what it returns is to be read.
     ///
     /// # Errors
     /// If ONNX Runtime refuses the model, if its inputs cannot be fed, or if what it returns cannot be read.
-    pub fn session(&self, mut request: Request) -> Result<Session, Error> {
+    pub fn session(&self, request: Request) -> Result<Session, Error> {
+        self.open(request, Weights::Packed)
+    }
+
+    /// The same for a few runs.
+    ///
+    /// # Errors
+    /// As [`Engine::session`].
+    pub fn brief_session(&self, request: Request) -> Result<Session, Error> {
+        self.open(request, Weights::Mapped)
+    }
+
+    fn open(&self, mut request: Request, weights: Weights) -> Result<Session, Error> {
         self.feedable()?;
         let steers = request.ablation || request.addition.is_some() || self.steered.is_some();
         // what steers must know how the stream lies, though nobody asked for it
@@ -236,7 +250,7 @@ impl Engine<'_> {
         }
         let mut failed = None;
         for cut in [Cut::InGraph, Cut::Outside] {
-            let mut session = self.load(Request { cut, ..request.clone() })?;
+            let mut session = self.load(Request { cut, ..request.clone() }, weights)?;
             let readings = match (reading::learn(self, &mut session), cut) {
                 (Ok(Some(readings)), _) => readings,
                 (Ok(None), _) => continue,
@@ -280,7 +294,7 @@ impl Engine<'_> {
     /// # Errors
     /// If ONNX Runtime refuses the model.
     fn cached_branch(&self, plain: &Session, request: Request) -> Result<Session, Error> {
-        let mut session = self.load(Request { cached_branch: true, cut: plain.cut, ..request })?;
+        let mut session = self.load(Request { cached_branch: true, cut: plain.cut, ..request }, Weights::Packed)?;
         session.readings = plain.readings.clone();
         session.interface.single = plain.interface.single;
         session.interface.padding = plain.interface.padding;
@@ -296,7 +310,7 @@ impl Engine<'_> {
         refusal.cloned().map_or(Ok(()), |refusal| Err(refusal.into()))
     }
 
-    fn load(&self, mut request: Request) -> Result<Session, Error> {
+    fn load(&self, mut request: Request, weights: Weights) -> Result<Session, Error> {
         if let Some(steering) = self.steered {
             request.ablation = true;
             request.addition = steering.addition.as_ref().map(|(layer, _)| *layer);
@@ -306,7 +320,7 @@ impl Engine<'_> {
         request.widen_bfloat16 = self.runtime.provider() == "cpu" && self.has_bfloat16();
         let Understood { graph, lm, embedding, .. } = self.model;
         let built = instrument::instrument(graph, lm, embedding.as_ref(), &request)?;
-        let model = self.runtime.session(&built.bytes, integers(graph))?;
+        let model = self.runtime.session(&built.bytes, integers(graph), weights)?;
         // inputs that pruning removed are not fed
         let mut interface = self.model.lm.interface.clone();
         interface.cache.retain(|slot| built.inputs.contains(&slot.past));
@@ -364,8 +378,8 @@ impl Engine<'_> {
             return Err(RuntimeError::Vocabulary { token: *token, vocabulary: width }.into());
         }
         // rows are told apart by what is done to them, where they do not all get the same
-        let steers = self.steered.is_none() && session.built.inputs.iter().any(|input| is_steering(input));
-        let keys: Vec<usize> = rows.iter().map(|row| if steers { row.direction } else { 0 }).collect();
+        let keyed = self.steered.is_none() && session.built.inputs.iter().any(|input| is_steering(input));
+        let keys: Vec<usize> = rows.iter().map(|row| if keyed { row.direction } else { 0 }).collect();
         let shared = self.common(session, rows, keys.iter().collect::<HashSet<_>>().len());
         let at_once = if shared > 0 && session.splitting == Splitting::Alone { 1 } else { self.batch };
         for group in split::groups(&session.interface, &keys, shared) {
@@ -374,7 +388,7 @@ impl Engine<'_> {
                 0 => None,
                 tokens => Some(self.prefix(session, &rows[0].tokens[..tokens], &of_group, directions)?),
             };
-            let fed = Fed { rows, directions, prefix: prefix.as_ref() };
+            let fed = Fed { rows, directions, prefix: prefix.as_ref(), keyed };
             let of_group: Vec<usize> = group.iter().map(|&row| lengths[row]).collect();
             for members in batch::plan(&of_group, at_once, &session.interface) {
                 let members: Vec<usize> = members.into_iter().map(|at| group[at]).collect();
@@ -415,12 +429,15 @@ impl Engine<'_> {
         members: &[usize],
         each: &mut impl FnMut(RowResult) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let Fed { rows, directions, prefix } = *fed;
+        let Fed { rows, directions, prefix, keyed } = *fed;
         let prompts: Vec<&[u32]> = members.iter().map(|&i| rows[i].tokens).collect();
         let mut batch = Batch::new(&prompts, self.pad).fitted(&session.interface, self.pad)?;
         let mut past = None;
         if let Some(prefix) = prefix {
-            past = Some(prefix.past(session, members.iter().map(|&row| &rows[row]))?);
+            let behind =
+                |row: &Row<'_>| Behind { tokens: row.tokens.len(), key: if keyed { row.direction } else { 0 } };
+            let rows: Vec<Behind> = members.iter().map(|&row| behind(&rows[row])).collect();
+            past = Some(prefix.past(&session.model, &session.interface, &rows)?);
             batch.ids = batch.ids.slice_axis(Axis(1), Slice::from(prefix.tokens..)).to_owned();
         }
         let mut vectors: Vec<&[f32]> = members

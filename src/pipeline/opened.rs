@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::lm::{EmbeddingFile, Interface, LanguageModel, ModelConfig, Refusal, Writer};
 use crate::method::direction::Direction;
 use crate::onnx::{Graph, Model};
-use crate::runtime::batch::{Sharing, Splitting};
+use crate::runtime::batch::{Layout, Sharing, Splitting};
 
 /// An opened model, or an embedding file that goes with no model by its name.
 pub struct Opened {
@@ -40,6 +40,8 @@ pub struct Understood<'m> {
     pub sharing: OnceLock<Sharing>,
     /// How the end of a row can be run behind a cache of its beginning, once a run told.
     pub splitting: OnceLock<Splitting>,
+    /// How answers of different lengths share a run, where they cannot be padded in front, once a run told.
+    pub layout: OnceLock<Option<Layout>>,
 }
 
 /// What a bake changes in each file of a model.
@@ -152,7 +154,14 @@ impl Opened {
                 lm.interface.unfed.get_or_insert_with(|| no_text_alone(&feature.name));
             }
         }
-        Ok(Understood { graph, lm, embedding, sharing: OnceLock::new(), splitting: OnceLock::new() })
+        Ok(Understood {
+            graph,
+            lm,
+            embedding,
+            sharing: OnceLock::new(),
+            splitting: OnceLock::new(),
+            layout: OnceLock::new(),
+        })
     }
 
     /// Every indexed file.

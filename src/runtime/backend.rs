@@ -200,6 +200,15 @@ pub struct RowAxes {
     pub positions: Option<usize>,
 }
 
+/// Where rows of fewer positions get zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fill {
+    /// In front of the first position.
+    Front,
+    /// Behind the last one.
+    Back,
+}
+
 /// A loaded model.
 pub trait Backend {
     /// A tensor that the runner holds (on its device, in the model's type).
@@ -228,12 +237,17 @@ pub trait Backend {
     fn download(&self, value: &Self::Value) -> Result<ArrayD<f32>, RuntimeError>;
 
     /// Puts rows of several values together, in the order of `picks`. Rows that hold fewer positions than the longest get
-    /// zeros in front of their first one.
+    /// zeros on one side.
     ///
     /// # Errors
     /// If a value is no tensor of a type that a cache has, does not hold that many rows, or has other sizes than the
     /// first one along another axis than those of `axes`.
-    fn gather_rows(&self, picks: &[Pick<'_, Self::Value>], axes: RowAxes) -> Result<Self::Value, RuntimeError>;
+    fn gather_rows(
+        &self,
+        picks: &[Pick<'_, Self::Value>],
+        axes: RowAxes,
+        fill: Fill,
+    ) -> Result<Self::Value, RuntimeError>;
 
     /// Declared element type of an input; `None` if the model has no such input.
     fn input_type(&self, name: &str) -> Option<DataType>;

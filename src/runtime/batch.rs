@@ -37,8 +37,17 @@ const RUN_TOKENS: usize = 1 << 14;
 /// The same for pairs of tokens of a row, all rows together: attention may hold scores of each pair.
 const RUN_PAIRS: usize = 1 << 24;
 
+/// Where rows of fewer positions are padded in the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// In front of their first token.
+    Left,
+    /// Behind their last one: for operators that are told how many positions of each row are filled.
+    Right,
+}
+
 /// Rows of `tokens` tokens that a run is fed at most; one at least.
-fn rows_of(tokens: usize) -> usize {
+pub fn rows_of(tokens: usize) -> usize {
     let tokens = tokens.max(1);
     (RUN_TOKENS / tokens).min(RUN_PAIRS / tokens.saturating_mul(tokens)).max(1)
 }
@@ -145,7 +154,8 @@ pub fn positions(mask: &Array2<i64>) -> Array2<i64> {
     out
 }
 
-/// Everything but the KV cache for one run. `mask` covers past and present, `ids` the present only.
+/// Everything but the KV cache for one run. `mask` covers past and present, `ids` the present only. With
+/// [`Layout::Right`] there is one token a row, the last one that its mask covers.
 ///
 /// # Errors
 /// If the backend cannot hold a tensor, or if an input is declared with other sizes.
@@ -154,6 +164,7 @@ pub fn feeds<B: Backend>(
     interface: &Interface,
     ids: &Array2<i64>,
     mask: &Array2<i64>,
+    layout: Layout,
 ) -> Result<Vec<(String, B::Value)>, RuntimeError> {
     let mut out = Vec::new();
     let (rows, present) = ids.dim();
@@ -173,8 +184,13 @@ pub fn feeds<B: Backend>(
         let dtype = backend.input_type(name).unwrap_or(DataType::INT64);
         push(Some(name), attention_mask(interface, mask, present, dtype))?;
     }
-    let all = positions(mask);
-    let tail = all.slice_axis(Axis(1), Slice::from(all.ncols() - present..)).to_owned();
+    let tail = match layout {
+        Layout::Left => {
+            let all = positions(mask);
+            all.slice_axis(Axis(1), Slice::from(all.ncols() - present..)).to_owned()
+        }
+        Layout::Right => mask.sum_axis(Axis(1)).mapv(|tokens| tokens - 1).insert_axis(Axis(1)),
+    };
     push(interface.position_ids.as_ref(), Tensor::I64(line(&tail, feeding.positions)))?;
     let places = (past..past + present).map(|at| at as i64).collect::<Vec<i64>>();
     push(

@@ -13,7 +13,7 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType, ValueType};
 use serde::Serialize;
 
-use super::backend::{Backend, Pick, RowAxes, RuntimeError, Tensor};
+use super::backend::{Backend, Fill, Pick, RowAxes, RuntimeError, Tensor};
 use crate::onnx::DataType;
 
 /// Where a model runs.
@@ -39,6 +39,16 @@ pub enum Integers {
     Products,
     /// Values that are quantised and dequantised around float products: the products stay floats.
     Stored,
+}
+
+/// How a session in memory holds weights on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Weights {
+    /// In an order of their own that products read fastest: private memory of their size, made while the session opens.
+    #[default]
+    Packed,
+    /// As they lie in the mapped file: opened at once and shared with the file cache; every product packs them anew.
+    Mapped,
 }
 
 /// A loaded ONNX Runtime. One library serves the process.
@@ -103,8 +113,8 @@ impl Runtime {
     ///
     /// # Errors
     /// [`RuntimeError::Load`] with ONNX Runtime's words.
-    pub fn session(&self, model: &[u8], integers: Integers) -> Result<OrtModel, RuntimeError> {
-        self.try_session(model, integers).map_err(|reason| RuntimeError::Load { reason })
+    pub fn session(&self, model: &[u8], integers: Integers, weights: Weights) -> Result<OrtModel, RuntimeError> {
+        self.try_session(model, integers, weights).map_err(|reason| RuntimeError::Load { reason })
     }
 
     /// Loads a file as it is, in ONNX Runtime's default settings.
@@ -118,12 +128,11 @@ impl Runtime {
         Ok(OrtModel { session })
     }
 
-    fn try_session(&self, model: &[u8], integers: Integers) -> Result<OrtModel, String> {
+    fn try_session(&self, model: &[u8], integers: Integers, weights: Weights) -> Result<OrtModel, String> {
         let text = |e: ort::Error<SessionBuilder>| e.message().to_string();
         let mut builder = self
             .builder()?
-            // weights stay in the mapped file instead of being packed into private memory
-            .with_prepacking(false)
+            .with_prepacking(weights == Weights::Packed)
             .map_err(text)?
             .with_config_entry("session.model_external_initializers_file_folder_path", "/")
             .map_err(text)?;
@@ -300,15 +309,15 @@ impl Backend for OrtModel {
         .map_err(run_error)
     }
 
-    fn gather_rows(&self, picks: &[Pick<'_, DynValue>], axes: RowAxes) -> Result<DynValue, RuntimeError> {
+    fn gather_rows(&self, picks: &[Pick<'_, DynValue>], axes: RowAxes, fill: Fill) -> Result<DynValue, RuntimeError> {
         let first = picks.first().and_then(|pick| pick.value.dtype().tensor_type());
         match first {
-            Some(TensorElementType::Float32) => gather::<f32>(picks, axes),
-            Some(TensorElementType::Float16) => gather::<f16>(picks, axes),
-            Some(TensorElementType::Bfloat16) => gather::<bf16>(picks, axes),
-            Some(TensorElementType::Float64) => gather::<f64>(picks, axes),
-            Some(TensorElementType::Int8) => gather::<i8>(picks, axes),
-            Some(TensorElementType::Uint8) => gather::<u8>(picks, axes),
+            Some(TensorElementType::Float32) => gather::<f32>(picks, axes, fill),
+            Some(TensorElementType::Float16) => gather::<f16>(picks, axes, fill),
+            Some(TensorElementType::Bfloat16) => gather::<bf16>(picks, axes, fill),
+            Some(TensorElementType::Float64) => gather::<f64>(picks, axes, fill),
+            Some(TensorElementType::Int8) => gather::<i8>(picks, axes, fill),
+            Some(TensorElementType::Uint8) => gather::<u8>(picks, axes, fill),
             other => Err(unlike_a_cache("a tensor of a type that a cache has", format!("{other:?}"))),
         }
     }
@@ -330,8 +339,8 @@ impl Backend for OrtModel {
     }
 }
 
-/// Rows of several tensors of one type, padded with zeros in front of their positions.
-fn gather<T>(picks: &[Pick<'_, DynValue>], axes: RowAxes) -> Result<DynValue, RuntimeError>
+/// Rows of several tensors of one type, filled up with zeros to the most positions.
+fn gather<T>(picks: &[Pick<'_, DynValue>], axes: RowAxes, fill: Fill) -> Result<DynValue, RuntimeError>
 where
     T: PrimitiveTensorElementType + std::fmt::Debug + Default + Copy + 'static,
 {
@@ -347,8 +356,12 @@ where
     for (at, row) in rows.iter().enumerate() {
         let mut place = all.slice_axis_mut(Axis(axes.batch), Slice::from(at * each..(at + 1) * each));
         if let Some(axis) = axes.positions {
-            let behind = shape[axis] - row.shape()[axis];
-            place.slice_axis_inplace(Axis(axis), Slice::from(behind..));
+            let (held, zeros) = (row.shape()[axis], shape[axis] - row.shape()[axis]);
+            let places = match fill {
+                Fill::Front => Slice::from(zeros..),
+                Fill::Back => Slice::from(..held),
+            };
+            place.slice_axis_inplace(Axis(axis), places);
         }
         if place.shape() != row.shape() {
             return Err(unlike_a_cache(&format!("rows of sizes {:?}", place.shape()), format!("{:?}", row.shape())));

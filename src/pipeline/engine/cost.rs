@@ -12,7 +12,7 @@ use crate::instrument::Request;
 use crate::lm::Interface;
 use crate::onnx::Model;
 use crate::report::{BeforeAfter, Cost, Latency, Measured, Ratio};
-use crate::runtime::batch::{self, Batch, Sharing};
+use crate::runtime::batch::{self, Batch, Layout, Sharing};
 use crate::runtime::session::OrtModel;
 use crate::runtime::{Backend, RuntimeError};
 
@@ -226,7 +226,7 @@ impl Loaded<'_> {
             };
             let fed = Batch { ids: ids.clone(), mask: mask.clone() };
             let fed = if caching { fed } else { fed.fitted(&self.interface, 0)? };
-            let feeds = batch::feeds(model, &self.interface, &fed.ids, &fed.mask)?;
+            let feeds = batch::feeds(model, &self.interface, &fed.ids, &fed.mask, Layout::Left)?;
             let mut inputs: Vec<_> = feeds.iter().map(|(name, value)| (name.clone(), value)).collect();
             inputs.extend(self.interface.cache.iter().zip(&cache).map(|(slot, value)| (slot.past.clone(), value)));
             let started = Instant::now();

@@ -1,11 +1,14 @@
 //! A model that answers: loaded once, it generates for many sets of prompts.
 
-use super::{Engine, Session, positions};
+use super::{Engine, Row, Session, Value, positions, reading};
 use crate::error::Error;
 use crate::instrument::{Cut, Request, Scope};
-use crate::lm::Padding;
-use crate::runtime::batch;
-use crate::runtime::generate::{self, Decoder, Generated, Job, Limits};
+use crate::lm::interface::Past;
+use crate::lm::{Interface, Padding};
+use crate::runtime::batch::{Layout, Splitting};
+use crate::runtime::generate::{self, Decoder, Generated, Job, Limits, Told};
+use crate::runtime::prefix::Prefix;
+use crate::runtime::session::OrtModel;
 use crate::runtime::{Decoding, RuntimeError};
 
 /// How answers are made.
@@ -40,6 +43,8 @@ pub struct Generator<'a> {
     positions: Option<usize>,
     /// Tokens that the model's config has positions for.
     declared: Option<usize>,
+    /// How answers of different lengths share a run; `None` where only equal lengths do.
+    layout: Option<Layout>,
 }
 
 impl Engine<'_> {
@@ -62,7 +67,10 @@ impl Engine<'_> {
             Some(_) => Some(self.cached_branch(&session, request)?),
             None => None,
         };
-        Ok(Generator { engine: self, session, then, positions: positions::limit(self.model), declared: None })
+        let positions = positions::limit(self.model);
+        let mut found = Generator { engine: self, session, then, positions, declared: None, layout: None };
+        found.layout = found.find_layout()?;
+        Ok(found)
     }
 }
 
@@ -84,7 +92,7 @@ impl Generator<'_> {
     }
 
     /// `samples` answers to each prompt, in order. What is sampled depends on the seed, the prompt's index and the
-    /// sample's index, not on the batches. `done` is told after every run and at the end of a batch.
+    /// sample's index, not on the batches. `done` is told after every run.
     ///
     /// # Errors
     /// If a setting makes no sense, a run fails, a prompt is too long, logits are not finite, or on cancellation.
@@ -92,72 +100,134 @@ impl Generator<'_> {
         &mut self,
         prompts: &[Vec<u32>],
         how: &Generation,
+        done: impl FnMut(Progress),
+    ) -> Result<Vec<Vec<Generated>>, Error> {
+        self.answers_and_first(prompts, how, &mut |_, _| (), done)
+    }
+
+    /// The same; `first` is told the logits `[d_vocab]` of the first response position, by the index of the prompt, once a
+    /// sample.
+    ///
+    /// # Errors
+    /// As [`Generator::answers`].
+    pub fn answers_and_first(
+        &mut self,
+        prompts: &[Vec<u32>],
+        how: &Generation,
+        first: &mut dyn FnMut(usize, &[f32]),
         mut done: impl FnMut(Progress),
     ) -> Result<Vec<Vec<Generated>>, Error> {
         how.decoding.check()?;
         let greedy = how.decoding == Decoding::Greedy;
-        let made = if greedy { how.samples.min(1) } else { how.samples };
-        let mut answers = vec![vec![Generated::default(); how.samples]; prompts.len()];
+        // greedy answers to a prompt are all the same
+        let (made, copies) = if greedy { (how.samples.min(1), how.samples) } else { (how.samples, 1) };
         let limits = Limits {
             max_new_tokens: how.max_new_tokens,
             stop: how.stop.clone(),
             pad: self.engine.pad,
             positions: self.positions,
         };
-        // a row a sample; those of a prompt lie side by side
         let rows: Vec<(usize, usize)> = (0..prompts.len()).flat_map(|p| (0..made).map(move |s| (p, s))).collect();
-        let lengths: Vec<usize> = rows.iter().map(|&(prompt, _)| prompts[prompt].len()).collect();
-        for members in batch::plan(&lengths, self.engine.batch, &self.session.interface) {
-            let rows: Vec<(usize, usize)> = members.iter().map(|&i| rows[i]).collect();
-            let job = |&(prompt, sample): &(usize, usize)| Job {
-                prompt: &prompts[prompt],
-                chooser: how.decoding.chooser(prompt, sample),
-            };
-            let found = self.batch(rows.iter().map(job).collect(), &limits, &mut |tokens| {
-                done(Progress { tokens: tokens as u64, answers: 0 });
-            })?;
-            let copies = if greedy { how.samples } else { 1 };
-            done(Progress { tokens: 0, answers: (rows.len() * copies) as u64 });
-            for ((prompt, sample), answer) in rows.into_iter().zip(found) {
-                match greedy {
-                    true => answers[prompt].fill(answer),
-                    false => answers[prompt][sample] = answer,
-                }
+        let job = |&(prompt, sample): &(usize, usize)| Job {
+            prompt: &prompts[prompt],
+            chooser: how.decoding.chooser(prompt, sample),
+        };
+        let mut runs = 0;
+        let mut told = Told {
+            first: &mut |row, logits| first(rows[row].0, logits),
+            run: &mut |tokens, ended| {
+                runs += 1;
+                done(Progress { tokens: tokens as u64, answers: (ended * copies) as u64 });
+            },
+        };
+        let found = self.generate(rows.iter().map(job).collect(), &limits, &mut told);
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let found = found.map_err(|error| match (error, self.declared) {
+            (Error::Runtime(RuntimeError::Run { .. }), Some(limit)) if longest + runs > limit => {
+                RuntimeError::Positions { tokens: longest + runs, limit }.into()
             }
+            (error, _) => error,
+        })?;
+        let mut answers = vec![Vec::with_capacity(how.samples); prompts.len()];
+        for ((prompt, _), answer) in rows.into_iter().zip(found) {
+            answers[prompt].extend(std::iter::repeat_n(answer, copies));
         }
         Ok(answers)
     }
 
-    fn batch(
+    /// How rows of different lengths share a run.
+    fn find_layout(&mut self) -> Result<Option<Layout>, Error> {
+        let Interface { padding, single, feeding, cache, .. } = &self.session.interface;
+        if *single || cache.is_empty() || feeding.restarts() {
+            return Ok(None);
+        }
+        if *padding == Padding::Left {
+            return Ok(Some(Layout::Left));
+        }
+        if feeding.past != Past::Empty || cache.iter().any(|slot| slot.window.is_some()) || self.then.is_some() {
+            return Ok(None);
+        }
+        let engine = self.engine;
+        if let Some(known) = engine.model.layout.get() {
+            return Ok(*known);
+        }
+        let prompts = [5, 3, 4].map(|tokens| reading::made_up(engine, tokens, tokens));
+        let job = |prompt| Job { prompt, chooser: Decoding::Greedy.chooser(0, 0) };
+        let jobs = prompts.iter().map(|prompt| job(prompt.as_slice())).collect();
+        let limits = Limits { max_new_tokens: 2, stop: Vec::new(), pad: engine.pad, positions: self.positions };
+        let found = self.decode(Some(Layout::Right), None, |decoder| generate::side_by_side(decoder, jobs, &limits));
+        let layout = match found {
+            Ok([alone, together]) if reading::alike(&alone, &together, reading::tolerance(engine)) => {
+                Some(Layout::Right)
+            }
+            // some operators take one number of positions for all rows
+            Ok(_) | Err(Error::Runtime(RuntimeError::Run { .. } | RuntimeError::Output { .. })) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(*engine.model.layout.get_or_init(|| layout))
+    }
+
+    fn generate(&mut self, jobs: Vec<Job<'_>>, limits: &Limits, told: &mut Told<'_>) -> Result<Vec<Generated>, Error> {
+        let Self { engine, session, layout, then, .. } = self;
+        let (engine, layout) = (*engine, *layout);
+        let prompts: Vec<Row<'_>> = jobs.iter().map(|job| Row { tokens: job.prompt, direction: 0 }).collect();
+        // a merged decoder's plain branch takes no cache; rows that begin one by one must be able to go on together
+        let usable = then.is_none() && (layout.is_some() || session.splitting == Splitting::Together);
+        let common = if usable { engine.common(session, &prompts, 1) } else { 0 };
+        let prefix = match common {
+            0 => None,
+            tokens => Some(engine.prefix(session, &prompts[0].tokens[..tokens], &[0], &[])?),
+        };
+        let (batch, cancelled) = (engine.batch, engine.cancelled);
+        self.decode(layout, prefix.as_ref(), |decoder| {
+            generate::generate(decoder, jobs, batch, limits, told, cancelled)
+        })
+    }
+
+    /// Does `work` with a decoder.
+    fn decode<T>(
         &mut self,
-        jobs: Vec<Job<'_>>,
-        limits: &Limits,
-        told: &mut dyn FnMut(usize),
-    ) -> Result<Vec<Generated>, Error> {
-        let longest = jobs.iter().map(|job| job.prompt.len()).max().unwrap_or(0);
-        let mut runs = 0;
-        let interface = self.then.as_ref().map_or(&self.session.interface, |then| &then.interface).clone();
-        let steering = self.engine.steered.map(|s| s.inputs(&self.session.built)).unwrap_or_default();
-        let reading = self.session.reading()?.clone();
+        layout: Option<Layout>,
+        prefix: Option<&Prefix<Value>>,
+        work: impl FnOnce(&mut Decoder<'_, OrtModel>) -> Result<T, RuntimeError>,
+    ) -> Result<T, Error> {
+        let Self { engine, session, then, .. } = self;
+        let mut interface = then.as_ref().map_or(&session.interface, |then| &then.interface).clone();
+        // rows that cannot share a run behind a cache begin one by one
+        interface.single |= prefix.is_some() && session.splitting == Splitting::Alone;
+        let steering = engine.steered.map(|s| s.inputs(&session.built)).unwrap_or_default();
+        let reading = session.reading()?.clone();
         let mut decoder = Decoder {
-            first: &mut self.session.model,
-            then: self.then.as_mut().map(|then| &mut then.model),
+            logits: session.built.logits.as_deref().expect("logits were asked for"),
+            cut: session.built.scope != Scope::All && session.cut == Cut::InGraph,
+            first: &mut session.model,
+            then: then.as_mut().map(|then| &mut then.model),
             interface: &interface,
-            logits: self.session.built.logits.as_deref().expect("logits were asked for"),
             reading: &reading,
-            cut: self.session.built.scope != Scope::All && self.session.cut == Cut::InGraph,
+            layout,
+            prefix,
             steering: &steering,
         };
-        let counted = &mut |tokens| {
-            runs += 1;
-            told(tokens);
-        };
-        let found = generate::generate(&mut decoder, jobs, limits, counted, self.engine.cancelled);
-        Ok(found.map_err(|error| match (error, self.declared) {
-            (RuntimeError::Run { .. }, Some(limit)) if longest + runs > limit => {
-                RuntimeError::Positions { tokens: longest + runs, limit }
-            }
-            (error, _) => error,
-        })?)
+        Ok(work(&mut decoder)?)
     }
 }

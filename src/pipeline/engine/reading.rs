@@ -190,7 +190,7 @@ fn last(engine: &Engine<'_>, session: &mut Session, prompts: &[Vec<u32>], row: u
         }
         Ok(())
     };
-    engine.run_batch(session, &Fed { rows: &rows, directions: &[], prefix: None }, &members, each)?;
+    engine.run_batch(session, &Fed { rows: &rows, directions: &[], prefix: None, keyed: false }, &members, each)?;
     Ok(found)
 }
 

@@ -1,16 +1,5 @@
 //! Prompts that begin alike, as a chat template makes them: what they have in common is run once for each direction, and
 //! what that leaves in the KV cache serves every prompt.
-//!
-//! A batch lies as it does without: padded on the left. The first columns, as many as the common beginning has tokens,
-//! are taken from the cache, the others are run:
-//!
-//! ```text
-//!            cache     run
-//! long       a b c d | e f g h
-//! short      - a b c | d x y z
-//! ```
-//!
-//! So every token has the same place among the keys, and sees the same ones, as if all columns had been run.
 
 use std::collections::HashMap;
 
@@ -20,57 +9,15 @@ use crate::error::Error;
 use crate::instrument::Cut;
 use crate::lm::interface::Past;
 use crate::lm::{Interface, Padding};
-use crate::runtime::backend::Pick;
+use crate::runtime::RuntimeError;
 use crate::runtime::batch::{self, Batch, Splitting};
-use crate::runtime::{Backend, RuntimeError};
+use crate::runtime::prefix::{self, Prefix};
 
 /// Bytes of the KV cache of common beginnings that are held at a time, if one does not take more.
 const CACHE_BUDGET: usize = 256 << 20;
 
 /// Tokens of the beginning that the check of a split takes.
 const TRIED: usize = 4;
-
-/// What the run of a common beginning left in the KV cache, for each direction.
-pub(super) struct Prefix {
-    /// Tokens of the beginning.
-    pub tokens: usize,
-    /// The cache of each run, and how many rows it holds.
-    runs: Vec<(Vec<Value>, usize)>,
-    /// Run and row of each direction.
-    places: HashMap<usize, (usize, usize)>,
-}
-
-impl Prefix {
-    /// The cache in front of the columns that are run. The longest row takes all of the beginning.
-    pub fn past<'r>(
-        &self,
-        session: &Session,
-        rows: impl Iterator<Item = &'r Row<'r>> + Clone,
-    ) -> Result<Vec<Value>, RuntimeError> {
-        let longest = rows.clone().map(|row| row.tokens.len()).max().unwrap_or(0);
-        let of_slot = |at: usize| {
-            let pick = |row: &Row<'_>| {
-                // where nothing is done to rows, all take the same
-                let (run, held_at) = *self.places.get(&row.direction).unwrap_or(&(0, 0));
-                let (cache, held) = &self.runs[run];
-                let taken = self.tokens.saturating_sub(longest - row.tokens.len());
-                Pick { value: &cache[at], rows: *held, row: held_at, positions: 0..taken }
-            };
-            let picks: Vec<Pick<'_, Value>> = rows.clone().map(pick).collect();
-            session.model.gather_rows(&picks, batch::axes(&session.interface.cache[at]))
-        };
-        (0..session.interface.cache.len()).map(of_slot).collect()
-    }
-}
-
-/// Tokens that all of `rows` begin with, less those that each must still run: `keep` at least. 0 where nothing is saved.
-fn common(rows: &[&[u32]], directions: usize, keep: usize) -> usize {
-    let Some((first, others)) = rows.split_first() else { return 0 };
-    let alike = |other: &&[u32]| first.iter().zip(*other).take_while(|(a, b)| a == b).count();
-    let shared = others.iter().map(alike).min().unwrap_or(0);
-    let shortest = rows.iter().map(|row| row.len()).min().unwrap_or(0);
-    if rows.len() <= directions { 0 } else { shared.min(shortest.saturating_sub(keep.max(1))) }
-}
 
 /// Indices of the rows in groups whose directions' caches of `prefix` tokens are held at once.
 pub(super) fn groups(interface: &Interface, directions: &[usize], prefix: usize) -> Vec<Vec<usize>> {
@@ -109,21 +56,18 @@ impl Engine<'_> {
         tokens: &[u32],
         keys: &[usize],
         directions: &[Vec<f32>],
-    ) -> Result<Prefix, Error> {
+    ) -> Result<Prefix<Value>, Error> {
         let mut met: Vec<usize> = keys.to_vec();
         met.sort_unstable();
         met.dedup();
-        let mut found = Prefix { tokens: tokens.len(), runs: Vec::new(), places: HashMap::new() };
+        let mut found = Prefix::new(tokens.len());
         for members in batch::plan(&vec![tokens.len(); met.len()], self.batch, &session.interface) {
             self.check_cancelled()?;
             let batch = Batch::new(&vec![tokens; members.len()], self.pad);
             let vectors: Vec<&[f32]> =
                 members.iter().map(|&at| directions.get(met[at]).map_or(&[] as &[f32], Vec::as_slice)).collect();
             let cache = session.cache(self, &batch, &vectors)?;
-            for (row, &at) in members.iter().enumerate() {
-                found.places.insert(met[at], (found.runs.len(), row));
-            }
-            found.runs.push((cache, members.len()));
+            found.add(cache, &members.iter().map(|&at| met[at]).collect::<Vec<_>>());
         }
         Ok(found)
     }
@@ -166,7 +110,7 @@ impl Engine<'_> {
         let prefix = self.prefix(session, &begin, &[0], &[])?;
         let mut found = [const { Vec::new() }; 2];
         for (found, prefix) in found.iter_mut().zip([None, Some(&prefix)]) {
-            let fed = Fed { rows: &rows, directions: &[], prefix };
+            let fed = Fed { rows: &rows, directions: &[], prefix, keyed: false };
             let each = &mut |result: RowResult| {
                 found.extend([result.probes.concat(), result.logits]);
                 Ok(())
@@ -183,7 +127,7 @@ impl Engine<'_> {
             return 0;
         }
         let tokens: Vec<&[u32]> = rows.iter().map(|row| row.tokens).collect();
-        let found = common(&tokens, directions, session.last_positions.max(session.logits));
+        let found = prefix::common(&tokens, directions, session.last_positions.max(session.logits));
         let all: usize = tokens.iter().map(|tokens| tokens.len()).sum();
         // rows that cannot share a run any more must be much shorter for it
         if session.splitting == Splitting::Alone && !session.interface.single && 2 * found * rows.len() < all {
@@ -213,22 +157,5 @@ impl Session {
     fn cache(&mut self, engine: &Engine<'_>, batch: &Batch, directions: &[&[f32]]) -> Result<Vec<Value>, RuntimeError> {
         let presents: Vec<String> = self.interface.cache.iter().map(|slot| slot.present.clone()).collect();
         self.run(engine, batch, directions, None, &presents)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::common;
-
-    #[test]
-    fn what_rows_have_in_common_leaves_each_its_end() {
-        let rows: [&[u32]; 3] = [&[1, 2, 3, 4, 9, 9], &[1, 2, 3, 4, 8], &[1, 2, 3, 7, 7]];
-        assert_eq!(common(&rows, 1, 1), 3);
-        assert_eq!(common(&rows, 1, 3), 2);
-        assert_eq!(common(&rows[..2], 1, 1), 4);
-        assert_eq!(common(&[&[1, 2], &[1, 2]], 1, 1), 1);
-        // as many directions as rows: nothing is run twice
-        assert_eq!(common(&rows, 3, 1), 0);
-        assert_eq!(common(&[], 1, 1), 0);
     }
 }

@@ -9,7 +9,7 @@ pub use compare::{Compared, alone, class_table, compare};
 pub use judging::judge_answers;
 
 use super::collect::encode;
-use super::engine::{Engine, Generation, Observer, Row, cost};
+use super::engine::{Engine, Generation, Observer, cost};
 use super::running::Running;
 use super::stage::{Answers, Stage};
 use super::understood::UnderstoodVariant;
@@ -20,7 +20,6 @@ use crate::eval::answers::{ClassResult, JudgedAnswer};
 use crate::eval::patterns::RefusalPatterns;
 use crate::eval::refusal::is_refusal;
 use crate::eval::wrappers::Wrapper;
-use crate::instrument::Request;
 use crate::judge::Judge;
 use crate::method::prompts::{PromptClass, Prompts, Split};
 use crate::method::score::{refusal_score, softmax};
@@ -177,7 +176,6 @@ pub fn measure(
     let mut sets = Vec::new();
     let (mut harmless_logits, mut harmless_answers) = (Vec::new(), Vec::new());
     let mut generator = engine.generator()?.with_positions(settings.max_positions);
-    let mut scorer = engine.session(Request { logits: 1, last_positions: 1, ..Request::default() })?;
     for (at, ask) in settings.asks.iter().enumerate() {
         let stage = Stage::Answers { whose: whose.clone(), condition: ask.condition.clone() };
         let of_class = |class: PromptClass| {
@@ -186,8 +184,7 @@ pub fn measure(
         };
         let generation = ask.generation(settings);
         let n: usize = ask.classes.iter().map(|c| of_class(*c).len()).sum();
-        let passes = generation.samples + usize::from(ask.sampled.is_none());
-        observer.start(&stage, (n * passes) as u64);
+        observer.start(&stage, (n * generation.samples) as u64);
         for &class in &ask.classes {
             let texts = of_class(class);
             let asked: Vec<String> = match &ask.wrapper {
@@ -195,25 +192,23 @@ pub fn measure(
                 None => texts.to_vec(),
             };
             let encoded = encode(ask.chat.as_deref().unwrap_or(chat), &asked)?;
-            let rows: Vec<Row<'_>> = encoded.iter().map(|t| Row { tokens: t, direction: 0 }).collect();
-            let mut scores = vec![0.0; if ask.sampled.is_none() { rows.len() } else { 0 }];
-            if ask.sampled.is_none() {
-                let keep = at == 0 && class == PromptClass::Harmless;
-                let mut logits = vec![Vec::new(); if keep { rows.len() } else { 0 }];
-                engine.visit(&mut scorer, &rows, &[], |found| {
-                    scores[found.row] = refusal_score(&softmax(&found.logits), &settings.refusal_tokens);
-                    if let Some(slot) = logits.get_mut(found.row) {
-                        *slot = found.logits;
-                    }
-                    observer.advance(1);
-                    Ok(())
-                })?;
-                harmless_logits.extend(logits);
-            }
-            let found = generator.answers(&encoded, &generation, |done| {
+            // scores are those of the greedy condition, harmless logits those of the plain one
+            let (scored, kept) = (ask.sampled.is_none(), at == 0 && class == PromptClass::Harmless);
+            let mut scores = vec![0.0; if scored { encoded.len() } else { 0 }];
+            let mut logits = vec![Vec::new(); if scored && kept { encoded.len() } else { 0 }];
+            let mut first = |prompt: usize, found: &[f32]| {
+                if let Some(score) = scores.get_mut(prompt) {
+                    *score = refusal_score(&softmax(found), &settings.refusal_tokens);
+                }
+                if let Some(slot) = logits.get_mut(prompt) {
+                    *slot = found.to_vec();
+                }
+            };
+            let found = generator.answers_and_first(&encoded, &generation, &mut first, |done| {
                 observer.advance(done.answers);
                 observer.tokens(done.tokens);
             })?;
+            harmless_logits.extend(logits);
             let mut told = Vec::new();
             for ((prompt, asked), samples) in texts.iter().zip(&asked).zip(found) {
                 for ids in samples.iter().map(|s| &s.ids) {
@@ -235,7 +230,7 @@ pub fn measure(
         }
         observer.finish();
     }
-    drop((generator, scorer));
+    drop(generator);
     let perplexity = match &settings.perplexity {
         Some((text, options)) => Some(perplexity::measure(engine, chat, text, options, observer)?),
         None => None,
