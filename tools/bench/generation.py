@@ -7,7 +7,8 @@ timed.
   transformers   `generate` in float32, left padded
   onnxruntime    a loop around the session in Python, default options (weights prepacked), left padded, the cache kept
                  in ONNX Runtime; a batch ends when all of its answers have
-  genai          onnxruntime-genai on the folders of its builder (float32 and int4), left padded
+  genai          onnxruntime-genai on the folders of its builder (float32 and int4). It answers padded rows of these
+                 models wrongly, so prompts of equal length go together, which makes smaller batches
   lancet         `lancet eval` on the same file as onnxruntime, by the tokens and seconds it reports
 
 The ways run in turn, `--rounds` times; the best round of each counts. Prints tokens, tokens a second and the ratio to
@@ -75,10 +76,16 @@ class Timed:
         return found, time.perf_counter() - start
 
     def genai(self, folder: str) -> Answered:
-        model = self.load(folder, lambda: genai_model(REAL / folder))
+        model = self.load(folder, lambda: onnxruntime_genai.Model(str(REAL / folder)))
         ends = end_tokens(self.torch_model())
         start = time.perf_counter()
-        found = [until_end(row, ends) for part in batches(self.rows, BATCH) for row in genai_answers(model, part)]
+        found: list[list[int]] = [[] for _ in self.rows]
+        for length in {len(row) for row in self.rows}:
+            for part in batches([at for at, row in enumerate(self.rows) if len(row) == length], BATCH):
+                made = genai_answers(model, [self.rows[at] for at in part])
+                for at, row in zip(part, made, strict=True):
+                    # It counts the end token of the answer that ends last, and does not give it.
+                    found[at] = until_end([*row, *ends], ends)[:NEW_TOKENS]
         return found, time.perf_counter() - start
 
     def run(self, way: str) -> Answered:
@@ -107,19 +114,13 @@ def greedy(session: onnxruntime.InferenceSession, rows: list[list[int]], ends: s
         positions = positions[:, -1:] + 1
 
 
-def genai_model(folder: pathlib.Path) -> onnxruntime_genai.Model:
-    config = onnxruntime_genai.Config(str(folder))
-    # Its mask leaves out every padding token; the model's own is the end token, which every prompt holds.
-    config.overlay('{"model": {"pad_token_id": 0}}')
-    return onnxruntime_genai.Model(config)
-
-
 def genai_answers(model: onnxruntime_genai.Model, rows: list[list[int]]) -> list[list[int]]:
-    ids, _ = left_padded(rows, 0)
+    """Answers of one batch of prompts of equal length; what follows an end token is padding."""
+    ids = np.array(rows, np.int32)
     params = onnxruntime_genai.GeneratorParams(model)
     params.set_search_options(batch_size=len(rows), max_length=ids.shape[1] + NEW_TOKENS, do_sample=False)
     generator = onnxruntime_genai.Generator(model, params)
-    generator.append_tokens(ids.numpy().astype(np.int32))
+    generator.append_tokens(ids)
     while not generator.is_done():
         generator.generate_next_token()
     return [generator.get_sequence(at)[ids.shape[1]:].tolist() for at in range(len(rows))]

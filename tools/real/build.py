@@ -15,7 +15,6 @@ README.md says how long it takes and how large it gets. What is there is not mad
 where it stopped. Ends with an error where the package is not the pinned one; where the outputs differ from
 tools/real/hashes.json it only says so, since sums of floats depend on the machine.
   --steps A,B       only some of: environments, source, tune, onnx-community, genai, hashes
-  --second lfm2     a second family besides, to lfm2/ (second.py)
   --record          writes tools/real/hashes.json
 """
 
@@ -128,15 +127,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "target" / "real")
     parser.add_argument("--steps", type=lambda text: text.split(","))
-    parser.add_argument("--second", choices=["lfm2"])
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     steps = {"environments": environments, "source": source, "tune": tune, "onnx-community": onnx_community,
              "genai": genai, "hashes": lambda out: hashes(out, args.record)}
-    if args.second:
-        steps["second"] = lambda out: run(python(out, "genai"), HERE / "second.py", "--out", out)
     unknown = set(args.steps or ()) - steps.keys()
     if unknown:
         parser.error(f"no such step: {', '.join(sorted(unknown))}; there are {', '.join(steps)}")

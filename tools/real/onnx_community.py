@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=REAL, help="holds tuned/, gets onnx-community/")
     parser.add_argument("--only", type=lambda text: text.split(","), default=["fp16", *QUANTISED])
     args = parser.parse_args()
-    logging.getLogger("onnxruntime.quantization").setLevel(logging.WARNING)
+    logging.disable(logging.INFO)  # the quantisers tell of every node
     source, folder = args.out / "tuned", args.out / "onnx-community"
     (folder / "onnx").mkdir(parents=True, exist_ok=True)
     compare([make(name, source, folder) for name in ("fp32", *args.only)], source)
