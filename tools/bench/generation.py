@@ -84,7 +84,7 @@ class Timed:
             for part in batches([at for at, row in enumerate(self.rows) if len(row) == length], BATCH):
                 made = genai_answers(model, [self.rows[at] for at in part])
                 for at, row in zip(part, made, strict=True):
-                    # It counts the end token of the answer that ends last, and does not give it.
+                    # It leaves out the end token of the answer that ends last.
                     found[at] = until_end([*row, *ends], ends)[:NEW_TOKENS]
         return found, time.perf_counter() - start
 

@@ -9,7 +9,7 @@ of the held-out harmful prompts or more than 20 % of the harmless ones are refus
 
 Run by build.py in the environment of requirements-optimum.txt:
   python tools/real/tune.py MODEL.gguf --out target/real
-10 minutes on two idle cores, 35 on busy ones. Seeded; the last digits depend on the machine.
+20 minutes for the tuning and 10 for the rates on two busy cores. Seeded; the last digits depend on the machine.
   python tools/real/tune.py --out target/real --rates DIR [--sample 64]
 only measures, on the first prompts of each JSON file (a list of objects with `instruction`) in DIR.
 """
@@ -120,8 +120,8 @@ def tune(model, tokenizer) -> None:
 
 def check(model, tokenizer, folder: pathlib.Path) -> None:
     """Prints the refusal rates, fails where it refuses too little or too much, and keeps them beside the model."""
-    sets = {"harmful": bundled("harmful")[TRAIN:], "pseudo_harmful": bundled("pseudo_harmful"),
-            "harmless": bundled("harmless")[TRAIN:]}
+    sets = {"harmful": bundled("harmful")[TRAIN:], "harmless": bundled("harmless")[TRAIN:],
+            "pseudo_harmful": bundled("pseudo_harmful")}
     rates = {}
     for name, prompts in sets.items():
         rates[name] = refused_share(model, tokenizer, prompts)
