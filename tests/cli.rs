@@ -253,6 +253,9 @@ Method:
           Exactly the published procedure: no guard and no degenerate-candidate rule in the
           selection
 
+      --exhaustive
+          Score every candidate on every validation prompt, also those that cannot win
+
       --kl-threshold <KL_THRESHOLD>
           Largest mean harmless KL of a candidate
 

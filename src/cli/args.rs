@@ -102,8 +102,7 @@ pub struct MethodArgs {
     /// Exactly the published procedure: no guard and no degenerate-candidate rule in the selection.
     #[arg(long)]
     pub paper: bool,
-    /// Score every candidate on every validation prompt. Without it a candidate is left as soon as it is out, or
-    /// clearly behind; with `--paper`, as soon as it is out.
+    /// Score every candidate on every validation prompt, also those that cannot win.
     #[arg(long)]
     pub exhaustive: bool,
     /// Largest mean harmless KL of a candidate.
