@@ -259,7 +259,7 @@ mod tests {
             7 => truth(layer, -4.0, 0.05, 20),
             9 => truth(layer, -3.5, 0.05, 31),
             11 => truth(layer, -3.0, 0.05, 32),
-            _ if layer % 3 == 0 => truth(layer, layer as f64 / 4.0, 0.1, 32),
+            _ if layer.is_multiple_of(3) => truth(layer, layer as f64 / 4.0, 0.1, 32),
             _ => truth(layer, -6.0, 0.3 + layer as f64 / 10.0, 32),
         };
         (0..40).map(of).collect()
