@@ -43,11 +43,12 @@ class Lancet:
         output.unlink(missing_ok=True)
         return self.run("collect", args.model, "--variant", args.variant, "-o", output, *prompts, *tokens)
 
-    def select(self, args: argparse.Namespace, activations: pathlib.Path, output: pathlib.Path, strength: float) -> Run:
-        """`lancet select --paper` for one lambda."""
+    def select(self, args: argparse.Namespace, activations: pathlib.Path, output: pathlib.Path, strength: float,
+               *flags: str) -> Run:
+        """`lancet select` for one lambda."""
         output.unlink(missing_ok=True)
         return self.run("select", args.model, "--variant", args.variant, "--activations", activations, "-o", output,
-                        "--paper", "--lambda", f"{strength:g}")
+                        "--lambda", f"{strength:g}", *flags)
 
 
 def parser(description: str) -> argparse.ArgumentParser:

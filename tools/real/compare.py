@@ -1,6 +1,6 @@
 """Lancet against the published procedure in PyTorch, on the same model and prompts.
 
-Runs `lancet collect`, published.py, and `lancet select --paper` for lambda 1, 0.5 and 0, and checks that
+Runs `lancet collect`, published.py, and `lancet select --paper --exhaustive` for lambda 1, 0.5 and 0, and checks that
   - the filter keeps the same prompts,
   - the chosen directions have a cosine of at least 0.9999,
   - the scores of all candidates agree (the largest difference is printed, and may be 0.01 at most),
@@ -75,7 +75,7 @@ def main() -> None:
     print(f"      means: at most {largest_difference(activations, arrays):.1e} of their norm apart")
     for strength in args.strengths:
         file = args.work / f"direction-{strength}.safetensors"
-        run = lancet.select(args, activations, file, float(strength))
+        run = lancet.select(args, activations, file, float(strength), "--paper", "--exhaustive")
         print(f"lambda {strength}: lancet select {run.seconds:.1f} s, PyTorch "
               f"{published['lambda'][strength]['seconds']['candidates']:.1f} s", flush=True)
         theirs = {(c["position"], c["layer"]): c for c in published["lambda"][strength]["candidates"]}
