@@ -376,7 +376,7 @@ impl Ran {
         let unit: Vec<f32> = direction().unit().iter().map(|v| *v as f32).collect();
         let directions: Vec<Vec<f32>> = ablated.iter().map(|_| unit.clone()).collect();
         let rows: Vec<Row<'_>> = prompts.iter().map(|ids| Row { tokens: ids, direction: 0 }).collect();
-        let mut session = engine.session(request)?;
+        let mut session = engine.brief_session(request)?;
         let mut logits = vec![Vec::new(); rows.len()];
         let (mut share, mut seen) = (0.0f64, 0);
         engine.visit(&mut session, &rows, &directions, |found| {
