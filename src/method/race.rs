@@ -10,9 +10,9 @@
 //! 4. Harmful prompts are run for the best one only; if it lowers true refusal past the guard's limit it leaves, and the
 //!    next one is the best.
 //!
-//! [`Search::Racing`] goes further: prompts are measured in rounds, and a candidate that is behind by [`CLEARLY`] standard
-//! errors waits (a race; Maron and Moore, *Hoeffding Races*, NIPS 1993). It is measured on if all that are ahead of it
-//! leave. [`Search::Certain`] never changes the choice; [`Search::Exhaustive`] measures everything.
+//! [`Search::Racing`] goes further: prompts are measured in rounds, and a candidate that is behind by four standard errors
+//! waits (a race; Maron and Moore, *Hoeffding Races*, NIPS 1993). It is measured on if all that are ahead of it leave.
+//! [`Search::Certain`] never changes the choice; [`Search::Exhaustive`] measures everything.
 
 use std::ops::Range;
 
