@@ -387,3 +387,41 @@ fn configs_tell_positions_and_sampling() {
     let wanted = Sampling { temperature: 0.6, top_p: 0.9, top_k: 50, seed: 1 };
     assert_eq!(files.sampling(1).unwrap(), Some(wanted));
 }
+
+/// Logits of prompts of these tokens, and greedy answers to them, on the zoo's Llama.
+fn long_prompts(prompts: &[Vec<u32>], splitting: Option<Splitting>) -> (Vec<Vec<f32>>, Vec<Vec<Generated>>) {
+    let opened = Opened::new(&fixture("zoo/llama/optimum/model.onnx")).unwrap();
+    let model = opened.understand().unwrap();
+    if let Some(way) = splitting {
+        model.splitting.set(way).unwrap();
+    }
+    let cancelled = AtomicBool::new(false);
+    let runtime = runtime(2);
+    let engine = Engine { runtime: &runtime, model: &model, batch: 4, pad: 0, cancelled: &cancelled, steered: None };
+    let mut session = engine.session(Request { logits: 1, last_positions: 1, ..Request::default() }).unwrap();
+    let rows: Vec<Row<'_>> = prompts.iter().map(|tokens| Row { tokens, direction: 0 }).collect();
+    let mut logits = vec![Vec::new(); rows.len()];
+    engine
+        .visit(&mut session, &rows, &[], |found| {
+            logits[found.row] = found.logits;
+            Ok(())
+        })
+        .unwrap();
+    let answers = engine.generator().unwrap().answers(prompts, &greedy(6, vec![]), |_| ()).unwrap();
+    assert_eq!(model.splitting.get(), Some(&splitting.unwrap_or(Splitting::Together)));
+    (logits, answers)
+}
+
+#[test]
+fn long_prompts_in_pieces_give_what_they_give_whole() {
+    let prompt =
+        |length: u32, seed: u32| (0..length).map(|at| (7 * at + seed * at % 5 + seed) % 60).collect::<Vec<u32>>();
+    // pairs of tokens of the first one do not fit into a run
+    let prompts = [prompt(2400, 1), prompt(2300, 2), prompt(9, 3)];
+    let (whole, answers) = long_prompts(&prompts, Some(Splitting::Never));
+    let (pieces, same) = long_prompts(&prompts, None);
+    for (a, b) in whole.iter().flatten().zip(pieces.iter().flatten()) {
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
+    }
+    assert_eq!(answers, same);
+}

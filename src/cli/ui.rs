@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lancet::pipeline::engine::Observer;
@@ -10,22 +10,28 @@ use lancet::pipeline::stage::{Stage, Steps};
 use lancet::report::document::{Document, terminal};
 use lancet::report::layout::{escaped, tame};
 
-/// Progress bars on a terminal; a line a stage elsewhere; nothing when quiet.
+use super::progress::Progress;
+
+/// Progress bars on a terminal; lines elsewhere, one as a stage begins and one every ten seconds; nothing when quiet.
 pub struct Ui {
     bar: Mutex<Option<ProgressBar>>,
-    /// The stage that generates, its tokens so far, and when it began.
-    generated: Mutex<(String, u64, Instant)>,
+    /// The stage under way, and when it began.
+    progress: Mutex<Option<(Progress, Instant)>>,
     quiet: bool,
 }
 
 impl Ui {
     /// A printer.
     pub fn new(quiet: bool) -> Self {
-        Self { bar: Mutex::new(None), generated: Mutex::new((String::new(), 0, Instant::now())), quiet }
+        Self { bar: Mutex::new(None), progress: Mutex::new(None), quiet }
     }
 
-    fn generated(&self) -> std::sync::MutexGuard<'_, (String, u64, Instant)> {
-        self.generated.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Does `work` with the stage under way and the time since it began, where there is one to be told of.
+    fn under_way(&self, work: impl FnOnce(&mut Progress, Duration)) {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((progress, since)) = progress.as_mut() {
+            work(progress, since.elapsed());
+        }
     }
 
     /// A line on stderr.
@@ -38,11 +44,6 @@ impl Ui {
             }
         }
     }
-}
-
-/// Tokens a second of a stage.
-fn rate((_, tokens, since): &(String, u64, Instant)) -> String {
-    format!("{:.0} tokens/s", *tokens as f64 / since.elapsed().as_secs_f64().max(1e-3))
 }
 
 /// The longest part of a message that is shown, in characters: names in files may be of any length.
@@ -63,7 +64,8 @@ impl Observer for Ui {
         if self.quiet {
             return;
         }
-        *self.generated() = (stage.to_string(), 0, Instant::now());
+        let begun = Some((Progress::new(stage, total), Instant::now()));
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = begun;
         if !std::io::stderr().is_terminal() {
             eprint_line(&format!("{stage} ..."));
             return;
@@ -81,30 +83,34 @@ impl Observer for Ui {
     }
 
     fn advance(&self, steps: u64) {
-        if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            bar.inc(steps);
-        }
+        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
+        self.under_way(|progress, elapsed| {
+            progress.advance(steps);
+            match bar.as_ref() {
+                Some(bar) => bar.inc(steps),
+                None => progress.line(elapsed).iter().for_each(|line| eprint_line(line)),
+            }
+        });
     }
 
     fn tokens(&self, count: u64) {
-        if self.quiet {
-            return;
-        }
-        let mut generated = self.generated();
-        generated.1 += count;
-        if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            bar.set_message(escaped(&format!("{}, {}", generated.0, rate(&generated))));
-        }
+        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
+        self.under_way(|progress, elapsed| {
+            progress.generated(count);
+            match bar.as_ref() {
+                Some(bar) => bar.set_message(escaped(&progress.message(elapsed))),
+                None => progress.line(elapsed).iter().for_each(|line| eprint_line(line)),
+            }
+        });
     }
 
     fn finish(&self) {
-        let generated = self.generated();
-        if generated.1 > 0 && !self.quiet && !std::io::stderr().is_terminal() {
-            eprint_line(&format!("{}: {} tokens, {}", generated.0, generated.1, rate(&generated)));
-        }
-        drop(generated);
-        if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let over = self.progress.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(bar) = bar {
             bar.finish_and_clear();
+        } else if let Some(summary) = over.and_then(|(progress, since)| progress.summary(since.elapsed())) {
+            eprint_line(&summary);
         }
     }
 

@@ -27,14 +27,20 @@ impl ActivationMeans {
         Self { n_pos, n_layers, d_model, sums: means.iter().map(|m| m * count as f64).collect(), count }
     }
 
-    /// Adds one prompt's activations, `[n_pos, n_layers, d_model]`.
+    /// Adds one prompt's activations, `[n_pos, d_model]` row-major for every layer.
     ///
     /// # Panics
-    /// If the length is another.
-    pub fn add(&mut self, activations: &[f32]) {
-        assert_eq!(activations.len(), self.sums.len(), "the caller collects what it asked for");
-        for (sum, value) in self.sums.iter_mut().zip(activations) {
-            *sum += f64::from(*value);
+    /// If there are other layers, or other numbers of them.
+    pub fn add(&mut self, layers: &[Vec<f32>]) {
+        assert_eq!(layers.len(), self.n_layers, "the caller collects what it asked for");
+        for (layer, activations) in layers.iter().enumerate() {
+            assert_eq!(activations.len(), self.n_pos * self.d_model, "the caller collects what it asked for");
+            for (position, vector) in activations.chunks(self.d_model).enumerate() {
+                let start = (position * self.n_layers + layer) * self.d_model;
+                for (sum, value) in self.sums[start..start + self.d_model].iter_mut().zip(vector) {
+                    *sum += f64::from(*value);
+                }
+            }
         }
         self.count += 1;
     }
@@ -69,10 +75,16 @@ mod tests {
     #[test]
     fn means_are_exact_and_addressed_from_the_end() {
         let mut means = ActivationMeans::new(2, 1, 2);
-        means.add(&[1.0, 2.0, 3.0, 4.0]);
-        means.add(&[3.0, 2.0, 5.0, 0.0]);
+        means.add(&[vec![1.0, 2.0, 3.0, 4.0]]);
+        means.add(&[vec![3.0, 2.0, 5.0, 0.0]]);
         assert_eq!(means.mean(-2, 0), [2.0, 2.0]);
         assert_eq!(means.mean(-1, 0), [4.0, 2.0]);
-        assert_eq!(ActivationMeans::from_means(2, 1, 2, &means.means(), 2), means);
+        let mut means = ActivationMeans::new(2, 2, 1);
+        means.add(&[vec![1.0, 2.0], vec![3.0, 4.0]]);
+        assert_eq!(
+            [(-2, 0), (-2, 1), (-1, 0), (-1, 1)].map(|(at, layer)| means.mean(at, layer)[0]),
+            [1.0, 3.0, 2.0, 4.0]
+        );
+        assert_eq!(ActivationMeans::from_means(2, 2, 1, &means.means(), 1), means);
     }
 }

@@ -69,7 +69,7 @@ mod tests {
     fn projections_by_hand() {
         let mean = |values: &[f32]| {
             let mut means = ActivationMeans::new(1, 2, 2);
-            means.add(values);
+            means.add(&values.chunks(2).map(<[f32]>::to_vec).collect::<Vec<_>>());
             means
         };
         // layer 0: all the same; layer 1: r = (3, 0), w = (1, 1), w' = (0, 1) for lambda 1

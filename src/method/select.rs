@@ -188,7 +188,7 @@ mod tests {
         };
         let means = rows.map(|row| {
             let mut mean = ActivationMeans::new(2, 2, 3);
-            mean.add(&row);
+            mean.add(&row.chunks(6).map(<[f32]>::to_vec).collect::<Vec<_>>());
             mean
         });
         let all = candidates(&means, 1.0, &Rules::PAPER);

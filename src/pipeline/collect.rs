@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use super::engine::{Engine, Observer, Row};
+use super::engine::{Engine, Observer, Row, RowResult, Session};
 use super::stage::Stage;
 use crate::chat::Chat;
 use crate::error::Error;
@@ -24,6 +24,9 @@ const MIN_KEPT: usize = 4;
 
 /// Prompts a class that the automatic choice of refusal tokens looks at.
 const AUTOMATIC_SAMPLE: usize = 32;
+
+/// Bytes of activations that are held between the automatic choice of refusal tokens and the filter.
+const EARLY_BUDGET: usize = 256 << 20;
 
 /// Refusal tokens that the automatic choice takes at most.
 const AUTOMATIC_LIMIT: usize = 4;
@@ -185,9 +188,22 @@ pub fn collect(
     let Inputs { chat, prompts, .. } = *inputs;
     let suffix = chat.post_instruction_suffix()?;
     let (n_pos, n_layers, d_model) = (suffix.len(), engine.model.lm.n_layers(), engine.model.lm.d_model());
+    let probes: Vec<(usize, ResidPoint)> = (0..n_layers).map(|l| (l, ResidPoint::Pre)).collect();
+    let mut session = engine.session(Request { probes, last_positions: n_pos, logits: 1, ..Request::default() })?;
+    // what was run for the choice of tokens needs no second run, as far as it can be held
+    let mut early = HashMap::new();
+    let mut room = EARLY_BUDGET / (size_of::<f32>() * n_pos * n_layers * d_model).max(1);
     let (refusal_tokens, chosen) = match inputs.refusal_tokens {
         RefusalTokens::Given(ids) => (ids.clone(), TokenChoice::Given),
-        RefusalTokens::Automatic => (choose_tokens(engine, chat, prompts, observer)?, TokenChoice::Automatic),
+        RefusalTokens::Automatic => {
+            let found = choose_with(engine, &mut session, (chat, prompts), observer, |class, at, found| {
+                if room > 0 {
+                    room -= 1;
+                    early.insert((class, at), found);
+                }
+            });
+            (found?, TokenChoice::Automatic)
+        }
     };
     let fingerprint = format!("{} {refusal_tokens:?} {suffix:?} {:?}", prompts.fingerprint(), chat.system());
     let mut state = Activations {
@@ -213,36 +229,32 @@ pub fn collect(
     let resumed = state.info.scores.iter().flat_map(|(_, scores)| scores).filter(|s| s.is_some()).count();
     let mut encoded = Vec::new();
     let mut places = Vec::new();
+    let mut known = Vec::new();
     for class in PromptClass::ALL {
         for (at, tokens) in encode(chat, prompts.get(class, Split::Train))?.into_iter().enumerate() {
-            if state.info.scores.get(class)[at].is_none() {
-                encoded.push(tokens);
-                places.push((class, at));
+            if state.info.scores.get(class)[at].is_some() {
+                continue;
+            }
+            match early.remove(&(class, at)) {
+                Some(found) => known.push(((class, at), found)),
+                None => {
+                    encoded.push(tokens);
+                    places.push((class, at));
+                }
             }
         }
     }
     if resumed > 0 {
         observer.note(&format!("continuing: {resumed} prompts were collected before"));
     }
-    let probes: Vec<(usize, ResidPoint)> = (0..n_layers).map(|l| (l, ResidPoint::Pre)).collect();
-    let mut session = engine.session(Request { probes, last_positions: n_pos, logits: 1, ..Request::default() })?;
     let rows: Vec<Row<'_>> = encoded.iter().map(|t| Row { tokens: t, direction: 0 }).collect();
-    observer.start(&Stage::CollectActivations, rows.len() as u64);
+    observer.start(&Stage::CollectActivations, (rows.len() + known.len()) as u64);
     let mut saved = Instant::now();
-    let mut flat = vec![0.0f32; n_pos * n_layers * d_model];
-    let result = engine.visit(&mut session, &rows, &[], |found| {
-        let (class, at) = places[found.row];
+    let mut take = |(class, at): (PromptClass, usize), found: RowResult| {
         let score = refusal_score(&softmax(&found.logits), &state.info.refusal_tokens);
         state.info.scores.get_mut(class)[at] = Some(score);
         if is_kept(class, score) {
-            for (layer, probe) in found.probes.iter().enumerate() {
-                for position in 0..n_pos {
-                    let from = &probe[position * d_model..(position + 1) * d_model];
-                    let to = (position * n_layers + layer) * d_model;
-                    flat[to..to + d_model].copy_from_slice(from);
-                }
-            }
-            state.means.get_mut(class).add(&flat);
+            state.means.get_mut(class).add(&found.probes);
         }
         observer.advance(1);
         if let Some(partial) = inputs.partial
@@ -252,7 +264,11 @@ pub fn collect(
             saved = Instant::now();
         }
         Ok(())
-    });
+    };
+    let result = known
+        .into_iter()
+        .try_for_each(|(place, found)| take(place, found))
+        .and_then(|()| engine.visit(&mut session, &rows, &[], |found| take(places[found.row], found)));
     observer.finish();
     if let Err(error) = result {
         if let Some(partial) = inputs.partial {
@@ -319,19 +335,35 @@ pub fn choose_tokens(
     observer: &dyn Observer,
 ) -> Result<Vec<u32>, Error> {
     let mut session = engine.session(Request { logits: 1, last_positions: 1, ..Request::default() })?;
+    choose_with(engine, &mut session, (chat, prompts), observer, |_, _, _| ())
+}
+
+/// The same with a session that is there; `found` is told the class, the index in it and the result of each prompt that
+/// is run.
+fn choose_with(
+    engine: &Engine<'_>,
+    session: &mut Session,
+    (chat, prompts): (&Chat, &Prompts),
+    observer: &dyn Observer,
+    mut found: impl FnMut(PromptClass, usize, RowResult),
+) -> Result<Vec<u32>, Error> {
     let mut encoded = Vec::new();
-    let mut classes = Vec::new();
+    let mut places = Vec::new();
     for class in PromptClass::ALL {
-        for tokens in encode(chat, prompts.get(class, Split::Train))?.into_iter().take(AUTOMATIC_SAMPLE) {
+        for (at, tokens) in
+            encode(chat, prompts.get(class, Split::Train))?.into_iter().take(AUTOMATIC_SAMPLE).enumerate()
+        {
             encoded.push(tokens);
-            classes.push(class);
+            places.push((class, at));
         }
     }
     let rows: Vec<Row<'_>> = encoded.iter().map(|t| Row { tokens: t, direction: 0 }).collect();
     let mut first: PerClass<FirstTokens> = PerClass::default();
     observer.start(&Stage::ChooseRefusalTokens, rows.len() as u64);
-    engine.visit(&mut session, &rows, &[], |found| {
-        first.get_mut(classes[found.row]).add(&softmax(&found.logits));
+    engine.visit(session, &rows, &[], |result| {
+        let (class, at) = places[result.row];
+        first.get_mut(class).add(&softmax(&result.logits));
+        found(class, at, result);
         observer.advance(1);
         Ok(())
     })?;

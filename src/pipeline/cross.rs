@@ -117,20 +117,13 @@ fn means(
     let probes = (0..n_layers).map(|layer| (layer, ResidPoint::Pre)).collect();
     let mut session = engine.session(Request { probes, last_positions: n_pos, logits: 1, ..Request::default() })?;
     observer.start(&Stage::CollectActivations, rows.len() as u64);
-    let mut flat = vec![0.0f32; n_pos * n_layers * d_model];
     engine.visit(&mut session, &rows, &[], |found| {
         observer.advance(1);
         let score = refusal_score(&softmax(&found.logits), &base.info.refusal_tokens);
         if !is_kept(PromptClass::PseudoHarmful, score) {
             return Ok(());
         }
-        for (layer, probe) in found.probes.iter().enumerate() {
-            for (position, vector) in probe.chunks(d_model).enumerate() {
-                let to = (position * n_layers + layer) * d_model;
-                flat[to..to + d_model].copy_from_slice(vector);
-            }
-        }
-        means.add(&flat);
+        means.add(&found.probes);
         Ok(())
     })?;
     observer.finish();

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ndarray::{Array3, ArrayD, Axis, Slice};
+use ndarray::{Array3, ArrayD, Axis};
 
 use super::opened::Understood;
 use super::stage::Stage;
@@ -180,6 +180,26 @@ impl Session {
         let outputs: Vec<String> = self.built.probes.iter().chain(&self.built.logits).cloned().collect();
         let found = self.run(engine, batch, directions, past, &outputs)?;
         found.iter().map(|v| self.model.download(v)).collect()
+    }
+
+    /// Runs all but the last piece of a long batch. Returns that piece, and the cache in front of it.
+    fn run_ahead(
+        &mut self,
+        engine: &Engine<'_>,
+        batch: Batch,
+        directions: &[&[f32]],
+        mut past: Option<Vec<Value>>,
+    ) -> Result<(Batch, Option<Vec<Value>>), RuntimeError> {
+        let (rows, columns) = batch.ids.dim();
+        let begin = batch.mask.ncols() - columns;
+        let pieces = batch::pieces(rows, begin, columns, self.last_positions.max(self.logits));
+        let Some((last, ahead)) = pieces.split_last().filter(|_| self.splitting.allows(rows)) else {
+            return Ok((batch, past));
+        };
+        for piece in ahead {
+            past = Some(self.cache(engine, &batch.columns(piece.clone()), directions, past)?);
+        }
+        Ok((batch.columns(last.clone()), past))
     }
 
     /// Runs a batch behind `past`, which holds the first columns of the batch's mask; behind none where there is none.
@@ -438,14 +458,15 @@ impl Engine<'_> {
                 |row: &Row<'_>| Behind { tokens: row.tokens.len(), key: if keyed { row.direction } else { 0 } };
             let rows: Vec<Behind> = members.iter().map(|&row| behind(&rows[row])).collect();
             past = Some(prefix.past(&session.model, &session.interface, &rows)?);
-            batch.ids = batch.ids.slice_axis(Axis(1), Slice::from(prefix.tokens..)).to_owned();
+            batch = batch.columns(prefix.tokens..batch.mask.ncols());
         }
         let mut vectors: Vec<&[f32]> = members
             .iter()
             .map(|&row| directions.get(rows[row].direction).map_or(&[] as &[f32], Vec::as_slice))
             .collect();
+        vectors.resize(batch.ids.nrows(), &[]);
+        let (batch, past) = session.run_ahead(self, batch, &vectors, past)?;
         let (n_rows, tokens) = batch.ids.dim();
-        vectors.resize(n_rows, &[]);
         let arrays = session.arrays(self, &batch, &vectors, past)?;
         let (of_probes, of_logits) = reading::positions(session, tokens);
         let Readings { probes, logits } = &session.readings;

@@ -12,6 +12,7 @@ mod cross;
 pub mod direction_file;
 pub mod divergence;
 pub mod engine;
+pub mod estimate;
 pub mod evaluate;
 pub mod files;
 pub mod guard;
@@ -217,6 +218,16 @@ pub fn run(
     let engine = running.engine(model);
     let model_sha256 = opened.sha256()?;
     clock.lap("inspect");
+    let job = estimate::Job {
+        prompts,
+        candidates: (chat.post_instruction_suffix()?.len(), model.lm.n_layers()),
+        rules: &options.rules,
+        further: options.sweep.len(),
+        variants: ready.variants.iter().filter(|base| base.model.is_some()).count(),
+    };
+    let probed = collect::encode(chat, prompts.get(PromptClass::Harmless, Split::Train))?;
+    observer.note(&job.expected(&options.settings, estimate::probe(&engine, &probed)?).to_string());
+    clock.lap("probe");
 
     // 2. activations of the prompts that the model refuses and answers as it should
     let inputs = collect::Inputs {
@@ -252,6 +263,9 @@ pub fn run(
             Some(found)
         }
     };
+
+    // its session's weights are not needed any more
+    drop(chooser);
 
     // 4. for every variant: the edit; proof by bytes, leak and logits of the file as written; before and after, and
     //    the guard on what was measured on the written model

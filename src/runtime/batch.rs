@@ -1,5 +1,7 @@
 //! Batches of prompts, and the feeds of one run.
 
+use std::ops::Range;
+
 use ndarray::{Array2, ArrayD, Axis, IxDyn, Slice, concatenate};
 
 use super::backend::{Backend, RowAxes, RuntimeError, Tensor};
@@ -30,12 +32,26 @@ pub enum Splitting {
     Together,
 }
 
+impl Splitting {
+    /// Whether so many rows can be run behind a cache.
+    pub fn allows(self, rows: usize) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Alone => rows == 1,
+            Self::Together => true,
+        }
+    }
+}
+
 /// Tokens that a run is fed at most, all rows together, if one row has no more. What a model holds of each token while
 /// it runs bounds the memory.
 const RUN_TOKENS: usize = 1 << 14;
 
-/// The same for pairs of tokens of a row, all rows together: attention may hold scores of each pair.
-const RUN_PAIRS: usize = 1 << 24;
+/// The same for pairs of tokens of a row, all rows together: attention may hold scores of each pair, for every head.
+const RUN_PAIRS: usize = 1 << 22;
+
+/// Columns that a piece of a long run has at least.
+const PIECE: usize = 128;
 
 /// Where rows of fewer positions are padded in the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,10 +62,33 @@ pub enum Layout {
     Right,
 }
 
+/// Rows of `tokens` tokens that a KV cache holds at most; one at least.
+pub fn rows_held(tokens: usize) -> usize {
+    (RUN_TOKENS / tokens.max(1)).max(1)
+}
+
 /// Rows of `tokens` tokens that a run is fed at most; one at least.
-pub fn rows_of(tokens: usize) -> usize {
+fn rows_of(tokens: usize) -> usize {
     let tokens = tokens.max(1);
-    (RUN_TOKENS / tokens).min(RUN_PAIRS / tokens.saturating_mul(tokens)).max(1)
+    rows_held(tokens).min(RUN_PAIRS / tokens.saturating_mul(tokens)).max(1)
+}
+
+/// The pieces in which a run of several columns is made behind `past` columns, each behind the cache of those before it, so
+/// that attention holds scores of few pairs at a time. The last piece has `keep` columns at least. One piece where the run
+/// is short.
+pub fn pieces(rows: usize, past: usize, columns: usize, keep: usize) -> Vec<Range<usize>> {
+    let end = past + columns;
+    let mut found = Vec::new();
+    let mut from = past;
+    while from < end {
+        // the piece sees all columns up to its own end
+        let fits = RUN_PAIRS / (rows.max(1) * end);
+        let to = from + fits.max(PIECE);
+        let to = if to + keep.max(PIECE) > end { end } else { to };
+        found.push(from..to);
+        from = to;
+    }
+    found
 }
 
 /// Groups prompts into batches of at most `size` rows: by length, longest first, so that padding is
@@ -79,13 +118,21 @@ pub fn plan(lengths: &[usize], size: usize, interface: &Interface) -> Vec<Vec<us
 /// A batch of token sequences, padded on the left.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// Token ids, `[rows, n_pos]`.
+    /// Token ids, `[rows, n_pos]`: of all columns of the mask, or of its last ones.
     pub ids: Array2<i64>,
     /// 1 where a token is real.
     pub mask: Array2<i64>,
 }
 
 impl Batch {
+    /// The tokens of some columns, with the mask up to their end.
+    #[must_use]
+    pub fn columns(&self, columns: Range<usize>) -> Self {
+        let past = self.mask.ncols() - self.ids.ncols();
+        let ids = self.ids.slice_axis(Axis(1), Slice::from(columns.start - past..columns.end - past)).to_owned();
+        Self { ids, mask: self.mask.slice_axis(Axis(1), Slice::from(..columns.end)).to_owned() }
+    }
+
     /// Pads `rows` on the left with token `pad` (any valid token: it is masked).
     pub fn new(rows: &[&[u32]], pad: u32) -> Self {
         let width = rows.iter().map(|r| r.len()).max().unwrap_or(0);
@@ -360,8 +407,32 @@ mod tests {
         let of =
             |lengths: &[usize]| plan(lengths, 16, &interface(Padding::Left)).iter().map(Vec::len).collect::<Vec<_>>();
         assert_eq!(of(&[100; 20]), [16, 4]);
-        assert_eq!(of(&[2000; 5]), [4, 1]);
+        assert_eq!(of(&[1000; 5]), [4, 1]);
         assert_eq!(of(&[10_000, 10_000, 3]), [1, 1, 1]);
+    }
+
+    #[test]
+    fn long_runs_are_made_in_pieces_that_leave_the_end_whole() {
+        assert_eq!(pieces(16, 24, 60, 6), Vec::from_iter(std::iter::once(24..84)));
+        for (rows, past, columns, keep) in [(1, 0, 10_600, 6), (1, 24, 100_000, 1), (4, 0, 3000, 900)] {
+            let found = pieces(rows, past, columns, keep);
+            assert!(found.len() > 1);
+            assert_eq!((found[0].start, found.last().unwrap().end), (past, past + columns));
+            assert!(found.windows(2).all(|two| two[0].end == two[1].start));
+            assert!(found.last().unwrap().len() >= keep);
+            let pairs = |piece: &Range<usize>| rows * piece.len() * piece.end;
+            let most = found[..found.len() - 1].iter().map(pairs).max().unwrap();
+            assert!(most <= RUN_PAIRS.max(rows * PIECE * (past + columns)), "{most}");
+        }
+    }
+
+    #[test]
+    fn columns_of_a_batch_see_those_before_them() {
+        let batch = Batch::new(&[&[1, 2, 3, 4], &[5, 6]], 0);
+        let middle = batch.columns(1..3);
+        assert_eq!(middle.ids, ndarray::array![[2, 3], [0, 5]]);
+        assert_eq!(middle.mask, ndarray::array![[1, 1, 1], [0, 0, 1]]);
+        assert_eq!(batch.columns(2..4).columns(3..4).ids, ndarray::array![[4], [6]]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ndarray::{Array2, ArrayD, ArrayView3, Axis, Slice};
 
 use super::backend::{Backend, Fill, Pick, RuntimeError, Tensor};
-use super::batch::{self, Batch, Layout};
+use super::batch::{self, Batch, Layout, Splitting};
 use super::prefix::{Behind, Prefix};
 use super::reading::{Reading, Run};
 use super::sample::Chooser;
@@ -64,6 +64,8 @@ pub struct Decoder<'s, B: Backend> {
     pub cut: bool,
     /// How answers of different lengths share a run; `None` where only equal lengths do.
     pub layout: Option<Layout>,
+    /// How the end of a row can be run behind a cache of its beginning.
+    pub splitting: Splitting,
     /// The cache of what all prompts begin with.
     pub prefix: Option<&'s Prefix<B::Value>>,
     /// Vectors that every row is fed in every run, float32 `[d_model]`, by the name of the input `[rows, 1, d_model]`.
@@ -215,13 +217,13 @@ pub fn side_by_side<B: Backend>(
         let rows = desk.begin(vec![answer])?;
         let copy = desk.gather(&[(&rows, vec![0])])?;
         let (_, logits) = desk.advance(copy)?;
-        alone.push(desk.decoder.reading.last(&logits, 0));
+        alone.push(desk.decoder.reading.last(&logits, 0).into_owned());
         begun.push(rows);
     }
     let parts: Vec<_> = begun.iter().map(|rows| (rows, vec![0])).collect();
     let rows = desk.gather(&parts)?;
     let (rows, logits) = desk.advance(rows)?;
-    let together = (0..rows.answers.len()).map(|at| desk.decoder.reading.last(&logits, at)).collect();
+    let together = (0..rows.answers.len()).map(|at| desk.decoder.reading.last(&logits, at).into_owned()).collect();
     Ok([alone, together])
 }
 
@@ -254,7 +256,7 @@ impl<B: Backend> Desk<'_, '_, '_, '_, B> {
     fn room(&self, rows: Option<&Rows<B::Value>>, waiting: &VecDeque<usize>, at_once: usize) -> usize {
         let next = waiting.front().map_or(0, |&answer| self.work[answer].tokens());
         let held = rows.filter(|rows| !self.open(rows).is_empty()).map_or(0, |rows| rows.width);
-        at_once.min(batch::rows_of(next.max(held)))
+        at_once.min(batch::rows_held(next.max(held)))
     }
 
     /// Takes answers that may share their first run.
@@ -281,10 +283,17 @@ impl<B: Backend> Desk<'_, '_, '_, '_, B> {
         if let Some(prefix) = self.decoder.prefix {
             let rows: Vec<Behind> = texts.iter().map(|text| Behind { tokens: text.len(), key: 0 }).collect();
             past = Some(prefix.past(&*self.decoder.first, self.decoder.interface, &rows)?);
-            batch.ids = batch.ids.slice_axis(Axis(1), Slice::from(prefix.tokens..)).to_owned();
+            batch = batch.columns(prefix.tokens..width);
         }
-        let fed = Fed { ids: batch.ids, mask: batch.mask, layout: Layout::Left };
-        let (logits, cache) = self.run(&fed, past, false)?;
+        let (rows, columns) = batch.ids.dim();
+        if self.decoder.splitting.allows(rows) && self.decoder.then.is_none() {
+            let pieces = batch::pieces(rows, width - columns, columns, 1);
+            for piece in &pieces[..pieces.len().saturating_sub(1)] {
+                past = Some(self.run(&batch.columns(piece.clone()), past, false)?.1);
+            }
+            batch = batch.columns(pieces.last().cloned().unwrap_or(width - columns..width));
+        }
+        let (logits, cache) = self.run(&batch, past, false)?;
         let held = texts.iter().map(Vec::len).collect();
         let next = vec![i64::from(self.limits.pad); answers.len()];
         let mut rows = Rows { answers, held, next, width, cache };
@@ -316,7 +325,7 @@ impl<B: Backend> Desk<'_, '_, '_, '_, B> {
             row.slice_axis_mut(Axis(0), real).fill(1);
         }
         let ids = Array2::from_shape_vec((rows.next.len(), 1), rows.next.clone()).expect("a token a row");
-        let (logits, cache) = self.run(&Fed { ids, mask, layout }, Some(std::mem::take(&mut rows.cache)), true)?;
+        let (logits, cache) = self.run(&Batch { ids, mask }, Some(std::mem::take(&mut rows.cache)), true)?;
         rows.cache = cache;
         rows.width += 1;
         rows.held.iter_mut().for_each(|held| *held += 1);
@@ -395,19 +404,20 @@ impl<B: Backend> Desk<'_, '_, '_, '_, B> {
     /// Logits, read by the decoder's reading, and the cache of one run. `further` tells that the cache holds whole rows.
     fn run(
         &mut self,
-        fed: &Fed,
+        fed: &Batch,
         past: Option<Vec<B::Value>>,
         further: bool,
     ) -> Result<(ArrayD<f32>, Vec<B::Value>), RuntimeError> {
         let caches = self.caches();
         let decoder = &mut *self.decoder;
+        let layout = if further { decoder.layout.unwrap_or(Layout::Left) } else { Layout::Left };
         let interface = decoder.interface;
         let merged = decoder.then.is_some();
         let backend = match &mut decoder.then {
             Some(then) if further => &mut **then,
             _ => &mut *decoder.first,
         };
-        let mut feeds = batch::feeds(backend, interface, &fed.ids, &fed.mask, fed.layout)?;
+        let mut feeds = batch::feeds(backend, interface, &fed.ids, &fed.mask, layout)?;
         let (rows, tokens) = fed.ids.dim();
         for (name, vector) in decoder.steering {
             let row = ArrayView3::from_shape((1, 1, vector.len()), vector).expect("one row of its own length");
@@ -431,11 +441,4 @@ impl<B: Backend> Desk<'_, '_, '_, '_, B> {
         decoder.reading.check(logits.shape(), Run { rows, tokens, positions: if decoder.cut { 1 } else { tokens } })?;
         Ok((logits, found.collect()))
     }
-}
-
-/// Tokens of a run, with the mask over past and present.
-struct Fed {
-    ids: Array2<i64>,
-    mask: Array2<i64>,
-    layout: Layout,
 }

@@ -1,5 +1,7 @@
 //! Which axis of what a model returns is which, told by the sizes that a run of known rows and tokens gives.
 
+use std::borrow::Cow;
+
 use ndarray::{ArrayD, ArrayViewD, Axis};
 
 use super::backend::RuntimeError;
@@ -145,9 +147,14 @@ impl Reading {
     }
 
     /// The values of a row's last position.
-    pub fn last(&self, array: &ArrayD<f32>, row: usize) -> Vec<f32> {
+    pub fn last<'a>(&self, array: &'a ArrayD<f32>, row: usize) -> Cow<'a, [f32]> {
+        let of_rows = matches!(self.layout, Layout::Rows | Layout::Last);
+        if let Some(all) = array.as_slice().filter(|_| of_rows) {
+            let end = (row + 1) * all.len() / array.shape()[0];
+            return Cow::Borrowed(&all[end - self.width..end]);
+        }
         let mut values = self.row(array, row);
-        values.split_off(values.len().saturating_sub(self.width))
+        Cow::Owned(values.split_off(values.len().saturating_sub(self.width)))
     }
 }
 
@@ -192,7 +199,11 @@ mod tests {
         let array = ArrayD::from_shape_vec(ndarray::IxDyn(&[1, 2, 1, 3]), (0..6).map(|v| v as f32).collect()).unwrap();
         let reading = Reading::of_one("x", &[1, 2, 1, 3], run, Some(2)).unwrap();
         assert_eq!(reading.row(&array, 0), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
-        assert_eq!(reading.last(&array, 0), [2.0, 5.0]);
+        assert_eq!(*reading.last(&array, 0), [2.0, 5.0]);
+        let rows = ArrayD::from_shape_vec(ndarray::IxDyn(&[2, 2, 3]), (0..12).map(|v| v as f32).collect()).unwrap();
+        let reading = Reading::of_rows("x", &[2, 2, 3], Run { positions: 2, ..RUN }, None).unwrap();
+        assert_eq!(*reading.last(&rows, 0), [3.0, 4.0, 5.0]);
+        assert_eq!(*reading.last(&rows, 1), [9.0, 10.0, 11.0]);
     }
 
     #[test]

@@ -225,6 +225,7 @@ impl Generator<'_> {
             interface: &interface,
             reading: &reading,
             layout,
+            splitting: session.splitting,
             prefix,
             steering: &steering,
         };

@@ -66,7 +66,8 @@ impl Engine<'_> {
             let batch = Batch::new(&vec![tokens; members.len()], self.pad);
             let vectors: Vec<&[f32]> =
                 members.iter().map(|&at| directions.get(met[at]).map_or(&[] as &[f32], Vec::as_slice)).collect();
-            let cache = session.cache(self, &batch, &vectors)?;
+            let (batch, past) = session.run_ahead(self, batch, &vectors, None)?;
+            let cache = session.cache(self, &batch, &vectors, past)?;
             found.add(cache, &members.iter().map(|&at| met[at]).collect::<Vec<_>>());
         }
         Ok(found)
@@ -153,9 +154,15 @@ fn may_split(session: &Session) -> bool {
 }
 
 impl Session {
-    /// Runs a batch without a past and returns the KV cache, in the order of the interface.
-    fn cache(&mut self, engine: &Engine<'_>, batch: &Batch, directions: &[&[f32]]) -> Result<Vec<Value>, RuntimeError> {
+    /// Runs a batch and returns the KV cache, in the order of the interface.
+    pub(super) fn cache(
+        &mut self,
+        engine: &Engine<'_>,
+        batch: &Batch,
+        directions: &[&[f32]],
+        past: Option<Vec<Value>>,
+    ) -> Result<Vec<Value>, RuntimeError> {
         let presents: Vec<String> = self.interface.cache.iter().map(|slot| slot.present.clone()).collect();
-        self.run(engine, batch, directions, None, &presents)
+        self.run(engine, batch, directions, past, &presents)
     }
 }
