@@ -25,8 +25,9 @@ use crate::onnx::{DataType, Model, Quantised};
 /// Bytes that one copy job moves. Between two jobs the writer checks whether the caller cancelled.
 const COPY: u64 = 16 << 20;
 
-/// Bytes after which what was written of a file so far is brought to the disk, while more of it is written.
-const START: u64 = 32 << 20;
+/// Bytes after which what was written of a file so far is brought to the disk, while more of it is written. Each time the
+/// file system's journal is written too, and writers wait for that.
+const START: u64 = 128 << 20;
 
 /// When written files reach the disk.
 #[derive(Debug, Clone, Copy)]

@@ -9,11 +9,8 @@ use super::kernel::{self, Columns, Scratch, Tally};
 use super::plan::TensorEdit;
 use crate::onnx::DataType;
 
-/// Bytes read and compared at a time.
-pub(super) const BLOCK: usize = 1 << 20;
-
-/// Bytes read, edited, hashed and written at a time: so few that they stay in the second-level cache meanwhile.
-const EDITED: usize = 256 << 10;
+/// Bytes read, compared, edited, hashed and written at a time: so few that they stay in the second-level cache meanwhile.
+pub(super) const BLOCK: usize = 256 << 10;
 
 /// Fills a buffer from an offset within the tensor.
 pub(super) type Read<'a> = &'a (dyn Fn(&mut [u8], u64) -> Result<(), BakeError> + Sync);
@@ -134,8 +131,8 @@ impl Geometry {
     /// Bytes of a block: whole rows where `d_model` is last.
     fn block(&self) -> usize {
         match self.columns {
-            None => (EDITED / (self.d * self.size)).max(1) * self.d * self.size,
-            Some(_) => EDITED,
+            None => (BLOCK / (self.d * self.size)).max(1) * self.d * self.size,
+            Some(_) => BLOCK,
         }
     }
 

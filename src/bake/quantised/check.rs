@@ -76,8 +76,8 @@ fn check_vector(
     (r, padded): (&[f64], &[f64]),
 ) -> (f64, f64) {
     match grid.levels {
-        // such levels lie one apart to the bit
-        Levels::Integer { zero, highest, .. } if zero.iter().all(|z| (0.0..=255.0).contains(z) && z.fract() == 0.0) => {
+        // integers up to 255: their levels lie one apart to the bit
+        Levels::Integer { zero, highest, .. } if zero.iter().all(|z| f32::from(*z as u8) == *z) => {
             Arch::new().dispatch(Integers { before, after, grid, zero, highest: f64::from(highest), r: padded })
         }
         _ => check_entries(before, after, grid, table, r),
