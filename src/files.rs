@@ -4,6 +4,7 @@
 mod links;
 mod ours;
 mod temporary;
+mod write_back;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -12,6 +13,7 @@ use std::path::Path;
 pub use links::{Place, Stray};
 pub use ours::written_by_lancet;
 pub use temporary::{PART, PREFIX, Temporary, abandon_all, abandon_too, is_unpublished, publishing, sweep};
+pub use write_back::{Unwritten, WriteBack};
 
 /// Largest config that is read, in bytes.
 pub const MAX_CONFIG: u64 = 64 << 20;

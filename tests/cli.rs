@@ -90,6 +90,10 @@ Options:
           Bake only the models of the folder that fit this pattern (path or file name,
           `*_q4*.onnx`), and leave the others out of the output. May be given several times
 
+      --no-sync
+          Do not wait until the output is on the disk: for scratch space. After a power cut it may
+          be incomplete, or not there; everything is verified all the same
+
       --report <FILE>
           Write the report (HTML) here too, and beside it as JSON and Markdown, also when the guard
           refuses
@@ -878,6 +882,30 @@ fn a_single_file_can_be_baked_to_a_single_file() {
         .collect();
     assert!(extra.is_empty(), "{extra:?}");
     assert!(Path::new(&sandbox.path("new.onnx")).is_file());
+}
+
+#[test]
+fn without_the_sync_the_output_is_the_same() {
+    let sandbox = Sandbox::with_fixture("chat");
+    sandbox.write_direction("d.safetensors", &some_direction(width("chat")));
+    for (out, extra) in [("synced", None), ("scratch", Some("--no-sync"))] {
+        let mut bake = sandbox.lancet(&["bake", "model", "--direction", "d.safetensors", "-o", out, "--json"]);
+        let result = json(bake.args(extra), 0);
+        assert_eq!(result["shared"]["published"], true);
+        // it is proved all the same
+        assert_eq!(result["variants"][0]["verify"]["passed"], true);
+        assert!(result["variants"][0]["bake"]["edits"][0]["sha256_after"].is_string());
+    }
+    let names = |out: &str| -> std::collections::BTreeSet<_> {
+        fs::read_dir(sandbox.path(out)).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    };
+    assert_eq!(names("synced"), names("scratch"));
+    let read = |out: &str| fs::read(sandbox.path(out).join("model.onnx")).unwrap();
+    assert!(read("synced") == read("scratch"));
+    for command in ["run", "bake"] {
+        let text = help(&[command, "--help"]);
+        assert!(text.contains("--no-sync") && text.contains("After a power cut"), "{command}");
+    }
 }
 
 // The picture.

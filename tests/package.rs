@@ -516,6 +516,7 @@ fn stopped_at_any_point_nothing_is_left() {
             quantised: Default::default(),
             max_rounding_error: None,
             runtime: None,
+            sync: true,
             cancelled: &cancelled,
         };
         let stopper = Stopper { stage, cancelled: &cancelled };

@@ -54,6 +54,7 @@ fn baked(name: &str) -> check::LogitReport {
         quantised: Default::default(),
         max_rounding_error: None,
         runtime: None,
+        sync: true,
         cancelled: &cancelled,
     };
     let bytes = pipeline::bake_only(&opened, &direction(), &options, &Silent).unwrap().verify;

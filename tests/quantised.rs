@@ -149,8 +149,15 @@ fn bake(
 ) -> Result<(BakeResult, VerifyResult), lancet::Error> {
     let never = AtomicBool::new(false);
     let opened = Opened::new(path)?;
-    let options =
-        BakeOptions { out, weights_only, quantised, max_rounding_error: None, runtime: None, cancelled: &never };
+    let options = BakeOptions {
+        out,
+        weights_only,
+        quantised,
+        max_rounding_error: None,
+        runtime: None,
+        sync: true,
+        cancelled: &never,
+    };
     bake_only(&opened, &direction(), &options, &Silent).map(|row| (row.bake, row.verify))
 }
 

@@ -323,6 +323,7 @@ fn additions_and_strengths_bake_as_they_run() {
             quantised: QuantisedMode::Auto,
             max_rounding_error: None,
             runtime: None,
+            sync: true,
             cancelled: &never,
         };
         match bake_only(&opened, &direction, &options, &Silent) {

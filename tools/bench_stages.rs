@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use lancet::bake::{ApplyOptions, BakePlan, PlanOptions, apply, verify_bytes};
+use lancet::bake::{ApplyOptions, BakePlan, Durability, PlanOptions, apply, verify_bytes};
 use lancet::lm::LanguageModel;
 use lancet::onnx::{Graph, Model};
 use lancet::pipeline::{Opened, direction_file};
@@ -42,7 +42,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for row in &mut rows {
             let folder = tempfile::tempdir_in(beside)?;
             let out = folder.path().join("model.onnx");
-            let options = |hash, sync| ApplyOptions { hash, sync, ..ApplyOptions::new(&cancelled) };
+            let options = |hash, sync| ApplyOptions {
+                hash,
+                sync: if sync { Durability::Now } else { Durability::Never },
+                ..ApplyOptions::new(&cancelled)
+            };
             let mut started = Instant::now();
             match row.0 {
                 "copy" => drop(std::fs::copy(&opened.files.onnx, &out)?),

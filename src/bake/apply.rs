@@ -17,7 +17,7 @@ use super::layout::{Content, Entries, FileLayout, Layout};
 use super::plan::{BakePlan, Part, TensorEdit};
 use super::quantised::{self, Tables};
 use super::tensor::{self, BLOCK, Measured, Rounding, Write};
-use crate::files;
+use crate::files::{self, WriteBack};
 use crate::lm::{Layer, Reason, Treatment, WriterKind};
 use crate::onnx::external::{read_exact_at, write_all_at};
 use crate::onnx::{DataType, Model, Quantised};
@@ -25,13 +25,29 @@ use crate::onnx::{DataType, Model, Quantised};
 /// Bytes that one copy job moves. Between two jobs the writer checks whether the caller cancelled.
 const COPY: u64 = 16 << 20;
 
+/// Bytes after which what was written of a file so far is brought to the disk, while more of it is written. Each time the
+/// file system's journal is written too, and writers wait for that.
+const START: u64 = 128 << 20;
+
+/// When written files reach the disk.
+#[derive(Debug, Clone, Copy)]
+pub enum Durability<'a> {
+    /// Before [`apply`] returns, with the names of the files.
+    Now,
+    /// By the time that this one has settled, for which the caller waits. The names of the files are left to
+    /// [`super::Staging::publish`].
+    Later(&'a WriteBack),
+    /// When the system finds the time. After a power cut a file may lack any of its bytes.
+    Never,
+}
+
 /// How a planned bake is written.
 #[derive(Debug, Clone, Copy)]
 pub struct ApplyOptions<'a> {
     /// Set by the caller to stop.
     pub cancelled: &'a AtomicBool,
-    /// Whether every file reaches the disk before [`apply`] returns. Off in benchmarks only.
-    pub sync: bool,
+    /// When the files reach the disk.
+    pub sync: Durability<'a>,
     /// Whether edited tensors are hashed before and after.
     pub hash: bool,
 }
@@ -39,7 +55,7 @@ pub struct ApplyOptions<'a> {
 impl<'a> ApplyOptions<'a> {
     /// Everything on.
     pub fn new(cancelled: &'a AtomicBool) -> Self {
-        Self { cancelled, sync: true, hash: true }
+        Self { cancelled, sync: Durability::Now, hash: true }
     }
 }
 
@@ -142,23 +158,44 @@ pub fn apply(
     if available < total {
         return Err(BakeError::NoSpace { path: destination.to_path_buf(), needed: total, available });
     }
-    let files = layout.files.iter().map(|file| FilePair::create(file, destination)).collect::<Result<Vec<_>, _>>()?;
+    let own = matches!(options.sync, Durability::Now).then(WriteBack::new);
+    let disk = match options.sync {
+        Durability::Now => own.as_ref(),
+        Durability::Later(disk) => Some(disk),
+        Durability::Never => None,
+    };
+    let create = |file| FilePair::create(file, destination, disk);
+    let files = layout.files.iter().map(create).collect::<Result<Vec<_>, _>>()?;
     let done = AtomicU64::new(0);
     let advance = |bytes: u64| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
     let writing = Writing { model, plan, layout: &layout, files: &files, options, total, advance: &advance };
     let measured: Mutex<HashMap<usize, Measured>> = Mutex::new(HashMap::new());
-    // In order: the bridge hands out the largest edits first, small copies fill the gaps at the end.
-    jobs(&layout).into_iter().par_bridge().try_for_each(|job| -> Result<(), BakeError> {
-        if let Some((edit, found)) = writing.run(job)? {
+    let failed = AtomicBool::new(false);
+    let run = |job: Job<'_>| -> Result<(), BakeError> {
+        if failed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let done = writing.run(job).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
+        if let Some((edit, found)) = done {
             measured.lock().expect("no worker panics while it holds the lock").insert(edit, found);
         }
         Ok(())
-    })?;
+    };
+    // Quantised weights one after the other, as each is rounded by all threads and needs much memory. The rest in order:
+    // the bridge hands out the largest edits first, small copies fill the gaps at the end.
+    let (rounded, rest): (Vec<_>, Vec<_>) = jobs(&layout).into_iter().partition(|job| match job {
+        Job::Edit { edit, .. } => plan.tensors[*edit].quantised.is_some(),
+        Job::Copy { .. } | Job::Literal { .. } => false,
+    });
+    let (rounded, rest) =
+        rayon::join(|| rounded.into_iter().try_for_each(run), || rest.into_iter().par_bridge().try_for_each(run));
+    rounded.and(rest)?;
     stop_if(options.cancelled)?;
-    if options.sync {
-        files
-            .par_iter()
-            .try_for_each(|pair| pair.output(total)?.sync_all().map_err(BakeError::write(&pair.path, total)))?;
+    for (pair, disk) in files.iter().filter_map(|pair| Some((pair, pair.disk?))) {
+        disk.start(&pair.path);
+    }
+    if let Some(own) = &own {
+        own.settle().map_err(|(path, error)| BakeError::write(&path, total)(error))?;
         sync_folders(&files, destination)?;
     }
     let mut measured = measured.into_inner().expect("no worker panics while it holds the lock");
@@ -192,6 +229,7 @@ impl Writing<'_> {
             Job::Copy { file, at, from, len } => {
                 stop_if(self.options.cancelled)?;
                 self.files[file].copy(from, at, len, self.total)?;
+                self.files[file].wrote(len);
                 (self.advance)(len);
                 Ok(None)
             }
@@ -208,7 +246,9 @@ impl Writing<'_> {
 
     fn put(&self, pair: &FilePair<'_>, output: &File, bytes: &[u8], at: u64) -> Result<(), BakeError> {
         stop_if(self.options.cancelled)?;
-        write_all_at(output, bytes, at).map_err(BakeError::write(&pair.path, self.total))
+        write_all_at(output, bytes, at).map_err(BakeError::write(&pair.path, self.total))?;
+        pair.wrote(bytes.len() as u64);
+        Ok(())
     }
 
     /// Edits a tensor of floating-point numbers.
@@ -220,9 +260,9 @@ impl Writing<'_> {
             self.plan.unit_of(planned),
             self.options.hash,
             &|block, offset| self.get(place, &input, block, offset),
-            &mut |block, offset| {
-                self.put(place.pair, &output, block, place.at + offset)?;
-                (self.advance)(block.len() as u64);
+            &mut |block| {
+                self.put(place.pair, &output, block.after, place.at + block.at)?;
+                (self.advance)(block.after.len() as u64);
                 Ok(())
             },
         )
@@ -249,27 +289,34 @@ impl Writing<'_> {
         let mut write_scales = scales.as_ref().map(|(pair, output, start)| {
             move |bytes: &[u8], offset: u64| self.put(pair, output, bytes, start + offset)
         });
-        let measured = Measured::from(quantised::edit(
-            &planned.name,
-            quantised,
-            self.plan.unit_of(planned),
-            &tables,
-            &|block, offset| self.get(place, &input, block, offset),
-            &mut |block, offset| self.put(place.pair, &output, block, place.at + offset),
-            write_scales.as_mut().map(|write| write as Write<'_>),
-        )?);
-        (self.advance)(quantised.bytes());
-        let sha256 = match self.options.hash {
-            true => {
-                let Stretch { pair, at, from } = *place;
-                let output = files::open(&pair.path).map_err(BakeError::read(&pair.path))?;
-                let before = sha256_of(&input, from, quantised.bytes()).map_err(BakeError::read(pair.source))?;
-                let after = sha256_of(&output, at, quantised.bytes()).map_err(BakeError::read(&pair.path))?;
-                Some((before, after))
-            }
-            false => None,
+        let hash = self.options.hash;
+        let bytes = quantised.bytes();
+        let (before, measured) = rayon::join(
+            || {
+                hash.then(|| sha256_of(&input, place.from, bytes))
+                    .transpose()
+                    .map_err(BakeError::read(place.pair.source))
+            },
+            || {
+                quantised::edit(
+                    &planned.name,
+                    quantised,
+                    self.plan.unit_of(planned),
+                    &tables,
+                    &|block, offset| self.get(place, &input, block, offset),
+                    &mut |block, offset| self.put(place.pair, &output, block, place.at + offset),
+                    write_scales.as_mut().map(|write| write as Write<'_>),
+                )
+            },
+        );
+        let (before, measured) = (before?, Measured::from(measured?));
+        (self.advance)(bytes);
+        let after = || {
+            let written = files::open(&place.pair.path)?;
+            sha256_of(&written, place.at, bytes)
         };
-        Ok(Measured { sha256, ..measured })
+        let after = hash.then(after).transpose().map_err(BakeError::read(&place.pair.path))?;
+        Ok(Measured { sha256: before.zip(after), ..measured })
     }
 }
 
@@ -326,10 +373,14 @@ fn jobs(layout: &Layout) -> Vec<Job<'_>> {
 struct FilePair<'l> {
     source: &'l Path,
     path: PathBuf,
+    /// Brings the file to the disk; `None` where nobody waits for that.
+    disk: Option<&'l WriteBack>,
+    /// Bytes written so far.
+    written: AtomicU64,
 }
 
 impl<'l> FilePair<'l> {
-    fn create(file: &'l FileLayout, destination: &Path) -> Result<Self, BakeError> {
+    fn create(file: &'l FileLayout, destination: &Path, disk: Option<&'l WriteBack>) -> Result<Self, BakeError> {
         let path = destination.join(&file.relative);
         let create = |source| BakeError::Io { action: "create", path: path.clone(), source };
         if let Some(folder) = path.parent() {
@@ -341,7 +392,15 @@ impl<'l> FilePair<'l> {
                 _ => create(error),
             })?;
         output.set_len(file.len).map_err(BakeError::write(&path, file.len))?;
-        Ok(Self { source: &file.source, path })
+        Ok(Self { source: &file.source, path, disk, written: AtomicU64::new(0) })
+    }
+
+    /// Notes that so many more bytes are written, and has them brought to the disk if they are many.
+    fn wrote(&self, bytes: u64) {
+        let before = self.written.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(disk) = self.disk.filter(|_| before / START < (before + bytes) / START) {
+            disk.start(&self.path);
+        }
     }
 
     fn input(&self) -> Result<File, BakeError> {

@@ -161,7 +161,7 @@ impl BakeError {
     }
 
     /// A failed write; a full disk is told apart. `needed` is the size of what was to be written.
-    pub(super) fn write(path: &Path, needed: u64) -> impl FnOnce(io::Error) -> Self + '_ {
+    pub(crate) fn write(path: &Path, needed: u64) -> impl FnOnce(io::Error) -> Self + '_ {
         move |source| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace {
                 path: path.to_path_buf(),

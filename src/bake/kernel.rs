@@ -15,11 +15,15 @@
 //! without fused multiply-adds, which Rust never introduces by itself; conversions between float types are exact or
 //! rounded to nearest, ties to even, by instruction or by software alike.
 
-use half::slice::HalfFloatSliceExt;
+mod floats;
+
 use half::{bf16, f16};
+use pulp::{Arch, Simd, WithSimd};
 
 use crate::linalg::dot;
 use crate::onnx::DataType;
+use floats::in_spacings;
+pub use floats::{decode, encode, is_half, spacing, width};
 
 /// Number of elements that are converted at a time where rows are long, so that the buffers stay in the first-level
 /// cache.
@@ -50,6 +54,7 @@ impl<'a, T: AsRef<[f64]> + ?Sized> From<&'a T> for Aim<'a> {
 
 impl Aim<'_> {
     /// The exact edit of `stored` with component `c`; returns the component that it keeps.
+    #[inline(always)]
     fn exact(&self, stored: &[f64], c: f64, exact: &mut [f64]) -> f64 {
         let off = self.strength * c;
         for ((y, x), r) in exact.iter_mut().zip(stored).zip(self.r) {
@@ -89,6 +94,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
+    #[inline(always)]
     fn sized(&mut self, len: usize) -> (&mut [f64], &mut [f64], &mut [f64]) {
         for buffer in [&mut self.stored, &mut self.exact, &mut self.rounded] {
             if buffer.len() < len {
@@ -99,125 +105,8 @@ impl Scratch {
     }
 }
 
-/// Number of bytes of one element of a float type.
-///
-/// # Panics
-/// For a type that is no float type; a plan holds none.
-pub fn width(dtype: DataType) -> usize {
-    match dtype {
-        DataType::FLOAT => 4,
-        DataType::FLOAT16 | DataType::BFLOAT16 => 2,
-        DataType::DOUBLE => 8,
-        other => panic!("a plan holds float tensors only, not {other}"),
-    }
-}
-
-/// Whether the type is so coarse that some entries are sent to their second-nearest value to take the leak off.
-pub fn is_half(dtype: DataType) -> bool {
-    matches!(dtype, DataType::FLOAT16 | DataType::BFLOAT16)
-}
-
-/// Stored little-endian elements as float64 (exact).
-pub fn decode(dtype: DataType, bytes: &[u8], out: &mut [f64]) {
-    match dtype {
-        DataType::FLOAT => {
-            for (value, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *value = f64::from(f32::from_le_bytes(*bytes));
-            }
-        }
-        DataType::DOUBLE => {
-            for (value, bytes) in out.iter_mut().zip(bytes.as_chunks::<8>().0) {
-                *value = f64::from_le_bytes(*bytes);
-            }
-        }
-        DataType::BFLOAT16 => {
-            for (value, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *value = f64::from(f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16));
-            }
-        }
-        DataType::FLOAT16 => {
-            // By slices, so that the conversion instructions are looked for once a slice.
-            let (mut halves, mut singles) = ([f16::ZERO; 256], [0.0f32; 256]);
-            for (values, bytes) in out.chunks_mut(256).zip(bytes.chunks(512)) {
-                let n = values.len();
-                for (half, bytes) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *half = f16::from_le_bytes(*bytes);
-                }
-                halves[..n].convert_to_f32_slice(&mut singles[..n]);
-                for (value, single) in values.iter_mut().zip(&singles) {
-                    *value = f64::from(*single);
-                }
-            }
-        }
-        other => panic!("a plan holds float tensors only, not {other}"),
-    }
-}
-
-/// Float64 to float32, rounded to odd: rounding the result again to a type with at most 22 bits of precision
-/// equals rounding once.
-fn to_odd(value: f64) -> f32 {
-    let single = value as f32;
-    let wide = f64::from(single);
-    let (inexact, above) = (u32::from(wide != value), u32::from(wide.abs() > value.abs()));
-    f32::from_bits((single.to_bits() - (inexact & above)) | inexact)
-}
-
-/// Float64 values as stored little-endian elements, rounded once to nearest, ties to even.
-pub fn encode(dtype: DataType, values: &[f64], out: &mut [u8]) {
-    match dtype {
-        DataType::FLOAT => {
-            for (bytes, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
-                *bytes = (*value as f32).to_le_bytes();
-            }
-        }
-        DataType::DOUBLE => {
-            for (bytes, value) in out.as_chunks_mut::<8>().0.iter_mut().zip(values) {
-                *bytes = value.to_le_bytes();
-            }
-        }
-        DataType::BFLOAT16 => {
-            for (bytes, value) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
-                let odd = to_odd(*value);
-                let bits = odd.to_bits();
-                let nearest = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
-                *bytes = if odd.is_nan() { bf16::NAN.to_le_bytes() } else { nearest.to_le_bytes() };
-            }
-        }
-        DataType::FLOAT16 => {
-            let (mut halves, mut singles) = ([f16::ZERO; 256], [0.0f32; 256]);
-            for (values, bytes) in values.chunks(256).zip(out.chunks_mut(512)) {
-                let n = values.len();
-                for (single, value) in singles.iter_mut().zip(values) {
-                    *single = to_odd(*value);
-                }
-                halves[..n].convert_from_f32_slice(&singles[..n]);
-                for (bytes, half) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(&halves) {
-                    *bytes = half.to_le_bytes();
-                }
-            }
-        }
-        other => panic!("a plan holds float tensors only, not {other}"),
-    }
-}
-
-/// Distance between the neighbouring values of the type around `value`, upwards in magnitude.
-pub fn spacing(dtype: DataType, value: f64) -> f64 {
-    let (digits, lowest) = match dtype {
-        DataType::FLOAT16 => (10, -14),
-        DataType::BFLOAT16 => (7, -126),
-        DataType::FLOAT => (23, -126),
-        DataType::DOUBLE => return value.abs().next_up() - value.abs(),
-        other => panic!("a plan holds float tensors only, not {other}"),
-    };
-    let exponent = ((value.to_bits() >> 52) & 0x7ff) as i64 - 1023;
-    power_of_two(exponent.max(lowest) - digits)
-}
-
-fn power_of_two(exponent: i64) -> f64 {
-    f64::from_bits(((exponent + 1023) as u64) << 52)
-}
-
 /// The representable value on the other side of `exact` than its nearest one, `rounded`.
+#[inline(always)]
 fn second_nearest(dtype: DataType, rounded: f64, exact: f64) -> f64 {
     let step = spacing(dtype, rounded);
     let outwards = (exact > rounded) == (rounded > 0.0);
@@ -231,6 +120,7 @@ fn second_nearest(dtype: DataType, rounded: f64, exact: f64) -> f64 {
 /// at least `off` steps from its nearest value, and the leak `e` shrinks by an eighth or more. While
 /// `e` is larger than any single step can mend (it grows with `sqrt(D)` steps), an entry whose `|r|` is `typical`
 /// (`1/sqrt(D)`) or more is worth it too, if it does not overshoot.
+#[inline(always)]
 fn worthwhile(dtype: DataType, rounded: f64, exact: f64, r: f64, e: f64, (typical, off): (f64, f64)) -> Option<f64> {
     let error = exact - rounded;
     // The step has the sign of the error, so this settles most entries early.
@@ -249,6 +139,7 @@ fn worthwhile(dtype: DataType, rounded: f64, exact: f64, r: f64, e: f64, (typica
 /// In the first half of the entries that are tried it must be a quarter of a step, so that the moves cost little
 /// accuracy. In the second half any entry will do: a small component that is spread over many coarse entries moves each
 /// of them by less than a quarter of a step, and would otherwise stay.
+#[inline(always)]
 fn off(tried: usize, d: usize) -> f64 {
     if 2 * tried < d { 0.25 } else { 0.0 }
 }
@@ -266,7 +157,39 @@ pub fn edit_rows<'a>(
     scratch: &mut Scratch,
     tally: &mut Tally,
 ) -> Result<(), NotFinite> {
-    let aim = aim.into();
+    Arch::new().dispatch(EditRows { dtype, rows, first, aim: aim.into(), scratch, tally })
+}
+
+/// The arguments of [`edit_rows`]. Each pass of this file is such a value, as pulp compiles it for every set of vector
+/// instructions that way; a closure would not be inlined there.
+struct EditRows<'a> {
+    dtype: DataType,
+    rows: &'a mut [u8],
+    first: u64,
+    aim: Aim<'a>,
+    scratch: &'a mut Scratch,
+    tally: &'a mut Tally,
+}
+
+impl WithSimd for EditRows<'_> {
+    type Output = Result<(), NotFinite>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Self::Output {
+        let Self { dtype, rows, first, aim, scratch, tally } = self;
+        edit_rows_inlined(dtype, rows, first, aim, scratch, tally)
+    }
+}
+
+#[inline(always)]
+fn edit_rows_inlined(
+    dtype: DataType,
+    rows: &mut [u8],
+    first: u64,
+    aim: Aim<'_>,
+    scratch: &mut Scratch,
+    tally: &mut Tally,
+) -> Result<(), NotFinite> {
     let r = aim.r;
     let size = width(dtype);
     let typical = (r.len() as f64).sqrt().recip();
@@ -308,6 +231,7 @@ pub fn edit_rows<'a>(
     Ok(())
 }
 
+#[inline(always)]
 fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
     let mut lanes = [0.0f64; 8];
     let (a, b) = (a.as_chunks::<8>(), b.as_chunks::<8>());
@@ -321,6 +245,7 @@ fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// Stretches of a block of a `[D, K]` tensor that lie in one row: `(row, first column, element in the block, length)`.
+#[inline(always)]
 fn stretches(first: u64, elements: usize, columns: usize) -> impl Iterator<Item = (usize, usize, usize, usize)> {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -340,12 +265,31 @@ fn stretches(first: u64, elements: usize, columns: usize) -> impl Iterator<Item 
 /// Adds a block's part of `c = r^T W` for a tensor with `d_model` first. `block` is a stretch of a `[D, K]`
 /// tensor as stored, from element `first` on; `c`: `[K]`.
 pub fn add_components(dtype: DataType, block: &[u8], first: u64, r: &[f64], c: &mut [f64], scratch: &mut Scratch) {
-    let size = width(dtype);
-    for (row, column, at, length) in stretches(first, block.len() / size, c.len()) {
-        let (stored, ..) = scratch.sized(length);
-        decode(dtype, &block[at * size..(at + length) * size], stored);
-        for (c, x) in c[column..column + length].iter_mut().zip(stored) {
-            *c += r[row] * *x;
+    Arch::new().dispatch(AddComponents { dtype, block, first, r, c, scratch });
+}
+
+struct AddComponents<'a> {
+    dtype: DataType,
+    block: &'a [u8],
+    first: u64,
+    r: &'a [f64],
+    c: &'a mut [f64],
+    scratch: &'a mut Scratch,
+}
+
+impl WithSimd for AddComponents<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { dtype, block, first, r, c, scratch } = self;
+        let size = width(dtype);
+        for (row, column, at, length) in stretches(first, block.len() / size, c.len()) {
+            let (stored, ..) = scratch.sized(length);
+            decode(dtype, &block[at * size..(at + length) * size], stored);
+            for (c, x) in c[column..column + length].iter_mut().zip(stored) {
+                *c += r[row] * *x;
+            }
         }
     }
 }
@@ -367,6 +311,37 @@ pub struct Columns<'a> {
 
 /// Edits a stretch of a `[D, K]` tensor, from element `first` on, given `c = r^T W`.
 pub fn edit_columns(
+    dtype: DataType,
+    block: &mut [u8],
+    first: u64,
+    columns: &mut Columns<'_>,
+    scratch: &mut Scratch,
+    tally: &mut Tally,
+) {
+    Arch::new().dispatch(EditColumns { dtype, block, first, columns, scratch, tally });
+}
+
+struct EditColumns<'a, 'c> {
+    dtype: DataType,
+    block: &'a mut [u8],
+    first: u64,
+    columns: &'a mut Columns<'c>,
+    scratch: &'a mut Scratch,
+    tally: &'a mut Tally,
+}
+
+impl WithSimd for EditColumns<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { dtype, block, first, columns, scratch, tally } = self;
+        edit_columns_inlined(dtype, block, first, columns, scratch, tally);
+    }
+}
+
+#[inline(always)]
+fn edit_columns_inlined(
     dtype: DataType,
     block: &mut [u8],
     first: u64,
@@ -415,7 +390,29 @@ pub fn check_rows<'a>(
     aim: impl Into<Aim<'a>>,
     scratch: &mut Scratch,
 ) -> (f64, f64) {
-    let aim = aim.into();
+    Arch::new().dispatch(CheckRows { dtype, base, out, aim: aim.into(), scratch })
+}
+
+struct CheckRows<'a> {
+    dtype: DataType,
+    base: &'a [u8],
+    out: &'a [u8],
+    aim: Aim<'a>,
+    scratch: &'a mut Scratch,
+}
+
+impl WithSimd for CheckRows<'_> {
+    type Output = (f64, f64);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Self::Output {
+        let Self { dtype, base, out, aim, scratch } = self;
+        check_rows_inlined(dtype, base, out, aim, scratch)
+    }
+}
+
+#[inline(always)]
+fn check_rows_inlined(dtype: DataType, base: &[u8], out: &[u8], aim: Aim<'_>, scratch: &mut Scratch) -> (f64, f64) {
     let r = aim.r;
     let bytes = width(dtype) * r.len();
     let (stored, exact, found) = scratch.sized(r.len());
@@ -433,6 +430,36 @@ pub fn check_rows<'a>(
 
 /// The same for a stretch of a `[D, K]` tensor; adds to `after` (`[K]`) and returns the largest difference.
 pub fn check_columns(
+    dtype: DataType,
+    (base, out): (&[u8], &[u8]),
+    first: u64,
+    columns: &mut Columns<'_>,
+    scratch: &mut Scratch,
+) -> f64 {
+    Arch::new().dispatch(CheckColumns { dtype, base, out, first, columns, scratch })
+}
+
+struct CheckColumns<'a, 'c> {
+    dtype: DataType,
+    base: &'a [u8],
+    out: &'a [u8],
+    first: u64,
+    columns: &'a mut Columns<'c>,
+    scratch: &'a mut Scratch,
+}
+
+impl WithSimd for CheckColumns<'_, '_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f64 {
+        let Self { dtype, base, out, first, columns, scratch } = self;
+        check_columns_inlined(dtype, (base, out), first, columns, scratch)
+    }
+}
+
+#[inline(always)]
+fn check_columns_inlined(
     dtype: DataType,
     (base, out): (&[u8], &[u8]),
     first: u64,
@@ -459,19 +486,24 @@ pub fn check_columns(
 }
 
 /// The largest distance of a found value from the exact one, in spacings of the type. NaN counts as infinitely far.
+#[inline(always)]
 fn worst_spacing(dtype: DataType, exact: &[f64], found: &[f64]) -> f64 {
-    let mut worst = 0.0f64;
+    let (mut lanes, mut nan) = ([0.0f64; 8], [0u8; 8]);
+    let mut see = |lane: usize, exact: f64, found: f64| {
+        let off = in_spacings(dtype, (found - exact).abs(), exact);
+        nan[lane] |= u8::from(off.is_nan());
+        lanes[lane] = if off > lanes[lane] { off } else { lanes[lane] };
+    };
+    let ((exact, last_exact), (found, last_found)) = (exact.as_chunks::<8>(), found.as_chunks::<8>());
     for (exact, found) in exact.iter().zip(found) {
-        let off = (found - exact).abs() / spacing(dtype, *exact);
-        worst = if off <= worst {
-            worst
-        } else if off.is_nan() {
-            f64::INFINITY
-        } else {
-            off
-        };
+        for lane in 0..8 {
+            see(lane, exact[lane], found[lane]);
+        }
     }
-    worst
+    for (lane, (exact, found)) in last_exact.iter().zip(last_found).enumerate() {
+        see(lane, *exact, *found);
+    }
+    if nan.iter().any(|&nan| nan > 0) { f64::INFINITY } else { lanes.into_iter().fold(0.0, f64::max) }
 }
 
 #[cfg(test)]

@@ -463,9 +463,9 @@ fn edit_varints(
             block.copy_from_slice(&plain[at..at + block.len()]);
             Ok(())
         },
-        &mut |block, at| {
-            let at = usize::try_from(at).expect("it is in memory");
-            edited[at..at + block.len()].copy_from_slice(block);
+        &mut |block| {
+            let at = usize::try_from(block.at).expect("it is in memory");
+            edited[at..at + block.after.len()].copy_from_slice(block.after);
             Ok(())
         },
     )?;

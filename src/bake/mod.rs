@@ -25,7 +25,7 @@ mod verify;
 mod tests;
 
 pub use addition::{Added, AddedTo};
-pub use apply::{ApplyOptions, Edit, apply};
+pub use apply::{ApplyOptions, Durability, Edit, apply};
 pub use error::BakeError;
 pub use findings::{Finding, FindingKind, Findings};
 pub use metadata::{Claim, GuardMark};

@@ -28,6 +28,9 @@ const TILE: usize = 64;
 /// Rows of `d_model` that are transposed together.
 const SIDE: usize = 32;
 
+/// Scales or zero points that are decoded at a time.
+const SOME: usize = 4096;
+
 /// What the edit of a quantised weight did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Rounded {
@@ -275,11 +278,16 @@ impl Tables {
         let at = (panel.slab * q.scales_a_slab() + first) * width as u64;
         let floats = |elements: &Elements, dtype: DataType| -> Result<Vec<f32>, BakeError> {
             let width = kernel::width(dtype);
-            let mut bytes = vec![0u8; count * width];
-            elements.read(&mut bytes, (panel.slab * q.scales_a_slab() + first) * width as u64)?;
-            let mut wide = vec![0.0f64; count];
-            kernel::decode(dtype, &bytes, &mut wide);
-            Ok(wide.into_iter().map(|v| v as f32).collect())
+            let start = (panel.slab * q.scales_a_slab() + first) * width as u64;
+            let (mut values, mut bytes, mut wide) = (vec![0.0f32; count], vec![0u8; SOME * width], [0.0f64; SOME]);
+            for (number, values) in values.chunks_mut(SOME).enumerate() {
+                let bytes = &mut bytes[..values.len() * width];
+                elements.read(bytes, start + (number * SOME * width) as u64)?;
+                let wide = &mut wide[..values.len()];
+                kernel::decode(dtype, bytes, wide);
+                values.iter_mut().zip(wide).for_each(|(value, wide)| *value = *wide as f32);
+            }
+            Ok(values)
         };
         let zeros = match (&self.zeros, q.zeros) {
             (Some((elements, _)), Zeros::Codes { padded, .. }) => {
@@ -313,42 +321,41 @@ impl Tables {
         Ok(Side { scales: floats(&self.scales, self.scale_dtype)?, zeros, index: self.index.as_deref(), first, at })
     }
 
-    /// Float32 scales as they are stored; those that grew are rounded away from zero, so that the grid still reaches,
-    /// but for the largest finite one.
-    fn encode(&self, scales: &[f32], wanted: &[f32]) -> (Vec<u8>, Vec<f32>) {
+    /// Float32 scales in the form that they are stored in; those that grew are rounded away from zero, so that the grid
+    /// still reaches, but for the largest finite one. `wanted` becomes what is stored.
+    fn encode(&self, scales: &[f32], wanted: &mut [f32]) -> Vec<u8> {
         let up = |bits: u16, value: f32, back: fn(u16) -> f32| match back(bits) {
             infinite if infinite.is_infinite() && value.is_finite() => bits - 1,
             near if near.abs() < value.abs() && back(bits + 1).is_finite() => bits + 1,
             _ => bits,
         };
-        let mut bytes = Vec::with_capacity(scales.len() * 4);
-        let mut stored = Vec::with_capacity(scales.len());
-        for (&scale, &wanted) in scales.iter().zip(wanted) {
-            let value = if wanted.abs() > scale.abs() { wanted } else { scale };
-            match self.scale_dtype {
+        let mut bytes = Vec::with_capacity(scales.len() * kernel::width(self.scale_dtype));
+        for (&scale, wanted) in scales.iter().zip(wanted) {
+            let value = if wanted.abs() > scale.abs() { *wanted } else { scale };
+            *wanted = match self.scale_dtype {
                 DataType::FLOAT16 => {
                     let back = |bits| f16::from_bits(bits).to_f32();
                     let bits = up(f16::from_f32(value).to_bits(), value, back);
                     bytes.extend(bits.to_le_bytes());
-                    stored.push(back(bits));
+                    back(bits)
                 }
                 DataType::BFLOAT16 => {
                     let back = |bits| bf16::from_bits(bits).to_f32();
                     let bits = up(bf16::from_f32(value).to_bits(), value, back);
                     bytes.extend(bits.to_le_bytes());
-                    stored.push(back(bits));
+                    back(bits)
                 }
                 DataType::DOUBLE => {
                     bytes.extend(f64::from(value).to_le_bytes());
-                    stored.push(value);
+                    value
                 }
                 _ => {
                     bytes.extend(value.to_le_bytes());
-                    stored.push(value);
+                    value
                 }
-            }
+            };
         }
-        (bytes, stored)
+        bytes
     }
 }
 
@@ -492,8 +499,8 @@ pub(super) fn edit(
         let stored = match known {
             Some(stored) if !local => stored,
             known => {
-                let was = known.unwrap_or_else(|| side.scales.clone());
-                let mut wanted = was.clone();
+                let was = known.as_deref().unwrap_or(&side.scales);
+                let mut wanted = was.to_vec();
                 if write_scales.is_some() {
                     let slab = panels[number..].iter().take_while(|p| p.slab == panel.slab);
                     for other in slab.take(if local { 1 } else { panels.len() }) {
@@ -507,12 +514,12 @@ pub(super) fn edit(
                         grow(&view, &side, other, seen, range, &unit, &mut wanted).map_err(not_finite)?;
                     }
                 }
-                let (bytes, stored) = tables.encode(&side.scales, &wanted);
-                rounded.grown += was.iter().zip(&stored).filter(|(a, b)| a != b).count() as u64;
+                let bytes = tables.encode(&side.scales, &mut wanted);
+                rounded.grown += was.iter().zip(&wanted).filter(|(a, b)| a != b).count() as u64;
                 if let Some(write) = write_scales.as_deref_mut() {
                     write(&bytes, side.at)?;
                 }
-                stored
+                wanted
             }
         };
         let grown = stored.as_slice();

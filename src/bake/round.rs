@@ -14,14 +14,18 @@
 //! float32 runs and added up in float64.
 
 mod arithmetic;
+mod pick;
 mod search;
+mod spend;
 
 use arithmetic::{
-    Bulk, Run, SHORT, Sums, ablate, beyond, chunks, chunks_mut, decode, larger, largest, nearest_sums, range, smaller,
+    Run, SHORT, Sums, ablate, beyond, chunks, chunks_mut, decode, larger, largest, nearest_sums, range, smaller,
     spacing_at_edge,
 };
+use pick::{Pick, Plain};
 use pulp::{Arch, Simd, WithSimd};
-use search::{Change, best_changes};
+use search::Change;
+use spend::{BUCKETS, REACH};
 
 /// Vectors are padded to a multiple of this.
 pub const LANES: usize = 16;
@@ -43,12 +47,6 @@ const FAINT: f64 = 4.0 * CLOSE;
 
 /// `1.5 * 2^23`: adding and subtracting it rounds a float32 below `2^22` to the nearest integer, ties to even.
 const ROUNDING: f32 = 12_582_912.0;
-
-/// Shift that turns the bits of a positive float32 into the number of its bucket: eight buckets for each power of two.
-const BUCKET_SHIFT: u32 = 20;
-
-/// Number of buckets for all positive float32.
-const BUCKETS: usize = 1 << (31 - BUCKET_SHIFT);
 
 /// The levels that codes `0..` stand for, before the scale.
 #[derive(Debug, Clone, Copy)]
@@ -142,19 +140,20 @@ impl Tally {
 
 /// The arguments of [`Worker::round`] in the form that pulp needs to compile it for each set of vector instructions. A
 /// closure would not be inlined there.
-struct Round<'a, 'g> {
+struct Round<'a, 'g, P> {
     worker: &'a mut Worker,
     codes: &'a mut [u8],
     grid: Grid<'g>,
     unit: &'a Unit,
+    pick: P,
 }
 
-impl WithSimd for Round<'_, '_> {
+impl<P: Pick> WithSimd for Round<'_, '_, P> {
     type Output = Result<Tally, super::kernel::NotFinite>;
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> Self::Output {
-        self.worker.round_inlined(self.codes, self.grid, self.unit)
+        self.worker.round_inlined(self.pick, self.codes, self.grid, self.unit)
     }
 }
 
@@ -194,15 +193,21 @@ pub struct Worker {
     key: Vec<f32>,
     /// How much of the leak the other level takes off; negative where it adds.
     gain: Vec<f32>,
-    /// For each bucket of keys: the sum of the positive gains and the number of entries. All zero between two vectors.
-    histogram: Vec<(f32, u32)>,
-    /// Numbers of the entries whose key is below `limit`.
-    near: Vec<u32>,
-    /// Entries whose key is at least this are looked at only if the others do not suffice.
-    limit: f32,
+    /// For each bucket of keys the sum of the gains of some entries. All zero between two vectors.
+    sums: Vec<f32>,
+    /// For each bucket of keys the number of some entries. All zero between two vectors.
+    counts: Vec<u32>,
+    /// Numbers of some entries, and room for a run more.
+    listed: Vec<u32>,
+    /// The limit of the keys that sufficed for the vector before, by the leak that was to be spent.
+    reach: f64,
     /// Sum of `(r.w)^2` over the vectors so far, and the number of these vectors.
     seen: (f64, u32),
-    candidates: Vec<Change>,
+    /// Numbers of the entries that may be moved one by one.
+    candidates: Vec<u32>,
+    /// The same in some order, and with what a move does.
+    order: Vec<u64>,
+    changes: Vec<Change>,
     /// Numbers of the entries that were moved. Some of them were moved back.
     changed: Vec<u32>,
 }
@@ -219,11 +224,14 @@ impl Worker {
             turn: zeros(),
             key: zeros(),
             gain: zeros(),
-            histogram: vec![(0.0, 0); BUCKETS],
-            near: vec![0; padded + 1],
-            limit: f32::INFINITY,
+            sums: vec![0.0; BUCKETS],
+            counts: vec![0; BUCKETS],
+            listed: vec![0; padded + LANES],
+            reach: REACH,
             seen: (0.0, 0),
             candidates: Vec::with_capacity(2 * candidates(padded)),
+            order: Vec::with_capacity(2 * candidates(padded)),
+            changes: Vec::with_capacity(2 * candidates(padded)),
             changed: Vec::new(),
         }
     }
@@ -233,7 +241,11 @@ impl Worker {
     /// # Errors
     /// `NotFinite` if a scale or a zero point is NaN or infinite.
     pub fn round(&mut self, codes: &mut [u8], grid: Grid<'_>, unit: &Unit) -> Result<Tally, super::kernel::NotFinite> {
-        self.arch.dispatch(Round { worker: self, codes, grid, unit })
+        #[cfg(target_arch = "x86_64")]
+        if let Arch::V4(simd) = self.arch {
+            return Simd::vectorize(simd, Round { worker: self, codes, grid, unit, pick: simd });
+        }
+        self.arch.dispatch(Round { worker: self, codes, grid, unit, pick: Plain })
     }
 
     /// Finds the entries whose ablated value lies more than a level beyond the last level of their grid. For each it
@@ -277,8 +289,9 @@ impl Worker {
     }
 
     #[inline(always)]
-    fn round_inlined(
+    fn round_inlined<P: Pick>(
         &mut self,
+        pick: P,
         codes: &mut [u8],
         grid: Grid<'_>,
         unit: &Unit,
@@ -300,10 +313,10 @@ impl Worker {
             (tally.leak_nearest, tally.error_nearest) = (leak * leak, error);
         }
         if e.abs() > close.max(FAINT * length / (unit.width as f64).sqrt()) {
-            let sign = self.spend(codes, unit, c as f32, close, &mut e, &mut tally);
+            let sign = self.spend(pick, codes, unit, (c as f32, close), &mut e, &mut tally);
             if e.abs() > 4.0 * close && self.turn_back(codes, sign, &mut e, &mut tally) {
                 self.note_moves(r, c as f32, &mut tally);
-                self.spend(codes, unit, c as f32, close, &mut e, &mut tally);
+                self.spend(pick, codes, unit, (c as f32, close), &mut e, &mut tally);
             }
             self.note_moves(r, c as f32, &mut tally);
         }
@@ -400,92 +413,6 @@ impl Worker {
         sums.leak
     }
 
-    /// Moves entries to their other level until no more than `close` of the leak `e` is left.
-    #[inline(always)]
-    fn spend(&mut self, codes: &mut [u8], unit: &Unit, c: f32, close: f64, e: &mut f64, tally: &mut Tally) -> f32 {
-        let n = codes.len();
-        let most = candidates(n);
-        let sign = if *e > 0.0 { 1.0f32 } else { -1.0 };
-        let (r, inverse) = (&unit.r[..n], &unit.inverse[..n]);
-        let runs = |values| chunks(values, n).iter();
-        let given = runs(&self.delta).zip(runs(&self.step)).zip(runs(&self.turn)).zip(runs(r)).zip(runs(inverse));
-        let out = chunks_mut(&mut self.key, n).iter_mut().zip(chunks_mut(&mut self.gain, n));
-        for (((((delta, step), turn), r), inverse), (key, gain)) in given.zip(out) {
-            for lane in 0..LANES {
-                let (delta, step) = (delta[lane], step[lane]);
-                // the step has the sign opposite to that of `delta`
-                gain[lane] = r[lane] * step * sign * if delta > 0.0 { 1.0 } else { -1.0 };
-                let cost = larger(step - 2.0 * delta.abs(), 0.0) * inverse[lane];
-                // an entry that lies on its level would come to lie a whole level off
-                let free = (turn[lane] != 0.0) & (delta.abs() > 2e-5 * step);
-                key[lane] = if free { cost } else { f32::INFINITY };
-            }
-        }
-        // an entry that would take off more than there is is for the search at the end alone
-        let large = e.abs() as f32;
-        let (low, stop, high) = self.bracket(n, e.abs() - close, large, most);
-        self.changed.clear();
-        let bulk = Bulk { key: &self.key, step: &self.step, r, c, below: low, large };
-        let moved = bulk.apply(codes, &mut self.delta, &mut self.turn, &mut self.gain);
-        tally.error_after += moved.error;
-        tally.max_levels = tally.max_levels.max(largest(&moved.levels));
-        tally.max_abs_delta = tally.max_abs_delta.max(largest(&moved.moved));
-        let mut left = *e * f64::from(sign) - moved.leak;
-        self.candidates.clear();
-        for run in 0..n / LANES {
-            let keys = &self.key[run * LANES..][..LANES];
-            let gains = &self.gain[run * LANES..][..LANES];
-            let mut seen = false;
-            for lane in 0..LANES {
-                seen |= (keys[lane] < high) & ((keys[lane] >= low) | (gains[lane] > large));
-            }
-            if !seen {
-                continue;
-            }
-            for at in run * LANES..(run + 1) * LANES {
-                let (key, gain) = (self.key[at], self.gain[at]);
-                if !(key < high && (key >= low || gain > large)) {
-                    continue;
-                }
-                if self.candidates.len() < most {
-                    self.candidates.push(Change { at: at as u32, key, ..Change::default() });
-                } else if key < stop && gain > 0.0 && left >= f64::from(gain) {
-                    // keys that are all alike
-                    left -= self.change(codes, at, tally);
-                }
-            }
-        }
-        self.candidates.sort_unstable_by(|a, b| a.key.total_cmp(&b.key).then(a.at.cmp(&b.at)));
-        // not past the leak: where every change takes some off, what is taken too much cannot be put back
-        for index in 0..self.candidates.len() {
-            let at = self.candidates[index].at as usize;
-            if left <= close {
-                break;
-            }
-            if self.gain[at] > 0.0 && left >= f64::from(self.gain[at]) {
-                left -= self.change(codes, at, tally);
-            }
-        }
-        left = self.meet(codes, left, close, tally);
-        // where scales are all alike, entries of one key have one gain: look among all of them, a sample at a time
-        let stride = n.div_ceil(most);
-        for start in [0, stride / 3, 2 * stride / 3] {
-            if left.abs() <= close {
-                break;
-            }
-            let some = (start..n).step_by(stride).map(|at| at as u32);
-            let back = self.changed.iter().rev().copied().take(most / 2);
-            let free = some.chain(back).filter(|&at| self.key[at as usize] < f32::INFINITY);
-            self.candidates.clear();
-            self.candidates.extend(free.map(|at| Change { at, ..Change::default() }));
-            self.candidates.sort_unstable_by_key(|one| one.at);
-            self.candidates.dedup_by_key(|one| one.at);
-            left = self.meet(codes, left, close, tally);
-        }
-        *e = left * f64::from(sign);
-        sign
-    }
-
     /// Takes the moves that were made one by one into the largest `|w' - w|`.
     fn note_moves(&self, r: &[f32], c: f32, tally: &mut Tally) {
         for &at in &self.changed {
@@ -493,106 +420,6 @@ impl Worker {
             let moved = (self.delta[at as usize] - r[at as usize] * c).abs();
             tally.max_abs_delta = tally.max_abs_delta.max(f64::from(moved));
         }
-    }
-
-    /// Where the direction has entries so large that the others cannot make up for the rounding of one of them: all
-    /// that keep their code lie on one side of their values. Sends the least of the large ones past the leak, if the
-    /// others can be moved to take that back. `sign` is that of the leak that gains are told for.
-    fn turn_back(&mut self, codes: &mut [u8], sign: f32, e: &mut f64, tally: &mut Tally) -> bool {
-        let left = e.abs() as f32;
-        let frame = if (*e > 0.0) == (sign > 0.0) { 1.0 } else { -1.0 };
-        let free = |at: &usize| self.key[*at] < f32::INFINITY;
-        let takes = |at: usize| frame * self.gain[at];
-        let large = (0..codes.len()).filter(free).filter(|&at| takes(at) > left);
-        let Some(least) = large.min_by(|&a, &b| takes(a).total_cmp(&takes(b))) else { return false };
-        let others: f32 = (0..codes.len()).filter(free).map(|at| (-takes(at)).max(0.0)).sum();
-        if others < takes(least) - left {
-            return false;
-        }
-        *e -= f64::from(sign) * self.change(codes, least, tally);
-        true
-    }
-
-    /// Three keys. Those below the first have gains that do not add up to `need`, those below the second do; below the
-    /// third there are half of `most` candidates at least, if there are as many.
-    #[inline(always)]
-    fn bracket(&mut self, n: usize, need: f64, large: f32, most: usize) -> (f32, f32, f32) {
-        let (key, gain) = (&self.key[..n], &self.gain[..n]);
-        let infinite = (f32::INFINITY.to_bits() >> BUCKET_SHIFT) as usize;
-        let bucket_of = |key: f32| (key.to_bits() >> BUCKET_SHIFT) as usize;
-        // entries much dearer than those that the vector before needed are left out, if that leaves enough
-        let (first, stop, end) = loop {
-            let limit = self.limit;
-            let mut count = 0;
-            for (at, key) in key.iter().enumerate() {
-                // without a branch: which of them are near is anything but regular
-                self.near[count] = at as u32;
-                count += usize::from(*key < limit);
-            }
-            let near = &self.near[..count];
-            for &at in near {
-                let gain = gain[at as usize];
-                let (sum, count) = &mut self.histogram[bucket_of(key[at as usize])];
-                *sum += if gain > 0.0 && gain <= large { gain } else { 0.0 };
-                *count += 1;
-            }
-            let top = bucket_of(limit).min(infinite);
-            let (mut sum, mut stop) = (0.0f64, infinite);
-            for (bucket, (gain, _)) in self.histogram[..top].iter().enumerate() {
-                sum += f64::from(*gain);
-                if sum >= need {
-                    stop = bucket;
-                    break;
-                }
-            }
-            // what lies around the stop is decided one by one, and what is dearer only to meet the leak exactly
-            let first = stop.saturating_sub(1);
-            let (mut end, mut seen) = (first, 0);
-            while end < top && (end <= stop || seen < most / 2) {
-                seen += self.histogram[end].1 as usize;
-                end += 1;
-            }
-            for &at in near {
-                self.histogram[bucket_of(key[at as usize])] = (0.0, 0);
-            }
-            if end < top || limit == f32::INFINITY {
-                break (first, stop, end);
-            }
-            self.limit = f32::INFINITY;
-        };
-        let edge = |bucket: usize| f32::from_bits((bucket.min(infinite) as u32) << BUCKET_SHIFT);
-        let high = edge(end);
-        self.limit = if high < 1e30 { 2.0 * high } else { f32::INFINITY };
-        (edge(first), edge(stop + 1), high)
-    }
-
-    /// Moves an entry to its other level, or back; returns what that takes off the leak.
-    #[inline(always)]
-    fn change(&mut self, codes: &mut [u8], at: usize, tally: &mut Tally) -> f64 {
-        let (step, delta, gain) = (self.step[at], self.delta[at], self.gain[at]);
-        codes[at] = (f32::from(codes[at]) + self.turn[at]) as u8;
-        tally.error_after += f64::from(step * (step - 2.0 * delta.abs()));
-        let after = delta - step.copysign(delta);
-        tally.max_levels = tally.max_levels.max(f64::from(after.abs() / step));
-        self.delta[at] = after;
-        self.turn[at] = -self.turn[at];
-        self.gain[at] = -gain;
-        self.changed.push(at as u32);
-        f64::from(gain)
-    }
-
-    /// Changes the one or two candidates that leave no more than `close` of the leak at least cost, or else those that
-    /// leave least; returns what is left.
-    #[inline(always)]
-    fn meet(&mut self, codes: &mut [u8], left: f64, close: f64, tally: &mut Tally) -> f64 {
-        let (gains, step, delta) = (&self.gain, &self.step, &self.delta);
-        for one in &mut self.candidates {
-            let at = one.at as usize;
-            one.gain = gains[at];
-            one.cost = step[at] * (step[at] - 2.0 * delta[at].abs());
-        }
-        let found = best_changes(&mut self.candidates, left, close);
-        found.into_iter().flatten().fold(left, |left, at| left - self.change(codes, at as usize, tally))
     }
 }
 

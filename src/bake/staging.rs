@@ -22,6 +22,8 @@ pub struct Staging {
     /// Name of the model file where the output is that file alone; `None` where it is a folder.
     single: Option<PathBuf>,
     swept: Vec<PathBuf>,
+    /// Whether the names of what is published reach the disk.
+    synced: bool,
 }
 
 impl Staging {
@@ -45,7 +47,14 @@ impl Staging {
         fs::create_dir_all(parent).map_err(create)?;
         let temporary = Temporary::new_in(parent).map_err(create)?;
         let content = temporary.content();
-        Ok(Self { temporary, content, out: out.to_path_buf(), single, swept })
+        Ok(Self { temporary, content, out: out.to_path_buf(), single, swept, synced: true })
+    }
+
+    /// The same with or without the names brought to the disk by [`Self::publish`]. Without, a power cut may undo what was
+    /// published, or part of it.
+    #[must_use]
+    pub fn synced(self, synced: bool) -> Self {
+        Self { synced, ..self }
     }
 
     /// The folder to write into.
@@ -63,12 +72,16 @@ impl Staging {
     /// # Errors
     /// If the output appeared meanwhile, or the operating system refuses. What was moved is taken back.
     pub fn publish(mut self) -> Result<Vec<PathBuf>, BakeError> {
-        sync_folders(self.path())?;
+        if self.synced {
+            sync_folders(self.path())?;
+        }
         let _publishing = files::publishing();
         let published = match self.single.take() {
             None => {
                 move_folder(self.path(), &self.out)?;
-                sync(folder(&self.out))?;
+                if self.synced {
+                    sync(folder(&self.out))?;
+                }
                 vec![self.out.clone()]
             }
             Some(model) => self.publish_files(&model)?,
@@ -85,7 +98,7 @@ impl Staging {
             found.into_iter().map(|file| (file.clone(), if file == model { name.clone() } else { file })).collect();
         self.temporary.note(&moves).map_err(BakeError::write(self.path(), 0))?;
         let parent = folder(&self.out).to_path_buf();
-        let mut done = Moved::default();
+        let mut done = Moved::new(self.synced);
         for (from, to) in moves {
             done.place(&self.path().join(&from), &parent, &to)?;
         }
@@ -94,13 +107,18 @@ impl Staging {
 }
 
 /// What was moved so far. Dropped without [`Moved::keep`], it is taken back, with the folders made for it.
-#[derive(Default)]
 struct Moved {
     files: Vec<PathBuf>,
     folders: Vec<PathBuf>,
+    /// Whether every new name reaches the disk at once.
+    synced: bool,
 }
 
 impl Moved {
+    fn new(synced: bool) -> Self {
+        Self { files: Vec::new(), folders: Vec::new(), synced }
+    }
+
     /// Moves a file to `relative` in `parent` without ever replacing one.
     fn place(&mut self, from: &Path, parent: &Path, relative: &Path) -> Result<(), BakeError> {
         let to = parent.join(relative);
@@ -116,6 +134,9 @@ impl Moved {
         }
         move_file(from, &to)?;
         self.files.push(to.clone());
+        if !self.synced {
+            return Ok(());
+        }
         sync(folder(&to))?;
         self.folders.iter().rev().try_for_each(|made| sync(folder(made)))
     }
@@ -254,14 +275,14 @@ mod tests {
         for name in ["a", "b"] {
             fs::write(root.join(name), name).unwrap();
         }
-        let mut moved = Moved::default();
+        let mut moved = Moved::new(true);
         moved.place(&root.join("a"), root, Path::new("new/deep/a")).unwrap();
         fs::write(root.join("taken"), "mine").unwrap();
         assert!(matches!(moved.place(&root.join("b"), root, Path::new("taken")), Err(BakeError::OutputExists { .. })));
         drop(moved);
         assert!(!root.join("new").exists());
         assert_eq!(fs::read(root.join("taken")).unwrap(), b"mine");
-        let mut moved = Moved::default();
+        let mut moved = Moved::new(true);
         moved.place(&root.join("a"), root, Path::new("new/a")).unwrap();
         assert_eq!(moved.keep(), [root.join("new/a")]);
         assert!(root.join("new/a").is_file());

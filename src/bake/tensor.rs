@@ -9,14 +9,29 @@ use super::kernel::{self, Columns, Scratch, Tally};
 use super::plan::TensorEdit;
 use crate::onnx::DataType;
 
-/// Bytes read, edited and written at a time.
-pub(super) const BLOCK: usize = 1 << 20;
+/// Bytes read, compared, edited, hashed and written at a time: so few that they stay in the second-level cache meanwhile.
+pub(super) const BLOCK: usize = 256 << 10;
 
 /// Fills a buffer from an offset within the tensor.
 pub(super) type Read<'a> = &'a (dyn Fn(&mut [u8], u64) -> Result<(), BakeError> + Sync);
 
 /// Takes a block at an offset within the tensor.
 pub(super) type Write<'a> = &'a mut (dyn FnMut(&[u8], u64) -> Result<(), BakeError> + Send);
+
+/// A block of a tensor as it is stored, and what the edit makes of it.
+pub(super) struct EditedBlock<'a> {
+    /// Offset within the tensor.
+    pub at: u64,
+    /// As it was read.
+    pub before: &'a [u8],
+    /// Edited.
+    pub after: &'a [u8],
+    /// `r^T W` of the matrix that it belongs to, `[K]`; `None` where `d_model` is last.
+    pub components: Option<&'a [f64]>,
+}
+
+/// Takes every block of an edited tensor, in order.
+pub(super) type Take<'a> = &'a mut (dyn FnMut(&EditedBlock<'_>) -> Result<(), BakeError> + Send);
 
 /// What the edit of a tensor did.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,6 +73,10 @@ pub(super) struct TensorCheck {
     pub leak_after: f64,
     /// Largest `|W' - exact|` in spacings of the type.
     pub max_ulp: f64,
+    /// Bytes that are not those that editing the base again gives.
+    pub differing_bytes: u64,
+    /// Whether the edit changes any value.
+    pub changed: bool,
 }
 
 /// Hashes of the elements before and after.
@@ -131,135 +150,175 @@ impl Geometry {
 /// where `d_model` is first.
 ///
 /// # Errors
-/// Whatever `read` and `write` report, or [`BakeError::NotFinite`].
+/// Whatever `read` and `take` report, or [`BakeError::NotFinite`].
 pub(super) fn edit(
     edit: &TensorEdit,
     r: &[f64],
     hash: bool,
     read: Read<'_>,
-    write: Write<'_>,
+    take: Take<'_>,
 ) -> Result<Measured, BakeError> {
     let geometry = Geometry::new(edit);
-    let not_finite = || BakeError::NotFinite { tensor: edit.name.clone() };
-    let mut hashes = Hashes::new(hash);
-    let mut scratch = Scratch::default();
-    let mut tally = Tally::default();
-    let mut buffer = vec![0u8; geometry.block()];
-    if let Some(columns) = geometry.columns {
-        for start in geometry.starts() {
-            let mut c = vec![0.0f64; columns];
-            for (at, length) in geometry.blocks() {
-                let block = &mut buffer[..length];
-                read(block, start + at)?;
-                let block = &*block;
-                let first = at / geometry.size as u64;
-                join(
-                    || kernel::add_components(geometry.dtype, block, first, r, &mut c, &mut scratch),
-                    || hashes.0.iter_mut().for_each(|h| h.0.update(block)),
-                );
-            }
-            if c.iter().any(|c| !c.is_finite()) {
-                return Err(not_finite());
-            }
-            let mut spend = vec![0.0f64; if kernel::is_half(geometry.dtype) { columns } else { 0 }];
-            if !spend.is_empty() {
-                let mut nearest = Columns { r, c: &c, strength: edit.strength, spend: None, after: &mut spend };
-                for (at, length) in geometry.blocks() {
-                    let block = &mut buffer[..length];
-                    read(block, start + at)?;
-                    let first = at / geometry.size as u64;
-                    let unseen = &mut Tally::default();
-                    kernel::edit_columns(geometry.dtype, block, first, &mut nearest, &mut scratch, unseen);
-                }
-                for (e, c) in spend.iter_mut().zip(&c) {
-                    *e -= (1.0 - edit.strength) * c;
-                }
-            }
-            let mut after = vec![0.0f64; columns];
-            let spend = (!spend.is_empty()).then_some(spend.as_mut_slice());
-            let mut state = Columns { r, c: &c, strength: edit.strength, spend, after: &mut after };
-            for (at, length) in geometry.blocks() {
-                let block = &mut buffer[..length];
-                read(block, start + at)?;
-                let first = at / geometry.size as u64;
-                kernel::edit_columns(geometry.dtype, block, first, &mut state, &mut scratch, &mut tally);
-                finish_block(block, start + at, &mut hashes, write)?;
-            }
-            if after.iter().any(|e| !e.is_finite()) {
-                return Err(not_finite());
-            }
-            tally.before += c.iter().map(|c| c * c).sum::<f64>();
-            tally.after += after.iter().map(|e| e * e).sum::<f64>();
-        }
-    } else {
-        let mut original = if hash { vec![0u8; geometry.block()] } else { Vec::new() };
-        let row = (geometry.d * geometry.size) as u64;
-        for (at, length) in geometry.blocks() {
-            let block = &mut buffer[..length];
-            read(block, at)?;
-            let original = if hash {
-                original[..length].copy_from_slice(block);
-                &original[..length]
-            } else {
-                &[]
-            };
-            let (edited, ()) = join(
-                || kernel::edit_rows(geometry.dtype, block, at / row, edit.aim(r), &mut scratch, &mut tally),
-                || hashes.0.iter_mut().for_each(|h| h.0.update(original)),
-            );
-            edited.map_err(|_| not_finite())?;
-            finish_block(block, at, &mut hashes, write)?;
-        }
+    let mut work = Work {
+        edit,
+        r,
+        geometry,
+        read,
+        take,
+        hashes: Hashes::new(hash),
+        scratch: Scratch::default(),
+        tally: Tally::default(),
+        before: vec![0u8; geometry.block()],
+        after: vec![0u8; geometry.block()],
+    };
+    match geometry.columns {
+        Some(columns) => geometry.starts().try_for_each(|start| work.matrix(start, columns))?,
+        None => work.rows()?,
     }
     Ok(Measured {
-        leak_before: tally.before.sqrt(),
-        leak_after: tally.after.sqrt(),
-        max_abs_delta: tally.max_abs_delta,
-        sha256: hashes.finish(),
+        leak_before: work.tally.before.sqrt(),
+        leak_after: work.tally.after.sqrt(),
+        max_abs_delta: work.tally.max_abs_delta,
+        sha256: work.hashes.finish(),
         rounding: None,
     })
 }
 
-/// Writes a block while it is hashed.
-fn finish_block(block: &[u8], at: u64, hashes: &mut Hashes, write: Write<'_>) -> Result<(), BakeError> {
-    join(|| write(block, at), || hashes.0.iter_mut().for_each(|h| h.1.update(block))).0
+/// The edit of a tensor while it is made.
+struct Work<'a> {
+    edit: &'a TensorEdit,
+    r: &'a [f64],
+    geometry: Geometry,
+    read: Read<'a>,
+    take: Take<'a>,
+    hashes: Hashes,
+    scratch: Scratch,
+    tally: Tally,
+    /// The block as it was read.
+    before: Vec<u8>,
+    /// The same while it is edited.
+    after: Vec<u8>,
 }
 
-/// Compares an edited tensor with the exact edit of the original one.
+impl Work<'_> {
+    fn not_finite(&self) -> BakeError {
+        BakeError::NotFinite { tensor: self.edit.name.clone() }
+    }
+
+    /// Edits a tensor with `d_model` last, in one pass.
+    fn rows(&mut self) -> Result<(), BakeError> {
+        let Geometry { dtype, d, size, .. } = self.geometry;
+        for (at, length) in self.geometry.blocks() {
+            let (before, after) = (&mut self.before[..length], &mut self.after[..length]);
+            (self.read)(before, at)?;
+            after.copy_from_slice(before);
+            let (first, aim) = (at / (d * size) as u64, self.edit.aim(self.r));
+            let (scratch, tally, hashes) = (&mut self.scratch, &mut self.tally, &mut self.hashes);
+            let before = &*before;
+            let (edited, ()) = join(
+                || kernel::edit_rows(dtype, after, first, aim, scratch, tally),
+                || hashes.0.iter_mut().for_each(|h| h.0.update(before)),
+            );
+            edited.map_err(|_| self.not_finite())?;
+            self.finish_block(at, length, None)?;
+        }
+        Ok(())
+    }
+
+    /// Edits the matrix from byte `start` on, with `d_model` first: a pass for the components, one more for what
+    /// nearest rounding leaves of them where the type is coarse, and one for the edit.
+    fn matrix(&mut self, start: u64, columns: usize) -> Result<(), BakeError> {
+        let Geometry { dtype, size, .. } = self.geometry;
+        let (r, strength) = (self.r, self.edit.strength);
+        let mut c = vec![0.0f64; columns];
+        for (at, length) in self.geometry.blocks() {
+            let block = &mut self.before[..length];
+            (self.read)(block, start + at)?;
+            let (block, scratch, hashes) = (&*block, &mut self.scratch, &mut self.hashes);
+            join(
+                || kernel::add_components(dtype, block, at / size as u64, r, &mut c, scratch),
+                || hashes.0.iter_mut().for_each(|h| h.0.update(block)),
+            );
+        }
+        if c.iter().any(|c| !c.is_finite()) {
+            return Err(self.not_finite());
+        }
+        let mut spend = vec![0.0f64; if kernel::is_half(dtype) { columns } else { 0 }];
+        if !spend.is_empty() {
+            let mut nearest = Columns { r, c: &c, strength, spend: None, after: &mut spend };
+            for (at, length) in self.geometry.blocks() {
+                let block = &mut self.after[..length];
+                (self.read)(block, start + at)?;
+                let unseen = &mut Tally::default();
+                kernel::edit_columns(dtype, block, at / size as u64, &mut nearest, &mut self.scratch, unseen);
+            }
+            for (e, c) in spend.iter_mut().zip(&c) {
+                *e -= (1.0 - strength) * c;
+            }
+        }
+        let mut left = vec![0.0f64; columns];
+        let spend = (!spend.is_empty()).then_some(spend.as_mut_slice());
+        let mut state = Columns { r, c: &c, strength, spend, after: &mut left };
+        for (at, length) in self.geometry.blocks() {
+            let (before, after) = (&mut self.before[..length], &mut self.after[..length]);
+            (self.read)(before, start + at)?;
+            after.copy_from_slice(before);
+            kernel::edit_columns(dtype, after, at / size as u64, &mut state, &mut self.scratch, &mut self.tally);
+            self.finish_block(start + at, length, Some(&c))?;
+        }
+        if left.iter().any(|e| !e.is_finite()) {
+            return Err(self.not_finite());
+        }
+        self.tally.before += c.iter().map(|c| c * c).sum::<f64>();
+        self.tally.after += left.iter().map(|e| e * e).sum::<f64>();
+        Ok(())
+    }
+
+    /// Hands a block on while it is hashed.
+    fn finish_block(&mut self, at: u64, length: usize, components: Option<&[f64]>) -> Result<(), BakeError> {
+        let block = EditedBlock { at, before: &self.before[..length], after: &self.after[..length], components };
+        let (take, hashes) = (&mut self.take, &mut self.hashes);
+        join(|| take(&block), || hashes.0.iter_mut().for_each(|h| h.1.update(block.after))).0
+    }
+}
+
+/// Compares an edited tensor with the exact edit of the original one, entry by entry in float64, and with what editing
+/// the original one again gives, byte by byte. Both files are read once more, block by block.
 ///
 /// # Errors
-/// Whatever the readers report.
+/// Whatever the readers report, or [`BakeError::NotFinite`].
 pub(super) fn check(edit: &TensorEdit, r: &[f64], base: Read<'_>, out: Read<'_>) -> Result<TensorCheck, BakeError> {
     let geometry = Geometry::new(edit);
     let mut scratch = Scratch::default();
-    let (mut was, mut is) = (vec![0u8; geometry.block()], vec![0u8; geometry.block()]);
-    let (mut after, mut worst) = (0.0f64, 0.0f64);
-    if let Some(columns) = geometry.columns {
-        for start in geometry.starts() {
-            let (mut c, mut leaks) = (vec![0.0f64; columns], vec![0.0f64; columns]);
-            for (at, length) in geometry.blocks() {
-                base(&mut was[..length], start + at)?;
-                let first = at / geometry.size as u64;
-                kernel::add_components(geometry.dtype, &was[..length], first, r, &mut c, &mut scratch);
-            }
-            let mut state = Columns { r, c: &c, strength: edit.strength, spend: None, after: &mut leaks };
-            for (at, length) in geometry.blocks() {
-                base(&mut was[..length], start + at)?;
-                out(&mut is[..length], start + at)?;
-                let (first, pair) = (at / geometry.size as u64, (&was[..length], &is[..length]));
-                worst = worst.max(kernel::check_columns(geometry.dtype, pair, first, &mut state, &mut scratch));
-            }
-            after += leaks.iter().map(|e| e * e).sum::<f64>();
+    let mut found = vec![0u8; geometry.block()];
+    // `r^T W'` of the matrix that is looked at
+    let mut leaks = vec![0.0f64; geometry.columns.unwrap_or(0)];
+    let mut checked = TensorCheck { leak_after: 0.0, max_ulp: 0.0, differing_bytes: 0, changed: false };
+    let again = self::edit(edit, r, false, base, &mut |block| {
+        let found = &mut found[..block.after.len()];
+        out(found, block.at)?;
+        checked.differing_bytes += differing_in(block.after, found);
+        let Some(c) = block.components else {
+            let (sum, off) = kernel::check_rows(geometry.dtype, block.before, found, edit.aim(r), &mut scratch);
+            checked.leak_after += sum;
+            checked.max_ulp = checked.max_ulp.max(off);
+            return Ok(());
+        };
+        let within = block.at % geometry.bytes;
+        let mut state = Columns { r, c, strength: edit.strength, spend: None, after: &mut leaks };
+        let (first, pair) = (within / geometry.size as u64, (block.before, &*found));
+        let off = kernel::check_columns(geometry.dtype, pair, first, &mut state, &mut scratch);
+        checked.max_ulp = checked.max_ulp.max(off);
+        if within + found.len() as u64 == geometry.bytes {
+            checked.leak_after += leaks.iter().map(|e| e * e).sum::<f64>();
+            leaks.fill(0.0);
         }
-    } else {
-        for (at, length) in geometry.blocks() {
-            base(&mut was[..length], at)?;
-            out(&mut is[..length], at)?;
-            let (sum, off) =
-                kernel::check_rows(geometry.dtype, &was[..length], &is[..length], edit.aim(r), &mut scratch);
-            after += sum;
-            worst = worst.max(off);
-        }
-    }
-    Ok(TensorCheck { leak_after: after.sqrt(), max_ulp: worst })
+        Ok(())
+    })?;
+    Ok(TensorCheck { leak_after: checked.leak_after.sqrt(), changed: again.max_abs_delta > 0.0, ..checked })
+}
+
+/// Number of places in which two stretches of one length hold different bytes.
+pub(super) fn differing_in(a: &[u8], b: &[u8]) -> u64 {
+    if a == b { 0 } else { a.iter().zip(b).filter(|(a, b)| a != b).count() as u64 }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use half::{bf16, f16};
 use prost::Message;
 
+mod disk;
 mod proof;
 mod reference;
 

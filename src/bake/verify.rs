@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use prost::Message;
@@ -18,7 +19,7 @@ use super::metadata::{Held, hold};
 use super::plan::{BakePlan, TensorEdit};
 use super::proof::{ByteReport, Difference, Extent, TensorReport};
 use super::quantised;
-use super::tensor::{self, BLOCK, Write};
+use super::tensor::{self, BLOCK, Write, differing_in};
 use crate::files;
 use crate::onnx::external::read_exact_at;
 use crate::onnx::proto::ModelProto;
@@ -43,7 +44,9 @@ pub fn verify_bytes(base: &Model, out: &Model, plan: &BakePlan) -> Result<ByteRe
     let files = layout.files.iter().map(|file| BothFiles::open(file, base, out)).collect::<Result<Vec<_>, _>>()?;
     let name = model_name(out).to_string_lossy().into_owned();
     let metadata = metadata(base, out, plan, &files[0], &name)?;
-    let mut differences = differences(&layout, &files)?;
+    let (pairs, unpaired) = pair_tensors(base, out, plan);
+    let (tensors, differences) = rayon::join(|| check_edits(base, out, plan, &pairs), || differences(&layout, &files));
+    let (tensors, mut differences) = (tensors?, differences?);
     for (index, file) in files.iter().enumerate() {
         let allowed = file.expected + if index == 0 { metadata.bytes } else { 0 };
         if file.found > allowed {
@@ -56,11 +59,9 @@ pub fn verify_bytes(base: &Model, out: &Model, plan: &BakePlan) -> Result<ByteRe
     if differences.iter().any(|(index, ..)| *index == 0) {
         findings.extend(in_model_file(&layout.files[0], &files[0], &name, &metadata.keys)?);
     }
-    let (pairs, unpaired) = pair_tensors(base, out, plan);
     findings.extend(unpaired.into_iter().map(|(tensor, detail)| of_tensor(&name, tensor, detail)));
-    let (tensors, others) =
-        rayon::join(|| check_edits(base, out, plan, &pairs), || compare_others(base, out, plan, &pairs));
-    let (tensors, (others, tensors_compared)) = (tensors?, others?);
+    let same = Same { layout: &layout, files: &files, differences: &differences };
+    let (others, tensors_compared) = compare_others(base, out, plan, &pairs, &same)?;
     findings.extend(others.into_iter().map(|tensor| of_tensor(&name, tensor, "it has other bytes".into())));
     findings.extend(plan.tensors.iter().zip(&tensors).filter(|(_, found)| !found.passed()).map(|(edit, found)| {
         let detail = match found.differing_bytes {
@@ -160,6 +161,8 @@ enum Expected<'l> {
 struct BothFiles {
     source: PathBuf,
     path: PathBuf,
+    /// The same without links, as the index of the output names it.
+    real: Option<PathBuf>,
     expected: u64,
     /// 0 where there is no such file.
     found: u64,
@@ -175,7 +178,8 @@ impl BothFiles {
             Err(error) if error.kind() == io::ErrorKind::NotFound => (0, true),
             Err(error) => return Err(BakeError::read(&path)(error)),
         };
-        Ok(Self { source: file.source.clone(), path, expected: file.len, found, missing })
+        let real = path.canonicalize().ok();
+        Ok(Self { source: file.source.clone(), path, real, expected: file.len, found, missing })
     }
 
     /// How the whole file differs.
@@ -316,65 +320,54 @@ fn check_edits(
     plan: &BakePlan,
     pairs: &[(TensorId, TensorId)],
 ) -> Result<Vec<TensorReport>, BakeError> {
-    plan.tensors
-        .par_iter()
-        .map(|edit| {
-            // Without a counterpart it is listed as changed already.
-            let lost = TensorReport {
-                initializer: edit.name.clone(),
-                leak_after: f64::NAN,
-                max_ulp: f64::INFINITY,
-                quantised: edit.quantised.is_some(),
-                differing_bytes: 0,
-                changed: false,
-                untouched: false,
-            };
-            let other = match &edit.copy {
-                Some(name) => (0..out.tensors.len()).map(TensorId).find(|id| out.tensor(*id).name == *name),
-                None => pairs.iter().find(|(id, _)| *id == edit.tensor).map(|(_, other)| *other),
-            };
-            let Some(other) = other else { return Ok(lost) };
-            if let Some(quantised) = &edit.quantised {
-                return check_quantised(base, out, plan, edit, quantised, pairs, other)
-                    .map(|found| found.unwrap_or(lost));
-            }
-            let was = Elements::open(base, base.tensor(edit.tensor), true)?;
-            let is = Elements::open(out, out.tensor(other), true)?;
-            let (Some(was), Some(is)) = (was, is) else { return Ok(lost) };
-            if was.length() != edit.bytes() || is.length() != edit.bytes() {
-                return Ok(lost);
-            }
-            let found = tensor::check(edit, plan.unit_of(edit), &|block, at| was.read(block, at), &|block, at| {
-                is.read(block, at)
-            })?;
-            let (differing_bytes, changed) = edit_again(plan, edit, &was, &is)?;
-            Ok(TensorReport {
-                initializer: edit.name.clone(),
-                leak_after: found.leak_after,
-                max_ulp: found.max_ulp,
-                quantised: false,
-                differing_bytes,
-                changed,
-                untouched: differing_bytes > 0 && was.equals(&is)?,
-            })
+    let check = |edit: &TensorEdit| -> Result<TensorReport, BakeError> {
+        // Without a counterpart it is listed as changed already.
+        let lost = TensorReport {
+            initializer: edit.name.clone(),
+            leak_after: f64::NAN,
+            max_ulp: f64::INFINITY,
+            quantised: edit.quantised.is_some(),
+            differing_bytes: 0,
+            changed: false,
+            untouched: false,
+        };
+        let other = match &edit.copy {
+            Some(name) => (0..out.tensors.len()).map(TensorId).find(|id| out.tensor(*id).name == *name),
+            None => pairs.iter().find(|(id, _)| *id == edit.tensor).map(|(_, other)| *other),
+        };
+        let Some(other) = other else { return Ok(lost) };
+        if let Some(quantised) = &edit.quantised {
+            return check_quantised(base, out, plan, edit, quantised, pairs, other).map(|found| found.unwrap_or(lost));
+        }
+        let was = Elements::open(base, base.tensor(edit.tensor), true)?;
+        let is = Elements::open(out, out.tensor(other), true)?;
+        let (Some(was), Some(is)) = (was, is) else { return Ok(lost) };
+        if was.length() != edit.bytes() || is.length() != edit.bytes() {
+            return Ok(lost);
+        }
+        let found =
+            tensor::check(edit, plan.unit_of(edit), &|block, at| was.read(block, at), &|block, at| is.read(block, at))?;
+        Ok(TensorReport {
+            initializer: edit.name.clone(),
+            leak_after: found.leak_after,
+            max_ulp: found.max_ulp,
+            quantised: false,
+            differing_bytes: found.differing_bytes,
+            changed: found.changed,
+            untouched: found.differing_bytes > 0 && was.equals(&is)?,
         })
-        .collect()
-}
-
-/// Edits a tensor again and counts the bytes that the output holds otherwise; and whether the edit changes any value.
-fn edit_again(plan: &BakePlan, edit: &TensorEdit, was: &Elements, is: &Elements) -> Result<(u64, bool), BakeError> {
-    let (mut differing, mut there) = (0, Vec::new());
-    let found = tensor::edit(edit, plan.unit_of(edit), false, &|block, at| was.read(block, at), &mut |bytes, at| {
-        there.resize(bytes.len(), 0);
-        is.read(&mut there, at)?;
-        differing += differing_in(bytes, &there);
-        Ok(())
-    })?;
-    Ok((differing, found.max_abs_delta > 0.0))
-}
-
-fn differing_in(a: &[u8], b: &[u8]) -> u64 {
-    if a == b { 0 } else { a.iter().zip(b).filter(|(a, b)| a != b).count() as u64 }
+    };
+    let each = |index: usize| Ok((index, check(&plan.tensors[index])?));
+    let (quantised, float): (Vec<usize>, Vec<usize>) =
+        (0..plan.tensors.len()).partition(|&index| plan.tensors[index].quantised.is_some());
+    // quantised weights one after the other, as each is looked at by all threads and needs much memory
+    let (quantised, float) = rayon::join(
+        || quantised.into_iter().map(each).collect::<Result<Vec<_>, BakeError>>(),
+        || float.into_par_iter().map(each).collect::<Result<Vec<_>, BakeError>>(),
+    );
+    let mut found: Vec<(usize, TensorReport)> = quantised?.into_iter().chain(float?).collect();
+    found.sort_by_key(|(index, _)| *index);
+    Ok(found.into_iter().map(|(_, report)| report).collect())
 }
 
 /// An edited quantised weight: codes `other` of the output with the scales that belong to them there.
@@ -473,12 +466,56 @@ fn round_again(
     Ok((differing, found.tally.max_abs_delta > 0.0 || found.grown > 0))
 }
 
+/// What the comparison of whole files has shown already: which stretches of the output are those of the base.
+struct Same<'a> {
+    layout: &'a Layout,
+    files: &'a [BothFiles],
+    differences: &'a [(usize, u64, u64)],
+}
+
+impl Same<'_> {
+    /// Whether the places that the two indices give a tensor were compared with each other, byte by byte, and are equal.
+    /// A file in which anything differs shows nothing.
+    fn holds(&self, base: &Model, out: &Model, (was, is): (&TensorRef, &TensorRef)) -> bool {
+        let (Some((source, from)), Some((path, at))) = (stored(base, was), stored(out, is)) else { return false };
+        let alike = std::mem::discriminant(&was.storage) == std::mem::discriminant(&is.storage);
+        let covered = |(index, file): (usize, &FileLayout)| {
+            let both = &self.files[index];
+            both.source == source
+                && (both.path == path || both.real.as_deref() == Some(path))
+                && self.differences.iter().all(|(differing, ..)| *differing != index)
+                && file.pieces.iter().any(|piece| match piece.content {
+                    Content::Copy(copied) => {
+                        copied <= from.start
+                            && from.end <= copied + piece.len
+                            && from.end - from.start == at.end - at.start
+                            && at.start.checked_sub(piece.at) == Some(from.start - copied)
+                    }
+                    Content::Literal(_) | Content::Edit { .. } | Content::Scales { .. } => false,
+                })
+        };
+        alike && self.layout.files.iter().enumerate().any(covered)
+    }
+}
+
+/// The file that holds a tensor's bytes as they are stored, and where in it.
+fn stored<'m>(model: &'m Model, tensor: &'m TensorRef) -> Option<(&'m Path, Range<u64>)> {
+    match &tensor.storage {
+        Storage::Embedded { offset, length } | Storage::Varints { offset, length } => {
+            Some((&model.path, *offset..offset + length))
+        }
+        Storage::External { path, offset, length, .. } => Some((path, *offset..offset + length)),
+        Storage::Opaque => None,
+    }
+}
+
 /// Unedited tensors whose bytes differ, and how many were compared.
 fn compare_others<'m>(
     base: &'m Model,
     out: &Model,
     plan: &BakePlan,
     pairs: &[(TensorId, TensorId)],
+    same: &Same<'_>,
 ) -> Result<(Vec<&'m TensorRef>, usize), BakeError> {
     let edited: HashSet<TensorId> = plan
         .tensors
@@ -491,6 +528,9 @@ fn compare_others<'m>(
         .par_iter()
         .map(|(id, other)| {
             let (a, b) = (base.tensor(*id), out.tensor(*other));
+            if same.holds(base, out, (a, b)) {
+                return Ok(None);
+            }
             let equal = match (Elements::open(base, a, false)?, Elements::open(out, b, false)?) {
                 (Some(a), Some(b)) => a.equals(&b)?,
                 (None, None) => true,

@@ -164,6 +164,8 @@ pub struct RunArgs {
     pub variant: VariantArgs,
     #[command(flatten)]
     pub only: OnlyArgs,
+    #[command(flatten)]
+    pub disk: DiskArgs,
     /// Write the report (HTML) here too, and beside it as JSON and Markdown, also when the guard refuses.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
@@ -322,6 +324,8 @@ pub struct BakeArgs {
     #[command(flatten)]
     pub only: OnlyArgs,
     #[command(flatten)]
+    pub disk: DiskArgs,
+    #[command(flatten)]
     pub treatment: TreatmentArgs,
     /// Prove the bytes only: do not run what was written. Without it the written files are run where ONNX Runtime is
     /// installed.
@@ -333,6 +337,15 @@ pub struct BakeArgs {
     pub measure: bool,
     #[command(flatten)]
     pub measuring: MeasureArgs,
+}
+
+/// How the output reaches the disk.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct DiskArgs {
+    /// Do not wait until the output is on the disk: for scratch space. After a power cut it may be incomplete, or not
+    /// there; everything is verified all the same.
+    #[arg(long)]
+    pub no_sync: bool,
 }
 
 /// How writers are treated.

@@ -178,7 +178,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Ending> {
         refusal_tokens: tokens,
         settings: measuring::settings(context, opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?,
         guard,
-        bake: bake_options(context, args.treatment, &args.output)?,
+        bake: BakeOptions { sync: !args.disk.no_sync, ..bake_options(context, args.treatment, &args.output)? },
         command: std::env::args().collect(),
         seed: args.prompts.seed,
     };
@@ -389,7 +389,8 @@ fn bake_options<'a>(context: &'a Context, treatment: TreatmentArgs, out: &'a Pat
         )
         .into());
     }
-    Ok(BakeOptions { out, weights_only, quantised, max_rounding_error, runtime: None, cancelled: &context.cancelled })
+    let cancelled = &context.cancelled;
+    Ok(BakeOptions { out, weights_only, quantised, max_rounding_error, runtime: None, sync: true, cancelled })
 }
 
 /// The direction with the strength and the addition of its file, or with those that the flags give instead.
@@ -413,7 +414,7 @@ fn steered(file: &Path, strength: Option<f64>, add: Option<f64>) -> Result<Direc
 pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Ending> {
     let package = Package::find(&args.model, &[])?.only(&args.only.only)?;
     let direction = steered(&args.direction, args.strength, args.add)?;
-    let options = bake_options(context, args.treatment, &args.output)?;
+    let options = BakeOptions { sync: !args.disk.no_sync, ..bake_options(context, args.treatment, &args.output)? };
     refuse_existing(options.out)?;
     let ready = pipeline::preflight(&package, options.out)?;
     let result = match args.measure {

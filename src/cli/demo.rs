@@ -89,6 +89,7 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Ending> {
             quantised: Default::default(),
             max_rounding_error: None,
             runtime: None,
+            sync: true,
             cancelled: &context.cancelled,
         },
         command: std::env::args().collect(),

@@ -80,6 +80,9 @@ pub struct BakeOptions<'a> {
     /// What the written files are run with before they are published, where nothing is measured; `None` proves the bytes
     /// only.
     pub runtime: Option<&'a Runtime>,
+    /// Whether everything is on the disk before it is published. Without, a power cut may leave an output that is not
+    /// complete.
+    pub sync: bool,
     /// Set by Ctrl-C.
     pub cancelled: &'a AtomicBool,
 }
@@ -213,7 +216,7 @@ pub fn run(
     let (opened, model) = base.model.as_ref().map(|model| (base.opened, model)).ok_or_else(|| {
         Error::usage(format!("`{}` is an embedding file", source.name), "let `--variant` name a language model")
     })?;
-    let staging = Staging::new(out, &opened.model)?;
+    let staging = Staging::new(out, &opened.model)?.synced(options.bake.sync);
     tell(package, &staging, observer);
     let engine = running.engine(model);
     let model_sha256 = opened.sha256()?;
@@ -332,7 +335,7 @@ pub fn bake(
     let mut clock = Clock::start();
     let package = ready.package;
     let any = ready.variants.first().expect("a package has a variant");
-    let staging = Staging::new(options.out, &any.opened.model)?;
+    let staging = Staging::new(options.out, &any.opened.model)?.synced(options.sync);
     tell(package, &staging, observer);
     let metadata =
         measuring.is_none().then(|| (variant::GUARD_KEY.to_string(), GuardMark::NotMeasured.as_str().to_string()));

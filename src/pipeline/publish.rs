@@ -172,8 +172,9 @@ pub(super) fn stage(
             unaffected(package, other, &desk)?;
         }
         copy(package, &desk, job.options, job.observer)?;
-        clock.lap("bake");
     }
+    desk.settle()?;
+    clock.lap("bake");
     Ok(outcomes)
 }
 
@@ -220,6 +221,7 @@ fn copy(package: &Package, desk: &Desk<'_>, options: &BakeOptions<'_>, observer:
             true => copy_card(file, &to)?,
             false => copy_file(file, &to, options, observer)?,
         }
+        desk.save(&to);
         files::copy_mode(&file.real, &to).map_err(failed("write", &to, total))?;
     }
     observer.finish();
@@ -253,14 +255,13 @@ fn copy_file(file: &Entry, to: &Path, options: &BakeOptions<'_>, observer: &dyn 
             Err(error) => return Err(failed("read", &file.real, 0)(error).into()),
         }
     }
-    output.sync_all().map_err(failed("write", to, file.bytes))?;
     Ok(())
 }
 
 fn copy_card(file: &Entry, to: &Path) -> Result<(), Error> {
     let card = files::read(&file.real, card::MAX_CARD).map_err(failed("read", &file.real, 0))?;
     let mut output = File::create_new(to).map_err(failed("create", to, file.bytes))?;
-    output.write_all(&card::edited(&card)).and_then(|()| output.sync_all()).map_err(failed("write", to, file.bytes))?;
+    output.write_all(&card::edited(&card)).map_err(failed("write", to, file.bytes))?;
     Ok(())
 }
 

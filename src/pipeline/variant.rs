@@ -17,7 +17,7 @@ use super::understood::UnderstoodVariant;
 use super::{BakeOptions, evaluate, inspect, prove};
 use crate::bake::{self as baking, BakeError, BakePlan, GuardMark, PlanOptions, Staging};
 use crate::error::Error;
-use crate::files;
+use crate::files::{self, WriteBack};
 use crate::method::direction::Direction;
 use crate::onnx::Model;
 use crate::onnx::proto::{ModelProto, StringStringEntryProto};
@@ -90,17 +90,36 @@ pub struct Desk<'a> {
     edits: BTreeMap<PathBuf, (Vec<Edit>, BTreeSet<String>)>,
     /// Whether one model is baked: then its name goes without saying.
     lone: bool,
+    /// Brings what is written to the disk meanwhile; `None` where nobody asked for that.
+    disk: Option<WriteBack>,
 }
 
 impl<'a> Desk<'a> {
     /// An empty staging folder.
     pub fn new(package: &Package, staging: &'a Staging, job: &'a BakeJob<'a>) -> Self {
-        Self { staging, job, written: BTreeMap::new(), edits: BTreeMap::new(), lone: package.lone }
+        let disk = job.options.sync.then(WriteBack::new);
+        Self { staging, job, written: BTreeMap::new(), edits: BTreeMap::new(), lone: package.lone, disk }
     }
 
     /// The `.onnx` file that a file of the output was written for.
     pub fn writer(&self, relative: &Path) -> Option<&str> {
         self.written.get(relative).map(String::as_str)
+    }
+
+    /// Has a file of the staging folder brought to the disk.
+    pub fn save(&self, place: &Path) {
+        if let Some(disk) = &self.disk {
+            disk.start(place);
+        }
+    }
+
+    /// Waits until everything that was written so far is on the disk.
+    ///
+    /// # Errors
+    /// If the operating system cannot bring it there: then nothing may be published.
+    pub fn settle(&self) -> Result<(), Error> {
+        let Some(disk) = &self.disk else { return Ok(()) };
+        disk.settle().map_err(|(path, source)| BakeError::write(&path, 0)(source).into())
     }
 
     /// The place of a file in the staging folder.
@@ -169,12 +188,16 @@ impl<'a> Desk<'a> {
             && let Ok(other) = again(past.clone())
         {
             by_nodes = past;
+            self.settle()?;
             for output in &outputs {
                 let place = folder.join(output.strip_prefix(under).expect("outputs are below the model's folder"));
                 std::fs::remove_file(&place).map_err(io(&place, "replace"))?;
             }
             *plan = other;
             edits = self.apply(model, plan, &folder, stage)?;
+        }
+        if apart.is_some() {
+            self.settle()?;
         }
         let mut bytes = 0;
         for output in outputs {
@@ -219,8 +242,11 @@ impl<'a> Desk<'a> {
             let before = seen.fetch_max(done, std::sync::atomic::Ordering::Relaxed);
             self.job.observer.advance(done.saturating_sub(before));
         };
-        let edits =
-            baking::apply(model, plan, folder, &baking::ApplyOptions::new(self.job.options.cancelled), &progress)?;
+        let options = baking::ApplyOptions {
+            sync: self.disk.as_ref().map_or(baking::Durability::Never, baking::Durability::Later),
+            ..baking::ApplyOptions::new(self.job.options.cancelled)
+        };
+        let edits = baking::apply(model, plan, folder, &options, &progress)?;
         if total.get().is_some() {
             self.job.observer.finish();
         }
@@ -268,7 +294,7 @@ pub fn bake(
         let compared = evaluate::both(engines, chat, prompts, settings, told, job.observer)?;
         let judged = judge(&compared.evidence, guard);
         if judged.overridden {
-            mark_forced(&place)?;
+            mark_forced(&place, job.options.sync)?;
         }
         result.guard = Some(judged);
         result.eval = Some(compared.result);
@@ -309,7 +335,7 @@ pub const GUARD_KEY: &str = "lancet.guard";
 
 /// Says in a written model that its guard failed and was overridden. Fields of a protobuf message may stand in any order,
 /// so the entry goes to the end.
-fn mark_forced(path: &Path) -> Result<(), Error> {
+fn mark_forced(path: &Path, sync: bool) -> Result<(), Error> {
     use prost::Message;
     use std::io::Write;
     let entry = StringStringEntryProto { key: Some(GUARD_KEY.into()), value: Some(GuardMark::Forced.as_str().into()) };
@@ -322,7 +348,7 @@ fn mark_forced(path: &Path) -> Result<(), Error> {
         let mut file = std::fs::OpenOptions::new().append(true).open(path)?;
         file.write_all(&bytes)?;
         std::fs::set_permissions(path, permissions)?;
-        file.sync_all()
+        if sync { file.sync_all() } else { Ok(()) }
     };
     append().map_err(|source| BakeError::Io { action: "write", path: path.to_path_buf(), source }.into())
 }

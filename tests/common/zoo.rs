@@ -196,6 +196,7 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
         quantised: QuantisedMode::Nodes,
         max_rounding_error: None,
         runtime: None,
+        sync: true,
         cancelled: &never,
     };
     match bake_only(&opened, &reference.direction, &options, &Silent) {
@@ -284,6 +285,7 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
             quantised: Default::default(),
             max_rounding_error: None,
             runtime: None,
+            sync: true,
             cancelled: &never,
         };
         edited.alone = Some(match bake_only(&opened, &reference.direction, &options, &Silent) {

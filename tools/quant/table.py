@@ -160,15 +160,15 @@ def classes(lancet: pathlib.Path, model: pathlib.Path, tokens: int) -> dict[str,
 
 def widths(lancet: pathlib.Path, folder: pathlib.Path) -> list[str]:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-    sys.path.insert(0, str(ROOT / "tools"))
-    import bench_bake
+    sys.path.insert(0, str(ROOT / "tools" / "bench"))
+    import bake as bench
     lines = ["| width | nearest leaves | Lancet leaves | error over nearest | over the least | of the grid's noise "
              "| `auto` |", "|---|---|---|---|---|---|---|"]
     for width in WIDTHS:
         for name, value in (("LAYERS", 1), ("WIDTH", width), ("INNER", 256), ("VOCAB", 64)):
-            setattr(bench_bake, name, value)
+            setattr(bench, name, value)
         plain, path = folder / "plain.onnx", folder / f"w{width}.onnx"
-        bench_bake.make_model(plain, 0)
+        bench.make_model(plain, 0)
         quantizer = MatMulNBitsQuantizer(onnx.load(str(plain)), block_size=32, is_symmetric=True)
         quantizer.process()
         onnx.save(quantizer.model.model, str(path))

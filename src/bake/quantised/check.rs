@@ -1,5 +1,6 @@
 //! The check of an edited quantised weight against the exact edit of the original one, in float64.
 
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{Grids, TILE, Tables, View};
@@ -32,6 +33,8 @@ pub(in crate::bake) fn check(
     let view = View::new(q, &unit);
     let full = (0.0, f32::from(q.highest()));
     let table = q.table();
+    let mut padded = r.to_vec();
+    padded.resize(view.padded, 0.0);
     let mut checked = GridCheck { leak_after: 0.0, max_levels: 0.0 };
     for panel in view.panels() {
         let (was, is) = (base_tables.side(&view, &panel)?, out_tables.side(&view, &panel)?);
@@ -48,7 +51,7 @@ pub(in crate::bake) fn check(
                 let pairs = before.chunks(view.padded).zip(after.chunks(view.padded));
                 for (vector, (before, after)) in (first..).zip(pairs) {
                     let grid = grids.of(vector);
-                    let (leak, levels) = check_vector(before, after, grid, table.as_ref(), r);
+                    let (leak, levels) = check_vector(before, after, grid, table.as_ref(), (r, &padded));
                     found.leak_after += leak * leak;
                     found.max_levels = found.max_levels.max(levels);
                 }
@@ -63,8 +66,75 @@ pub(in crate::bake) fn check(
     Ok(GridCheck { leak_after: checked.leak_after.sqrt(), ..checked })
 }
 
-/// In float64: `r.w'`, and the largest distance of an entry from the ablated value in level spacings.
-fn check_vector(before: &[u8], after: &[u8], grid: Grid<'_>, table: Option<&[f32; 16]>, r: &[f64]) -> (f64, f64) {
+/// In float64: `r.w'`, and the largest distance of an entry from the ablated value in level spacings. The direction is
+/// given as it is, and padded with zeros as the vectors are.
+fn check_vector(
+    before: &[u8],
+    after: &[u8],
+    grid: Grid<'_>,
+    table: Option<&[f32; 16]>,
+    (r, padded): (&[f64], &[f64]),
+) -> (f64, f64) {
+    match grid.levels {
+        // integers up to 255: their levels lie one apart to the bit
+        Levels::Integer { zero, highest, .. } if zero.iter().all(|z| f32::from(*z as u8) == *z) => {
+            Arch::new().dispatch(Integers { before, after, grid, zero, highest: f64::from(highest), r: padded })
+        }
+        _ => check_entries(before, after, grid, table, r),
+    }
+}
+
+/// Entries of a vector that are looked at together. Vectors are padded to a multiple of it; past their end scales are
+/// zero.
+const WIDE: usize = 8;
+
+/// A vector of integer codes with integer zero points.
+struct Integers<'a> {
+    before: &'a [u8],
+    after: &'a [u8],
+    grid: Grid<'a>,
+    zero: &'a [f32],
+    highest: f64,
+    r: &'a [f64],
+}
+
+impl WithSimd for Integers<'_> {
+    type Output = (f64, f64);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Self::Output {
+        let was = |code: u8, zero: f32, scale: f32| (f64::from(code) - f64::from(zero)) * f64::from(scale);
+        let (before, after) = (self.before.as_chunks::<WIDE>().0, self.after.as_chunks::<WIDE>().0);
+        let (r, zero) = (self.r.as_chunks::<WIDE>().0, self.zero.as_chunks::<WIDE>().0);
+        let (scale_before, scale) = (self.grid.before.as_chunks::<WIDE>().0, self.grid.scale.as_chunks::<WIDE>().0);
+        let mut sums = [0.0f64; WIDE];
+        for (((before, scale), zero), r) in before.iter().zip(scale_before).zip(zero).zip(r) {
+            for lane in 0..WIDE {
+                sums[lane] += r[lane] * was(before[lane], zero[lane], scale[lane]);
+            }
+        }
+        let c: f64 = sums.iter().sum();
+        let (mut leaks, mut worst) = ([0.0f64; WIDE], [0.0f64; WIDE]);
+        let each = before.iter().zip(after).zip(scale_before).zip(scale).zip(zero).zip(r);
+        for (((((before, after), scale_before), scale), zero), r) in each {
+            for lane in 0..WIDE {
+                let (code, s) = (f64::from(after[lane]), f64::from(scale[lane]));
+                let value = (code - f64::from(zero[lane])) * s;
+                let wanted = was(before[lane], zero[lane], scale_before[lane]) - r[lane] * c;
+                leaks[lane] += r[lane] * value;
+                // towards the wanted value; the outermost level is all that a value beyond it can have
+                let outermost = if (wanted > value) == (s > 0.0) { self.highest } else { 0.0 };
+                let off = (wanted - value).abs() / s.abs();
+                let counts = (s != 0.0) & (code != outermost) & (off > worst[lane]);
+                worst[lane] = if counts { off } else { worst[lane] };
+            }
+        }
+        (leaks.iter().sum(), worst.into_iter().fold(0.0, f64::max))
+    }
+}
+
+/// The same for any levels, entry by entry.
+fn check_entries(before: &[u8], after: &[u8], grid: Grid<'_>, table: Option<&[f32; 16]>, r: &[f64]) -> (f64, f64) {
     let level = |code: u8, at: usize| match (grid.levels, table) {
         (Levels::Integer { zero, .. }, _) => f64::from(code) - f64::from(zero[at]),
         (Levels::Table(_), table) => f64::from(table.expect("the coding has one")[usize::from(code)]),
@@ -95,4 +165,38 @@ fn check_vector(before: &[u8], after: &[u8], grid: Grid<'_>, table: Option<&[f32
         worst = worst.max((wanted - value).abs() / spacing);
     }
     (leak, worst)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Vectors with every kind of entry: on its level, off it by less or more than one, beyond the grid, without a scale.
+    #[test]
+    fn eight_at_a_time_finds_what_one_at_a_time_does() {
+        let (d, padded) = (100usize, 112usize);
+        for seed in 0..400u32 {
+            let noise = |n: u32| (seed * 7919 + n * 104_729) % 1009;
+            let r: Vec<f64> = (0..d as u32).map(|i| (f64::from(noise(i)) - 504.0) / 2900.0).collect();
+            let wide: Vec<f64> = r.iter().copied().chain([0.0; 12]).collect();
+            let codes =
+                |salt: u32| -> Vec<u8> { (0..padded as u32).map(|i| (noise(i * 3 + salt) % 16) as u8).collect() };
+            let (before, mut after) = (codes(1), codes(2));
+            if seed % 3 == 0 {
+                after.clone_from(&before);
+            }
+            let mut scale: Vec<f32> = (0..padded as u32).map(|i| noise(i * 5) as f32 / 1e5 - 0.001).collect();
+            scale[d..].fill(0.0);
+            scale[7] = 0.0;
+            let mut grown = scale.clone();
+            grown[3] *= 1.5;
+            let zero: Vec<f32> = (0..padded as u32).map(|i| (noise(i) % 16) as f32).collect();
+            let levels = Levels::Integer { zero: &zero, lowest: 0.0, highest: 15.0 };
+            let grid = Grid { before: &scale, scale: &grown, grown: true, levels };
+            let (leak, worst) = check_vector(&before, &after, grid, None, (&r, &wide));
+            let (other, farthest) = check_entries(&before, &after, grid, None, &r);
+            assert!((leak - other).abs() < 1e-12, "{seed}: {leak} {other}");
+            assert!((worst - farthest).abs() <= 1e-9 * farthest, "{seed}: {worst} {farthest}");
+        }
+    }
 }

@@ -4,19 +4,37 @@
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Change {
     pub(super) at: u32,
-    /// Squared error that the change adds, divided by the leak that it takes off.
-    pub(super) key: f32,
     /// What the change takes off the leak.
     pub(super) gain: f32,
     /// What the change adds to the squared error.
     pub(super) cost: f32,
 }
 
-/// The one or two candidates whose gains come within `close` of `left` at least cost, or if none do those that come
-/// nearest, by a walk from both ends of the sorted gains; none if nothing is nearer than leaving it.
+/// A number for each float32 that rises with it, as in [`f32::total_cmp`].
 #[inline(always)]
-pub(super) fn best_changes(candidates: &mut [Change], left: f64, close: f64) -> [Option<u32>; 2] {
-    candidates.sort_unstable_by(|a, b| a.gain.total_cmp(&b.gain).then(a.at.cmp(&b.at)));
+fn rank(value: f32) -> u32 {
+    let bits = value.to_bits();
+    if bits >> 31 == 0 { bits | 1 << 31 } else { !bits }
+}
+
+/// Puts entries, `(number, value)`, in the order of their values, and of their numbers where values are equal.
+#[inline(always)]
+pub(super) fn sort(order: &mut Vec<u64>, entries: impl Iterator<Item = (u32, f32)>) {
+    order.clear();
+    order.extend(entries.map(|(at, value)| u64::from(rank(value)) << 32 | u64::from(at)));
+    order.sort_unstable();
+}
+
+/// The number of an entry that [`sort`] has put in order.
+#[inline(always)]
+pub(super) fn number(entry: u64) -> usize {
+    (entry & u64::from(u32::MAX)) as usize
+}
+
+/// The one or two candidates whose gains come within `close` of `left` at least cost, or if none do those that come
+/// nearest, by a walk from both ends of the candidates, which are in the order of their gains; none if nothing is nearer than leaving it.
+#[inline(always)]
+pub(super) fn best_changes(candidates: &[Change], left: f64, close: f64) -> [Option<u32>; 2] {
     // what is left beyond `close`, then what it costs
     let mut best = ((left.abs() - close).max(0.0), 0.0f32, [None, None]);
     let mut see = |rest: f64, cost: f32, which: [Option<u32>; 2]| {

@@ -120,8 +120,8 @@ fn check(case: &Case) {
             block.copy_from_slice(&bytes[at as usize..at as usize + block.len()]);
             Ok(())
         },
-        &mut |block, at| {
-            out[at as usize..at as usize + block.len()].copy_from_slice(block);
+        &mut |block| {
+            out[block.at as usize..block.at as usize + block.after.len()].copy_from_slice(block.after);
             Ok(())
         },
     )

@@ -41,6 +41,7 @@ pub fn bake(model: &Path, quantised: QuantisedMode, weights_only: bool) {
         quantised,
         max_rounding_error: None,
         runtime: runtime(),
+        sync: false,
         cancelled: &cancelled,
     };
     let Ok(row) = pipeline::bake_only(&opened, &direction, &options, &Silent) else {
