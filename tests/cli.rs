@@ -101,6 +101,10 @@ Options:
       --sweep <LIST>
           Measure these lambdas as well, at run time, for the trade-off in the report
 
+      --budget <TIME>
+          Leave out what does not fit into this time (`30m`, `1h 30m`), but nothing that the guard
+          needs
+
       --json
           Print the result as JSON on stdout, and nothing else there
 
@@ -380,7 +384,8 @@ Runtime:
           [default: 0]
 
       --batch-size <BATCH_SIZE>
-          Prompts a run
+          Prompts a run at most; there are fewer where they are long, or where their KV caches would
+          fill the memory
 
           [default: 16]
 "#);

@@ -344,6 +344,33 @@ fn step_by_step_gives_the_direction_of_run() {
     assert_eq!(names, ["1.safetensors", "2.safetensors", "acts.safetensors", "out"], "something is left behind");
 }
 
+/// What the guard looks at is measured whatever the time.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
+fn a_short_budget_leaves_out_what_the_guard_does_not_need() {
+    let all = &job().result["variants"][0];
+    let sandbox = Sandbox::new();
+    let mut run = lancet();
+    run.arg("run").arg(model()).arg("--prompts").arg(model().join("prompts")).arg("-o").arg(sandbox.path("out"));
+    run.args(["--json", "--max-new-tokens", "24", "--sweep", "0.5", "--budget", "10ms"]);
+    let result = json(&mut run, 0);
+    let budget = &result["shared"]["budget"];
+    assert_eq!(budget["omitted"], serde_json::json!(["sweep", "cost", "later_kl"]));
+    assert_eq!(number(&budget["seconds"]), 0.01);
+    assert!(number(&budget["expected"]) < number(&budget["asked"]));
+    assert_eq!(result["shared"]["sweep"], Value::Null);
+    let variant = &result["variants"][0];
+    assert_eq!(variant["eval"]["cost"], Value::Null);
+    assert_eq!(variant["eval"]["harmless_kl_by_position"].as_array().map(Vec::len), Some(1));
+    let judged = |variant: &Value| {
+        let checks = variant["guard"]["checks"].as_array().unwrap();
+        checks.iter().map(|check| (check["key"].clone(), check["value"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(judged(variant), judged(all));
+    // what was not left out is as it is without a budget
+    assert_eq!(variant["eval"]["after"], all["eval"]["after"]);
+}
+
 #[test]
 #[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn the_guard_refuses_to_publish() {

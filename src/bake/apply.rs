@@ -25,8 +25,8 @@ use crate::onnx::{DataType, Model, Quantised};
 /// Bytes that one copy job moves. Between two jobs the writer checks whether the caller cancelled.
 const COPY: u64 = 16 << 20;
 
-/// Bytes after which what was written of a file so far is brought to the disk, while more of it is written. Each time the
-/// file system's journal is written too, and writers wait for that.
+/// Bytes after which what was written of a file so far is brought to the disk, while more of it is written. Each sync
+/// also commits the file system's journal, which stalls writers, hence not more often.
 const START: u64 = 128 << 20;
 
 /// When written files reach the disk.
@@ -192,10 +192,10 @@ pub fn apply(
     rounded.and(rest)?;
     stop_if(options.cancelled)?;
     for (pair, disk) in files.iter().filter_map(|pair| Some((pair, pair.disk?))) {
-        disk.start(&pair.path);
+        disk.start(&pair.path).map_err(|unwritten| BakeError::unwritten(unwritten, total))?;
     }
     if let Some(own) = &own {
-        own.settle().map_err(|(path, error)| BakeError::write(&path, total)(error))?;
+        own.settle().map_err(|unwritten| BakeError::unwritten(unwritten, total))?;
         sync_folders(&files, destination)?;
     }
     let mut measured = measured.into_inner().expect("no worker panics while it holds the lock");
@@ -229,7 +229,7 @@ impl Writing<'_> {
             Job::Copy { file, at, from, len } => {
                 stop_if(self.options.cancelled)?;
                 self.files[file].copy(from, at, len, self.total)?;
-                self.files[file].wrote(len);
+                self.files[file].wrote(len, self.total)?;
                 (self.advance)(len);
                 Ok(None)
             }
@@ -247,8 +247,7 @@ impl Writing<'_> {
     fn put(&self, pair: &FilePair<'_>, output: &File, bytes: &[u8], at: u64) -> Result<(), BakeError> {
         stop_if(self.options.cancelled)?;
         write_all_at(output, bytes, at).map_err(BakeError::write(&pair.path, self.total))?;
-        pair.wrote(bytes.len() as u64);
-        Ok(())
+        pair.wrote(bytes.len() as u64, self.total)
     }
 
     /// Edits a tensor of floating-point numbers.
@@ -395,11 +394,16 @@ impl<'l> FilePair<'l> {
         Ok(Self { source: &file.source, path, disk, written: AtomicU64::new(0) })
     }
 
-    /// Notes that so many more bytes are written, and has them brought to the disk if they are many.
-    fn wrote(&self, bytes: u64) {
+    /// Notes that so many more bytes are written, and has them brought to the disk if they are many. `total` bytes are
+    /// written in all.
+    ///
+    /// # Errors
+    /// If an earlier part could not be brought there.
+    fn wrote(&self, bytes: u64, total: u64) -> Result<(), BakeError> {
         let before = self.written.fetch_add(bytes, Ordering::Relaxed);
-        if let Some(disk) = self.disk.filter(|_| before / START < (before + bytes) / START) {
-            disk.start(&self.path);
+        match self.disk.filter(|_| before / START < (before + bytes) / START) {
+            Some(disk) => disk.start(&self.path).map_err(|unwritten| BakeError::unwritten(unwritten, total)),
+            None => Ok(()),
         }
     }
 

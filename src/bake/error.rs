@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::files::Unwritten;
 use crate::method::direction::DirectionError;
 use crate::onnx::OnnxError;
 
@@ -170,5 +171,10 @@ impl BakeError {
             },
             _ => Self::Io { action: "write", path: path.to_path_buf(), source },
         }
+    }
+
+    /// The failure to bring a file to the disk; `needed` bytes are written in all.
+    pub(crate) fn unwritten(unwritten: Unwritten, needed: u64) -> Self {
+        Self::write(&unwritten.path, needed)(unwritten.source)
     }
 }

@@ -26,8 +26,6 @@ pub(super) struct EditedBlock<'a> {
     pub before: &'a [u8],
     /// Edited.
     pub after: &'a [u8],
-    /// `r^T W` of the matrix that it belongs to, `[K]`; `None` where `d_model` is last.
-    pub components: Option<&'a [f64]>,
 }
 
 /// Takes every block of an edited tensor, in order.
@@ -220,7 +218,7 @@ impl Work<'_> {
                 || hashes.0.iter_mut().for_each(|h| h.0.update(before)),
             );
             edited.map_err(|_| self.not_finite())?;
-            self.finish_block(at, length, None)?;
+            self.finish_block(at, length)?;
         }
         Ok(())
     }
@@ -264,7 +262,7 @@ impl Work<'_> {
             (self.read)(before, start + at)?;
             after.copy_from_slice(before);
             kernel::edit_columns(dtype, after, at / size as u64, &mut state, &mut self.scratch, &mut self.tally);
-            self.finish_block(start + at, length, Some(&c))?;
+            self.finish_block(start + at, length)?;
         }
         if left.iter().any(|e| !e.is_finite()) {
             return Err(self.not_finite());
@@ -275,15 +273,16 @@ impl Work<'_> {
     }
 
     /// Hands a block on while it is hashed.
-    fn finish_block(&mut self, at: u64, length: usize, components: Option<&[f64]>) -> Result<(), BakeError> {
-        let block = EditedBlock { at, before: &self.before[..length], after: &self.after[..length], components };
+    fn finish_block(&mut self, at: u64, length: usize) -> Result<(), BakeError> {
+        let block = EditedBlock { at, before: &self.before[..length], after: &self.after[..length] };
         let (take, hashes) = (&mut self.take, &mut self.hashes);
         join(|| take(&block), || hashes.0.iter_mut().for_each(|h| h.1.update(block.after))).0
     }
 }
 
 /// Compares an edited tensor with the exact edit of the original one, entry by entry in float64, and with what editing
-/// the original one again gives, byte by byte. Both files are read once more, block by block.
+/// the original one again gives, byte by byte. The output is read once, block by block, and the original one as often as
+/// the edit needs; where `d_model` is first, once more for components of the check's own.
 ///
 /// # Errors
 /// Whatever the readers report, or [`BakeError::NotFinite`].
@@ -291,21 +290,27 @@ pub(super) fn check(edit: &TensorEdit, r: &[f64], base: Read<'_>, out: Read<'_>)
     let geometry = Geometry::new(edit);
     let mut scratch = Scratch::default();
     let mut found = vec![0u8; geometry.block()];
-    // `r^T W'` of the matrix that is looked at
-    let mut leaks = vec![0.0f64; geometry.columns.unwrap_or(0)];
+    // `r^T W` and `r^T W'` of the matrix that is looked at
+    let mut c = vec![0.0f64; geometry.columns.unwrap_or(0)];
+    let mut leaks = c.clone();
+    let mut seen = 0;
     let mut checked = TensorCheck { leak_after: 0.0, max_ulp: 0.0, differing_bytes: 0, changed: false };
     let again = self::edit(edit, r, false, base, &mut |block| {
         let found = &mut found[..block.after.len()];
         out(found, block.at)?;
+        seen += found.len() as u64;
         checked.differing_bytes += differing_in(block.after, found);
-        let Some(c) = block.components else {
+        if geometry.columns.is_none() {
             let (sum, off) = kernel::check_rows(geometry.dtype, block.before, found, edit.aim(r), &mut scratch);
             checked.leak_after += sum;
             checked.max_ulp = checked.max_ulp.max(off);
             return Ok(());
-        };
+        }
         let within = block.at % geometry.bytes;
-        let mut state = Columns { r, c, strength: edit.strength, spend: None, after: &mut leaks };
+        if within == 0 {
+            components(geometry, r, base, block.at, &mut c)?;
+        }
+        let mut state = Columns { r, c: &c, strength: edit.strength, spend: None, after: &mut leaks };
         let (first, pair) = (within / geometry.size as u64, (block.before, &*found));
         let off = kernel::check_columns(geometry.dtype, pair, first, &mut state, &mut scratch);
         checked.max_ulp = checked.max_ulp.max(off);
@@ -315,7 +320,33 @@ pub(super) fn check(edit: &TensorEdit, r: &[f64], base: Read<'_>, out: Read<'_>)
         }
         Ok(())
     })?;
+    // what the edit did not hand over was not looked at
+    checked.differing_bytes += edit.bytes().saturating_sub(seen);
     Ok(TensorCheck { leak_after: checked.leak_after.sqrt(), changed: again.max_abs_delta > 0.0, ..checked })
+}
+
+/// `r^T W` of the `[D, K]` matrix that begins at byte `start`, into `c` of `[K]`: sums in float64, entry by entry, beside
+/// those of the edit.
+fn components(geometry: Geometry, r: &[f64], base: Read<'_>, start: u64, c: &mut [f64]) -> Result<(), BakeError> {
+    let mut bytes = vec![0u8; geometry.block()];
+    let mut values = vec![0.0f64; geometry.block() / geometry.size];
+    c.fill(0.0);
+    let (mut row, mut column) = (0, 0);
+    for (at, length) in geometry.blocks() {
+        base(&mut bytes[..length], start + at)?;
+        let mut values = &mut values[..length / geometry.size];
+        kernel::decode(geometry.dtype, &bytes[..length], values);
+        while !values.is_empty() {
+            let (of_row, rest) = values.split_at_mut(values.len().min(c.len() - column));
+            c[column..].iter_mut().zip(of_row.iter()).for_each(|(sum, value)| *sum += r[row] * value);
+            column += of_row.len();
+            if column == c.len() {
+                (row, column) = (row + 1, 0);
+            }
+            values = rest;
+        }
+    }
+    Ok(())
 }
 
 /// Number of places in which two stretches of one length hold different bytes.

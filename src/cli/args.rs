@@ -33,7 +33,7 @@ pub struct RuntimeOptions {
     /// Threads of a run; 0 leaves it to ONNX Runtime.
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
-    /// Prompts a run.
+    /// Prompts a run at most; there are fewer where they are long, or where their KV caches would fill the memory.
     #[arg(long, default_value_t = 16, value_parser = at_least_one)]
     pub batch_size: usize,
 }
@@ -172,6 +172,9 @@ pub struct RunArgs {
     /// Measure these lambdas as well, at run time, for the trade-off in the report.
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = unit_interval)]
     pub sweep: Vec<f64>,
+    /// Leave out what does not fit into this time (`30m`, `1h 30m`), but nothing that the guard needs.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub budget: Option<f64>,
     #[command(flatten)]
     pub measuring: MeasuringArgs,
     #[command(flatten)]
@@ -477,6 +480,14 @@ pub enum RuntimeAction {
         #[arg(long)]
         cuda: bool,
     },
+}
+
+/// A length of time in seconds.
+fn time(text: &str) -> Result<f64, String> {
+    match text.parse::<jiff::SignedDuration>().map(|time| time.as_secs_f64()) {
+        Ok(seconds) if seconds > 0.0 => Ok(seconds),
+        _ => Err("expected a time, such as `30m` or `1h 30m`".into()),
+    }
 }
 
 pub fn unit_interval(text: &str) -> Result<f64, String> {

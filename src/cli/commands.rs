@@ -178,6 +178,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Ending> {
         refusal_tokens: tokens,
         settings: measuring::settings(context, opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?,
         guard,
+        budget: args.budget,
         bake: BakeOptions { sync: !args.disk.no_sync, ..bake_options(context, args.treatment, &args.output)? },
         command: std::env::args().collect(),
         seed: args.prompts.seed,

@@ -79,6 +79,7 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Ending> {
         strength: args.method.strength,
         alpha: args.method.add,
         sweep: vec![0.0, 0.5, 1.0],
+        budget: None,
         rules: rules(&args.method, guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0)),
         refusal_tokens: RefusalTokens::Automatic,
         settings,

@@ -5,8 +5,8 @@ use std::time::Duration;
 use lancet::pipeline::stage::{Stage, Steps};
 use lancet::report::number::seconds;
 
-/// Where nothing redraws a bar, a line is said so often.
-const EVERY: Duration = Duration::from_secs(10);
+/// Time between two lines about a stage where there is no bar.
+pub const EVERY: Duration = Duration::from_secs(10);
 
 /// A stage under way.
 #[derive(Debug)]
@@ -17,19 +17,22 @@ pub struct Progress {
     done: u64,
     /// Tokens that were generated.
     tokens: u64,
-    /// When the next line is due, from the begin of the stage.
-    due: Duration,
 }
 
 impl Progress {
     /// A stage that begins.
     pub fn new(stage: &Stage, total: u64) -> Self {
-        Self { stage: stage.to_string(), steps: stage.steps(), total, done: 0, tokens: 0, due: EVERY }
+        Self { stage: stage.to_string(), steps: stage.steps(), total, done: 0, tokens: 0 }
     }
 
     /// Some steps are done.
     pub fn advance(&mut self, steps: u64) {
         self.done += steps;
+    }
+
+    /// The stage has so many steps in all.
+    pub fn expect(&mut self, total: u64) {
+        self.total = total;
     }
 
     /// Some tokens were generated.
@@ -42,12 +45,8 @@ impl Progress {
         if self.tokens == 0 { self.stage.clone() } else { format!("{}, {}", self.stage, self.rate(elapsed)) }
     }
 
-    /// What is said of a stage under way, once every ten seconds: `score candidates: 1200 of 9216, 43/s, 3 min 06 s left`.
-    pub fn line(&mut self, elapsed: Duration) -> Option<String> {
-        if elapsed < self.due {
-            return None;
-        }
-        self.due = elapsed + EVERY;
+    /// What is said of a stage under way: `score candidates: 1200 of 9216, 43/s, 3 min 06 s left`.
+    pub fn line(&self, elapsed: Duration) -> String {
         let count = |steps: u64| match self.steps {
             Steps::Bytes => format!("{} MB", steps / 1_000_000),
             Steps::Items => steps.to_string(),
@@ -59,7 +58,7 @@ impl Progress {
             let left = self.total.saturating_sub(self.done) as f64 * each;
             line.push_str(&format!(", {} left", seconds(left)));
         }
-        Some(line)
+        line
     }
 
     /// What is said of a stage that has generated, when it is over: `answers: 3864 tokens, 150 tokens/s`.
@@ -83,15 +82,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_said_every_ten_seconds_with_rate_and_time_left() {
+    fn a_line_tells_rate_and_time_left() {
         let mut progress = Progress::new(&Stage::ScoreCandidates, 1000);
         let at = Duration::from_secs;
         progress.advance(90);
-        assert_eq!(progress.line(at(9)), None);
-        assert_eq!(progress.line(at(10)).unwrap(), "score candidates: 90 of 1000, 9.0/s, 1 min 41 s left");
+        assert_eq!(progress.line(at(10)), "score candidates: 90 of 1000, 9.0/s, 1 min 41 s left");
         progress.advance(410);
-        assert_eq!(progress.line(at(19)), None);
-        assert_eq!(progress.line(at(25)).unwrap(), "score candidates: 500 of 1000, 20/s, 25.0 s left");
+        assert_eq!(progress.line(at(25)), "score candidates: 500 of 1000, 20/s, 25.0 s left");
+        progress.expect(600);
+        assert_eq!(progress.line(at(25)), "score candidates: 500 of 600, 20/s, 5.0 s left");
         assert_eq!(progress.summary(at(30)), None);
     }
 
@@ -99,12 +98,9 @@ mod tests {
     fn tokens_and_bytes_have_rates_of_their_own() {
         let ten = Duration::from_secs(10);
         let mut progress = Progress::new(&Stage::WriteOtherFiles, 4_000_000_000);
-        assert_eq!(progress.line(ten).unwrap(), "write the other files: 0 MB of 4000 MB, 0 MB/s");
+        assert_eq!(progress.line(ten), "write the other files: 0 MB of 4000 MB, 0 MB/s");
         progress.advance(1_000_000_000);
-        assert_eq!(
-            progress.line(2 * ten).unwrap(),
-            "write the other files: 1000 MB of 4000 MB, 50 MB/s, 1 min 00 s left"
-        );
+        assert_eq!(progress.line(2 * ten), "write the other files: 1000 MB of 4000 MB, 50 MB/s, 1 min 00 s left");
         let mut progress = Progress::new(&Stage::Perplexity, 8);
         assert_eq!(progress.message(ten), "perplexity");
         progress.generated(1500);

@@ -1,7 +1,7 @@
 //! The only printer: progress and messages on stderr, results on stdout.
 
 use std::io::{IsTerminal, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -10,20 +10,29 @@ use lancet::pipeline::stage::{Stage, Steps};
 use lancet::report::document::{Document, terminal};
 use lancet::report::layout::{escaped, tame};
 
-use super::progress::Progress;
+use super::progress::{EVERY, Progress};
 
 /// Progress bars on a terminal; lines elsewhere, one as a stage begins and one every ten seconds; nothing when quiet.
 pub struct Ui {
     bar: Mutex<Option<ProgressBar>>,
     /// The stage under way, and when it began.
-    progress: Mutex<Option<(Progress, Instant)>>,
+    progress: Arc<UnderWay>,
     quiet: bool,
 }
+
+/// A stage, and when it began; `None` between stages.
+type UnderWay = Mutex<Option<(Progress, Instant)>>;
 
 impl Ui {
     /// A printer.
     pub fn new(quiet: bool) -> Self {
-        Self { bar: Mutex::new(None), progress: Mutex::new(None), quiet }
+        let progress = Arc::default();
+        if !quiet && !std::io::stderr().is_terminal() {
+            let told = Arc::downgrade(&progress);
+            // without a thread there are fewer lines
+            let _ = std::thread::Builder::new().name("progress".into()).spawn(move || tell(&told));
+        }
+        Self { bar: Mutex::new(None), progress, quiet }
     }
 
     /// Does `work` with the stage under way and the time since it began, where there is one to be told of.
@@ -46,6 +55,23 @@ impl Ui {
     }
 }
 
+/// Says every ten seconds how far the stage under way is, until nobody holds it any more.
+fn tell(progress: &Weak<UnderWay>) {
+    // of the stage that a line was said of last: when it began, and its lines
+    let mut said: Option<(Instant, u32)> = None;
+    while let Some(progress) = progress.upgrade() {
+        if let Some((progress, since)) = progress.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            let lines = said.filter(|(begun, _)| begun == since).map_or(0, |(_, lines)| lines);
+            if since.elapsed() >= EVERY * (lines + 1) {
+                eprint_line(&progress.line(since.elapsed()));
+                said = Some((*since, lines + 1));
+            }
+        }
+        drop(progress);
+        std::thread::sleep(Duration::from_millis(250));
+    }
+}
+
 /// The longest part of a message that is shown, in characters: names in files may be of any length.
 const LONGEST: usize = 4000;
 
@@ -59,10 +85,23 @@ fn eprint_line(text: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
+impl Drop for Ui {
+    /// Takes away the bar of a stage that an error ended, so that what is said of it stands alone.
+    fn drop(&mut self) {
+        if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 impl Observer for Ui {
     fn start(&self, stage: &Stage, total: u64) {
         if self.quiet {
             return;
+        }
+        // a stage that an error ended is over
+        if let Some(bar) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            bar.finish_and_clear();
         }
         let begun = Some((Progress::new(stage, total), Instant::now()));
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = begun;
@@ -82,13 +121,26 @@ impl Observer for Ui {
         *self.bar.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar);
     }
 
+    fn listens(&self) -> bool {
+        !self.quiet
+    }
+
     fn advance(&self, steps: u64) {
         let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
-        self.under_way(|progress, elapsed| {
+        self.under_way(|progress, _| {
             progress.advance(steps);
-            match bar.as_ref() {
-                Some(bar) => bar.inc(steps),
-                None => progress.line(elapsed).iter().for_each(|line| eprint_line(line)),
+            if let Some(bar) = bar.as_ref() {
+                bar.inc(steps);
+            }
+        });
+    }
+
+    fn expect(&self, total: u64) {
+        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
+        self.under_way(|progress, _| {
+            progress.expect(total);
+            if let Some(bar) = bar.as_ref() {
+                bar.set_length(total);
             }
         });
     }
@@ -97,9 +149,8 @@ impl Observer for Ui {
         let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
         self.under_way(|progress, elapsed| {
             progress.generated(count);
-            match bar.as_ref() {
-                Some(bar) => bar.set_message(escaped(&progress.message(elapsed))),
-                None => progress.line(elapsed).iter().for_each(|line| eprint_line(line)),
+            if let Some(bar) = bar.as_ref() {
+                bar.set_message(escaped(&progress.message(elapsed)));
             }
         });
     }

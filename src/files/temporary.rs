@@ -101,6 +101,7 @@ impl Temporary {
         if lines.len() == moves.len() {
             self.owner.write_all(serde_json::to_string(&lines)?.as_bytes())?;
             self.owner.sync_all()?;
+            super::sync_folder(&self.path)?;
         }
         Ok(())
     }

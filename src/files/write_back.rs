@@ -6,9 +6,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
-/// A file that could not be brought to the disk, and why.
-pub type Unwritten = (PathBuf, io::Error);
+/// A file that could not be brought to the disk.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write `{}`", path.display())]
+pub struct Unwritten {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    pub source: io::Error,
+}
 
 /// Syncs the files that it is told of, one after the other, in the order of their names. Each may be told of as often as
 /// more was written to it: then it is synced again, and only what is new takes time. Dropped, it finishes the file at
@@ -33,6 +41,9 @@ struct State {
     closed: bool,
     /// The first failure that was not told yet.
     failed: Option<Unwritten>,
+    /// Each file that was synced, with its bytes at that time.
+    #[cfg(test)]
+    synced: Vec<(PathBuf, u64)>,
 }
 
 impl WriteBack {
@@ -45,27 +56,57 @@ impl WriteBack {
     }
 
     /// Has a file synced soon. What is written to it later needs another call.
-    pub fn start(&self, path: &Path) {
+    ///
+    /// # Errors
+    /// The first file that could not be synced since the last error. Those that waited then were not synced.
+    pub fn start(&self, path: &Path) -> Result<(), Unwritten> {
         let mut state = self.shared.lock();
+        if let Some(failed) = state.failed.take() {
+            return Err(failed);
+        }
         if !state.wanted.contains(path) {
             state.wanted.insert(path.to_path_buf());
             self.shared.changed.notify_all();
         }
+        Ok(())
     }
 
     /// Waits until every file that it was told of is on the disk. The files may be moved or removed afterwards.
     ///
     /// # Errors
-    /// The first file that could not be synced since the last call. Those that waited then were not synced.
+    /// As [`Self::start`].
     pub fn settle(&self) -> Result<(), Unwritten> {
+        while !self.settled(Duration::from_secs(60))? {}
+        Ok(())
+    }
+
+    /// The same for as long as `patience` lasts. Tells whether every file is on the disk.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn settled(&self, patience: Duration) -> Result<bool, Unwritten> {
         if self.thread.is_none() {
             self.shared.work(|state| state.wanted.is_empty());
         }
+        let until = Instant::now() + patience;
         let mut state = self.shared.lock();
-        while state.failed.is_none() && (state.busy || !state.wanted.is_empty()) {
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(failed) = state.failed.take() {
+                return Err(failed);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            match state.busy || !state.wanted.is_empty() {
+                false => return Ok(true),
+                true if left.is_zero() => return Ok(false),
+                true => state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+            }
         }
-        state.failed.take().map_or(Ok(()), Err)
+    }
+
+    /// Each file that was synced so far, in order, with its bytes at that time.
+    #[cfg(test)]
+    pub(crate) fn synced(&self) -> Vec<(PathBuf, u64)> {
+        self.shared.lock().synced.clone()
     }
 }
 
@@ -103,21 +144,29 @@ impl Shared {
             let synced = sync(&path);
             state = self.lock();
             state.busy = false;
-            if let Err(error) = synced {
-                state.wanted.clear();
-                state.failed.get_or_insert((path, error));
+            match synced {
+                Err(source) => {
+                    state.wanted.clear();
+                    state.failed.get_or_insert(Unwritten { path, source });
+                }
+                #[cfg(test)]
+                Ok(bytes) => state.synced.push((path, bytes)),
+                #[cfg(not(test))]
+                Ok(_) => (),
             }
             self.changed.notify_all();
         }
     }
 }
 
-/// Brings one file to the disk.
-fn sync(path: &Path) -> io::Result<()> {
+/// Brings one file to the disk. Returns its bytes.
+fn sync(path: &Path) -> io::Result<u64> {
     // a file that may only be read can be synced through any handle, but on Windows
     let mut options = OpenOptions::new();
     let file: File = options.read(true).write(cfg!(windows)).open(path)?;
-    file.sync_all()
+    let bytes = file.metadata()?.len();
+    file.sync_all()?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -132,16 +181,17 @@ mod tests {
         let disk = WriteBack::new();
         disk.settle().unwrap();
         for _ in 0..100 {
-            disk.start(&there);
+            disk.start(&there).unwrap();
         }
         disk.settle().unwrap();
-        disk.start(&absent);
-        let (path, error) = disk.settle().unwrap_err();
-        assert_eq!((path, error.kind()), (absent.clone(), io::ErrorKind::NotFound));
-        disk.start(&there);
+        assert_eq!(disk.synced().last(), Some(&(there.clone(), 1)));
+        disk.start(&absent).unwrap();
+        let Unwritten { path, source } = disk.settle().unwrap_err();
+        assert_eq!((path, source.kind()), (absent.clone(), io::ErrorKind::NotFound));
+        disk.start(&there).unwrap();
         disk.settle().unwrap();
         // what is left is left
-        disk.start(&absent);
+        disk.start(&absent).unwrap();
         drop(disk);
     }
 
@@ -151,9 +201,9 @@ mod tests {
         let there = folder.path().join("there");
         std::fs::write(&there, b"x").unwrap();
         let disk = WriteBack { shared: Arc::default(), thread: None };
-        disk.start(&there);
+        disk.start(&there).unwrap();
         disk.settle().unwrap();
-        disk.start(&folder.path().join("absent"));
-        assert!(disk.settle().is_err());
+        disk.start(&folder.path().join("absent")).unwrap();
+        assert!(!matches!(disk.settled(Duration::ZERO), Ok(true)));
     }
 }

@@ -10,9 +10,9 @@
 //! 4. Harmful prompts are run for the best one only; if it lowers true refusal past the guard's limit it leaves, and the
 //!    next one is the best.
 //!
-//! [`Search::Racing`] goes further: prompts are measured in rounds, and a candidate that is behind by four standard errors
-//! waits (a race; Maron and Moore, *Hoeffding Races*, NIPS 1993). It is measured on if all that are ahead of it leave.
-//! [`Search::Certain`] never changes the choice; [`Search::Exhaustive`] measures everything.
+//! [`Search::Racing`] goes further: prompts of both classes are measured in rounds, and a candidate that is behind by three
+//! standard errors waits (a race; Maron and Moore, *Hoeffding Races*, NIPS 1993). It is measured on if all that are ahead
+//! of it leave. [`Search::Certain`] never changes the choice; [`Search::Exhaustive`] measures everything.
 
 use std::ops::Range;
 
@@ -24,7 +24,7 @@ use super::select::{Candidate, Discarded, Rules, Search};
 const ROUND: usize = 8;
 
 /// Standard errors by which a candidate must be behind to wait.
-const CLEARLY: f64 = 4.0;
+const CLEARLY: f64 = 3.0;
 
 /// The smoothed KL divergence of one prompt may be a little below zero. It is taken to be above minus this, in nats.
 const KL_SLACK: f64 = 0.01;
@@ -54,7 +54,7 @@ pub struct Race<'r> {
 }
 
 impl Race<'_> {
-    /// Runs of a prompt that the race takes at most.
+    /// Runs of a prompt that the race still takes at most.
     pub fn at_most(&self, candidates: &[Candidate]) -> u64 {
         let exhaustive = self.rules.search == Search::Exhaustive;
         let PerClass { harmful, pseudo_harmful, harmless } = self.prompts;
@@ -73,15 +73,18 @@ impl Race<'_> {
                 .collect();
         }
         let left: Vec<usize> = (0..candidates.len()).filter(|&at| self.reason(&candidates[at]).is_none()).collect();
-        for class in [PromptClass::Harmless, PromptClass::PseudoHarmful] {
-            let waits = |at: usize| class == PromptClass::PseudoHarmful && self.is_behind(candidates, &left, at);
-            let jobs: Vec<Job> = left
-                .iter()
-                .filter(|&&at| !waits(at))
-                .filter_map(|&at| self.rest(candidates, at, class, ROUND))
-                .collect();
-            if !jobs.is_empty() {
-                return jobs;
+        let goes_on: Vec<usize> = left.iter().copied().filter(|&at| !self.is_behind(candidates, &left, at)).collect();
+        // a race looks at both classes in turn, so that the worse ones wait early
+        let turn = if self.rules.search == Search::Racing { ROUND } else { usize::MAX };
+        let longest = self.prompts.harmless.max(self.prompts.pseudo_harmful);
+        for until in (1..=longest.div_ceil(turn).max(1)).map(|turns| turns.saturating_mul(turn)) {
+            for class in [PromptClass::Harmless, PromptClass::PseudoHarmful] {
+                let begun = |&&at: &&usize| candidates[at].measured.get(class).len() < until;
+                let jobs: Vec<Job> =
+                    goes_on.iter().filter(begun).filter_map(|&at| self.rest(candidates, at, class, ROUND)).collect();
+                if !jobs.is_empty() {
+                    return jobs;
+                }
             }
         }
         let best = self.best(candidates, &left);

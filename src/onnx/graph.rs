@@ -327,7 +327,7 @@ impl<'m> Graph<'m> {
     pub fn rounding(&self, id: NodeId) -> ActivationRounding {
         match self.operator(id).map_or(ActivationRounding::No, |operator| operator.rounding) {
             ActivationRounding::AtLevel4 if self.node(id).attr_i("accuracy_level", 0) == 4 => {
-                ActivationRounding::Dynamic
+                ActivationRounding::DynamicRows
             }
             ActivationRounding::AtLevel4 => ActivationRounding::No,
             other => other,

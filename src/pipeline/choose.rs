@@ -158,7 +158,7 @@ impl<'a> Chooser<'a> {
 
     /// Measures the candidates as far as the choice needs it, and returns the index of the winner.
     fn race(&mut self, all: &mut [Candidate], observer: &dyn Observer) -> Result<Option<usize>, Error> {
-        let harmful_base = std::mem::take(&mut self.harmful_base);
+        let harmful_base = self.harmful_base.clone();
         let race = Race {
             n_layers: self.engine.model.lm.n_layers(),
             rules: &self.rules.clone(),
@@ -166,15 +166,17 @@ impl<'a> Chooser<'a> {
             harmful_base: &harmful_base,
         };
         observer.start(&Stage::ScoreCandidates, race.at_most(all));
+        let mut done = 0;
         let winner = loop {
             let jobs = race.next(all);
             if jobs.is_empty() {
                 break race.finish(all);
             }
+            done += jobs.iter().map(|job| job.prompts.len() as u64).sum::<u64>();
             self.measure(all, &jobs, observer)?;
+            observer.expect(done + race.at_most(all));
         };
         observer.finish();
-        self.harmful_base = harmful_base;
         for candidate in all.iter() {
             if let Some(direction) = &candidate.direction {
                 self.known.insert(bits(&direction.hook()), candidate.measured.clone());

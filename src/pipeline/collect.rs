@@ -192,7 +192,7 @@ pub fn collect(
     let mut session = engine.session(Request { probes, last_positions: n_pos, logits: 1, ..Request::default() })?;
     // what was run for the choice of tokens needs no second run, as far as it can be held
     let mut early = HashMap::new();
-    let mut room = EARLY_BUDGET / (size_of::<f32>() * n_pos * n_layers * d_model).max(1);
+    let mut room = EARLY_BUDGET / (size_of::<f32>() * (n_pos * n_layers * d_model + session.width())).max(1);
     let (refusal_tokens, chosen) = match inputs.refusal_tokens {
         RefusalTokens::Given(ids) => (ids.clone(), TokenChoice::Given),
         RefusalTokens::Automatic => {
@@ -244,11 +244,12 @@ pub fn collect(
             }
         }
     }
+    drop(early);
     if resumed > 0 {
         observer.note(&format!("continuing: {resumed} prompts were collected before"));
     }
     let rows: Vec<Row<'_>> = encoded.iter().map(|t| Row { tokens: t, direction: 0 }).collect();
-    observer.start(&Stage::CollectActivations, (rows.len() + known.len()) as u64);
+    observer.start(&Stage::CollectActivations, rows.len() as u64);
     let mut saved = Instant::now();
     let mut take = |(class, at): (PromptClass, usize), found: RowResult| {
         let score = refusal_score(&softmax(&found.logits), &state.info.refusal_tokens);
@@ -256,7 +257,6 @@ pub fn collect(
         if is_kept(class, score) {
             state.means.get_mut(class).add(&found.probes);
         }
-        observer.advance(1);
         if let Some(partial) = inputs.partial
             && saved.elapsed() > Duration::from_secs(20)
         {
@@ -265,10 +265,12 @@ pub fn collect(
         }
         Ok(())
     };
-    let result = known
-        .into_iter()
-        .try_for_each(|(place, found)| take(place, found))
-        .and_then(|()| engine.visit(&mut session, &rows, &[], |found| take(places[found.row], found)));
+    let result = known.into_iter().try_for_each(|(place, found)| take(place, found)).and_then(|()| {
+        engine.visit(&mut session, &rows, &[], |found| {
+            observer.advance(1);
+            take(places[found.row], found)
+        })
+    });
     observer.finish();
     if let Err(error) = result {
         if let Some(partial) = inputs.partial {

@@ -289,7 +289,8 @@ impl Allowed {
         // the stream itself is rounded to 8 bits there
         let fixed = graph.nodes().any(|node| graph.rounding(node) == ActivationRounding::Stored);
         // activations of 8 bits round differently as soon as anything before them does
-        let dynamic = graph.nodes().any(|node| graph.rounding(node) == ActivationRounding::Dynamic);
+        let rounds = [ActivationRounding::Dynamic, ActivationRounding::DynamicRows];
+        let dynamic = graph.nodes().any(|node| rounds.contains(&graph.rounding(node)));
         Self {
             stream: Tolerance { rounding: if fixed { 2f64.powi(-8) } else { 0.0 }, relative, share },
             arithmetic: if fixed || dynamic { 2f64.powi(-8) } else { arithmetic },

@@ -14,7 +14,7 @@ use crate::method::direction::{Addition, Direction};
 use crate::onnx::ops::{ActivationRounding, WeightLayout};
 use crate::onnx::{DataType, Graph};
 use crate::runtime::batch::{self, Batch, Layout, Sharing, Splitting};
-use crate::runtime::prefix::{Behind, Prefix};
+use crate::runtime::prefix::{ALIKE, Behind, Prefix};
 use crate::runtime::reading::{Positions, Reading, Run};
 use crate::runtime::session::{Integers, OrtModel, Runtime, Weights};
 use crate::runtime::{Backend, Decoding, RuntimeError, Tensor};
@@ -27,6 +27,7 @@ mod split;
 
 pub use generator::{Generation, Generator, Progress};
 use reading::Readings;
+use split::Begun;
 
 /// Bytes of float32 logits that one run returns at most, if one row's do not take more.
 const LOGITS_BUDGET: usize = 256 << 20;
@@ -40,6 +41,12 @@ pub trait Observer: Sync {
     fn start(&self, stage: &Stage, total: u64);
     /// Some steps are done.
     fn advance(&self, steps: u64);
+    /// Whether anybody is told.
+    fn listens(&self) -> bool {
+        true
+    }
+    /// The stage turned out to have so many steps in all.
+    fn expect(&self, _: u64) {}
     /// Some tokens were generated on the way.
     fn tokens(&self, _: u64) {}
     /// The stage is over.
@@ -73,6 +80,9 @@ fn is_steering(input: &str) -> bool {
 pub struct Silent;
 
 impl Observer for Silent {
+    fn listens(&self) -> bool {
+        false
+    }
     fn start(&self, _: &Stage, _: u64) {}
     fn advance(&self, _: u64) {}
     fn finish(&self) {}
@@ -156,6 +166,8 @@ pub struct Session {
     /// How the end of a row can be run behind a cache of its beginning.
     splitting: Splitting,
     readings: Readings,
+    /// Common beginnings that were run.
+    begun: Begun,
 }
 
 /// What a visit runs.
@@ -164,12 +176,12 @@ struct Fed<'f> {
     directions: &'f [Vec<f32>],
     /// The common beginning of all rows, which was run before.
     prefix: Option<&'f Prefix<Value>>,
-    /// Whether rows of other directions have another cache of it.
-    keyed: bool,
+    /// Which cache of it each row has.
+    keys: &'f [usize],
 }
 
 impl Session {
-    /// Runs a batch without a past. Returns probes and logits as they lie in the graph.
+    /// Runs a batch behind `past`, if there is one. Returns probes and logits as they lie in the graph.
     fn arrays(
         &mut self,
         engine: &Engine<'_>,
@@ -356,6 +368,7 @@ impl Engine<'_> {
             returns_cache,
             splitting: Splitting::Never,
             readings,
+            begun: Begun::default(),
         })
     }
 
@@ -399,16 +412,24 @@ impl Engine<'_> {
         }
         // rows are told apart by what is done to them, where they do not all get the same
         let keyed = self.steered.is_none() && session.built.inputs.iter().any(|input| is_steering(input));
-        let keys: Vec<usize> = rows.iter().map(|row| if keyed { row.direction } else { 0 }).collect();
-        let shared = self.common(session, rows, keys.iter().collect::<HashSet<_>>().len());
+        let keys: Vec<usize> = match keyed {
+            true => {
+                let known: Vec<usize> = directions.iter().map(|direction| session.begun.key(direction)).collect();
+                rows.iter().map(|row| known.get(row.direction).copied().unwrap_or(ALIKE)).collect()
+            }
+            false => vec![ALIKE; rows.len()],
+        };
+        let shared = self.common(session, rows, keys.iter().collect::<HashSet<_>>().len(), directions)?;
         let at_once = if shared > 0 && session.splitting == Splitting::Alone { 1 } else { self.batch };
         for group in split::groups(&session.interface, &keys, shared) {
-            let of_group: Vec<usize> = group.iter().map(|&row| keys[row]).collect();
             let prefix = match shared {
                 0 => None,
-                tokens => Some(self.prefix(session, &rows[0].tokens[..tokens], &of_group, directions)?),
+                tokens => {
+                    let members = group.iter().map(|&row| (keys[row], rows[row].direction));
+                    Some(self.begin(session, &rows[0].tokens[..tokens], members, directions)?)
+                }
             };
-            let fed = Fed { rows, directions, prefix: prefix.as_ref(), keyed };
+            let fed = Fed { rows, directions, prefix: prefix.as_ref(), keys: &keys };
             let of_group: Vec<usize> = group.iter().map(|&row| lengths[row]).collect();
             for members in batch::plan(&of_group, at_once, &session.interface) {
                 let members: Vec<usize> = members.into_iter().map(|at| group[at]).collect();
@@ -418,6 +439,7 @@ impl Engine<'_> {
                     self.run_batch(session, &fed, members, &mut each)?;
                 }
             }
+            session.begun.keep(prefix);
         }
         Ok(())
     }
@@ -449,14 +471,13 @@ impl Engine<'_> {
         members: &[usize],
         each: &mut impl FnMut(RowResult) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let Fed { rows, directions, prefix, keyed } = *fed;
+        let Fed { rows, directions, prefix, keys } = *fed;
         let prompts: Vec<&[u32]> = members.iter().map(|&i| rows[i].tokens).collect();
         let mut batch = Batch::new(&prompts, self.pad).fitted(&session.interface, self.pad)?;
         let mut past = None;
         if let Some(prefix) = prefix {
-            let behind =
-                |row: &Row<'_>| Behind { tokens: row.tokens.len(), key: if keyed { row.direction } else { 0 } };
-            let rows: Vec<Behind> = members.iter().map(|&row| behind(&rows[row])).collect();
+            let behind = |&row: &usize| Behind { tokens: rows[row].tokens.len(), key: keys[row] };
+            let rows: Vec<Behind> = members.iter().map(behind).collect();
             past = Some(prefix.past(&session.model, &session.interface, &rows)?);
             batch = batch.columns(prefix.tokens..batch.mask.ncols());
         }

@@ -1,19 +1,31 @@
-//! How long a job will take: a short probe of the model, and the prompts that each stage runs.
+//! How long a run will take: a short probe of the model, and the prompts that each stage runs. And what a run leaves out to
+//! end in time.
 
 use std::fmt;
 use std::time::Instant;
 
-use super::engine::{Engine, Generation};
-use super::evaluate::Settings;
+use super::RunOptions;
+use super::engine::cost::Workload;
+use super::engine::{Engine, Generation, Observer};
+use super::evaluate::{self, Settings};
+use super::stage::Stage;
 use crate::error::Error;
+use crate::eval::policy::{Limit, Policy};
 use crate::method::classes::PerClass;
 use crate::method::prompts::{PromptClass, Prompts, Split};
-use crate::method::select::{Rules, Search};
+use crate::method::select::Search;
 use crate::report::number::seconds;
-use crate::runtime::Decoding;
+use crate::report::{Budget, Omission};
+use crate::runtime::{Decoding, RuntimeError};
 
 /// Tokens of an answer that the probe makes.
 const PROBED: usize = 6;
+
+/// Seconds that the probe takes at most, about.
+const PATIENCE: f64 = 20.0;
+
+/// Characters of a text that are taken for a token.
+const CHARACTERS: usize = 4;
 
 /// Share of the runs of an exhaustive selection that is left where candidates leave early: what it was on the bundled
 /// model and on a real one, rounded up.
@@ -25,37 +37,44 @@ fn share(search: Search) -> f64 {
     }
 }
 
-/// Seconds that a model takes for a prompt, and for a token of an answer, in full batches.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Seconds that a model takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Speed {
-    /// Of a prompt that is run.
+    /// For a prompt among as many others as a run holds, with the first token of its answer.
     pub prompt: f64,
-    /// Of a token that is generated.
+    /// For each further token of its answer.
     pub token: f64,
+    /// For a token of an answer that is made alone.
+    pub alone: f64,
 }
 
-/// Measures how fast a model runs, on as many of `prompts` as a batch holds. None measures nothing.
+/// Measures how fast a model runs, on as many of `prompts` as a run holds; on fewer where that would take long.
 ///
 /// # Errors
 /// If a run fails, or on cancellation.
-pub fn probe(engine: &Engine<'_>, prompts: &[Vec<u32>]) -> Result<Speed, Error> {
-    let prompts = &prompts[..prompts.len().min(engine.batch)];
+pub fn probe(engine: &Engine<'_>, prompts: &[Vec<u32>], observer: &dyn Observer) -> Result<Speed, Error> {
     let how = |max_new_tokens| Generation { max_new_tokens, stop: Vec::new(), decoding: Decoding::Greedy, samples: 1 };
     let mut generator = engine.generator()?;
+    let mut timed = |prompts: &[Vec<u32>], tokens: usize| -> Result<(f64, u64), Error> {
+        let (begun, mut made) = (Instant::now(), 0);
+        generator.answers(prompts, &how(tokens), |done| made += done.tokens)?;
+        Ok((begun.elapsed().as_secs_f64(), made))
+    };
+    let rows = prompts.len().min(engine.batch);
+    observer.start(&Stage::MeasureSpeed, rows as u64);
     // the first run of a session sets up its memory
-    generator.answers(prompts, &how(1), |_| ())?;
-    let begun = Instant::now();
-    // every prompt is run before its first token
-    let (mut prompt, mut tokens) = (0.0, 0);
-    generator.answers(prompts, &how(PROBED), |done| {
-        tokens += done.tokens;
-        if tokens <= prompts.len() as u64 {
-            prompt = begun.elapsed().as_secs_f64();
-        }
-    })?;
-    let rest = begun.elapsed().as_secs_f64() - prompt;
-    let (n, further) = (prompts.len().max(1) as f64, tokens.saturating_sub(prompts.len() as u64).max(1) as f64);
-    Ok(Speed { prompt: prompt / n, token: rest / further })
+    timed(&prompts[..rows.min(1)], 1)?;
+    let (one, _) = timed(&prompts[..rows.min(1)], PROBED)?;
+    let rows = rows.min((PATIENCE / (2.0 * one).max(1e-3)) as usize).max(rows.min(1));
+    let ((first, n), (whole, tokens)) = (timed(&prompts[..rows], 1)?, timed(&prompts[..rows], PROBED)?);
+    observer.advance(rows as u64);
+    observer.finish();
+    let further = tokens.saturating_sub(n).max(1) as f64;
+    Ok(Speed {
+        prompt: first / rows.max(1) as f64,
+        token: (whole - first).max(0.0) / further,
+        alone: one / PROBED as f64,
+    })
 }
 
 /// What takes its time.
@@ -69,6 +88,8 @@ pub enum Work {
     Sweep,
     /// Test prompts are answered, before and after, by every variant.
     Answers,
+    /// Later KL, perplexity, multiple choice, file size, memory and latency.
+    Others,
 }
 
 impl fmt::Display for Work {
@@ -78,6 +99,7 @@ impl fmt::Display for Work {
             Self::Select => "select",
             Self::Sweep => "sweep",
             Self::Answers => "answers",
+            Self::Others => "other measurements",
         })
     }
 }
@@ -95,56 +117,157 @@ impl Expected {
 
 impl fmt::Display for Expected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("expected: ")?;
-        for (work, time) in &self.0 {
-            // an answer may end early
-            let most = if *work == Work::Collect { "" } else { "up to " };
-            write!(f, "{work} {most}{}, ", seconds(*time))?;
+        write!(f, "expected: about {} (", seconds(self.total()))?;
+        for (at, (work, time)) in self.0.iter().enumerate() {
+            write!(f, "{}{work} {}", if at > 0 { ", " } else { "" }, seconds(*time))?;
         }
-        write!(f, "up to {} in all, beside reading and writing files", seconds(self.total()))
+        f.write_str("), less where answers end early; beside it loading, writing and verifying")
     }
 }
 
-/// A job whose time is asked for.
+/// The prompts and the sizes that the time of a run depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct Job<'a> {
     /// The prompts.
     pub prompts: &'a Prompts,
     /// Positions and layers that candidates come from.
     pub candidates: (usize, usize),
-    /// The rules of the selection.
-    pub rules: &'a Rules,
-    /// Settings that are tried besides.
-    pub further: usize,
     /// Variants that are measured before and after.
     pub variants: usize,
 }
 
 impl Job<'_> {
-    /// What it is expected to take at most.
-    pub fn expected(&self, settings: &Settings, speed: Speed) -> Expected {
+    /// What a run with `options` is expected to take, with answers of full length.
+    pub fn expected(&self, options: &RunOptions<'_>, speed: Speed) -> Expected {
         let count = |split: Split| PerClass::from_fn(|class| self.prompts.get(class, split).len() as f64);
         let sum = |of: PerClass<f64>| of.into_array().iter().sum::<f64>();
         let (positions, layers) = self.candidates;
         let val = sum(count(Split::Val));
-        let select = val + share(self.rules.search) * (positions * layers) as f64 * val;
-        let answers = |settings: &Settings| -> f64 {
-            let of_ask = settings.asks.iter().map(|ask| {
-                let prompts = |class: &PromptClass| self.prompts.get(*class, Split::Test).len().min(ask.limit);
-                let samples = ask.sampled.map_or(1, |(_, samples)| samples);
-                (ask.classes.iter().map(prompts).sum::<usize>() * samples) as f64
-            });
-            of_ask.sum::<f64>() * (speed.prompt + settings.max_new_tokens as f64 * speed.token)
+        let select = val + share(options.rules.search) * (positions * layers) as f64 * val;
+        let settings = &options.settings;
+        let further = match options.sweep.len() as f64 {
+            0.0 => 0.0,
+            // the unchanged model is answered for once
+            n => n * select * speed.prompt + (n + 1.0) * self.answers(&settings.for_sweep(), speed),
         };
-        let further = self.further as f64 * (select * speed.prompt + answers(&settings.for_sweep()));
+        let both = 2.0 * self.variants as f64;
         let all = [
             (Work::Collect, sum(count(Split::Train)) * speed.prompt),
             (Work::Select, select * speed.prompt),
             (Work::Sweep, further),
-            (Work::Answers, 2.0 * self.variants as f64 * answers(settings)),
+            (Work::Answers, both * self.answers(settings, speed)),
+            (Work::Others, both * self.others(settings, speed)),
         ];
         Expected(all.into_iter().filter(|(_, seconds)| *seconds > 0.0).collect())
     }
+
+    /// Seconds for one model's answers.
+    fn answers(&self, settings: &Settings, speed: Speed) -> f64 {
+        let each = speed.prompt + settings.max_new_tokens.saturating_sub(1) as f64 * speed.token;
+        let of_ask = settings.asks.iter().map(|ask| {
+            let prompts = |class: &PromptClass| self.prompts.get(*class, Split::Test).len().min(ask.limit);
+            let samples = ask.sampled.map_or(1, |(_, samples)| samples);
+            (ask.classes.iter().map(prompts).sum::<usize>() * samples) as f64
+        });
+        of_ask.sum::<f64>() * each
+    }
+
+    /// Seconds for what else is measured of one model.
+    fn others(&self, settings: &Settings, speed: Speed) -> f64 {
+        let harmless = self.prompts.get(PromptClass::Harmless, Split::Test).len() as f64;
+        let later = if settings.kl_positions > 1 { harmless * speed.prompt } else { 0.0 };
+        // a token that is read takes no longer than one that is written
+        let read = |characters: usize| (characters / CHARACTERS) as f64 * speed.token;
+        let text = settings.perplexity.as_ref().map_or(0.0, |(text, _)| read(text.len()));
+        let questions = settings.multiple_choice.as_ref().map_or(0.0, |(items, _)| items.items.len() as f64);
+        let Workload { prompt_tokens, decode_tokens, .. } = Workload::default();
+        let timed =
+            evaluate::COST_PAIRS as f64 * (decode_tokens as f64 * speed.alone + prompt_tokens as f64 * speed.token);
+        later + text + questions * speed.prompt + if settings.cost { timed } else { 0.0 }
+    }
+}
+
+/// What may be left out, in the order in which it is.
+const OMISSIONS: [Omission; 7] = [
+    Omission::ExhaustiveSearch,
+    Omission::Sweep,
+    Omission::Cost,
+    Omission::LaterKl,
+    Omission::Perplexity,
+    Omission::MultipleChoice,
+    Omission::OtherConditions,
+];
+
+/// Leaves something out. Returns whether there was anything to leave out.
+fn leave_out(part: Omission, options: &mut RunOptions<'_>) -> bool {
+    let RunOptions { settings, guard, .. } = options;
+    let free = |policy: &Policy, limit: Limit| policy.limit(limit).is_none();
+    match part {
+        Omission::ExhaustiveSearch => {
+            let exhaustive = options.rules.search == Search::Exhaustive;
+            if exhaustive {
+                options.rules.search = Search::Certain;
+            }
+            exhaustive
+        }
+        Omission::Sweep => !std::mem::take(&mut options.sweep).is_empty(),
+        Omission::Cost => std::mem::take(&mut settings.cost),
+        Omission::LaterKl => std::mem::replace(&mut settings.kl_positions, 1) > 1,
+        Omission::Perplexity => free(&guard.policy, Limit::PerplexityRatio) && settings.perplexity.take().is_some(),
+        Omission::MultipleChoice => {
+            free(&guard.policy, Limit::AccuracyLoss) && settings.multiple_choice.take().is_some()
+        }
+        Omission::OtherConditions => {
+            let further = settings.asks.iter_mut().skip(1).filter(|ask| ask.classes.len() > 1);
+            further.map(|ask| ask.classes = vec![PromptClass::Harmful]).count() > 0
+        }
+    }
+}
+
+/// Leaves out of `options` what does not fit into so many seconds, as little as does, and never what the guard needs.
+pub fn fit(job: &Job<'_>, options: &mut RunOptions<'_>, speed: Speed, seconds: f64) -> Budget {
+    let asked = job.expected(options, speed).total();
+    let mut budget = Budget { seconds, asked, expected: asked, omitted: Vec::new() };
+    for part in OMISSIONS {
+        if budget.expected <= seconds {
+            break;
+        }
+        if leave_out(part, options) {
+            budget.omitted.push(part);
+            budget.expected = job.expected(options, speed).total();
+        }
+    }
+    budget
+}
+
+/// Tells how long a run will take, and leaves out what does not fit into the time that it was given. Where nobody is told
+/// and no time was given, nothing is measured; a probe that fails is told, and ends nothing.
+///
+/// # Errors
+/// On cancellation, and if the probe fails though a time was given.
+pub fn plan(
+    engine: &Engine<'_>,
+    prompts: &[Vec<u32>],
+    job: &Job<'_>,
+    options: &mut RunOptions<'_>,
+    observer: &dyn Observer,
+) -> Result<Option<Budget>, Error> {
+    if options.budget.is_none() && !observer.listens() {
+        return Ok(None);
+    }
+    let speed = match probe(engine, prompts, observer) {
+        Ok(speed) => speed,
+        Err(error @ Error::Runtime(RuntimeError::Cancelled)) => return Err(error),
+        Err(error) if options.budget.is_some() => return Err(error),
+        // a model that cannot generate is told of where it must
+        Err(_) => return Ok(None),
+    };
+    let budget = options.budget.map(|seconds| fit(job, options, speed, seconds));
+    observer.note(&job.expected(options, speed).to_string());
+    if let Some(budget) = &budget {
+        observer.note(&format!("budget: {budget}"));
+    }
+    Ok(budget)
 }
 
 #[cfg(test)]
@@ -156,8 +279,8 @@ mod tests {
         let expected = Expected(vec![(Work::Collect, 20.0), (Work::Select, 100.0), (Work::Answers, 600.0)]);
         assert_eq!(
             expected.to_string(),
-            "expected: collect 20.0 s, select up to 1 min 40 s, answers up to 10 min 00 s, up to 12 min 00 s in all, \
-             beside reading and writing files"
+            "expected: about 12 min 00 s (collect 20.0 s, select 1 min 40 s, answers 10 min 00 s), less where answers end \
+             early; beside it loading, writing and verifying"
         );
     }
 }

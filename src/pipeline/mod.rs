@@ -130,6 +130,8 @@ pub struct RunOptions<'a> {
     pub settings: evaluate::Settings,
     /// The guard.
     pub guard: Guard,
+    /// Seconds that the run may take, where it is to leave out what does not fit.
+    pub budget: Option<f64>,
     /// How and where the model is baked.
     pub bake: BakeOptions<'a>,
     /// The command line, for the report.
@@ -224,12 +226,10 @@ pub fn run(
     let job = estimate::Job {
         prompts,
         candidates: (chat.post_instruction_suffix()?.len(), model.lm.n_layers()),
-        rules: &options.rules,
-        further: options.sweep.len(),
         variants: ready.variants.iter().filter(|base| base.model.is_some()).count(),
     };
     let probed = collect::encode(chat, prompts.get(PromptClass::Harmless, Split::Train))?;
-    observer.note(&job.expected(&options.settings, estimate::probe(&engine, &probed)?).to_string());
+    let budget = estimate::plan(&engine, &probed, &job, &mut options, observer)?;
     clock.lap("probe");
 
     // 2. activations of the prompts that the model refuses and answers as it should
@@ -302,6 +302,7 @@ pub fn run(
         outputs: Outputs::default(),
         addition,
         sweep,
+        budget,
         select: choice.result,
     };
     shared.bake.refusal_tokens.clone_from(&shared.select.refusal_tokens);

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicUsize;
 
 use sha2::{Digest, Sha256};
 
@@ -40,6 +41,8 @@ pub struct Understood<'m> {
     pub sharing: OnceLock<Sharing>,
     /// How the end of a row can be run behind a cache of its beginning, once a run told.
     pub splitting: OnceLock<Splitting>,
+    /// Tokens of the longest row that was compared, split and whole; 0 before.
+    pub compared: AtomicUsize,
     /// How answers of different lengths share a run, where they cannot be padded in front, once a run told.
     pub layout: OnceLock<Option<Layout>>,
 }
@@ -160,6 +163,7 @@ impl Opened {
             embedding,
             sharing: OnceLock::new(),
             splitting: OnceLock::new(),
+            compared: AtomicUsize::new(0),
             layout: OnceLock::new(),
         })
     }

@@ -131,7 +131,8 @@ fn language_model(model: &Model, variant: &Variant) -> Result<(), Error> {
 }
 
 /// Checks that there is room at `place` for the whole package, `grown` bytes larger than it is.
-fn room(package: &Package, grown: u64, place: &Path, single: bool) -> Result<(), Error> {
+/// Returns its bytes.
+fn room(package: &Package, grown: u64, place: &Path, single: bool) -> Result<u64, Error> {
     let copied: u64 = if single { 0 } else { package.copied().map(|file| file.bytes).sum() };
     let written: BTreeSet<&PathBuf> = package.variants.iter().flat_map(|v| &v.writes).collect();
     let size = |path: &&PathBuf| std::fs::metadata(package.root.join(path)).map_or(0, |m| m.len());
@@ -139,7 +140,7 @@ fn room(package: &Package, grown: u64, place: &Path, single: bool) -> Result<(),
     let path = place.to_path_buf();
     match fs4::available_space(&path) {
         Ok(available) if available < needed => Err(BakeError::NoSpace { path, needed, available }.into()),
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(needed),
         Err(source) => Err(BakeError::Io { action: "read", path, source }.into()),
     }
 }
@@ -160,8 +161,8 @@ pub(super) fn stage(
     for base in &ready.variants {
         plans.push(base.plan(job.direction, &job.plan).map_err(package.of_variant(base.variant))?);
     }
-    room(package, plans.iter().map(Plans::growth).sum(), staging.path(), single)?;
-    let mut desk = Desk::new(package, staging, job);
+    let needed = room(package, plans.iter().map(Plans::growth).sum(), staging.path(), single)?;
+    let mut desk = Desk::new(package, staging, job, needed);
     let mut outcomes = Vec::new();
     for (base, plans) in ready.variants.iter().zip(plans) {
         let outcome = variant::bake(base, plans, &mut desk, clock);
@@ -221,8 +222,8 @@ fn copy(package: &Package, desk: &Desk<'_>, options: &BakeOptions<'_>, observer:
             true => copy_card(file, &to)?,
             false => copy_file(file, &to, options, observer)?,
         }
-        desk.save(&to);
         files::copy_mode(&file.real, &to).map_err(failed("write", &to, total))?;
+        desk.save(&to)?;
     }
     observer.finish();
     Ok(())

@@ -5,6 +5,8 @@ use crate::eval::condition::Condition;
 /// A stretch of work whose progress is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stage {
+    /// A few prompts are answered, to tell how long all will take.
+    MeasureSpeed,
     /// Train prompts are run, to choose refusal tokens from their first answers.
     ChooseRefusalTokens,
     /// Train prompts are run, for their mean activations.
@@ -98,6 +100,7 @@ impl Stage {
 impl std::fmt::Display for Stage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::MeasureSpeed => f.write_str("measure the speed"),
             Self::ChooseRefusalTokens => f.write_str("choose refusal tokens"),
             Self::CollectActivations => f.write_str("collect activations"),
             Self::ScoreValidation => f.write_str("score validation prompts"),

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::bytes::{equal, is_single};
 use super::consumer::Consumer;
@@ -17,11 +18,14 @@ use super::understood::UnderstoodVariant;
 use super::{BakeOptions, evaluate, inspect, prove};
 use crate::bake::{self as baking, BakeError, BakePlan, GuardMark, PlanOptions, Staging};
 use crate::error::Error;
-use crate::files::{self, WriteBack};
+use crate::files::{self, Unwritten, WriteBack};
 use crate::method::direction::Direction;
 use crate::onnx::Model;
 use crate::onnx::proto::{ModelProto, StringStringEntryProto};
 use crate::report::{BakeResult, Edit, VariantResult};
+
+/// How often the wait for the disk looks whether the user asked to stop.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// What is measured on each variant, and what it must keep.
 pub struct Measuring<'a> {
@@ -92,13 +96,16 @@ pub struct Desk<'a> {
     lone: bool,
     /// Brings what is written to the disk meanwhile; `None` where nobody asked for that.
     disk: Option<WriteBack>,
+    /// Bytes of the whole output.
+    needed: u64,
 }
 
 impl<'a> Desk<'a> {
     /// An empty staging folder.
-    pub fn new(package: &Package, staging: &'a Staging, job: &'a BakeJob<'a>) -> Self {
+    /// `needed` bytes go into it.
+    pub fn new(package: &Package, staging: &'a Staging, job: &'a BakeJob<'a>, needed: u64) -> Self {
         let disk = job.options.sync.then(WriteBack::new);
-        Self { staging, job, written: BTreeMap::new(), edits: BTreeMap::new(), lone: package.lone, disk }
+        Self { staging, job, written: BTreeMap::new(), edits: BTreeMap::new(), lone: package.lone, disk, needed }
     }
 
     /// The `.onnx` file that a file of the output was written for.
@@ -107,19 +114,35 @@ impl<'a> Desk<'a> {
     }
 
     /// Has a file of the staging folder brought to the disk.
-    pub fn save(&self, place: &Path) {
-        if let Some(disk) = &self.disk {
-            disk.start(place);
+    ///
+    /// # Errors
+    /// If a file that was saved before could not be brought there.
+    pub fn save(&self, place: &Path) -> Result<(), Error> {
+        match &self.disk {
+            Some(disk) => disk.start(place).map_err(|unwritten| self.unwritten(unwritten)),
+            None => Ok(()),
         }
     }
 
     /// Waits until everything that was written so far is on the disk.
     ///
     /// # Errors
-    /// If the operating system cannot bring it there: then nothing may be published.
+    /// If the operating system cannot bring it there: then nothing may be published. If the user asked to stop.
     pub fn settle(&self) -> Result<(), Error> {
-        let Some(disk) = &self.disk else { return Ok(()) };
-        disk.settle().map_err(|(path, source)| BakeError::write(&path, 0)(source).into())
+        let stop = || match self.job.options.cancelled.load(Ordering::Relaxed) {
+            true => Err(Error::from(BakeError::Cancelled)),
+            false => Ok(()),
+        };
+        if let Some(disk) = &self.disk {
+            while !disk.settled(PATIENCE).map_err(|unwritten| self.unwritten(unwritten))? {
+                stop()?;
+            }
+        }
+        stop()
+    }
+
+    fn unwritten(&self, unwritten: Unwritten) -> Error {
+        BakeError::unwritten(unwritten, self.needed).into()
     }
 
     /// The place of a file in the staging folder.
@@ -227,6 +250,7 @@ impl<'a> Desk<'a> {
                 false => files::folder_of(&model.path).join(output.strip_prefix(under).unwrap_or(&output)),
             };
             files::copy_mode(&source, &place).map_err(io(&place, "write"))?;
+            self.save(&place)?;
             bytes += std::fs::metadata(&place).map_err(io(&place, "read"))?.len();
             self.written.insert(output, shown(relative));
         }
@@ -239,7 +263,7 @@ impl<'a> Desk<'a> {
         let seen = std::sync::atomic::AtomicU64::new(0);
         let progress = |done: u64, all: u64| {
             total.get_or_init(|| self.job.observer.start(stage, all));
-            let before = seen.fetch_max(done, std::sync::atomic::Ordering::Relaxed);
+            let before = seen.fetch_max(done, Ordering::Relaxed);
             self.job.observer.advance(done.saturating_sub(before));
         };
         let options = baking::ApplyOptions {
@@ -286,6 +310,8 @@ pub fn bake(
     let model = base.variant.name.clone();
     let mut result = VariantResult { model, precision, inspect, bake, verify, ..VariantResult::default() };
     if let (Some(measuring), Some(model), Some(understood)) = (job.measuring, &base.model, &understood) {
+        // a disk that fails is told before hours of measuring
+        desk.settle()?;
         let written = understood.as_ref().map_err(|refusal| Error::from(refusal.clone()))?;
         let Measuring { running, settings, guard } = measuring;
         let engines = (&running.engine(model), &running.engine(written));

@@ -4,6 +4,7 @@
 //! Rates, drops and leaks are fractions (0.344, not 34.4). No field ever holds NaN or an infinity (JSON has
 //! neither): what could not be measured is `None`, see [`finite`].
 
+mod budget;
 pub mod describe;
 pub mod document;
 mod layers;
@@ -35,6 +36,7 @@ pub use crate::lm::{Interface, Reason, Refusal, Treatment, WriterKind};
 pub use crate::method::classes::{PerClass, PromptClass};
 pub use crate::method::layers::LayerProjection;
 pub use crate::method::select::{Discarded, Search};
+pub use budget::{Budget, Omission};
 pub use measured::{
     Answer, AnswerPair, BeforeAfter, ClassRow, ClassTable, ConditionResult, Cost, Decoding, EvalResult, GuardResult,
     Latency, Measured, ModelEval, OneCondition, Ratio, SetRow, Setup,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::budget::Budget;
 use super::{
     AdditionResult, CollectSummary, Edit, EvalResult, Finding, GuardResult, InspectResult, ModelEval, Outputs,
     Provenance, RefusalToken, SCHEMA, SelectResult, SweepResult, VerifyResult,
@@ -153,6 +154,9 @@ pub struct RunShared {
     /// Other lambdas and strengths, where they were tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sweep: Option<SweepResult>,
+    /// The time that the run was given, where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
     /// How to get it again.
     pub provenance: Provenance,
     /// Where everything is.

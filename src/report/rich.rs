@@ -486,5 +486,11 @@ pub fn run() -> RunResult {
     sample::guard(&mut run).checks = checks();
     run.shared.addition = Some(addition());
     run.shared.sweep = Some(sweep());
+    run.shared.budget = Some(Budget {
+        seconds: 3600.0,
+        asked: 5020.0,
+        expected: 3480.0,
+        omitted: vec![Omission::Cost, Omission::LaterKl, Omission::OtherConditions],
+    });
     run
 }

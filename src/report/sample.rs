@@ -276,6 +276,7 @@ pub fn run() -> RunResult {
         },
         addition: None,
         sweep: None,
+        budget: None,
         provenance: Provenance {
             lancet_version: "0.1.0".into(),
             model: "models/over-refuser/model.onnx".into(),

@@ -180,7 +180,7 @@ pub struct Pick<'v, V> {
     pub rows: usize,
     /// Which of them.
     pub row: usize,
-    /// Positions that are taken; all where it ends beyond the last one.
+    /// Positions that are taken; all where it ends at `usize::MAX`.
     pub positions: Range<usize>,
 }
 
@@ -236,12 +236,15 @@ pub trait Backend {
     /// If it is no float tensor.
     fn download(&self, value: &Self::Value) -> Result<ArrayD<f32>, RuntimeError>;
 
+    /// Sizes of a value; empty for what is no tensor.
+    fn shape(&self, value: &Self::Value) -> Vec<usize>;
+
     /// Puts rows of several values together, in the order of `picks`. Rows that hold fewer positions than the longest get
     /// zeros on one side.
     ///
     /// # Errors
-    /// If a value is no tensor of a type that a cache has, does not hold that many rows, or has other sizes than the
-    /// first one along another axis than those of `axes`.
+    /// If a value is no tensor of a type that a cache has, does not hold that many rows or positions, or has other sizes
+    /// than the first one along another axis than those of `axes`.
     fn gather_rows(
         &self,
         picks: &[Pick<'_, Self::Value>],

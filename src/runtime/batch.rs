@@ -5,6 +5,7 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayD, Axis, IxDyn, Slice, concatenate};
 
 use super::backend::{Backend, RowAxes, RuntimeError, Tensor};
+use super::machine;
 use crate::lm::interface::feeding::HIDDEN;
 use crate::lm::interface::{CacheSlot, Line, MaskAxis, Past, Sense};
 use crate::lm::{Interface, Padding};
@@ -62,15 +63,36 @@ pub enum Layout {
     Right,
 }
 
-/// Rows of `tokens` tokens that a KV cache holds at most; one at least.
-pub fn rows_held(tokens: usize) -> usize {
-    (RUN_TOKENS / tokens.max(1)).max(1)
+/// Times that a run holds its KV cache: what it is fed, what it returns, and while rows are put together once more.
+const COPIES: usize = 3;
+
+/// Bytes of the KV cache of one row of `tokens` tokens.
+pub fn cache_bytes(interface: &Interface, tokens: usize) -> usize {
+    let of_slot = |slot: &CacheSlot| {
+        let sizes = slot.empty.iter().enumerate();
+        let values = sizes.map(|(axis, size)| if slot.sequence_axis == Some(axis) { tokens } else { *size });
+        // bfloat16 is widened to float32 where it is not computed with
+        let size = slot.dtype.size().filter(|_| slot.dtype != DataType::BFLOAT16);
+        values.fold(size.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(4), usize::saturating_mul)
+    };
+    interface.cache.iter().map(of_slot).fold(0, usize::saturating_add)
+}
+
+/// Rows of `tokens` tokens that a KV cache holds at most, in `memory` bytes for all of its copies; one at least.
+fn rows_in(memory: usize, interface: &Interface, tokens: usize) -> usize {
+    let by_memory = memory / cache_bytes(interface, tokens).saturating_mul(COPIES).max(1);
+    by_memory.min(RUN_TOKENS / tokens.max(1)).max(1)
+}
+
+/// Rows of `tokens` tokens that a KV cache holds at most on this machine; one at least.
+pub fn rows_held(interface: &Interface, tokens: usize) -> usize {
+    rows_in(machine::memory_for_caches(), interface, tokens)
 }
 
 /// Rows of `tokens` tokens that a run is fed at most; one at least.
-fn rows_of(tokens: usize) -> usize {
+fn rows_of(interface: &Interface, tokens: usize) -> usize {
     let tokens = tokens.max(1);
-    rows_held(tokens).min(RUN_PAIRS / tokens.saturating_mul(tokens)).max(1)
+    rows_held(interface, tokens).min(RUN_PAIRS / tokens.saturating_mul(tokens)).max(1)
 }
 
 /// The pieces in which a run of several columns is made behind `past` columns, each behind the cache of those before it, so
@@ -104,7 +126,7 @@ pub fn plan(lengths: &[usize], size: usize, interface: &Interface) -> Vec<Vec<us
         let fits = batches.last().is_some_and(|batch| {
             let longest = lengths[batch[0]];
             let alike = interface.padding == Padding::Left || longest == lengths[index];
-            batch.len() < size.min(rows_of(longest)) && alike
+            batch.len() < size.min(rows_of(interface, longest)) && alike
         });
         if fits {
             batches.last_mut().expect("it fits into the last one").push(index);
@@ -182,6 +204,30 @@ impl Batch {
 /// Axes of the rows and positions of a part of the KV cache.
 pub fn axes(slot: &CacheSlot) -> RowAxes {
     RowAxes { batch: slot.batch_axis, positions: slot.sequence_axis }
+}
+
+/// Checks that every part of a KV cache that has positions holds `positions` of them: a graph may keep the last ones only.
+///
+/// # Errors
+/// [`RuntimeError::Output`] with the part that does not.
+pub fn check_cache<B: Backend>(
+    backend: &B,
+    interface: &Interface,
+    cache: &[B::Value],
+    positions: usize,
+) -> Result<(), RuntimeError> {
+    for (slot, value) in interface.cache.iter().zip(cache) {
+        let Some(axis) = slot.sequence_axis else { continue };
+        let shape = backend.shape(value);
+        if shape.get(axis) != Some(&positions) {
+            return Err(RuntimeError::Output {
+                name: slot.present.clone(),
+                expected: format!("{positions} positions on axis {axis}"),
+                got: format!("{shape:?}"),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Position of each token among the real ones of its row; padding gets 1, as transformers does.
@@ -409,6 +455,28 @@ mod tests {
         assert_eq!(of(&[100; 20]), [16, 4]);
         assert_eq!(of(&[1000; 5]), [4, 1]);
         assert_eq!(of(&[10_000, 10_000, 3]), [1, 1, 1]);
+    }
+
+    #[test]
+    fn caches_of_many_rows_fit_into_memory() {
+        let slot = |dtype| CacheSlot {
+            past: "past".into(),
+            present: "present".into(),
+            empty: vec![1, 8, 0, 64],
+            batch_axis: 0,
+            sequence_axis: Some(2),
+            fixed: false,
+            window: None,
+            dtype,
+        };
+        let with = |dtype| Interface { cache: vec![slot(dtype), slot(dtype)], ..interface(Padding::Left) };
+        // 2 parts of 8 heads of 100 positions of 64 numbers
+        assert_eq!(cache_bytes(&with(DataType::FLOAT), 100), 409_600);
+        assert_eq!(cache_bytes(&with(DataType::FLOAT16), 100), 204_800);
+        assert_eq!(cache_bytes(&with(DataType::BFLOAT16), 100), 409_600);
+        assert_eq!(rows_in(3 * 409_600 * 5, &with(DataType::FLOAT), 100), 5);
+        assert_eq!(rows_in(1000, &with(DataType::FLOAT), 100), 1);
+        assert_eq!(rows_in(usize::MAX, &with(DataType::FLOAT), 100), RUN_TOKENS / 100);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use ndarray::{Array2, ArrayD, ArrayView3, Axis, Slice};
 
 use super::backend::{Backend, Fill, Pick, RuntimeError, Tensor};
 use super::batch::{self, Batch, Layout, Splitting};
-use super::prefix::{Behind, Prefix};
+use super::prefix::{ALIKE, Behind, Prefix};
 use super::reading::{Reading, Run};
 use super::sample::Chooser;
 pub use super::sample::argmax;
@@ -252,11 +252,12 @@ impl<B: Backend> Desk<'_, '_, '_, '_, B> {
         self.decoder.layout.is_some() && self.caches()
     }
 
-    /// Rows that the cache may hold, by the longest of them.
+    /// Rows that the cache may hold, by the longest of them with its answer.
     fn room(&self, rows: Option<&Rows<B::Value>>, waiting: &VecDeque<usize>, at_once: usize) -> usize {
         let next = waiting.front().map_or(0, |&answer| self.work[answer].tokens());
         let held = rows.filter(|rows| !self.open(rows).is_empty()).map_or(0, |rows| rows.width);
-        at_once.min(batch::rows_held(next.max(held)))
+        let longest = next.max(held) + self.limits.max_new_tokens;
+        at_once.min(batch::rows_held(self.decoder.interface, longest))
     }
 
     /// Takes answers that may share their first run.
@@ -281,7 +282,7 @@ impl<B: Backend> Desk<'_, '_, '_, '_, B> {
         let width = batch.ids.ncols();
         let mut past = None;
         if let Some(prefix) = self.decoder.prefix {
-            let rows: Vec<Behind> = texts.iter().map(|text| Behind { tokens: text.len(), key: 0 }).collect();
+            let rows: Vec<Behind> = texts.iter().map(|text| Behind { tokens: text.len(), key: ALIKE }).collect();
             past = Some(prefix.past(&*self.decoder.first, self.decoder.interface, &rows)?);
             batch = batch.columns(prefix.tokens..width);
         }
@@ -289,7 +290,9 @@ impl<B: Backend> Desk<'_, '_, '_, '_, B> {
         if self.decoder.splitting.allows(rows) && self.decoder.then.is_none() {
             let pieces = batch::pieces(rows, width - columns, columns, 1);
             for piece in &pieces[..pieces.len().saturating_sub(1)] {
-                past = Some(self.run(&batch.columns(piece.clone()), past, false)?.1);
+                let (_, cache) = self.run(&batch.columns(piece.clone()), past, false)?;
+                batch::check_cache(&*self.decoder.first, self.decoder.interface, &cache, piece.end)?;
+                past = Some(cache);
             }
             batch = batch.columns(pieces.last().cloned().unwrap_or(width - columns..width));
         }

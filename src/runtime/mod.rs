@@ -4,6 +4,7 @@ pub mod backend;
 pub mod batch;
 pub mod generate;
 pub mod locate;
+mod machine;
 pub mod prefix;
 pub mod reading;
 pub mod sample;

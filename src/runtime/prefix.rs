@@ -17,6 +17,9 @@ use super::backend::{Backend, Fill, Pick, RuntimeError};
 use super::batch;
 use crate::lm::Interface;
 
+/// The key of rows that are all run alike.
+pub const ALIKE: usize = usize::MAX;
+
 /// What runs of a common beginning left in the KV cache.
 #[derive(Debug)]
 pub struct Prefix<V> {
@@ -41,6 +44,21 @@ impl<V> Prefix<V> {
     /// Nothing was run yet of a beginning of this many tokens.
     pub fn new(tokens: usize) -> Self {
         Self { tokens, runs: Vec::new(), places: HashMap::new() }
+    }
+
+    /// Whether the cache of a key is there.
+    pub fn has(&self, key: usize) -> bool {
+        self.places.contains_key(&key)
+    }
+
+    /// Number of keys whose cache is there.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether nothing was run yet.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
     }
 
     /// Adds the cache of a run with one row for each of `keys`.

@@ -14,6 +14,7 @@ use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType, ValueT
 use serde::Serialize;
 
 use super::backend::{Backend, Fill, Pick, RowAxes, RuntimeError, Tensor};
+use super::machine;
 use crate::onnx::DataType;
 
 /// Where a model runs.
@@ -57,6 +58,8 @@ pub struct Runtime {
     environment: Environment,
     threads: usize,
     cuda: bool,
+    /// Whether other work keeps the processors busy: then threads that wait sleep.
+    shared: bool,
     /// Why `auto` did not take CUDA.
     pub fallback: Option<String>,
 }
@@ -72,7 +75,8 @@ impl Runtime {
         let environment = environment(path)?;
         // what fails is returned, and said in our own words
         environment.set_log_level(LogLevel::Fatal);
-        let mut runtime = Self { environment, threads, cuda: device != Device::Cpu, fallback: None };
+        let shared = machine::is_busy();
+        let mut runtime = Self { environment, threads, cuda: device != Device::Cpu, shared, fallback: None };
         if runtime.cuda
             && let Err(reason) = runtime.probe_cuda()
         {
@@ -155,6 +159,9 @@ impl Runtime {
             .map_err(|e| e.to_string())?
             .with_optimization_level(GraphOptimizationLevel::All)
             .map_err(text)?;
+        if self.shared {
+            builder = builder.with_config_entry("session.intra_op.allow_spinning", "0").map_err(text)?;
+        }
         if self.threads > 0 {
             builder = builder.with_intra_threads(self.threads).map_err(text)?;
         }
@@ -309,6 +316,13 @@ impl Backend for OrtModel {
         .map_err(run_error)
     }
 
+    fn shape(&self, value: &DynValue) -> Vec<usize> {
+        match value.dtype() {
+            ValueType::Tensor { shape, .. } => shape.iter().filter_map(|size| usize::try_from(*size).ok()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     fn gather_rows(&self, picks: &[Pick<'_, DynValue>], axes: RowAxes, fill: Fill) -> Result<DynValue, RuntimeError> {
         let first = picks.first().and_then(|pick| pick.value.dtype().tensor_type());
         match first {
@@ -384,9 +398,9 @@ where
     array.slice_axis_inplace(Axis(axes.batch), Slice::from(pick.row * each..(pick.row + 1) * each));
     if let Some(axis) = axes.positions {
         let held = array.shape().get(axis).copied().unwrap_or(0);
-        let to = pick.positions.end.min(held);
-        if pick.positions.start > to {
-            let wanted = format!("{} positions on axis {axis}", pick.positions.start);
+        let to = if pick.positions.end == usize::MAX { held } else { pick.positions.end };
+        if pick.positions.start > to || to > held {
+            let wanted = format!("{} positions on axis {axis}", pick.positions.start.max(to));
             return Err(unlike_a_cache(&wanted, format!("{held}")));
         }
         array.slice_axis_inplace(Axis(axis), Slice::from(pick.positions.start..to));

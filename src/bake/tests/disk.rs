@@ -49,8 +49,36 @@ fn a_file_that_is_gone_before_it_is_on_the_disk_is_told() {
     let (_, _, onnx) = written(&base, &folder.path().join("out"), Durability::Later(&disk));
     disk.settle().unwrap();
     std::fs::remove_file(&onnx).unwrap();
-    disk.start(&onnx);
-    assert_eq!(disk.settle().unwrap_err().0, onnx);
+    disk.start(&onnx).unwrap();
+    assert_eq!(disk.settle().unwrap_err().path, onnx);
+}
+
+#[test]
+fn every_file_is_synced_and_a_failed_sync_ends_the_bake() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = build(folder.path(), Spec { store: Store::OneFile, ..PLAIN }, |_| {});
+    let disk = WriteBack::new();
+    let out = folder.path().join("out");
+    written(&base, &out, Durability::Later(&disk));
+    disk.settle().unwrap();
+    let mut synced = disk.synced();
+    synced.sort();
+    let files = contents(&out).into_iter().map(|(path, bytes)| (path, bytes.len() as u64)).collect::<Vec<_>>();
+    assert_eq!(files.len(), 2);
+    assert_eq!(synced, files);
+    // what could not be brought to the disk is told by the next bake that has to do with it
+    disk.start(&folder.path().join("gone")).unwrap();
+    while disk.settled(std::time::Duration::ZERO).is_ok_and(|done| !done) {}
+    disk.start(&folder.path().join("gone")).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let again = folder.path().join("again");
+    std::fs::create_dir(&again).unwrap();
+    let model = Model::open(&base).unwrap();
+    let plan = plan(&model, &PlanOptions::default()).unwrap();
+    let stop = AtomicBool::new(false);
+    let options = ApplyOptions { sync: Durability::Later(&disk), ..ApplyOptions::new(&stop) };
+    let error = apply(&model, &plan, &again, &options, &|_, _| {}).unwrap_err();
+    assert!(matches!(error, BakeError::Io { action: "write", .. }), "{error}");
 }
 
 #[test]

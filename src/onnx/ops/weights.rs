@@ -71,8 +71,10 @@ pub enum WeightLayout {
 pub enum ActivationRounding {
     /// It does not.
     No,
-    /// By a scale that it computes from them.
+    /// By one scale that it computes from all of them: what one row becomes depends on the others.
     Dynamic,
+    /// By scales that it computes from parts of each row.
+    DynamicRows,
     /// The same, where its attribute `accuracy_level` is 4.
     AtLevel4,
     /// By a scale that the file holds.

@@ -7,7 +7,7 @@ use crate::lm::interface::Past;
 use crate::lm::{Interface, Padding};
 use crate::runtime::batch::{Layout, Splitting};
 use crate::runtime::generate::{self, Decoder, Generated, Job, Limits, Told};
-use crate::runtime::prefix::Prefix;
+use crate::runtime::prefix::{ALIKE, Prefix};
 use crate::runtime::session::OrtModel;
 use crate::runtime::{Decoding, RuntimeError};
 
@@ -193,15 +193,17 @@ impl Generator<'_> {
         let prompts: Vec<Row<'_>> = jobs.iter().map(|job| Row { tokens: job.prompt, direction: 0 }).collect();
         // a merged decoder's plain branch takes no cache; rows that begin one by one must be able to go on together
         let usable = then.is_none() && (layout.is_some() || session.splitting == Splitting::Together);
-        let common = if usable { engine.common(session, &prompts, 1) } else { 0 };
+        let common = if usable { engine.common(session, &prompts, 1, &[])? } else { 0 };
         let prefix = match common {
             0 => None,
-            tokens => Some(engine.prefix(session, &prompts[0].tokens[..tokens], &[0], &[])?),
+            tokens => Some(engine.begin(session, &prompts[0].tokens[..tokens], [(ALIKE, 0)].into_iter(), &[])?),
         };
         let (batch, cancelled) = (engine.batch, engine.cancelled);
-        self.decode(layout, prefix.as_ref(), |decoder| {
+        let found = self.decode(layout, prefix.as_ref(), |decoder| {
             generate::generate(decoder, jobs, batch, limits, told, cancelled)
-        })
+        });
+        self.session.begun.keep(prefix);
+        found
     }
 
     /// Does `work` with a decoder.

@@ -147,12 +147,19 @@ pub fn check_ablation(engine: &Engine<'_>, session: &mut Session) -> Result<(), 
     Ok(())
 }
 
+/// Whether a row's numbers depend on the other rows of a run, and on what it is run behind: activations are rounded to 8
+/// bits by one scale for all of them.
+pub(super) fn couples_rows(engine: &Engine<'_>) -> bool {
+    let graph: &Graph<'_> = &engine.model.graph;
+    graph.nodes().any(|node| graph.rounding(node) == ActivationRounding::Dynamic)
+}
+
 /// Tells which rows may share a run: the last position of a row among others must be what it is alone.
 ///
 /// # Errors
 /// If a run fails.
 pub fn sharing(engine: &Engine<'_>, session: &mut Session) -> Result<Sharing, Error> {
-    if session.interface.single || session.interface.feeding.length.is_some() {
+    if session.interface.single || session.interface.feeding.length.is_some() || couples_rows(engine) {
         return Ok(Sharing::Single);
     }
     let short = made_up(engine, 1, TOKENS - 2);
@@ -190,29 +197,39 @@ fn last(engine: &Engine<'_>, session: &mut Session, prompts: &[Vec<u32>], row: u
         }
         Ok(())
     };
-    engine.run_batch(session, &Fed { rows: &rows, directions: &[], prefix: None, keyed: false }, &members, each)?;
+    engine.run_batch(session, &Fed { rows: &rows, directions: &[], prefix: None, keys: &[] }, &members, each)?;
     Ok(found)
 }
 
-/// Whether two sets of vectors are the same but for rounding. Vectors that are no numbers are like nothing.
+/// Whether two sets of vectors are the same but for rounding: no entry, and not the entry in the middle of all
+/// differences, is further off than a share of the largest, and of the middle, distance of an entry from the vector's
+/// mean. The middle keeps one huge channel of a stream from hiding errors in all others, the mean what an offset common
+/// to all logits would hide. Vectors that are no numbers are like nothing.
 pub(super) fn alike(one: &[Vec<f32>], other: &[Vec<f32>], tolerance: f32) -> bool {
-    let pairs = one.iter().zip(other);
-    one.len() == other.len()
-        && pairs.into_iter().all(|(one, other)| {
-            let scale = one.iter().fold(0.0f32, |max, v| max.max(v.abs()));
-            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= tolerance * scale;
-            one.len() == other.len() && scale.is_finite() && one.iter().zip(other).all(near)
-        })
+    let same = |one: &Vec<f32>, other: &Vec<f32>| {
+        let mean = (one.iter().map(|v| f64::from(*v)).sum::<f64>() / one.len().max(1) as f64) as f32;
+        let of = |mut values: Vec<f32>| {
+            values.sort_unstable_by(f32::total_cmp);
+            // the middle and the largest; NaN sorts last
+            (values.get(values.len() / 2).copied().unwrap_or(0.0), values.last().copied().unwrap_or(0.0))
+        };
+        let spread = of(one.iter().map(|v| (v - mean).abs()).collect());
+        let off = of(one.iter().zip(other).map(|(a, b)| (a - b).abs()).collect());
+        one.len() == other.len()
+            && spread.1.is_finite()
+            && off.0 <= tolerance * spread.0
+            && off.1 <= tolerance * spread.1
+    };
+    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| same(one, other))
 }
 
-/// Share of the largest value that rounding may change where other rows are computed beside.
+/// Share of a value that rounding may change where other rows are computed beside.
 pub(super) fn tolerance(engine: &Engine<'_>) -> f32 {
     let graph: &Graph<'_> = &engine.model.graph;
-    if graph.nodes().any(|node| graph.rounding(node) != ActivationRounding::No) {
-        return 0.3;
-    }
     let half = |dtype: DataType| matches!(dtype, DataType::FLOAT16 | DataType::BFLOAT16);
-    if graph.model.tensors.iter().any(|t| half(t.dtype)) { 0.1 } else { 2e-3 }
+    let coarse = graph.nodes().any(|node| graph.rounding(node) != ActivationRounding::No)
+        || graph.model.tensors.iter().any(|t| half(t.dtype));
+    if coarse { 0.1 } else { 2e-3 }
 }
 
 #[cfg(test)]
@@ -221,11 +238,18 @@ mod tests {
 
     #[test]
     fn rounding_is_no_difference_and_nothing_else_is_none() {
-        let one = vec![vec![1.0, -2.0], vec![10.0]];
-        assert!(alike(&one, &[vec![1.001, -2.0], vec![10.01]], 2e-3));
-        assert!(!alike(&one, &[vec![1.1, -2.0], vec![10.0]], 2e-3));
-        assert!(!alike(&one, &[vec![f32::NAN, -2.0], vec![10.0]], 2e-3));
+        let one = vec![vec![1.0, -2.0], vec![10.0, 0.0]];
+        assert!(alike(&one, &[vec![1.001, -2.0], vec![10.001, 0.0]], 2e-3));
+        assert!(!alike(&one, &[vec![1.1, -2.0], vec![10.0, 0.0]], 2e-3));
+        assert!(!alike(&one, &[vec![f32::NAN, -2.0], vec![10.0, 0.0]], 2e-3));
         assert!(!alike(&[vec![f32::NAN]], &[vec![f32::NAN]], 2e-3));
         assert!(!alike(&one, &one[..1], 2e-3));
+        // a huge channel hides no other one, and a common offset none at all
+        let wide: Vec<f32> = (0..100).map(|at| (at % 7) as f32).collect();
+        let with = |huge: f32, off: f32| vec![wide.iter().map(|v| v * off).chain([huge]).collect::<Vec<f32>>()];
+        assert!(alike(&with(1e4, 1.0), &with(1e4, 1.0001), 2e-3));
+        assert!(!alike(&with(1e4, 1.0), &with(1e4, 1.1), 2e-3));
+        let lifted = |off: f32| vec![wide.iter().map(|v| v * off - 1e4).collect::<Vec<f32>>()];
+        assert!(!alike(&lifted(1.0), &lifted(1.1), 2e-3));
     }
 }

@@ -1,7 +1,8 @@
 //! Prompts that begin alike, as a chat template makes them: what they have in common is run once for each direction, and
 //! what that leaves in the KV cache serves every prompt.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 
 use super::reading::{self, alike};
 use super::{Engine, Fed, Row, RowResult, Session, Value};
@@ -19,12 +20,20 @@ const CACHE_BUDGET: usize = 256 << 20;
 /// Tokens of the beginning that the check of a split takes.
 const TRIED: usize = 4;
 
+/// Tokens of the longest row that is run whole to be compared.
+const WHOLE: usize = 4096;
+
+/// Caches of a beginning of so many tokens that are held at once.
+fn caches_at_once(interface: &Interface, tokens: usize) -> usize {
+    (CACHE_BUDGET / batch::cache_bytes(interface, tokens).max(1)).max(1)
+}
+
 /// Indices of the rows in groups whose directions' caches of `prefix` tokens are held at once.
 pub(super) fn groups(interface: &Interface, directions: &[usize], prefix: usize) -> Vec<Vec<usize>> {
     if prefix == 0 {
         return vec![(0..directions.len()).collect()];
     }
-    let at_once = (CACHE_BUDGET / cache_bytes(interface, prefix).max(1)).max(1);
+    let at_once = caches_at_once(interface, prefix);
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut places: HashMap<usize, usize> = HashMap::new();
     for (row, direction) in directions.iter().enumerate() {
@@ -38,45 +47,92 @@ pub(super) fn groups(interface: &Interface, directions: &[usize], prefix: usize)
     groups
 }
 
-/// Bytes of the KV cache of one row of `tokens` tokens.
-fn cache_bytes(interface: &Interface, tokens: usize) -> usize {
-    let of_slot = |slot: &crate::lm::CacheSlot| {
-        let sizes = slot.empty.iter().enumerate();
-        let values = sizes.map(|(axis, size)| if slot.sequence_axis == Some(axis) { tokens } else { *size });
-        values.product::<usize>() * slot.dtype.size().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(4)
-    };
-    interface.cache.iter().map(of_slot).sum()
+/// Common beginnings that a session has run, kept from one visit to the next: candidates are visited in rounds.
+#[derive(Default)]
+pub struct Begun {
+    /// The key of each direction that was met, by its bits.
+    keys: HashMap<Vec<u32>, usize>,
+    /// The tokens and the caches of the last beginning.
+    last: Option<(Vec<u32>, Prefix<Value>)>,
+    /// Its tokens, while the caches are lent out.
+    lent: Vec<u32>,
+}
+
+impl Begun {
+    /// The key of a direction.
+    pub(super) fn key(&mut self, direction: &[f32]) -> usize {
+        let next = self.keys.len();
+        *self.keys.entry(direction.iter().map(|v| v.to_bits()).collect()).or_insert(next)
+    }
+
+    /// Lends out the caches of a beginning for `more` keys beside those that are there; none where it is another one, or
+    /// where they would be more than `at_once`.
+    fn lend(&mut self, tokens: &[u32], more: impl Fn(&Prefix<Value>) -> usize, at_once: usize) -> Prefix<Value> {
+        let last = self.last.take().filter(|(of, prefix)| of == tokens && prefix.len() + more(prefix) <= at_once);
+        self.lent = tokens.to_vec();
+        last.map_or_else(|| Prefix::new(tokens.len()), |(_, prefix)| prefix)
+    }
+
+    /// Takes them back.
+    pub(super) fn keep(&mut self, prefix: Option<Prefix<Value>>) {
+        if let Some(prefix) = prefix {
+            self.last = Some((std::mem::take(&mut self.lent), prefix));
+        }
+    }
 }
 
 impl Engine<'_> {
-    /// Runs `tokens` once for each of the directions of `rows`.
+    /// The caches of `tokens` for each of `members`, a key and the index of its direction: those that the session kept,
+    /// and the others by a run. [`Begun::keep`] takes them back.
+    ///
+    /// # Errors
+    /// If a run fails.
+    pub(super) fn begin(
+        &self,
+        session: &mut Session,
+        tokens: &[u32],
+        members: impl Iterator<Item = (usize, usize)>,
+        directions: &[Vec<f32>],
+    ) -> Result<Prefix<Value>, Error> {
+        let members: BTreeMap<usize, usize> = members.collect();
+        let missing = |prefix: &Prefix<Value>| members.keys().filter(|key| !prefix.has(**key)).count();
+        let at_once = caches_at_once(&session.interface, tokens.len());
+        let mut prefix = session.begun.lend(tokens, missing, at_once);
+        let missing: Vec<(usize, usize)> = members.into_iter().filter(|(key, _)| !prefix.has(*key)).collect();
+        self.prefix(session, tokens, &missing, directions, &mut prefix)?;
+        Ok(prefix)
+    }
+
+    /// Runs `tokens` once for each of `members`, a key and the index of its direction, and adds their caches to `found`.
+    ///
+    /// # Errors
+    /// If a run fails.
     pub(super) fn prefix(
         &self,
         session: &mut Session,
         tokens: &[u32],
-        keys: &[usize],
+        met: &[(usize, usize)],
         directions: &[Vec<f32>],
-    ) -> Result<Prefix<Value>, Error> {
-        let mut met: Vec<usize> = keys.to_vec();
-        met.sort_unstable();
-        met.dedup();
-        let mut found = Prefix::new(tokens.len());
-        for members in batch::plan(&vec![tokens.len(); met.len()], self.batch, &session.interface) {
+        found: &mut Prefix<Value>,
+    ) -> Result<(), Error> {
+        let positions = reading::positions(session, tokens.len()).1;
+        let planned = batch::plan(&vec![tokens.len(); met.len()], self.batch, &session.interface);
+        for members in planned.iter().flat_map(|members| members.chunks(self.rows_at_once(positions))) {
             self.check_cancelled()?;
             let batch = Batch::new(&vec![tokens; members.len()], self.pad);
             let vectors: Vec<&[f32]> =
-                members.iter().map(|&at| directions.get(met[at]).map_or(&[] as &[f32], Vec::as_slice)).collect();
+                members.iter().map(|&at| directions.get(met[at].1).map_or(&[] as &[f32], Vec::as_slice)).collect();
             let (batch, past) = session.run_ahead(self, batch, &vectors, None)?;
             let cache = session.cache(self, &batch, &vectors, past)?;
-            found.add(cache, &members.iter().map(|&at| met[at]).collect::<Vec<_>>());
+            found.add(cache, &members.iter().map(|&at| met[at].0).collect::<Vec<_>>());
         }
-        Ok(found)
+        Ok(())
     }
 
     /// How the session can run the end of a row behind a cache of its beginning: found once a model, by a few tokens in
     /// both ways.
     pub(super) fn splitting(&self, session: &mut Session) -> Result<Splitting, Error> {
-        if !may_split(session) || self.model.lm.cached.is_some() {
+        if !may_split(session) || self.model.lm.cached.is_some() || reading::couples_rows(self) {
             return Ok(Splitting::Never);
         }
         if let Some(known) = self.model.splitting.get() {
@@ -88,7 +144,10 @@ impl Engine<'_> {
             let works = match self.try_split(session, rows) {
                 // some operators take a past for one row only, or none
                 Err(Error::Runtime(
-                    RuntimeError::Run { .. } | RuntimeError::Input { .. } | RuntimeError::Output { .. },
+                    RuntimeError::Run { .. }
+                    | RuntimeError::Input { .. }
+                    | RuntimeError::Output { .. }
+                    | RuntimeError::NotFinite { .. },
                 )) => false,
                 works => works?,
             };
@@ -108,33 +167,99 @@ impl Engine<'_> {
         let rest = |row: usize| reading::made_up(self, row + 1, keep + short - if row == 1 { short } else { 0 });
         let prompts: Vec<Vec<u32>> = (0..count).map(|row| [begin.clone(), rest(row)].concat()).collect();
         let rows: Vec<Row<'_>> = prompts.iter().map(|tokens| Row { tokens, direction: 0 }).collect();
-        let prefix = self.prefix(session, &begin, &[0], &[])?;
+        self.both_ways(session, &rows, &begin, &[])
+    }
+
+    /// Whether rows that begin with `begin` give the same behind a cache of it as whole.
+    fn both_ways(
+        &self,
+        session: &mut Session,
+        rows: &[Row<'_>],
+        begin: &[u32],
+        directions: &[Vec<f32>],
+    ) -> Result<bool, Error> {
+        let keys: Vec<usize> = rows.iter().map(|row| row.direction).collect();
+        let met: BTreeSet<(usize, usize)> = keys.iter().map(|&key| (key, key)).collect();
+        let mut prefix = Prefix::new(begin.len());
+        self.prefix(session, begin, &met.into_iter().collect::<Vec<_>>(), directions, &mut prefix)?;
+        let members: Vec<usize> = (0..rows.len()).collect();
+        let splitting = session.splitting;
         let mut found = [const { Vec::new() }; 2];
         for (found, prefix) in found.iter_mut().zip([None, Some(&prefix)]) {
-            let fed = Fed { rows: &rows, directions: &[], prefix, keyed: false };
+            let fed = Fed { rows, directions, prefix, keys: &keys };
             let each = &mut |result: RowResult| {
-                found.extend([result.probes.concat(), result.logits]);
+                found.extend(result.probes);
+                found.push(result.logits);
                 Ok(())
             };
-            self.run_batch(session, &fed, &(0..count).collect::<Vec<_>>(), each)?;
+            // whole is whole, not in pieces
+            session.splitting = if prefix.is_some() { splitting } else { Splitting::Never };
+            let run = self.run_batch(session, &fed, &members, each);
+            session.splitting = splitting;
+            run?;
         }
         let [whole, split] = found.map(|all| all.into_iter().filter(|values| !values.is_empty()).collect::<Vec<_>>());
         Ok(alike(&whole, &split, reading::tolerance(self)))
     }
 
-    /// Tokens that all rows begin with and that are run once for each of `directions`; 0 where every row is run whole.
-    pub(super) fn common(&self, session: &Session, rows: &[Row<'_>], directions: usize) -> usize {
+    /// Tokens that all rows begin with and that are run once for each of `keys` ways to run them; 0 where every row is run
+    /// whole. `directions` are those of the rows.
+    ///
+    /// # Errors
+    /// If a run fails.
+    pub(super) fn common(
+        &self,
+        session: &mut Session,
+        rows: &[Row<'_>],
+        keys: usize,
+        directions: &[Vec<f32>],
+    ) -> Result<usize, Error> {
         if session.splitting == Splitting::Never {
-            return 0;
+            return Ok(0);
         }
         let tokens: Vec<&[u32]> = rows.iter().map(|row| row.tokens).collect();
-        let found = prefix::common(&tokens, directions, session.last_positions.max(session.logits));
+        let keep = session.last_positions.max(session.logits);
+        let mut found = prefix::common(&tokens, keys, keep);
         let all: usize = tokens.iter().map(|tokens| tokens.len()).sum();
         // rows that cannot share a run any more must be much shorter for it
         if session.splitting == Splitting::Alone && !session.interface.single && 2 * found * rows.len() < all {
-            return 0;
+            found = 0;
         }
-        found
+        let longest = rows.iter().max_by_key(|row| row.tokens.len());
+        let Some(longest) = longest.filter(|row| found > 0 || batch::pieces(1, 0, row.tokens.len(), keep).len() > 1)
+        else {
+            return Ok(0);
+        };
+        let begin = if found > 0 { found } else { longest.tokens.len() / 2 };
+        if !self.holds(session, longest, begin, directions)? {
+            session.splitting = Splitting::Never;
+            return Ok(0);
+        }
+        Ok(found)
+    }
+
+    /// Whether what was found with a few tokens also holds for a row as long as this one, split behind `begin` tokens:
+    /// some graphs turn positions by other angles once there are many. Compared anew for rows much longer than those
+    /// that were compared before; a row that is longer than a whole run may be is believed.
+    fn holds(
+        &self,
+        session: &mut Session,
+        row: &Row<'_>,
+        begin: usize,
+        directions: &[Vec<f32>],
+    ) -> Result<bool, Error> {
+        let tokens = row.tokens.len();
+        if tokens <= 4 * self.model.compared.load(Ordering::Relaxed).max(TRIED) || tokens > WHOLE {
+            return Ok(true);
+        }
+        let holds = match self.both_ways(session, &[*row], &row.tokens[..begin], directions) {
+            Err(Error::Runtime(RuntimeError::Output { .. } | RuntimeError::Run { .. })) => false,
+            holds => holds?,
+        };
+        if holds {
+            self.model.compared.fetch_max(tokens, Ordering::Relaxed);
+        }
+        Ok(holds)
     }
 }
 
@@ -155,6 +280,9 @@ fn may_split(session: &Session) -> bool {
 
 impl Session {
     /// Runs a batch and returns the KV cache, in the order of the interface.
+    ///
+    /// # Errors
+    /// If the run fails, or if the cache does not hold every position of the batch.
     pub(super) fn cache(
         &mut self,
         engine: &Engine<'_>,
@@ -163,6 +291,8 @@ impl Session {
         past: Option<Vec<Value>>,
     ) -> Result<Vec<Value>, RuntimeError> {
         let presents: Vec<String> = self.interface.cache.iter().map(|slot| slot.present.clone()).collect();
-        self.run(engine, batch, directions, past, &presents)
+        let found = self.run(engine, batch, directions, past, &presents)?;
+        batch::check_cache(&self.model, &self.interface, &found, batch.mask.ncols())?;
+        Ok(found)
     }
 }

@@ -28,7 +28,7 @@ use crate::report::{self, Condition, Setup, VariantEval, scores};
 use crate::runtime::{Decoding, Sampling};
 
 /// Pairs of timed runs.
-const COST_PAIRS: usize = 6;
+pub(super) const COST_PAIRS: usize = 6;
 
 /// One way of putting the test prompts to a model. The first one of [`Settings`] is the plain one.
 #[derive(Clone)]

@@ -33,6 +33,10 @@ pub(super) fn provenance(run: &RunResult) -> Section {
         .full("Lancet", format!("{} {}", p.lancet_version, p.platform))
         .full("Runtime", runtime)
         .full("Time", total);
+    let facts = match &run.shared.budget {
+        Some(budget) => facts.summary("Budget", budget.to_string()),
+        None => facts,
+    };
     let text = |words: &str| Block::Paragraph(Text::from(words));
     let section = Section::new("provenance", "Where it is and how to get it again")
         .summary(facts)

@@ -93,7 +93,7 @@ fn documents(of: &RunResult) -> Vec<Document> {
 }
 
 /// Fields that hold one of a fixed list, not text.
-const TYPED: [&str; 15] = [
+const TYPED: [&str; 16] = [
     "class",
     "scoring",
     "measured",
@@ -109,6 +109,7 @@ const TYPED: [&str; 15] = [
     "place",
     "part",
     "not_measured",
+    "omitted",
 ];
 
 /// `value` with every string in it replaced but for names that the types know, without which rows would be left out.
@@ -564,6 +565,9 @@ fn everything_measured_reads_well() {
                 ablation (bound 0.00100) on 32 prompts; largest leak in the stream 8.40e-8
     Model       out/model.onnx
     Report      out/report.html
+    Budget      1 h 00 min: left out file size, memory and latency; the KL divergence at later
+                positions; sampled answers and those under another system prompt, except to harmful
+                prompts
     "#);
 }
 
@@ -787,5 +791,6 @@ fn markdown_reads_well() {
 
     - Model: `out/model.onnx`
     - Report: `out/report.html`
+    - Budget: 1 h 00 min: left out file size, memory and latency; the KL divergence at later positions; sampled answers and those under another system prompt, except to harmful prompts
     "#);
 }
