@@ -566,8 +566,8 @@ fn everything_measured_reads_well() {
     Model       out/model.onnx
     Report      out/report.html
     Budget      1 h 00 min: left out file size, memory and latency; the KL divergence at later
-                positions; sampled answers and those under another system prompt, except to harmful
-                prompts
+                positions; sampled answers and those under another system prompt, except to
+                harmful prompts
     "#);
 }
 
