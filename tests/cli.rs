@@ -372,6 +372,10 @@ Runtime:
 
           [default: cpu]
 
+      --cuda-memory <GB>
+          GPU memory that CUDA takes at most, in gigabytes; a run that needs more fails [default: no
+          limit]
+
       --ort-lib <PATH>
           ONNX Runtime's shared library, or the folder that holds it
 
@@ -382,6 +386,16 @@ Runtime:
           Threads of a run; 0 leaves it to ONNX Runtime
 
           [default: 0]
+
+      --spin <SPIN>
+          Whether threads spin while they wait for one another
+
+          Possible values:
+          - auto: Unless other work keeps a quarter of the processors busy as Lancet starts
+          - on:   Always: fastest where nothing else runs
+          - off:  Never: leaves the time to others
+
+          [default: auto]
 
       --batch-size <BATCH_SIZE>
           Prompts a run at most; there are fewer where they are long, or where their KV caches would

@@ -17,6 +17,17 @@ pub enum DeviceArg {
     Cuda,
 }
 
+/// Whether threads spin while they wait for one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SpinArg {
+    /// Unless other work keeps a quarter of the processors busy as Lancet starts.
+    Auto,
+    /// Always: fastest where nothing else runs.
+    On,
+    /// Never: leaves the time to others.
+    Off,
+}
+
 /// How models run.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Runtime")]
@@ -24,6 +35,9 @@ pub struct RuntimeOptions {
     /// Execution provider.
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceArg,
+    /// GPU memory that CUDA takes at most, in gigabytes; a run that needs more fails [default: no limit].
+    #[arg(long, value_name = "GB", value_parser = positive)]
+    pub cuda_memory: Option<f64>,
     /// ONNX Runtime's shared library, or the folder that holds it.
     #[arg(long, value_name = "PATH")]
     pub ort_lib: Option<PathBuf>,
@@ -33,6 +47,9 @@ pub struct RuntimeOptions {
     /// Threads of a run; 0 leaves it to ONNX Runtime.
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
+    /// Whether threads spin while they wait for one another.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub spin: SpinArg,
     /// Prompts a run at most; there are fewer where they are long, or where their KV caches would fill the memory.
     #[arg(long, default_value_t = 16, value_parser = at_least_one)]
     pub batch_size: usize,
@@ -487,6 +504,13 @@ fn time(text: &str) -> Result<f64, String> {
     match text.parse::<jiff::SignedDuration>().map(|time| time.as_secs_f64()) {
         Ok(seconds) if seconds > 0.0 => Ok(seconds),
         _ => Err("expected a time, such as `30m` or `1h 30m`".into()),
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
+        _ => Err("expected a number above 0".into()),
     }
 }
 

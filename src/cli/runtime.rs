@@ -6,7 +6,7 @@ use lancet::runtime::locate::{self, Environment, Flavour, InstallEvent, Located,
 use lancet::runtime::session::{Device, Runtime};
 use std::io::IsTerminal;
 
-use super::args::{DeviceArg, RuntimeAction, RuntimeArgs, RuntimeOptions};
+use super::args::{DeviceArg, RuntimeAction, RuntimeArgs, RuntimeOptions, SpinArg};
 use super::commands::{Context, Ending};
 use super::ui::{self, Ui};
 
@@ -28,7 +28,13 @@ pub fn load_runtime(context: &Context, options: &RuntimeOptions) -> Result<Runti
             install(&context.ui, if device == Device::Cuda { Flavour::Cuda } else { Flavour::Cpu })?
         }
     };
-    let runtime = Runtime::load(&found.path, device, options.threads)?;
+    let memory = options.cuda_memory.map(|gigabytes| (gigabytes * 1e9) as usize);
+    let runtime = Runtime::load(&found.path, device, options.threads)?.with_cuda_memory(memory);
+    let runtime = match options.spin {
+        SpinArg::Auto => runtime,
+        SpinArg::On => runtime.with_spinning(true),
+        SpinArg::Off => runtime.with_spinning(false),
+    };
     if let Some(reason) = &runtime.fallback {
         context.ui.say(&format!("CUDA is not used: {reason}"));
     }

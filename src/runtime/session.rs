@@ -58,8 +58,10 @@ pub struct Runtime {
     environment: Environment,
     threads: usize,
     cuda: bool,
-    /// Whether other work keeps the processors busy: then threads that wait sleep.
-    shared: bool,
+    /// Bytes that CUDA's arena may take; `None` for no limit.
+    cuda_memory: Option<usize>,
+    /// Whether threads that wait for one another spin.
+    spins: bool,
     /// Why `auto` did not take CUDA.
     pub fallback: Option<String>,
 }
@@ -75,8 +77,9 @@ impl Runtime {
         let environment = environment(path)?;
         // what fails is returned, and said in our own words
         environment.set_log_level(LogLevel::Fatal);
-        let shared = machine::is_busy();
-        let mut runtime = Self { environment, threads, cuda: device != Device::Cpu, shared, fallback: None };
+        let cuda = device != Device::Cpu;
+        let mut runtime =
+            Self { environment, threads, cuda, cuda_memory: None, spins: !machine::is_busy(), fallback: None };
         if runtime.cuda
             && let Err(reason) = runtime.probe_cuda()
         {
@@ -87,6 +90,19 @@ impl Runtime {
             runtime.fallback = Some(reason);
         }
         Ok(runtime)
+    }
+
+    /// The same with a limit for the memory that CUDA's arena takes, in bytes.
+    #[must_use]
+    pub fn with_cuda_memory(self, bytes: Option<usize>) -> Self {
+        Self { cuda_memory: bytes, ..self }
+    }
+
+    /// The same with threads that spin, or sleep, while they wait for one another. [`Runtime::load`] lets them spin unless
+    /// other work keeps the processors busy.
+    #[must_use]
+    pub fn with_spinning(self, spins: bool) -> Self {
+        Self { spins, ..self }
     }
 
     /// Tries to set CUDA up: a library may be built with it and its own libraries be missing.
@@ -159,15 +175,20 @@ impl Runtime {
             .map_err(|e| e.to_string())?
             .with_optimization_level(GraphOptimizationLevel::All)
             .map_err(text)?;
-        if self.shared {
+        if !self.spins {
             builder = builder.with_config_entry("session.intra_op.allow_spinning", "0").map_err(text)?;
         }
         if self.threads > 0 {
             builder = builder.with_intra_threads(self.threads).map_err(text)?;
         }
         if self.cuda {
-            builder =
-                builder.with_execution_providers([ep::CUDA::default().build().error_on_failure()]).map_err(text)?;
+            // products in TF32 would round float32 to 11 bits
+            let mut cuda = ep::CUDA::default().with_tf32(false);
+            if let Some(bytes) = self.cuda_memory {
+                cuda =
+                    cuda.with_memory_limit(bytes).with_arena_extend_strategy(ep::ArenaExtendStrategy::SameAsRequested);
+            }
+            builder = builder.with_execution_providers([cuda.build().error_on_failure()]).map_err(text)?;
         }
         Ok(builder)
     }

@@ -3,6 +3,7 @@
 mod compare;
 mod judging;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use compare::{Compared, alone, class_table, compare};
@@ -25,6 +26,7 @@ use crate::method::prompts::{PromptClass, Prompts, Split};
 use crate::method::score::{refusal_score, softmax};
 use crate::multiple_choice::Items;
 use crate::report::{self, Condition, Setup, VariantEval, scores};
+use crate::runtime::generate::Generated;
 use crate::runtime::{Decoding, Sampling};
 
 /// Pairs of timed runs.
@@ -113,6 +115,43 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Every class of every condition, as the model is asked.
+    fn questions<'p>(&self, chat: &Chat, prompts: &'p Prompts) -> Result<Vec<Question<'p>>, Error> {
+        let mut all = Vec::new();
+        for (at, ask) in self.asks.iter().enumerate() {
+            for &class in &ask.classes {
+                let texts = prompts.get(class, Split::Test);
+                let texts = &texts[..texts.len().min(ask.limit)];
+                let asked: Vec<String> = match &ask.wrapper {
+                    Some(wrapper) => texts.iter().map(|text| wrapper.wrap(text)).collect(),
+                    None => texts.to_vec(),
+                };
+                let encoded = encode(ask.chat.as_deref().unwrap_or(chat), &asked)?;
+                all.push(Question { ask: at, class, texts, asked, encoded });
+            }
+        }
+        Ok(all)
+    }
+
+    /// Which of the questions are asked in one go, so that few answers are made alone at its end: greedy ones with the same
+    /// beginning. What is sampled depends on a prompt's place, so those are asked class by class.
+    fn together(&self, questions: &[Question<'_>]) -> Vec<Vec<usize>> {
+        let mut groups: Vec<(Option<usize>, Vec<usize>)> = Vec::new();
+        for (at, question) in questions.iter().enumerate() {
+            let ask = &self.asks[question.ask];
+            let key = match (&ask.sampled, &ask.chat) {
+                (None, None) => Some(0),
+                (None, Some(_)) => Some(question.ask),
+                (Some(_), _) => None,
+            };
+            match groups.iter_mut().find(|(of, _)| key.is_some() && *of == key) {
+                Some((_, group)) => group.push(at),
+                None => groups.push((key, vec![at])),
+            }
+        }
+        groups.into_iter().map(|(_, group)| group).filter(|group| !group.is_empty()).collect()
+    }
+
     /// What is measured of every setting of a sweep: the prompts as they are and inside wrappers, no more.
     #[must_use]
     pub fn for_sweep(&self) -> Self {
@@ -124,6 +163,44 @@ impl Settings {
             cost: false,
             ..self.clone()
         }
+    }
+}
+
+/// The prompts of one class under one condition.
+struct Question<'p> {
+    /// Index of the [`Ask`].
+    ask: usize,
+    class: PromptClass,
+    /// As they are in the set.
+    texts: &'p [String],
+    /// As they are asked.
+    asked: Vec<String>,
+    /// As tokens, in the chat format.
+    encoded: Vec<Vec<u32>>,
+}
+
+impl Question<'_> {
+    /// Whether its logits and answers are those that the harmless KL is taken on.
+    fn is_plain_harmless(&self) -> bool {
+        self.ask == 0 && self.class == PromptClass::Harmless
+    }
+
+    /// What the rules say of its answers, a prompt's samples one after another.
+    fn told(&self, found: &[Vec<Generated>], chat: &Chat, settings: &Settings) -> Result<Vec<JudgedAnswer>, Error> {
+        let each = self.texts.iter().zip(&self.asked).zip(found);
+        let each = each.flat_map(|(of, samples)| samples.iter().map(move |sample| (of, sample)));
+        each.map(|((prompt, asked), sample)| {
+            let answer = chat.decode(&sample.ids, true)?;
+            Ok(JudgedAnswer {
+                prompt: prompt.clone(),
+                asked: asked.clone(),
+                outcome: settings.patterns.outcome(&answer),
+                substring: is_refusal(&answer),
+                judged: None,
+                answer,
+            })
+        })
+        .collect()
     }
 }
 
@@ -173,63 +250,59 @@ pub fn measure(
     whose: &Answers,
     observer: &dyn Observer,
 ) -> Result<Measured, Error> {
-    let mut sets = Vec::new();
+    let questions = settings.questions(chat, prompts)?;
+    let mut sets: Vec<Option<Set>> = questions.iter().map(|_| None).collect();
     let (mut harmless_logits, mut harmless_answers) = (Vec::new(), Vec::new());
     let mut generator = engine.generator()?.with_positions(settings.max_positions);
-    for (at, ask) in settings.asks.iter().enumerate() {
-        let stage = Stage::Answers { whose: whose.clone(), condition: ask.condition.clone() };
-        let of_class = |class: PromptClass| {
-            let texts = prompts.get(class, Split::Test);
-            &texts[..texts.len().min(ask.limit)]
-        };
+    for together in settings.together(&questions) {
+        let ask = &settings.asks[questions[together[0]].ask];
         let generation = ask.generation(settings);
-        let n: usize = ask.classes.iter().map(|c| of_class(*c).len()).sum();
-        observer.start(&stage, (n * generation.samples) as u64);
-        for &class in &ask.classes {
-            let texts = of_class(class);
-            let asked: Vec<String> = match &ask.wrapper {
-                Some(wrapper) => texts.iter().map(|text| wrapper.wrap(text)).collect(),
-                None => texts.to_vec(),
-            };
-            let encoded = encode(ask.chat.as_deref().unwrap_or(chat), &asked)?;
-            // scores are those of the greedy condition, harmless logits those of the plain one
-            let (scored, kept) = (ask.sampled.is_none(), at == 0 && class == PromptClass::Harmless);
-            let mut scores = vec![0.0; if scored { encoded.len() } else { 0 }];
-            let mut logits = vec![Vec::new(); if scored && kept { encoded.len() } else { 0 }];
-            let mut first = |prompt: usize, found: &[f32]| {
-                if let Some(score) = scores.get_mut(prompt) {
-                    *score = refusal_score(&softmax(found), &settings.refusal_tokens);
-                }
-                if let Some(slot) = logits.get_mut(prompt) {
-                    *slot = found.to_vec();
-                }
-            };
-            let found = generator.answers_and_first(&encoded, &generation, &mut first, |done| {
+        let encoded: Vec<Vec<u32>> = together.iter().flat_map(|&at| questions[at].encoded.iter().cloned()).collect();
+        let stage = Stage::Answers { whose: whose.clone(), condition: ask.condition.clone() };
+        observer.start(&stage, (encoded.len() * generation.samples) as u64);
+        // where each question's prompts begin
+        let begins: Vec<usize> = together
+            .iter()
+            .scan(0, |end, &at| {
+                *end += questions[at].encoded.len();
+                Some(*end - questions[at].encoded.len())
+            })
+            .collect();
+        let mut scores = vec![0.0; encoded.len()];
+        let mut logits: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
+        let mut first = |prompt: usize, found: &[f32]| {
+            scores[prompt] = refusal_score(&softmax(found), &settings.refusal_tokens);
+            let of = begins.partition_point(|begin| *begin <= prompt) - 1;
+            if questions[together[of]].is_plain_harmless() {
+                logits.insert(prompt, found.to_vec());
+            }
+        };
+        let mut answers = generator
+            .answers_and_first(&encoded, &generation, &mut first, |done| {
                 observer.advance(done.answers);
                 observer.tokens(done.tokens);
-            })?;
-            harmless_logits.extend(logits);
-            let mut told = Vec::new();
-            for ((prompt, asked), samples) in texts.iter().zip(&asked).zip(found) {
-                for ids in samples.iter().map(|s| &s.ids) {
-                    let answer = chat.decode(ids, true)?;
-                    told.push(JudgedAnswer {
-                        prompt: prompt.clone(),
-                        asked: asked.clone(),
-                        outcome: settings.patterns.outcome(&answer),
-                        substring: is_refusal(&answer),
-                        judged: None,
-                        answer,
-                    });
-                    if at == 0 && class == PromptClass::Harmless {
-                        harmless_answers.push(ids.clone());
-                    }
-                }
-            }
-            sets.push(Set { ask: at, class, told, scores });
-        }
+            })?
+            .into_iter();
         observer.finish();
+        harmless_logits.extend(logits.into_values());
+        for (&at, begin) in together.iter().zip(begins) {
+            let question = &questions[at];
+            let n = question.encoded.len();
+            let found: Vec<Vec<Generated>> = answers.by_ref().take(n).collect();
+            if question.is_plain_harmless() {
+                harmless_answers.extend(found.iter().flatten().map(|answer| answer.ids.clone()));
+            }
+            // scores are those of the greedy conditions
+            let scores = if ask.sampled.is_none() { scores[begin..begin + n].to_vec() } else { Vec::new() };
+            sets[at] = Some(Set {
+                ask: question.ask,
+                class: question.class,
+                told: question.told(&found, chat, settings)?,
+                scores,
+            });
+        }
     }
+    let sets = sets.into_iter().map(|set| set.expect("every question is in some group")).collect();
     drop(generator);
     let perplexity = match &settings.perplexity {
         Some((text, options)) => Some(perplexity::measure(engine, chat, text, options, observer)?),
