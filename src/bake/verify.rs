@@ -33,9 +33,10 @@ const STRETCH: u64 = 16 << 20;
 const METADATA_LIMIT: u64 = 1 << 20;
 
 /// Compares the model `out` with what `plan` makes of `base`: every byte of every file, edited tensors with the edit
-/// made again (Wang et al. 2025, eq. 4), and, by the two indices alone, every other tensor. The arithmetic of the edit
-/// is the same on every machine and with any number of threads. Nothing that `out` says of itself decides what is
-/// looked at.
+/// made again (Wang et al. 2025, eq. 4), and every other tensor where the index of each file says that it is. A tensor
+/// that both indices put at the same place, where the files have the same bytes, is not read again. The arithmetic of
+/// the edit is the same on every machine and with any number of threads. Nothing that `out` says of itself decides what
+/// is looked at.
 ///
 /// # Errors
 /// If a file cannot be read.

@@ -90,7 +90,7 @@ mod tests {
         progress.advance(410);
         assert_eq!(progress.line(at(25)), "score candidates: 500 of 1000, 20/s, 25.0 s left");
         progress.expect(600);
-        assert_eq!(progress.line(at(25)), "score candidates: 500 of 600, 20/s, 5.0 s left");
+        assert_eq!(progress.line(at(25)), "score candidates: 500 of 600, 20/s, 5.00 s left");
         assert_eq!(progress.summary(at(30)), None);
     }
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 # prompt behind the template's beginning, tokens of that beginning.
 TRAIN, VALIDATION, TEST, TOKENS, BEGINNING = 3 * 128, 3 * 32, 3 * 40, 22, 24
 # Harmful test prompts inside the jailbreak wrappers, tokens of such a prompt, new tokens of an answer, answers before and after.
-WRAPPED, WRAPPED_TOKENS, ANSWER, TWICE = 16 * 8, 90, 128, 2
+WRAPPED, WRAPPED_TOKENS, ANSWER, TWICE = 16 * 13, 90, 128, 2
 # Prompt runs of the selection a candidate (tools/bench/selection.py: 3280 of 174), positions of the template's end.
 RUNS, POSITIONS = 3280 / 174, 6
 
@@ -39,7 +39,7 @@ MODELS = {"1B": (1.24, 16, 2048, 512), "3B": (3.2, 28, 3072, 1024), "8B": (8.0, 
 
 
 def duration(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
