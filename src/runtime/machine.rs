@@ -31,8 +31,8 @@ const LOOKS: usize = 5;
 const BETWEEN: Duration = Duration::from_millis(5);
 
 /// Whether other work keeps a quarter of the processors busy just now. Threads of ONNX Runtime that wait for one another
-/// spin, which is fastest where they have the machine to themselves (161 tokens a second in place of 131, two cores) and
-/// takes time from everybody where they have not (58 in place of 75 with two such processes). What is computed is the
+/// spin, which is fastest where they have the machine to themselves (147 tokens a second in place of 118, two cores) and
+/// takes time from everybody where they have not (57 in place of 70 to 76 with two such processes). What is computed is the
 /// same. Where the system does not tell what runs (it is Linux that does), nothing does.
 pub fn is_busy() -> bool {
     let look = |at: usize| {

@@ -1,6 +1,6 @@
 """Tokens a second of `lancet eval` with threads that spin and that sleep while they wait, alone and two at once.
 
-Run in any Python 3.11 after tools/real/build.py:
+Run in the environment of requirements-optimum.txt (tools/real/README.md):
   python tools/bench/spinning.py [--lancet target/release/lancet]
 6 minutes on two cores; nothing else should run. Prints the rate of each process.
 """
