@@ -122,8 +122,14 @@ fn a_limit_of_the_kl_is_held_and_force_publishes_with_the_failure_written_down()
 fn limits_without_their_evidence_and_policies_that_make_no_sense_are_told() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let result =
-        json(&mut run("chat", &out, &["--wrapped-prompts", "0", "--max-wrapped-drop", "0.1", "--n-test", "32"]), 3);
+    let mut few = run("chat", &out, &["--wrapped-prompts", "0", "--max-wrapped-drop", "0.1", "--n-test", "32"]);
+    let output = few.output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{words}");
+    // told before the work, too
+    let note = words.find("there are 32 harmful test prompts and it needs 52").expect("a note");
+    assert!(note < words.find("collect activations").expect("a stage"), "{words}");
+    let result = serde_json::from_slice(&output.stdout).unwrap();
     let failed = failed(&result);
     for key in ["min_prompts", "max_harmful_drop_bound", "max_wrapped_drop"] {
         assert!(failed.contains(&key.to_string()), "{key}: {failed:?}");

@@ -168,6 +168,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Ending> {
     let prompts = load_prompts(&args.prompts, args.method.paper, &context.ui)?;
     let tokens = refusal_tokens(&args.tokens, &chat)?;
     let guard = measuring::guard(&args.guard)?;
+    measuring::note_too_few(context, &guard, &prompts);
     let runtime = load_runtime(context, &args.runtime)?;
     let options = RunOptions {
         lambda: args.method.lambda,
@@ -460,13 +461,15 @@ fn bake_measured(
     let chat = load_chat(first.opened, &args.chat)?;
     let prompts = load_prompts(&args.prompts, false, &context.ui)?;
     let tokens = refusal_tokens(&args.tokens, &chat)?;
+    let guard = measuring::guard(&args.guard)?;
+    measuring::note_too_few(context, &guard, &prompts);
     let runtime = load_runtime(context, &args.runtime)?;
     let running = running(context, &runtime, &chat, &prompts, args.runtime.batch_size);
     let refusal_tokens = chosen_tokens(context, tokens, first, &running)?;
     let mut settings =
         measuring::settings(context, first.opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?;
     settings.refusal_tokens = refusal_tokens;
-    let measuring = Measuring { running, settings: &settings, guard: &measuring::guard(&args.guard)? };
+    let measuring = Measuring { running, settings: &settings, guard: &guard };
     pipeline::bake(ready, direction, options, Some(&measuring), &context.ui)
 }
 

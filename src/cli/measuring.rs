@@ -13,7 +13,7 @@ use lancet::eval::policy::{Limit, Policy, Setting};
 use lancet::eval::wrappers::Wrapper;
 use lancet::judge::format::Format;
 use lancet::judge::{self, Judge};
-use lancet::method::prompts::PromptClass;
+use lancet::method::prompts::{PromptClass, Prompts, Split};
 use lancet::multiple_choice::Items;
 use lancet::pipeline::evaluate::{Ask, Settings};
 use lancet::pipeline::{self, Guard, Opened, multiple_choice, perplexity};
@@ -194,6 +194,17 @@ pub fn guard(args: &GuardArgs) -> Result<Guard, Error> {
         policy.set(Limit::MinPrompts.key(), Setting::Number(n as f64))?;
     }
     Ok(Guard { policy, force: args.force })
+}
+
+/// Says before the work where the guard will refuse whatever is measured: there are too few harmful test prompts.
+pub fn note_too_few(context: &Context, guard: &Guard, prompts: &Prompts) {
+    let (found, needed) = (prompts.get(PromptClass::Harmful, Split::Test).len(), guard.policy.min_prompts());
+    if found < needed && !guard.force {
+        context.ui.say(&format!(
+            "note: the guard will refuse to publish, as there are {found} harmful test prompts and it needs {needed}; \
+             give more prompts, or leave more of them for the test with a smaller `--n-train`"
+        ));
+    }
 }
 
 /// The ways in which the test prompts are put, the plain one first.

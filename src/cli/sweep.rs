@@ -30,6 +30,7 @@ pub fn sweep(context: &Context, args: &SweepArgs) -> anyhow::Result<Ending> {
     let tokens = commands::refusal_tokens(&args.tokens, &chat)?;
     let runtime = load_runtime(context, &args.runtime)?;
     let guard = measuring::guard(&args.guard)?;
+    measuring::note_too_few(context, &guard, &prompts);
     let settings = measuring::settings(context, &opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?;
     let method = MethodArgs {
         lambda: 1.0,

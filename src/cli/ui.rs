@@ -35,11 +35,12 @@ impl Ui {
         Self { bar: Mutex::new(None), progress, quiet }
     }
 
-    /// Does `work` with the stage under way and the time since it began, where there is one to be told of.
-    fn under_way(&self, work: impl FnOnce(&mut Progress, Duration)) {
+    /// Does `work` with the stage under way, the time since it began, and its bar where there is one.
+    fn under_way(&self, work: impl FnOnce(&mut Progress, Duration, Option<&ProgressBar>)) {
+        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((progress, since)) = progress.as_mut() {
-            work(progress, since.elapsed());
+            work(progress, since.elapsed(), bar.as_ref());
         }
     }
 
@@ -126,32 +127,23 @@ impl Observer for Ui {
     }
 
     fn advance(&self, steps: u64) {
-        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
-        self.under_way(|progress, _| {
+        self.under_way(|progress, _, bar| {
             progress.advance(steps);
-            if let Some(bar) = bar.as_ref() {
-                bar.inc(steps);
-            }
+            bar.inspect(|bar| bar.inc(steps));
         });
     }
 
     fn expect(&self, total: u64) {
-        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
-        self.under_way(|progress, _| {
+        self.under_way(|progress, _, bar| {
             progress.expect(total);
-            if let Some(bar) = bar.as_ref() {
-                bar.set_length(total);
-            }
+            bar.inspect(|bar| bar.set_length(total));
         });
     }
 
     fn tokens(&self, count: u64) {
-        let bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
-        self.under_way(|progress, elapsed| {
+        self.under_way(|progress, elapsed, bar| {
             progress.generated(count);
-            if let Some(bar) = bar.as_ref() {
-                bar.set_message(escaped(&progress.message(elapsed)));
-            }
+            bar.inspect(|bar| bar.set_message(escaped(&progress.message(elapsed))));
         });
     }
 

@@ -192,13 +192,12 @@ pub fn collect(
     let mut session = engine.session(Request { probes, last_positions: n_pos, logits: 1, ..Request::default() })?;
     // what was run for the choice of tokens needs no second run, as far as it can be held
     let mut early = HashMap::new();
-    let mut room = EARLY_BUDGET / (size_of::<f32>() * (n_pos * n_layers * d_model + session.width())).max(1);
+    let most = EARLY_BUDGET / (size_of::<f32>() * (n_pos * n_layers * d_model + session.width())).max(1);
     let (refusal_tokens, chosen) = match inputs.refusal_tokens {
         RefusalTokens::Given(ids) => (ids.clone(), TokenChoice::Given),
         RefusalTokens::Automatic => {
             let found = choose_with(engine, &mut session, (chat, prompts), observer, |class, at, found| {
-                if room > 0 {
-                    room -= 1;
+                if early.len() < most {
                     early.insert((class, at), found);
                 }
             });

@@ -202,10 +202,10 @@ impl Session {
         directions: &[&[f32]],
         mut past: Option<Vec<Value>>,
     ) -> Result<(Batch, Option<Vec<Value>>), RuntimeError> {
-        let (rows, columns) = batch.ids.dim();
+        let columns = batch.ids.ncols();
         let begin = batch.mask.ncols() - columns;
-        let pieces = batch::pieces(rows, begin, columns, self.last_positions.max(self.logits));
-        let Some((last, ahead)) = pieces.split_last().filter(|_| self.splitting.allows(rows)) else {
+        let pieces = batch::pieces(begin, columns, self.last_positions.max(self.logits));
+        let Some((last, ahead)) = pieces.split_last().filter(|_| self.splitting != Splitting::Never) else {
             return Ok((batch, past));
         };
         for piece in ahead {
@@ -479,7 +479,7 @@ impl Engine<'_> {
             let behind = |&row: &usize| Behind { tokens: rows[row].tokens.len(), key: keys[row] };
             let rows: Vec<Behind> = members.iter().map(behind).collect();
             past = Some(prefix.past(&session.model, &session.interface, &rows)?);
-            batch = batch.columns(prefix.tokens..batch.mask.ncols());
+            batch = batch.columns(prefix.tokens.len()..batch.mask.ncols());
         }
         let mut vectors: Vec<&[f32]> = members
             .iter()

@@ -1,8 +1,7 @@
 //! A model as the user named it: its files, the graph in them, and the language model in the graph.
 
 use std::path::Path;
-use std::sync::OnceLock;
-use std::sync::atomic::AtomicUsize;
+use std::sync::{Mutex, OnceLock};
 
 use sha2::{Digest, Sha256};
 
@@ -41,8 +40,9 @@ pub struct Understood<'m> {
     pub sharing: OnceLock<Sharing>,
     /// How the end of a row can be run behind a cache of its beginning, once a run told.
     pub splitting: OnceLock<Splitting>,
-    /// Tokens of the longest row that was compared, split and whole; 0 before.
-    pub compared: AtomicUsize,
+    /// Tokens of the longest row that was compared, split and whole, and of the longest beginning that it was split
+    /// behind; 0 before.
+    pub compared: Mutex<(usize, usize)>,
     /// How answers of different lengths share a run, where they cannot be padded in front, once a run told.
     pub layout: OnceLock<Option<Layout>>,
 }
@@ -163,7 +163,7 @@ impl Opened {
             embedding,
             sharing: OnceLock::new(),
             splitting: OnceLock::new(),
-            compared: AtomicUsize::new(0),
+            compared: Mutex::default(),
             layout: OnceLock::new(),
         })
     }

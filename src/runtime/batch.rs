@@ -33,17 +33,6 @@ pub enum Splitting {
     Together,
 }
 
-impl Splitting {
-    /// Whether so many rows can be run behind a cache.
-    pub fn allows(self, rows: usize) -> bool {
-        match self {
-            Self::Never => false,
-            Self::Alone => rows == 1,
-            Self::Together => true,
-        }
-    }
-}
-
 /// Tokens that a run is fed at most, all rows together, if one row has no more. What a model holds of each token while
 /// it runs bounds the memory.
 const RUN_TOKENS: usize = 1 << 14;
@@ -95,17 +84,17 @@ fn rows_of(interface: &Interface, tokens: usize) -> usize {
     rows_held(interface, tokens).min(RUN_PAIRS / tokens.saturating_mul(tokens)).max(1)
 }
 
-/// The pieces in which a run of several columns is made behind `past` columns, each behind the cache of those before it, so
-/// that attention holds scores of few pairs at a time. The last piece has `keep` columns at least. One piece where the run
-/// is short.
-pub fn pieces(rows: usize, past: usize, columns: usize, keep: usize) -> Vec<Range<usize>> {
+/// The pieces in which the columns of a run behind `past` others are run, each behind the cache of those before it, so that
+/// attention holds scores of few pairs at a time: ranges of columns, counted from the first one of the past. The last
+/// piece has `keep` columns at least. Only a row that is alone makes more than one, as [`plan`] puts rows together only
+/// where all of their pairs fit.
+pub fn pieces(past: usize, columns: usize, keep: usize) -> Vec<Range<usize>> {
     let end = past + columns;
     let mut found = Vec::new();
     let mut from = past;
     while from < end {
         // the piece sees all columns up to its own end
-        let fits = RUN_PAIRS / (rows.max(1) * end);
-        let to = from + fits.max(PIECE);
+        let to = from + (RUN_PAIRS / end).max(PIECE);
         let to = if to + keep.max(PIECE) > end { end } else { to };
         found.push(from..to);
         from = to;
@@ -206,19 +195,14 @@ pub fn axes(slot: &CacheSlot) -> RowAxes {
     RowAxes { batch: slot.batch_axis, positions: slot.sequence_axis }
 }
 
-/// Checks that every part of a KV cache that has positions holds `positions` of them: a graph may keep the last ones only.
+/// Checks that every part of a KV cache that has positions holds `positions` of them, by the sizes of each part in the
+/// order of the interface: a graph may keep the last ones only.
 ///
 /// # Errors
 /// [`RuntimeError::Output`] with the part that does not.
-pub fn check_cache<B: Backend>(
-    backend: &B,
-    interface: &Interface,
-    cache: &[B::Value],
-    positions: usize,
-) -> Result<(), RuntimeError> {
-    for (slot, value) in interface.cache.iter().zip(cache) {
+pub fn check_cache(interface: &Interface, shapes: &[Vec<usize>], positions: usize) -> Result<(), RuntimeError> {
+    for (slot, shape) in interface.cache.iter().zip(shapes) {
         let Some(axis) = slot.sequence_axis else { continue };
-        let shape = backend.shape(value);
         if shape.get(axis) != Some(&positions) {
             return Err(RuntimeError::Output {
                 name: slot.present.clone(),
@@ -457,9 +441,8 @@ mod tests {
         assert_eq!(of(&[10_000, 10_000, 3]), [1, 1, 1]);
     }
 
-    #[test]
-    fn caches_of_many_rows_fit_into_memory() {
-        let slot = |dtype| CacheSlot {
+    fn slot(dtype: DataType) -> CacheSlot {
+        CacheSlot {
             past: "past".into(),
             present: "present".into(),
             empty: vec![1, 8, 0, 64],
@@ -468,7 +451,20 @@ mod tests {
             fixed: false,
             window: None,
             dtype,
-        };
+        }
+    }
+
+    #[test]
+    fn a_cache_that_lacks_positions_is_refused() {
+        let state = CacheSlot { sequence_axis: None, ..slot(DataType::FLOAT) };
+        let with = Interface { cache: vec![state, slot(DataType::FLOAT)], ..interface(Padding::Left) };
+        let check = |positions| check_cache(&with, &[vec![1, 8, 3, 64], vec![1, 8, 20, 64]], positions);
+        check(20).unwrap();
+        assert!(matches!(check(21), Err(RuntimeError::Output { name, .. }) if name == "present"));
+    }
+
+    #[test]
+    fn caches_of_many_rows_fit_into_memory() {
         let with = |dtype| Interface { cache: vec![slot(dtype), slot(dtype)], ..interface(Padding::Left) };
         // 2 parts of 8 heads of 100 positions of 64 numbers
         assert_eq!(cache_bytes(&with(DataType::FLOAT), 100), 409_600);
@@ -481,16 +477,17 @@ mod tests {
 
     #[test]
     fn long_runs_are_made_in_pieces_that_leave_the_end_whole() {
-        assert_eq!(pieces(16, 24, 60, 6), Vec::from_iter(std::iter::once(24..84)));
-        for (rows, past, columns, keep) in [(1, 0, 10_600, 6), (1, 24, 100_000, 1), (4, 0, 3000, 900)] {
-            let found = pieces(rows, past, columns, keep);
+        assert_eq!(pieces(24, 60, 6), Vec::from_iter(std::iter::once(24..84)));
+        // as many rows as share a run leave each one whole
+        assert_eq!(pieces(0, 512, 1).len(), 1);
+        for (past, columns, keep) in [(0, 10_600, 6), (24, 100_000, 1), (0, 3000, 900)] {
+            let found = pieces(past, columns, keep);
             assert!(found.len() > 1);
             assert_eq!((found[0].start, found.last().unwrap().end), (past, past + columns));
             assert!(found.windows(2).all(|two| two[0].end == two[1].start));
             assert!(found.last().unwrap().len() >= keep);
-            let pairs = |piece: &Range<usize>| rows * piece.len() * piece.end;
-            let most = found[..found.len() - 1].iter().map(pairs).max().unwrap();
-            assert!(most <= RUN_PAIRS.max(rows * PIECE * (past + columns)), "{most}");
+            let most = found[..found.len() - 1].iter().map(|piece| piece.len() * piece.end).max().unwrap();
+            assert!(most <= RUN_PAIRS.max(PIECE * (past + columns)), "{most}");
         }
     }
 

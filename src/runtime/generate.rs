@@ -284,14 +284,15 @@ impl<B: Backend> Desk<'_, '_, '_, '_, B> {
         if let Some(prefix) = self.decoder.prefix {
             let rows: Vec<Behind> = texts.iter().map(|text| Behind { tokens: text.len(), key: ALIKE }).collect();
             past = Some(prefix.past(&*self.decoder.first, self.decoder.interface, &rows)?);
-            batch = batch.columns(prefix.tokens..width);
+            batch = batch.columns(prefix.tokens.len()..width);
         }
-        let (rows, columns) = batch.ids.dim();
-        if self.decoder.splitting.allows(rows) && self.decoder.then.is_none() {
-            let pieces = batch::pieces(rows, width - columns, columns, 1);
+        let columns = batch.ids.ncols();
+        if self.decoder.splitting != Splitting::Never && self.decoder.then.is_none() {
+            let pieces = batch::pieces(width - columns, columns, 1);
             for piece in &pieces[..pieces.len().saturating_sub(1)] {
                 let (_, cache) = self.run(&batch.columns(piece.clone()), past, false)?;
-                batch::check_cache(&*self.decoder.first, self.decoder.interface, &cache, piece.end)?;
+                let shapes: Vec<_> = cache.iter().map(|part| self.decoder.first.shape(part)).collect();
+                batch::check_cache(self.decoder.interface, &shapes, piece.end)?;
                 past = Some(cache);
             }
             batch = batch.columns(pieces.last().cloned().unwrap_or(width - columns..width));

@@ -23,8 +23,8 @@ pub const ALIKE: usize = usize::MAX;
 /// What runs of a common beginning left in the KV cache.
 #[derive(Debug)]
 pub struct Prefix<V> {
-    /// Tokens of the beginning.
-    pub tokens: usize,
+    /// The beginning.
+    pub tokens: Vec<u32>,
     /// The cache of each run in the order of the interface, and how many rows it holds.
     runs: Vec<(Vec<V>, usize)>,
     /// Run and row by what was done to the stream meanwhile.
@@ -41,9 +41,9 @@ pub struct Behind {
 }
 
 impl<V> Prefix<V> {
-    /// Nothing was run yet of a beginning of this many tokens.
-    pub fn new(tokens: usize) -> Self {
-        Self { tokens, runs: Vec::new(), places: HashMap::new() }
+    /// A beginning of which nothing was run yet.
+    pub fn new(tokens: &[u32]) -> Self {
+        Self { tokens: tokens.to_vec(), runs: Vec::new(), places: HashMap::new() }
     }
 
     /// Whether the cache of a key is there.
@@ -52,13 +52,8 @@ impl<V> Prefix<V> {
     }
 
     /// Number of keys whose cache is there.
-    pub fn len(&self) -> usize {
+    pub fn held(&self) -> usize {
         self.places.len()
-    }
-
-    /// Whether nothing was run yet.
-    pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
     }
 
     /// Adds the cache of a run with one row for each of `keys`.
@@ -82,7 +77,7 @@ impl<V> Prefix<V> {
             let pick = |row: &Behind| {
                 let (run, held_at) = self.places[&row.key];
                 let (cache, held) = &self.runs[run];
-                let taken = self.tokens.saturating_sub(longest - row.tokens);
+                let taken = self.tokens.len().saturating_sub(longest - row.tokens);
                 Pick { value: &cache[at], rows: *held, row: held_at, positions: 0..taken }
             };
             let picks: Vec<Pick<'_, V>> = rows.iter().map(pick).collect();

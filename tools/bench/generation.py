@@ -36,8 +36,8 @@ from cli import Lancet, parser  # noqa: E402
 from common import REAL, answers, batches, encode, end_tokens, left_padded, threads, until_end  # noqa: E402
 
 BATCH, NEW_TOKENS = 16, 64
-# Leaves 32 of the 200 bundled prompts of a class for the test.
-SPLIT = ("--n-train", "136", "--n-val", "32")
+# 32 of the 200 bundled prompts of a class are tested.
+SPLIT = ("--n-train", "136", "--n-val", "32", "--n-test", "32")
 GENAI = {"genai": "genai-fp32", "genai-int4": "genai-int4"}
 # (answers in tokens, seconds)
 Answered = tuple[list[list[int]], float]

@@ -8,9 +8,9 @@ The constants stand below with the command that measured each. Nothing is run.
 
 from dataclasses import dataclass
 
-# What `lancet run` does by default with the bundled prompts: prompts of the three classes in the three splits, tokens of a
-# prompt behind the template's beginning, tokens of that beginning.
-TRAIN, VALIDATION, TEST, TOKENS, BEGINNING = 3 * 128, 3 * 32, 3 * 40, 22, 24
+# Prompts of the three classes in the three splits where there are enough of them (the published sizes), tokens of a prompt
+# behind the template's beginning, tokens of that beginning.
+TRAIN, VALIDATION, TEST, TOKENS, BEGINNING = 3 * 128, 3 * 32, 3 * 128, 22, 24
 # Harmful test prompts inside the jailbreak wrappers, tokens of such a prompt, new tokens of an answer, answers before and after.
 WRAPPED, WRAPPED_TOKENS, ANSWER, TWICE = 16 * 13, 90, 128, 2
 # Prompt runs of the selection a candidate (tools/bench/selection.py: 3280 of 174), positions of the template's end.

@@ -16,7 +16,7 @@ from cli import Lancet, parser  # noqa: E402
 
 def rate(lancet: Lancet, args, spin: str) -> int:
     """Tokens a second of answers to 48 prompts, 16 of each class."""
-    split = ("--n-train", "136", "--n-val", "48")
+    split = ("--n-train", "136", "--n-val", "48", "--n-test", "16")
     run = lancet.run("eval", args.model, "--variant", args.variant, "--spin", spin, "--max-new-tokens", "32", *split,
                      "--wrapped-prompts", "0", "--no-cost", "--refusal-tokens", args.refusal_tokens or "I")
     return int(re.search(r"^answers: \d+ tokens, (\d+) tokens/s$", run.messages, re.MULTILINE).group(1))

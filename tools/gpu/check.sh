@@ -67,7 +67,7 @@ if [ -n "$real" ]; then
       nvidia-smi --query-gpu=memory.used --format=csv,noheader -lms 200 >"$work/used" &
       watch=$!
       timeout 120 "$lancet" eval "$real" --variant "$variant" --device "$device" --ort-lib "$ort" --no-install \
-        --max-new-tokens 64 --n-train 136 --n-val 32 --wrapped-prompts 0 --no-cost --refusal-tokens I \
+        --max-new-tokens 64 --n-train 136 --n-val 32 --n-test 32 --wrapped-prompts 0 --no-cost --refusal-tokens I \
         2>&1 >/dev/null | grep 'tokens/s$' || status=1
       kill "$watch"
       echo "GPU memory at most $(sort -n "$work/used" | tail -1)"

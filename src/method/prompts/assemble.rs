@@ -92,7 +92,7 @@ impl Prompts {
         seed: u64,
         overlap: OverlapPolicy,
     ) -> Result<Self, PromptError> {
-        Self::split(PromptSource::Files, files, sizes, seed, overlap, SplitSizes::fit)
+        Self::split(PromptSource::Files, files, sizes, seed, overlap)
     }
 
     fn split(
@@ -101,7 +101,6 @@ impl Prompts {
         sizes: SplitSizes,
         seed: u64,
         overlap: OverlapPolicy,
-        fit: impl Fn(&SplitSizes, &str, usize) -> Result<SplitSizes, PromptError>,
     ) -> Result<Self, PromptError> {
         let found = overlaps_of(&files);
         if overlap != OverlapPolicy::Keep {
@@ -117,7 +116,7 @@ impl Prompts {
                 // Repeated prompts would end in two splits.
                 let mut seen = HashSet::new();
                 let unique: Vec<&String> = parsed.prompts.iter().filter(|p| seen.insert(normalised(p))).collect();
-                let fitted = fit(&sizes, &parsed.file.name, unique.len())?;
+                let fitted = sizes.fit(&parsed.file.name, unique.len())?;
                 let mut shuffled = random.sample_indices(unique.len(), unique.len()).into_iter();
                 for split in Split::ALL {
                     let chosen = shuffled.by_ref().take(fitted.get(split));
@@ -134,8 +133,7 @@ impl Prompts {
             .expect("the bundled prompts are part of the program and a test splits them")
     }
 
-    /// The prompts that come with the program. Train and val take their sizes and test all the rest, unless
-    /// that left test with fewer than val; then they are split as any file is.
+    /// The prompts that come with the program, split as [`Prompts::from_class_files`] splits any file.
     ///
     /// # Errors
     /// If train or val is given none.
@@ -153,14 +151,7 @@ impl Prompts {
             parse(name, text, class, false).expect("the bundled prompts are part of the program and a test parses them")
         });
         let source = PromptSource::Bundled { version: BUNDLED_VERSION.to_owned() };
-        Self::split(source, files, sizes, seed, OverlapPolicy::Refuse, |sizes, file, len| {
-            let mut fitted = sizes.fit(file, len)?;
-            let rest = len.saturating_sub(sizes.train.saturating_add(sizes.val));
-            if sizes.test > 0 && rest >= sizes.val {
-                fitted = SplitSizes { test: rest, ..*sizes };
-            }
-            Ok(fitted)
-        })
+        Self::split(source, files, sizes, seed, OverlapPolicy::Refuse)
     }
 
     /// Chooses `sizes` prompts a class with `random.sample` of Python seeded with `seed`, one generator going

@@ -2,7 +2,7 @@
 //! what that leaves in the KV cache serves every prompt.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::Ordering;
+use std::sync::PoisonError;
 
 use super::reading::{self, alike};
 use super::{Engine, Fed, Row, RowResult, Session, Value};
@@ -10,9 +10,9 @@ use crate::error::Error;
 use crate::instrument::Cut;
 use crate::lm::interface::Past;
 use crate::lm::{Interface, Padding};
-use crate::runtime::RuntimeError;
 use crate::runtime::batch::{self, Batch, Splitting};
 use crate::runtime::prefix::{self, Prefix};
+use crate::runtime::{Backend, RuntimeError};
 
 /// Bytes of the KV cache of common beginnings that are held at a time, if one does not take more.
 const CACHE_BUDGET: usize = 256 << 20;
@@ -47,15 +47,12 @@ pub(super) fn groups(interface: &Interface, directions: &[usize], prefix: usize)
     groups
 }
 
-/// Common beginnings that a session has run, kept from one visit to the next: candidates are visited in rounds.
+/// The common beginning that a session ran last, kept from one visit to the next: candidates are visited in rounds.
 #[derive(Default)]
 pub struct Begun {
     /// The key of each direction that was met, by its bits.
     keys: HashMap<Vec<u32>, usize>,
-    /// The tokens and the caches of the last beginning.
-    last: Option<(Vec<u32>, Prefix<Value>)>,
-    /// Its tokens, while the caches are lent out.
-    lent: Vec<u32>,
+    last: Option<Prefix<Value>>,
 }
 
 impl Begun {
@@ -65,25 +62,15 @@ impl Begun {
         *self.keys.entry(direction.iter().map(|v| v.to_bits()).collect()).or_insert(next)
     }
 
-    /// Lends out the caches of a beginning for `more` keys beside those that are there; none where it is another one, or
-    /// where they would be more than `at_once`.
-    fn lend(&mut self, tokens: &[u32], more: impl Fn(&Prefix<Value>) -> usize, at_once: usize) -> Prefix<Value> {
-        let last = self.last.take().filter(|(of, prefix)| of == tokens && prefix.len() + more(prefix) <= at_once);
-        self.lent = tokens.to_vec();
-        last.map_or_else(|| Prefix::new(tokens.len()), |(_, prefix)| prefix)
-    }
-
-    /// Takes them back.
+    /// Keeps the caches of a beginning for the next visit.
     pub(super) fn keep(&mut self, prefix: Option<Prefix<Value>>) {
-        if let Some(prefix) = prefix {
-            self.last = Some((std::mem::take(&mut self.lent), prefix));
-        }
+        self.last = prefix.or(self.last.take());
     }
 }
 
 impl Engine<'_> {
     /// The caches of `tokens` for each of `members`, a key and the index of its direction: those that the session kept,
-    /// and the others by a run. [`Begun::keep`] takes them back.
+    /// and the others by a run. [`Begun::keep`] keeps them for the next visit.
     ///
     /// # Errors
     /// If a run fails.
@@ -95,10 +82,13 @@ impl Engine<'_> {
         directions: &[Vec<f32>],
     ) -> Result<Prefix<Value>, Error> {
         let members: BTreeMap<usize, usize> = members.collect();
-        let missing = |prefix: &Prefix<Value>| members.keys().filter(|key| !prefix.has(**key)).count();
+        let missing = |prefix: &Prefix<Value>| -> Vec<(usize, usize)> {
+            members.iter().map(|(key, direction)| (*key, *direction)).filter(|(key, _)| !prefix.has(*key)).collect()
+        };
         let at_once = caches_at_once(&session.interface, tokens.len());
-        let mut prefix = session.begun.lend(tokens, missing, at_once);
-        let missing: Vec<(usize, usize)> = members.into_iter().filter(|(key, _)| !prefix.has(*key)).collect();
+        let fits = |kept: &Prefix<Value>| kept.tokens == tokens && kept.held() + missing(kept).len() <= at_once;
+        let mut prefix = session.begun.last.take().filter(fits).unwrap_or_else(|| Prefix::new(tokens));
+        let missing = missing(&prefix);
         self.prefix(session, tokens, &missing, directions, &mut prefix)?;
         Ok(prefix)
     }
@@ -180,7 +170,7 @@ impl Engine<'_> {
     ) -> Result<bool, Error> {
         let keys: Vec<usize> = rows.iter().map(|row| row.direction).collect();
         let met: BTreeSet<(usize, usize)> = keys.iter().map(|&key| (key, key)).collect();
-        let mut prefix = Prefix::new(begin.len());
+        let mut prefix = Prefix::new(begin);
         self.prefix(session, begin, &met.into_iter().collect::<Vec<_>>(), directions, &mut prefix)?;
         let members: Vec<usize> = (0..rows.len()).collect();
         let splitting = session.splitting;
@@ -226,7 +216,7 @@ impl Engine<'_> {
             found = 0;
         }
         let longest = rows.iter().max_by_key(|row| row.tokens.len());
-        let Some(longest) = longest.filter(|row| found > 0 || batch::pieces(1, 0, row.tokens.len(), keep).len() > 1)
+        let Some(longest) = longest.filter(|row| found > 0 || batch::pieces(0, row.tokens.len(), keep).len() > 1)
         else {
             return Ok(0);
         };
@@ -239,8 +229,8 @@ impl Engine<'_> {
     }
 
     /// Whether what was found with a few tokens also holds for a row as long as this one, split behind `begin` tokens:
-    /// some graphs turn positions by other angles once there are many. Compared anew for rows much longer than those
-    /// that were compared before; a row that is longer than a whole run may be is believed.
+    /// some graphs turn positions by other angles once there are many, or keep the last ones only. Compared anew for a row
+    /// or a beginning that is longer than those before; a row of more than [`WHOLE`] tokens is believed.
     fn holds(
         &self,
         session: &mut Session,
@@ -249,7 +239,8 @@ impl Engine<'_> {
         directions: &[Vec<f32>],
     ) -> Result<bool, Error> {
         let tokens = row.tokens.len();
-        if tokens <= 4 * self.model.compared.load(Ordering::Relaxed).max(TRIED) || tokens > WHOLE {
+        let before = *self.model.compared.lock().unwrap_or_else(PoisonError::into_inner);
+        if (tokens <= before.0 && begin <= before.1) || tokens > WHOLE {
             return Ok(true);
         }
         let holds = match self.both_ways(session, &[*row], &row.tokens[..begin], directions) {
@@ -257,7 +248,8 @@ impl Engine<'_> {
             holds => holds?,
         };
         if holds {
-            self.model.compared.fetch_max(tokens, Ordering::Relaxed);
+            let mut compared = self.model.compared.lock().unwrap_or_else(PoisonError::into_inner);
+            *compared = (compared.0.max(tokens), compared.1.max(begin));
         }
         Ok(holds)
     }
@@ -292,7 +284,8 @@ impl Session {
     ) -> Result<Vec<Value>, RuntimeError> {
         let presents: Vec<String> = self.interface.cache.iter().map(|slot| slot.present.clone()).collect();
         let found = self.run(engine, batch, directions, past, &presents)?;
-        batch::check_cache(&self.model, &self.interface, &found, batch.mask.ncols())?;
+        let shapes: Vec<_> = found.iter().map(|part| self.model.shape(part)).collect();
+        batch::check_cache(&self.interface, &shapes, batch.mask.ncols())?;
         Ok(found)
     }
 }
