@@ -6,7 +6,7 @@
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 use lancet::bake::kernel::{Columns, Scratch, Tally, add_components, edit_columns, edit_rows, encode, width};
-use lancet::method::direction::Direction;
+use lancet::edit::Direction;
 use lancet::onnx::DataType;
 
 /// `d_model`.

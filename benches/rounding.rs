@@ -5,7 +5,7 @@
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 use lancet::bake::round::{Grid, Levels, Unit, Worker};
-use lancet::method::direction::Direction;
+use lancet::edit::Direction;
 
 /// Vectors rounded in one go.
 const VECTORS: usize = 64;

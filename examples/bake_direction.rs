@@ -13,8 +13,8 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use lancet::bake::{ApplyOptions, BakePlan, PlanOptions, Staging, apply, verify_bytes};
+use lancet::edit::Edit;
 use lancet::lm::{LanguageModel, ModelConfig};
-use lancet::method::direction::Direction;
 use lancet::onnx::{Graph, Model};
 use lancet::pipeline::direction_file;
 
@@ -30,13 +30,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Bakes `direction` into the model at `path` and publishes it as the folder `out`. Returns the number of edited tensors.
-fn bake(path: &Path, direction: &Direction, out: &Path) -> Result<usize, Box<dyn Error>> {
+fn bake(path: &Path, edit: &Edit, out: &Path) -> Result<usize, Box<dyn Error>> {
     let model = Model::open(path)?;
     let graph = Graph::new(&model);
     let lm = LanguageModel::new(&graph, &ModelConfig::default()).map_err(|refusal| refusal.reason)?;
 
     // A plan is a value: it says which tensors change and which nodes are added, before anything is written.
-    let plan = BakePlan::new(&graph, &lm.writers, lm.d_model(), direction, &PlanOptions::default())?;
+    let plan = BakePlan::new(&graph, &lm, edit, &PlanOptions::default())?;
 
     // The files are written into a temporary folder and renamed to their place at the end.
     let staging = Staging::new(out, &model)?;
@@ -57,9 +57,9 @@ fn bake(path: &Path, direction: &Direction, out: &Path) -> Result<usize, Box<dyn
 fn the_bundled_model_loses_a_direction() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let direction = Direction::new((1..=96).map(f64::from).collect()).unwrap();
+    let direction = lancet::edit::Direction::new((1..=96).map(f64::from).collect()).unwrap();
     let base = Path::new("fixtures/chat/model.onnx");
-    assert_eq!(bake(base, &direction, &out).unwrap(), 13);
+    assert_eq!(bake(base, &direction.into(), &out).unwrap(), 13);
     // Only metadata were added to the file: the tensors are where they were.
     let length = |path: &Path| std::fs::metadata(path).unwrap().len();
     let grown = length(&out.join("model.onnx")) - length(base);

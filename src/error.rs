@@ -30,7 +30,10 @@ pub enum Error {
     Prompts(#[from] crate::method::prompts::PromptError),
     /// The direction.
     #[error(transparent)]
-    Direction(#[from] crate::method::direction::DirectionError),
+    Direction(#[from] crate::edit::DirectionError),
+    /// The edit.
+    #[error(transparent)]
+    Edit(#[from] crate::edit::EditError),
     /// Writing the edited model.
     #[error(transparent)]
     Bake(#[from] crate::bake::BakeError),
@@ -108,7 +111,7 @@ impl Error {
             Self::Guard { .. } => Kind::Guard,
             Self::In { source, .. } => source.kind(),
             Self::Other { kind, .. } => *kind,
-            Self::Chat(_) | Self::Prompts(_) | Self::Locate(_) | Self::Direction(_) => Kind::Usage,
+            Self::Chat(_) | Self::Prompts(_) | Self::Locate(_) | Self::Direction(_) | Self::Edit(_) => Kind::Usage,
             Self::Patterns(_) | Self::Wrappers(_) | Self::Policy(_) | Self::Judge(_) => Kind::Usage,
             Self::Bake(BakeError::OutputExists { .. } | BakeError::Direction { .. }) => Kind::Usage,
             Self::Runtime(RuntimeError::Library { .. } | RuntimeError::Provider { .. }) => Kind::Usage,
@@ -136,6 +139,7 @@ impl Error {
             Self::Chat(e) => e.hint(),
             Self::Prompts(e) => e.hint(),
             Self::Direction(e) => e.hint(),
+            Self::Edit(e) => e.hint(),
             Self::Bake(e) => e.hint(),
             Self::Runtime(e) => e.hint(),
             Self::Locate(e) => e.hint(),

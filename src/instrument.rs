@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
+use crate::edit::GatedTerm;
 use crate::lm::interface::Line;
 use crate::lm::projection::{self, AdditionSource, DirectionSource, Steps};
 use crate::lm::residual::SKIP_SUM_OUTPUT;
-use crate::lm::{EmbeddingFile, LanguageModel, ResidPoint, ResidualStream, StreamValue};
+use crate::lm::{EmbeddingFile, LanguageModel, ResidPoint, ResidualStream, StreamValue, gating};
 use crate::onnx::patch::{Patch, Place};
 use crate::onnx::proto::{
     Dimension, ModelProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, attr_int,
@@ -60,6 +61,8 @@ pub struct Request {
     /// Add the vector given as graph input [`ADDITION_INPUT`] to `resid_pre` of this layer, at least 1, after the ablation
     /// of the write that it joins.
     pub addition: Option<usize>,
+    /// Gated terms to add to the stream, after the ablation and the addition.
+    pub gates: Vec<GatedTerm>,
     /// Merged decoders: the branch that reads a KV cache.
     pub cached_branch: bool,
     /// Compute bfloat16 graphs in float32: ONNX Runtime's CPU provider has no bfloat16 products.
@@ -117,7 +120,7 @@ pub fn instrument(
     let mut patch = Patch::default();
     let mut int64s: Vec<TensorProto> = Vec::new();
     let stream = lm.stream(request.cached_branch);
-    steer(graph, stream, request, &mut patch);
+    steer(graph, stream, request, &mut patch)?;
     let mut probes = Vec::new();
     for &(layer, point) in &request.probes {
         let block = &stream.blocks[layer];
@@ -222,8 +225,21 @@ fn output_name(graph: &Graph<'_>, patch: &mut Patch, node: NodeId, slot: usize) 
     name
 }
 
+/// Puts what an edit does into the stream: the ablation into every write, the addition into the one that it joins, and
+/// the gated terms behind the sums of their layers.
+///
+/// # Errors
+/// A gated term that cannot be added at its layer.
+fn steer(graph: &Graph<'_>, stream: &ResidualStream, request: &Request, patch: &mut Patch) -> Result<(), OnnxError> {
+    project(graph, stream, request, patch);
+    let mut store = |patch: &mut Patch, tensor| patch.initializers.push(tensor);
+    gating::gate(graph, stream, &request.gates, "", (patch, &mut store))
+        .map_err(|refusal| OnnxError::Unsupported { what: format!("an edit of this graph ({refusal})") })?;
+    Ok(())
+}
+
 /// Puts the ablation into every write, and the addition into the one that it joins.
-fn steer(graph: &Graph<'_>, stream: &ResidualStream, request: &Request, patch: &mut Patch) {
+fn project(graph: &Graph<'_>, stream: &ResidualStream, request: &Request, patch: &mut Patch) {
     let mut inputs = Vec::new();
     inputs.extend(request.ablation.then_some(DIRECTION_INPUT));
     inputs.extend(request.addition.map(|_| ADDITION_INPUT));

@@ -7,6 +7,7 @@
 
 pub mod bake;
 pub mod chat;
+pub mod edit;
 pub mod error;
 pub mod eval;
 pub mod files;

@@ -161,7 +161,8 @@ fn numbers_at(model: &std::path::Path, new_tokens: usize) -> Numbers {
     let told = Counted::default();
     let likelihoods = log_likelihoods(&engine, &queries, 16, engine.room(), |_| ()).unwrap().concat();
     let length = 96f32.sqrt().recip();
-    let steering = Steering { direction: vec![length; 96], addition: Some((2, vec![0.05; 96])) };
+    let steering =
+        Steering { direction: Some(vec![length; 96]), addition: Some((2, vec![0.05; 96])), gates: Vec::new() };
     let steered = Engine { steered: Some(&steering), ..engine };
     let given: Vec<Vec<u32>> = prompts.iter().map(|tokens| tokens[..2].to_vec()).collect();
     let kl = divergence::measure(&engine, &steered, &prompts, &given, 3, &told).unwrap();

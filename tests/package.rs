@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use common::{
     Sandbox, assert_same, copy_folder, fixture, json, only, onnx_runtime, snapshot, some_direction, value_info, width,
 };
-use lancet::method::direction::Direction;
+use lancet::edit::Direction;
 use lancet::onnx::DataType;
 use lancet::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
@@ -505,7 +505,7 @@ fn stopped_at_any_point_nothing_is_left() {
     let sandbox = two();
     let before = snapshot(sandbox.root());
     let out = sandbox.path("out");
-    let direction = Direction::new(some_direction(width("chat")).into_iter().map(f64::from).collect()).unwrap();
+    let edit = Direction::new(some_direction(width("chat")).into_iter().map(f64::from).collect()).unwrap().into();
     let write = |variant: &str| Stage::WriteModel { variant: Some(variant.into()) };
     for stage in &[write("onnx/model.onnx"), write("onnx/model_fp16.onnx"), Stage::WriteOtherFiles] {
         let cancelled = AtomicBool::new(false);
@@ -521,7 +521,7 @@ fn stopped_at_any_point_nothing_is_left() {
         };
         let stopper = Stopper { stage, cancelled: &cancelled };
         let ready = pipeline::preflight(&package, &out).unwrap();
-        let error = pipeline::bake(&ready, &direction, &options, None, &stopper).unwrap_err();
+        let error = pipeline::bake(&ready, &edit, &options, None, &stopper).unwrap_err();
         let words = format!("{error}: {:?}", std::error::Error::source(&error).map(ToString::to_string));
         assert!(words.contains("cancelled"), "{stage}: {words}");
         assert_same(&before, &snapshot(sandbox.root()));

@@ -7,9 +7,9 @@ use std::sync::atomic::AtomicBool;
 
 use common::fixture;
 use lancet::chat::ChatOptions;
+use lancet::edit::{Direction, Edit};
 use lancet::instrument::Request;
 use lancet::lm::ResidPoint;
-use lancet::method::direction::Direction;
 use lancet::method::prompts::{LoadOptions, PromptClass, Split};
 use lancet::pipeline::engine::{Engine, Row, Silent};
 use lancet::pipeline::{self, BakeOptions, Opened, check, collect};
@@ -21,7 +21,7 @@ fn runtime() -> Runtime {
 }
 
 /// The selected direction of the bundled model, from the independent implementation.
-fn direction() -> Direction {
+fn direction() -> Edit {
     let bytes = std::fs::read(fixture("chat/reference.safetensors")).unwrap();
     let reference: serde_json::Value =
         serde_json::from_slice(&std::fs::read(fixture("chat/reference.json")).unwrap()).unwrap();
@@ -32,7 +32,7 @@ fn direction() -> Direction {
     let at = &reference["lambdas"]["1"]["selected"];
     let row = usize::try_from(n_pos as i64 + at["position"].as_i64().unwrap()).unwrap();
     let start = (row * n_layers + usize::try_from(at["layer"].as_u64().unwrap()).unwrap()) * d_model;
-    Direction::new(values[start..start + d_model].to_vec()).unwrap()
+    Direction::new(values[start..start + d_model].to_vec()).unwrap().into()
 }
 
 fn prompts(chat: &lancet::chat::Chat) -> Vec<Vec<u32>> {

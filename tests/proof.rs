@@ -12,8 +12,8 @@ use std::sync::atomic::AtomicBool;
 
 use lancet::bake::limits::past_limits;
 use lancet::bake::{ApplyOptions, PlanOptions, apply};
+use lancet::edit::{Direction, Edit};
 use lancet::lm::Treatment;
-use lancet::method::direction::Direction;
 use lancet::onnx::proto::{AttributeProto, ModelProto};
 use lancet::pipeline::Opened;
 use lancet::pipeline::consumer::{Consumer, Found, prove};
@@ -37,7 +37,7 @@ fn main() {
         trials.push(Trial::test(format!("{}::{}", entry.arch, entry.exporter), move || {
             let reference = zoo::reference(&entry.arch);
             let path = zoo::zoo().join(entry.model.as_ref().unwrap());
-            every_writer(&path, &reference.direction, &reference.ids)
+            every_writer(&path, &reference.direction.clone().into(), &reference.ids)
         }));
     }
     let folder = common::fixture("quant");
@@ -60,7 +60,7 @@ fn main() {
 }
 
 /// Prompts and direction of `fixtures/quant`.
-fn quantised() -> (Vec<Vec<u32>>, Direction) {
+fn quantised() -> (Vec<Vec<u32>>, Edit) {
     let stored = |file: &str, tensor: &str| {
         let bytes = std::fs::read(common::fixture("quant").join(file)).unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -72,7 +72,7 @@ fn quantised() -> (Vec<Vec<u32>>, Direction) {
         bytes.chunks_exact(8).map(|b| u32::try_from(i64::from_le_bytes(b.try_into().unwrap())).unwrap()).collect();
     let (_, bytes) = stored("direction.safetensors", "direction");
     let values = bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())));
-    (ids.chunks_exact(shape[1]).map(<[u32]>::to_vec).collect(), Direction::new(values.collect()).unwrap())
+    (ids.chunks_exact(shape[1]).map(<[u32]>::to_vec).collect(), Direction::new(values.collect()).unwrap().into())
 }
 
 /// Bakes the first direction into what `sabotage` leaves of an understood model, and looks for the second in what was
@@ -80,7 +80,7 @@ fn quantised() -> (Vec<Vec<u32>>, Direction) {
 fn baked(
     opened: &Opened,
     out: &Path,
-    (direction, proved): (&Direction, &Direction),
+    (direction, proved): (&Edit, &Edit),
     ids: &[Vec<u32>],
     sabotage: &dyn Fn(&mut Understood<'_>),
 ) -> Result<Found, Failed> {
@@ -114,10 +114,10 @@ fn written(opened: &Opened, folder: &Path) -> Result<Opened, lancet::Error> {
 }
 
 /// The same direction with its entries in another order.
-fn another(direction: &Direction) -> Direction {
-    let mut values = direction.unit().to_vec();
+fn another(edit: &Edit) -> Edit {
+    let mut values = edit.ablation().expect("a direction").unit().to_vec();
     values.rotate_left(1);
-    Direction::new(values).unwrap()
+    Direction::new(values).unwrap().into()
 }
 
 /// A file that ONNX Runtime does not load, while it loads the base, fails.
@@ -181,7 +181,7 @@ fn what_is_looked_at() -> Result<(), Failed> {
 }
 
 /// The honest edit passes; the one that leaves out a single writer fails, whichever it is.
-fn every_writer(path: &Path, direction: &Direction, ids: &[Vec<u32>]) -> Result<(), Failed> {
+fn every_writer(path: &Path, direction: &Edit, ids: &[Vec<u32>]) -> Result<(), Failed> {
     let opened = Opened::new(path)?;
     let folder = tempfile::tempdir()?;
     let found = baked(&opened, &folder.path().join("honest"), (direction, direction), ids, &|_| ())?;

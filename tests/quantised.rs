@@ -12,13 +12,13 @@ use std::sync::atomic::AtomicBool;
 use common::snapshot;
 use lancet::bake::QuantisedMode;
 use lancet::bake::limits::MAX_NOISE;
+use lancet::edit::Direction;
 use lancet::instrument::Request;
 use lancet::linalg::{dot_f32, norm};
 use lancet::lm::ResidPoint;
-use lancet::method::direction::Direction;
 use lancet::pipeline::engine::{Engine, Row, Silent};
 use lancet::pipeline::{BakeOptions, Opened, bake_only};
-use lancet::report::{BakeResult, Edit, Reason, Treatment, VerifyResult};
+use lancet::report::{BakeResult, EditResult, Reason, Treatment, VerifyResult};
 use lancet::runtime::session::{Device, Runtime};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde::Deserialize;
@@ -158,7 +158,7 @@ fn bake(
         sync: true,
         cancelled: &never,
     };
-    bake_only(&opened, &direction(), &options, &Silent).map(|row| (row.bake, row.verify))
+    bake_only(&opened, &direction().into(), &options, &Silent).map(|row| (row.bake, row.verify))
 }
 
 /// Where a bake of `path` into `out` puts the model.
@@ -277,7 +277,7 @@ fn verified(verify: &VerifyResult, mode: &str, failures: &mut Vec<String>) {
 /// As many quantised writers were treated as the index tells.
 fn count(entry: &Entry, result: &BakeResult, failures: &mut Vec<String>) {
     let is_quantised =
-        |row: &&Edit| row.quantisation.is_some() || row.reason.as_ref().is_some_and(Reason::is_quantised);
+        |row: &&EditResult| row.quantisation.is_some() || row.reason.as_ref().is_some_and(Reason::is_quantised);
     let writers: BTreeSet<&str> = result.edits.iter().filter(is_quantised).map(|row| row.writer.as_str()).collect();
     if writers.len() != entry.quantised_writers {
         failures.push(format!("{writers:?} are quantised writers, {} were expected", entry.quantised_writers));
@@ -285,7 +285,7 @@ fn count(entry: &Entry, result: &BakeResult, failures: &mut Vec<String>) {
 }
 
 /// The bounds of a rounded tensor, and that nearest rounding is beyond the one that matters.
-fn within_bounds(row: &Edit, failures: &mut Vec<String>) {
+fn within_bounds(row: &EditResult, failures: &mut Vec<String>) {
     let name = format!("`{}` ({})", row.initializer, row.quantisation.as_deref().unwrap_or(""));
     let number = |value: Option<f64>| value.unwrap_or(f64::NAN);
     let (before, nearest, after) =

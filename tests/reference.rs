@@ -8,9 +8,9 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use lancet::chat::ChatOptions;
+use lancet::edit::{Ablation, Addition, Direction, Edit};
 use lancet::instrument::Request;
 use lancet::linalg::cosine;
-use lancet::method::direction::{Addition, Direction};
 use lancet::method::prompts::{LoadOptions, PromptClass, Prompts};
 use lancet::method::select::{Rules, Search, candidates};
 use lancet::pipeline::collect::{self, RefusalTokens};
@@ -213,7 +213,7 @@ fn everything_equals_the_independent_implementation() {
     };
     let directions = doubles(&tensors, "direction.lambda_1");
     let unit = directions[row(selected)..][..d_model].to_vec();
-    let direction = Direction::new(unit).unwrap().with_strength(0.5);
+    let edit = Edit::from(Ablation::new(Direction::new(unit).unwrap()).with_strength(0.5));
     let at = row(&want["selected"]);
     let means =
         [PromptClass::Harmful, PromptClass::Harmless].map(|c| doubles(&tensors, &format!("mean.{}", c.as_str())));
@@ -224,10 +224,10 @@ fn everything_equals_the_independent_implementation() {
     let rows: Vec<Value> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let texts: Vec<String> = rows[..4].iter().map(|row| row["instruction"].as_str().unwrap().to_string()).collect();
     let encoded = collect::encode(&chat, &texts).unwrap();
-    for (name, direction) in
-        [("logits.share_half", direction.clone()), ("logits.half_and_added", direction.with_addition(Some(addition)))]
+    for (name, edit) in
+        [("logits.share_half", edit.clone()), ("logits.half_and_added", edit.with_addition(Some(addition)))]
     {
-        let steering = Steering::of(&direction);
+        let steering = Steering::of(&edit);
         let engine = Engine { steered: Some(&steering), ..engine };
         let mut session = engine.session(Request { logits: 1, last_positions: 1, ..Request::default() }).unwrap();
         let rows: Vec<Row<'_>> = encoded.iter().map(|tokens| Row { tokens, direction: 0 }).collect();

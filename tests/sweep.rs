@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 
 use common::{Sandbox, fixture, json, lancet, only, onnx_runtime};
 use lancet::bake::QuantisedMode;
-use lancet::method::direction::{Addition, Direction};
+use lancet::edit::{Ablation, Addition, Direction, Edit};
 use lancet::pipeline::engine::{Engine, Silent};
 use lancet::pipeline::{BakeOptions, Opened, bake_only, check};
 use lancet::report::{AddedTo, VariantResult};
@@ -314,7 +314,8 @@ fn additions_and_strengths_bake_as_they_run() {
         let vector = (0..reference.d_model).map(|i| ((i * 29 + 3) % 17) as f64 / 17.0 - 0.4).collect();
         let addition = Addition { vector, layer, position: -1, alpha: 0.5 };
         let unit = reference.direction.unit().to_vec();
-        let direction = Direction::new(unit).unwrap().with_strength(0.6).with_addition(Some(addition));
+        let ablation = Ablation::new(Direction::new(unit).unwrap()).with_strength(0.6);
+        let edit = Edit::from(ablation).with_addition(Some(addition));
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out");
         let options = BakeOptions {
@@ -326,14 +327,14 @@ fn additions_and_strengths_bake_as_they_run() {
             sync: true,
             cancelled: &never,
         };
-        match bake_only(&opened, &direction, &options, &Silent) {
+        match bake_only(&opened, &edit, &options, &Silent) {
             Ok(VariantResult { verify, .. }) => assert!(verify.passed, "{name}: {:?}", verify.failures),
             Err(error) => {
                 refused.push(format!("{name}: {error}"));
                 continue;
             }
         }
-        let added = model.plan(&direction, &Default::default()).unwrap().main.added.expect("the layer is in the file");
+        let added = model.plan(&edit, &Default::default()).unwrap().main.added.expect("the layer is in the file");
         if added.place == AddedTo::Bias {
             bias.push(name.clone())
         } else {
@@ -343,7 +344,7 @@ fn additions_and_strengths_bake_as_they_run() {
         written.config = opened.config;
         let out_model = written.understand().unwrap();
         let engine = Engine { runtime: &runtime, model: &model, batch: 2, pad: 0, cancelled: &never, steered: None };
-        match check::logits(&engine, &Engine { model: &out_model, ..engine }, &direction, &reference.ids) {
+        match check::logits(&engine, &Engine { model: &out_model, ..engine }, &edit, &reference.ids) {
             Ok(found) => {
                 let within = found.max_abs_logit_diff <= found.bound && found.max_stream_leak <= found.leak_bound;
                 if !within {

@@ -21,13 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let opened = Opened::new(Path::new(model))?;
     let graph = Graph::new(&opened.model);
     let lm = LanguageModel::new(&graph, &opened.config)?;
-    let plan = BakePlan::new(
-        &graph,
-        &lm.writers,
-        lm.d_model(),
-        &direction_file::load(Path::new(direction))?,
-        &PlanOptions::default(),
-    )?;
+    let plan = BakePlan::new(&graph, &lm, &direction_file::load(Path::new(direction))?, &PlanOptions::default())?;
     let beside = opened.files.onnx.parent().ok_or("no folder")?.parent().ok_or("no folder above")?;
     let cancelled = AtomicBool::new(false);
     let mut rows: Vec<(&str, Vec<f64>)> =

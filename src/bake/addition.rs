@@ -6,14 +6,15 @@
 //! computes the same in the same order.
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
+use super::constants::store;
 use super::error::BakeError;
-use super::plan::{Part, TensorEdit, own_metadata, store};
-use super::tensor::hex;
+use super::hash::sha256;
+use super::metadata::own_metadata;
+use super::plan::{Part, TensorEdit};
+use crate::edit::{Ablation, Addition, Edit};
 use crate::lm::projection::{AdditionSource, Steps, steer, write_type};
 use crate::lm::{Layer, Writer};
-use crate::method::direction::{Addition, Direction};
 use crate::onnx::patch::Patch;
 use crate::onnx::{DataType, Graph, Model, TensorId, ValueId};
 
@@ -61,8 +62,8 @@ pub(super) struct Joined<'w> {
 }
 
 /// The writer that ends the block before the layer of the addition; `None` where this file does not hold it.
-pub(super) fn joined<'w>(named: &'w [(String, &'w Writer)], direction: &'w Direction) -> Option<Joined<'w>> {
-    let addition = direction.addition()?;
+pub(super) fn joined<'w>(named: &'w [(String, &'w Writer)], edit: &'w Edit) -> Option<Joined<'w>> {
+    let addition = edit.addition()?;
     let before = Layer(addition.layer.checked_sub(1)?);
     let (name, writer) = named.iter().rev().find(|(_, writer)| writer.layer == Some(before))?;
     Some(Joined { name, writer, addition })
@@ -149,12 +150,14 @@ pub(super) fn node(graph: &Graph<'_>, joined: &Joined<'_>, patch: &mut Patch) ->
 /// The metadata entries that tell the strength and the addition. They are written where the strength is below 1 or
 /// there is an addition, and where an earlier bake of the model wrote them. `verify` takes both from its own options
 /// and compares.
-pub(super) fn metadata(model: &Model, direction: &Direction) -> Vec<(String, String)> {
+pub(super) fn metadata(model: &Model, edit: &Edit) -> Vec<(String, String)> {
     let mut entries = Vec::new();
-    if direction.strength() < 1.0 || own_metadata(model, STRENGTH).is_some() {
-        entries.push((STRENGTH.to_string(), direction.strength().to_string()));
+    if let Some(strength) = edit.ablation().map(Ablation::strength)
+        && (strength < 1.0 || own_metadata(model, STRENGTH).is_some())
+    {
+        entries.push((STRENGTH.to_string(), strength.to_string()));
     }
-    match direction.addition() {
+    match edit.addition() {
         Some(addition) => entries.extend([
             (ALPHA.to_string(), addition.alpha.to_string()),
             (LAYER.to_string(), addition.layer.to_string()),
@@ -164,10 +167,4 @@ pub(super) fn metadata(model: &Model, direction: &Direction) -> Vec<(String, Str
         None => {}
     }
     entries
-}
-
-/// SHA-256 of a vector as little-endian float32.
-fn sha256(vector: &[f64]) -> String {
-    let singles: Vec<u8> = vector.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
-    hex(&Sha256::digest(&singles))
 }

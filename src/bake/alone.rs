@@ -1,10 +1,11 @@
 //! The edits of `--weights-only`: copies of shared tensors, and directions turned by norms.
 
+use super::constants::FREE_INITIALIZERS;
 use super::error::BakeError;
-use super::plan::{FREE_INITIALIZERS, Part, TensorEdit};
+use super::plan::{Part, TensorEdit};
+use crate::edit::Ablation;
 use crate::lm::alone::{Replacement, replacements, turned};
 use crate::lm::{Writer, WriterKind, tensor_label};
-use crate::method::direction::Direction;
 use crate::onnx::patch::{Patch, Place};
 use crate::onnx::{Graph, Storage};
 
@@ -15,7 +16,7 @@ pub(super) fn edits(
     writer: &Writer,
     name: &str,
     d_model: usize,
-    direction: &Direction,
+    ablation: &Ablation,
     patch: &mut Patch,
 ) -> Result<Vec<TensorEdit>, BakeError> {
     let refused = |reason: String| BakeError::NeedsNodes { writer: name.to_string(), reason };
@@ -25,13 +26,13 @@ pub(super) fn edits(
     for one in found.into_iter().filter(|one| graph.model.tensor(one.target.tensor).elements() > 0) {
         let unit = match one.turns.is_empty() {
             true => None,
-            false if direction.strength() < 1.0 => {
+            false if ablation.strength() < 1.0 => {
                 return Err(refused(
                     "a norm behind it turns the direction, and only the whole component can be taken off through it"
                         .into(),
                 ));
             }
-            false => Some(turned(direction.unit(), &one.turns).ok_or_else(|| {
+            false => Some(turned(ablation.unit(), &one.turns).ok_or_else(|| {
                 refused("the norm behind it takes the direction off altogether, or its scale is not finite".into())
             })?),
         };
@@ -42,7 +43,7 @@ pub(super) fn edits(
             Some(edit) => edit.copy.clone(),
             None => {
                 let edit = edit(graph, writer, &one, unit, edits.len(), name)?;
-                let edit = TensorEdit { strength: direction.strength(), ..edit };
+                let edit = TensorEdit { strength: ablation.strength(), ..edit };
                 let copy = edit.copy.clone();
                 patch.promised.extend(copy.clone());
                 edits.push(edit);

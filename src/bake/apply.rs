@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::BakeError;
+use super::hash::hex;
 use super::layout::{Content, Entries, FileLayout, Layout};
 use super::plan::{BakePlan, Part, TensorEdit};
 use super::quantised::{self, Tables};
@@ -62,7 +63,7 @@ impl<'a> ApplyOptions<'a> {
 /// One change that was made: a tensor edited in place, or a writer that got a projection after it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Edit {
+pub struct EditResult {
     /// The tensor; for nodes the writer's weight, or the name of its written value where there is no weight.
     pub initializer: String,
     /// The writer's kind.
@@ -102,7 +103,7 @@ pub struct Edit {
     pub rounding: Option<Rounding>,
 }
 
-impl Edit {
+impl EditResult {
     /// The edit of a tensor, and what it did.
     pub(super) fn of(edit: &TensorEdit, found: &Measured) -> Self {
         let (before, after) = found.sha256.clone().unzip();
@@ -149,7 +150,7 @@ pub fn apply(
     destination: &Path,
     options: &ApplyOptions<'_>,
     progress: &(dyn Fn(u64, u64) + Sync),
-) -> Result<Vec<Edit>, BakeError> {
+) -> Result<Vec<EditResult>, BakeError> {
     refuse_source_folder(model, destination)?;
     stop_if(options.cancelled)?;
     let layout = Layout::new(model, plan, Entries::Added)?;
@@ -338,7 +339,7 @@ fn sha256_of(file: &File, from: u64, len: u64) -> io::Result<String> {
         hasher.update(&block[..size]);
         done += size as u64;
     }
-    Ok(tensor::hex(&hasher.finalize()))
+    Ok(hex(&hasher.finalize()))
 }
 
 /// The jobs, edits first, largest first.
@@ -484,13 +485,13 @@ pub(super) fn sync_folder(path: &Path) -> Result<(), BakeError> {
     files::sync_folder(path).map_err(BakeError::write(path, 0))
 }
 
-fn edits(plan: &BakePlan, measured: &HashMap<usize, Measured>) -> Vec<Edit> {
+fn edits(plan: &BakePlan, measured: &HashMap<usize, Measured>) -> Vec<EditResult> {
     let by_weights = plan
         .tensors
         .iter()
         .enumerate()
-        .map(|(index, edit)| Edit::of(edit, &measured[&edit.same_bytes_as.unwrap_or(index)]));
-    let by_nodes = plan.nodes.iter().map(|edit| Edit {
+        .map(|(index, edit)| EditResult::of(edit, &measured[&edit.same_bytes_as.unwrap_or(index)]));
+    let by_nodes = plan.nodes.iter().map(|edit| EditResult {
         initializer: edit.name.clone(),
         kind: edit.kind,
         part: None,

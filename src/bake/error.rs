@@ -3,8 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::edit::DirectionError;
 use crate::files::Unwritten;
-use crate::method::direction::DirectionError;
 use crate::onnx::OnnxError;
 
 /// An error of the bake.
@@ -17,6 +17,9 @@ pub enum BakeError {
         #[from]
         source: DirectionError,
     },
+    /// A part of the graph that the edit needs is not understood.
+    #[error(transparent)]
+    Refused(Box<crate::lm::Refusal>),
     /// The model file.
     #[error("the model cannot be baked")]
     Onnx {
@@ -39,6 +42,12 @@ pub enum BakeError {
         writer: String,
         /// Why not, with the node.
         reason: String,
+    },
+    /// An edit that a second bake would do twice.
+    #[error("an earlier bake put {what} into the model already, and they would act twice")]
+    Again {
+        /// What.
+        what: String,
     },
     /// A tensor stored in a way that is not edited.
     #[error("tensor `{tensor}` cannot be edited: {reason}")]
@@ -123,16 +132,24 @@ pub enum BakeError {
     Cancelled,
 }
 
+impl From<crate::lm::Refusal> for BakeError {
+    fn from(refusal: crate::lm::Refusal) -> Self {
+        Self::Refused(Box::new(refusal))
+    }
+}
+
 impl BakeError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Direction { source } => return source.hint(),
             Self::Onnx { source } => return source.hint(),
+            Self::Refused(refusal) => refusal.hint.clone(),
             Self::NeedsNodes { .. } => {
                 "leave `--weights-only` away: the projection is then inserted after this write as standard operators"
                     .into()
             }
+            Self::Again { .. } => "bake the model as it was before that".into(),
             Self::CannotRound { .. } => {
                 "with `--quantised auto` the projection is inserted after this write as standard operators".into()
             }

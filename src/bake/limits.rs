@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use super::apply::Edit;
+use super::apply::EditResult;
 
 /// Largest leak that rounding may leave at 4 and 8 bits, as a share of the component that was to be removed,
 /// `||r^T W||`.
@@ -42,11 +42,11 @@ const NEGLIGIBLE_8_BITS: f64 = 0.25;
 /// Names of the quantised writers whose rounding left or cost too much, as told by the edits that were made.
 /// `d_model` is the width of the stream. `max_error`, where given, replaces the limits of the error at any number of
 /// bits: it is the largest multiple of nearest rounding's error.
-pub fn past_limits(edits: &[Edit], d_model: usize, max_error: Option<f64>) -> BTreeSet<String> {
+pub fn past_limits(edits: &[EditResult], d_model: usize, max_error: Option<f64>) -> BTreeSet<String> {
     edits.iter().filter(|edit| is_past(edit, d_model, max_error)).map(|edit| edit.writer.clone()).collect()
 }
 
-fn is_past(edit: &Edit, d_model: usize, max_error: Option<f64>) -> bool {
+fn is_past(edit: &EditResult, d_model: usize, max_error: Option<f64>) -> bool {
     let (Some(rounding), Some(before), Some(after)) = (&edit.rounding, edit.leak_before, edit.leak_after) else {
         return false;
     };
@@ -71,8 +71,8 @@ mod tests {
     use crate::lm::{Treatment, WriterKind};
     use crate::onnx::DataType;
 
-    fn edit(bits: u8, (before, after): (f64, f64), rounding: Rounding) -> Edit {
-        Edit {
+    fn edit(bits: u8, (before, after): (f64, f64), rounding: Rounding) -> EditResult {
+        EditResult {
             initializer: "w".into(),
             kind: WriterKind::AttnOut,
             writer: "layer.0.attn_out".into(),

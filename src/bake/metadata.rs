@@ -108,6 +108,17 @@ fn bare(key: &str) -> &str {
     key.strip_prefix(METADATA_PREFIX).unwrap_or(key)
 }
 
+/// The last entry of a key: a model that was baked before has older ones.
+pub(super) fn own_metadata<'m>(model: &'m Model, key: &str) -> Option<&'m str> {
+    let stem = format!("{METADATA_PREFIX}{key}");
+    let ours = |found: &str| {
+        let number = |rest: &str| rest.strip_prefix('.').is_some_and(|n| n.parse::<usize>().is_ok());
+        found.strip_prefix(&stem).is_some_and(|rest| rest.is_empty() || number(rest))
+    };
+    let mut entries = model.skeleton.metadata_props.iter().rev();
+    entries.find(|entry| entry.key.as_deref().is_some_and(ours)).and_then(|entry| entry.value.as_deref())
+}
+
 /// The key without prefix and number.
 fn stem(key: &str) -> &str {
     let key = bare(key);

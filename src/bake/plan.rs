@@ -3,20 +3,22 @@
 use std::collections::{BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::addition::{self, Added, AddedTo};
+use super::constants::Constants;
 use super::error::BakeError;
+use super::gate::{self, Gated};
+use super::hash::sha256;
 use super::kernel::{self, Aim};
 use super::layout::check_aliases;
-use super::metadata::{fresh, keys};
-use super::tensor::hex;
-use crate::lm::projection::{DirectionSource, Steps, steer, write_type};
-use crate::lm::{Layer, Reason, Treatment, Writer, WriterKind, tensor_label};
-use crate::method::direction::Direction;
-use crate::onnx::lower::{constant, splices};
-use crate::onnx::patch::{Patch, Place, Splice};
-use crate::onnx::proto::TensorProto;
+use super::metadata::{fresh, keys, own_metadata};
+use crate::edit::{Ablation, Edit};
+use crate::lm::projection::{Steps, steer, write_type};
+use crate::lm::{
+    EmbeddingFile, LanguageModel, Layer, Reason, ResidualStream, Treatment, Writer, WriterKind, tensor_label,
+};
+use crate::onnx::lower::splices;
+use crate::onnx::patch::{Patch, Splice};
 use crate::onnx::{DataType, Graph, Model, Quantised, Storage, TensorId};
 
 /// Metadata keys that a bake adds start with this.
@@ -28,9 +30,6 @@ pub(super) const VERSION_KEY: &str = "version";
 /// Metadata key, behind the prefix, of the quantised writers that got nodes. Its value is their names with blanks
 /// between.
 const BY_NODES_KEY: &str = "quantised_by_nodes";
-
-/// IR version from which initializers need not be graph inputs as well.
-pub(super) const FREE_INITIALIZERS: i64 = 4;
 
 /// What is done to quantised weights.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -183,7 +182,7 @@ pub struct NodeEdit {
 /// use std::sync::atomic::AtomicBool;
 /// use lancet::bake::{ApplyOptions, BakePlan, PlanOptions, apply, verify_bytes};
 /// use lancet::lm::{LanguageModel, ModelConfig};
-/// use lancet::method::direction::Direction;
+/// use lancet::edit::{Direction, Edit};
 /// use lancet::onnx::{Graph, Model};
 ///
 /// let model = Model::open(Path::new("fixtures/chat/model.onnx"))?;
@@ -191,7 +190,7 @@ pub struct NodeEdit {
 /// let lm = LanguageModel::new(&graph, &ModelConfig::default()).map_err(|refusal| refusal.reason)?;
 /// let direction = Direction::new((0..lm.d_model()).map(|i| (i as f64).sin()).collect())?;
 ///
-/// let plan = BakePlan::new(&graph, &lm.writers, lm.d_model(), &direction, &PlanOptions::default())?;
+/// let plan = BakePlan::new(&graph, &lm, &Edit::from(direction), &PlanOptions::default())?;
 /// assert_eq!((plan.tensors.len(), plan.nodes.len()), (13, 0));
 ///
 /// let folder = tempfile::tempdir()?;
@@ -212,34 +211,66 @@ pub struct BakePlan {
     pub(super) splices: Vec<Splice>,
     /// Where the vector of an addition went, where this file has its layer.
     pub added: Option<Added>,
+    /// Where the gated terms went, in the order of the edit; none in a file without a stream.
+    pub gated: Vec<Gated>,
     /// `metadata_props` entries to add.
     pub metadata: Vec<(String, String)>,
-    /// SHA-256 of the unit direction as little-endian float32.
+    /// SHA-256 of the unit direction as little-endian float32; empty where none is ablated.
     pub direction_sha256: String,
+    /// The unit direction that is ablated, `[d_model]`; empty where none is.
     pub(super) unit: Vec<f64>,
+    d_model: usize,
+}
+
+/// What one file holds of a language model, so what of it can be edited.
+#[derive(Clone)]
+pub struct Held<'a> {
+    /// The writers in the file.
+    pub writers: &'a [Writer],
+    /// Width of the stream.
+    pub d_model: usize,
+    /// The streams that the file computes: none in a file with embeddings alone, two in a merged decoder.
+    pub streams: Vec<&'a ResidualStream>,
+}
+
+impl<'a> From<&'a LanguageModel> for Held<'a> {
+    fn from(lm: &'a LanguageModel) -> Self {
+        let streams = std::iter::once(&lm.residual).chain(&lm.cached).collect();
+        Self { writers: &lm.writers, d_model: lm.d_model(), streams }
+    }
+}
+
+impl<'a> From<&'a EmbeddingFile<'_>> for Held<'a> {
+    fn from(file: &'a EmbeddingFile<'_>) -> Self {
+        Self { writers: std::slice::from_ref(&file.writer), d_model: file.d_model, streams: Vec::new() }
+    }
 }
 
 impl BakePlan {
-    /// Plans the weight orthogonalisation of the writers in one file against `direction`, `[d_model]`.
+    /// Plans the edit of what one file holds.
     ///
     /// # Errors
-    /// A direction of another width, a writer that needs nodes where they are forbidden, a tensor whose bytes
-    /// another one shares.
-    pub fn new(
+    /// An edit of another width, a writer that needs nodes where they are forbidden, a tensor whose bytes another one
+    /// shares, a layer that a gated term cannot be added at.
+    pub fn new<'h>(
         graph: &Graph<'_>,
-        writers: &[Writer],
-        d_model: usize,
-        direction: &Direction,
+        held: impl Into<Held<'h>>,
+        edit: &Edit,
         options: &PlanOptions,
     ) -> Result<Self, BakeError> {
-        direction.check_width(d_model)?;
+        let Held { writers, d_model, streams } = held.into();
+        edit.check_width(d_model)?;
         let named = named(writers);
-        let choice = Choice { options, strength: direction.strength() };
+        let ablation = edit.ablation();
+        let choice = Choice { options, ablation };
         let mut needing = choice.needing_nodes(&named)?;
         let edited = named.iter().filter(|(n, w)| w.treatment != Treatment::Elsewhere && !choice.by_nodes(n, w));
-        let tensors = tensor_edits(graph, edited, direction)?;
+        let tensors = match ablation {
+            Some(ablation) => tensor_edits(graph, edited, ablation)?,
+            None => Vec::new(),
+        };
         let mut tensors = check_aliases(graph.model, tensors)?;
-        let joined = addition::joined(&named, direction);
+        let joined = addition::joined(&named, edit);
         let added = match &joined {
             Some(joined) if !choice.by_nodes(joined.name, joined.writer) => {
                 addition::into_bias(graph, joined, &mut tensors)
@@ -250,12 +281,11 @@ impl BakePlan {
             let reason = "the vector of the addition needs a bias of its own there".to_string();
             return Err(BakeError::NeedsNodes { writer: joined.name.to_string(), reason });
         }
-        let constants = Constants { strength: choice.strength, ..Constants::default() };
-        let (patch, nodes) = (Patch::default(), Vec::new());
-        let mut insertion = Insertion { graph, direction, choice, joined, constants, patch, nodes, added };
-        if options.weights_only {
+        let (patch, nodes, constants) = (Patch::default(), Vec::new(), Constants::default());
+        let mut insertion = Insertion { graph, choice, joined, constants, patch, nodes, added };
+        if let Some(ablation) = ablation.filter(|_| options.weights_only) {
             for (name, writer) in needing.drain(..) {
-                tensors.extend(super::alone::edits(graph, writer, name, d_model, direction, &mut insertion.patch)?);
+                tensors.extend(super::alone::edits(graph, writer, name, d_model, ablation, &mut insertion.patch)?);
             }
         }
         for (name, writer) in needing {
@@ -265,20 +295,26 @@ impl BakePlan {
         if let Some(joined) = joined.as_ref().filter(|_| added.is_none()) {
             added = Some(addition::node(graph, joined, &mut patch)?);
         }
+        let known = own_metadata(graph.model, gate::SHA256);
+        let gated = gate::terms(graph, &streams, edit.gates(), (options.weights_only, known), &mut patch)?;
         patch.check(graph);
         let splices = splices(&patch, graph)?;
-        let singles: Vec<u8> = direction.unit().iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
-        let direction_sha256 = hex(&Sha256::digest(&singles));
+        let direction_sha256 = ablation.map(|ablation| sha256(ablation.unit())).unwrap_or_default();
         let mut extra = options.metadata.clone();
         if named.iter().any(|(_, w)| w.treatment == Treatment::Rounded) {
             extra.push(("quantised".into(), options.quantised.name().into()));
             // also where there are none: an earlier bake may have left an entry
             extra.push((BY_NODES_KEY.into(), options.by_nodes.iter().cloned().collect::<Vec<_>>().join(" ")));
         }
-        extra.extend(addition::metadata(graph.model, direction));
-        let metadata = metadata(graph.model, &direction_sha256, &extra);
-        let unit = direction.unit().to_vec();
-        Ok(Self { tensors, nodes, patch, splices, added, metadata, direction_sha256, unit })
+        extra.extend(addition::metadata(graph.model, edit));
+        extra.extend(gate::metadata(edit.gates()));
+        let identity = match ablation {
+            Some(_) => ("direction_sha256", direction_sha256.clone()),
+            None => ("edit_sha256", gate::edit_sha256(edit)),
+        };
+        let metadata = metadata(graph.model, identity, &extra);
+        let unit = ablation.map(|ablation| ablation.unit().to_vec()).unwrap_or_default();
+        Ok(Self { tensors, nodes, patch, splices, added, gated, metadata, direction_sha256, unit, d_model })
     }
 
     /// Names of the tensors whose edit is not exact, because a norm behind it depends on the edited weight, or because
@@ -295,9 +331,14 @@ impl BakePlan {
         edit.turned.as_deref().unwrap_or(&self.unit)
     }
 
-    /// The unit direction, `[d_model]`.
+    /// The unit direction that is ablated, `[d_model]`; empty where none is.
     pub fn unit(&self) -> &[f64] {
         &self.unit
+    }
+
+    /// Width of the stream.
+    pub fn d_model(&self) -> usize {
+        self.d_model
     }
 }
 
@@ -305,15 +346,21 @@ impl BakePlan {
 #[derive(Clone, Copy)]
 struct Choice<'a> {
     options: &'a PlanOptions,
-    strength: f64,
+    ablation: Option<&'a Ablation>,
 }
 
 impl Choice<'_> {
+    /// Whether a part of the component is to stay.
+    fn partial(&self) -> bool {
+        self.ablation.is_some_and(|ablation| ablation.strength() < 1.0)
+    }
+
     /// Whether the projection of a writer is inserted as nodes.
     fn by_nodes(&self, name: &str, writer: &Writer) -> bool {
         match writer.treatment {
+            _ if self.ablation.is_none() => false,
             Treatment::Nodes => true,
-            Treatment::Rounded if self.strength < 1.0 => true,
+            Treatment::Rounded if self.partial() => true,
             Treatment::Rounded => {
                 self.options.quantised == QuantisedMode::Nodes || self.options.by_nodes.contains(name)
             }
@@ -331,14 +378,14 @@ impl Choice<'_> {
         let round = self.options.quantised == QuantisedMode::Round;
         let rounded = |writer: &Writer| writer.treatment == Treatment::Rounded;
         if round
-            && self.strength < 1.0
+            && self.partial()
             && let Some((name, _)) = named.iter().find(|(_, w)| rounded(w))
         {
             return Err(BakeError::CannotRound { writer: name.clone(), reason: Reason::PartialStrength.to_string() });
         }
         let needing: Vec<&(String, &Writer)> = named.iter().filter(|(n, w)| self.by_nodes(n, w)).collect();
         if let Some((name, _)) = needing.iter().find(|(_, w)| self.options.weights_only && rounded(w)) {
-            let reason = match self.strength < 1.0 {
+            let reason = match self.partial() {
                 true => Reason::PartialStrength.to_string(),
                 false => "its weight is quantised, and `--quantised nodes` was asked for".to_string(),
             };
@@ -355,7 +402,7 @@ impl Choice<'_> {
         match &writer.reason {
             Some(reason) => reason.clone(),
             None if self.options.by_nodes.contains(name) => Reason::TooCoarse,
-            None if self.strength < 1.0 => Reason::PartialStrength,
+            None if self.partial() => Reason::PartialStrength,
             None => Reason::NodesAsked,
         }
     }
@@ -364,7 +411,6 @@ impl Choice<'_> {
 /// Nodes while they are inserted, writer by writer.
 struct Insertion<'a> {
     graph: &'a Graph<'a>,
-    direction: &'a Direction,
     choice: Choice<'a>,
     /// The writer that the vector of an addition joins.
     joined: Option<addition::Joined<'a>>,
@@ -380,13 +426,14 @@ impl Insertion<'_> {
     fn project(&mut self, name: &str, writer: &Writer) -> Result<(), BakeError> {
         let graph = self.graph;
         let joined = self.joined.as_ref().filter(|joined| joined.name == name);
+        let Some(ablation) = self.choice.ablation else { return Ok(()) };
         for (branch, write) in writer.writes.iter().enumerate() {
             let dtype = write_type(graph, write).unwrap_or(DataType::FLOAT);
             if !dtype.is_float() {
                 let reason = format!("the projection cannot be inserted after a {dtype} value");
                 return Err(BakeError::Unsupported { tensor: graph.name(write.value).into(), reason });
             }
-            let source = self.constants.source(graph, dtype, self.direction.unit(), &mut self.patch)?;
+            let source = self.constants.source(graph, dtype, ablation, &mut self.patch)?;
             let tag = if branch == 0 { name.to_string() } else { format!("{name}.cached") };
             let vector = match joined {
                 Some(joined) => Some(addition::constant(graph, joined, dtype, &mut self.patch)?),
@@ -434,79 +481,10 @@ fn named(writers: &[Writer]) -> Vec<(String, &Writer)> {
     writers.iter().map(|writer| (name(writer), writer)).collect()
 }
 
-/// Adds an initializer, or a `Constant` node to a file of an old IR version.
-///
-/// # Errors
-/// Values that overflow the element type, or that all vanish in it.
-pub(super) fn store(
-    graph: &Graph<'_>,
-    dtype: DataType,
-    (name, values, dims): (&str, &[f64], Vec<i64>),
-    patch: &mut Patch,
-) -> Result<(), BakeError> {
-    let mut raw = vec![0u8; values.len() * kernel::width(dtype)];
-    kernel::encode(dtype, values, &mut raw);
-    let mut stored = vec![0.0f64; values.len()];
-    kernel::decode(dtype, &raw, &mut stored);
-    if stored.iter().any(|v| !v.is_finite()) {
-        return Err(BakeError::NotFinite { tensor: name.to_string() });
-    }
-    if values.iter().any(|v| *v != 0.0) && stored.iter().all(|v| *v == 0.0) {
-        let reason = format!("every value of it is too small for {dtype}, so that nothing would be edited");
-        return Err(BakeError::Vanishes { tensor: name.to_string(), reason });
-    }
-    let tensor = TensorProto {
-        name: Some(name.to_string()),
-        dims,
-        data_type: Some(dtype.0),
-        raw_data: Some(raw),
-        ..Default::default()
-    };
-    if graph.model.skeleton.ir_version.is_some_and(|version| version < FREE_INITIALIZERS) {
-        patch.nodes.push((Place::First, constant(name, &tensor)));
-    } else {
-        patch.initializers.push(tensor);
-    }
-    Ok(())
-}
-
-/// Initializers with the direction, one pair an element type: the column as it is, the row times the strength.
-#[derive(Default)]
-struct Constants {
-    known: Vec<(DataType, DirectionSource)>,
-    strength: f64,
-}
-
-impl Constants {
-    fn source(
-        &mut self,
-        graph: &Graph<'_>,
-        dtype: DataType,
-        unit: &[f64],
-        patch: &mut Patch,
-    ) -> Result<DirectionSource, BakeError> {
-        if let Some((_, source)) = self.known.iter().find(|(known, _)| *known == dtype) {
-            return Ok(source.clone());
-        }
-        let suffix = if self.known.is_empty() { String::new() } else { format!(".{dtype}") };
-        let mut add = |what: &str, values: &[f64], dims: Vec<i64>| {
-            let name = graph.fresh_name(&format!("lancet.direction.{what}{suffix}"));
-            store(graph, dtype, (&name, values, dims), patch)?;
-            Ok::<String, BakeError>(name)
-        };
-        let d = unit.len() as i64;
-        let row: Vec<f64> = unit.iter().map(|v| self.strength * v).collect();
-        let source =
-            DirectionSource::Constants { column: add("column", unit, vec![d, 1])?, row: add("row", &row, vec![d])? };
-        self.known.push((dtype, source.clone()));
-        Ok(source)
-    }
-}
-
 fn tensor_edits<'w>(
     graph: &Graph<'_>,
     writers: impl Iterator<Item = &'w (String, &'w Writer)>,
-    direction: &Direction,
+    ablation: &Ablation,
 ) -> Result<Vec<TensorEdit>, BakeError> {
     let mut edits: Vec<TensorEdit> = Vec::new();
     for (writer_name, writer) in writers {
@@ -528,7 +506,7 @@ fn tensor_edits<'w>(
             if !tensor.dtype.is_float() && target.quantised.is_none() {
                 return Err(unsupported(&format!("it is {}", tensor.dtype)));
             }
-            direction.check_width(usize::try_from(target.width(graph.model)).unwrap_or(usize::MAX))?;
+            ablation.direction().check_width(usize::try_from(target.width(graph.model)).unwrap_or(usize::MAX))?;
             match tensor.storage {
                 Storage::Embedded { .. } | Storage::External { .. } => {}
                 Storage::Varints { .. } if kernel::is_half(tensor.dtype) => {}
@@ -546,7 +524,7 @@ fn tensor_edits<'w>(
                 copy: None,
                 turned: None,
                 quantised: target.quantised,
-                strength: direction.strength(),
+                strength: ablation.strength(),
                 plus: None,
                 writer: writer_name.clone(),
                 name,
@@ -556,21 +534,10 @@ fn tensor_edits<'w>(
     Ok(edits)
 }
 
-/// The last entry of a key: a model that was baked before has older ones.
-pub(super) fn own_metadata<'m>(model: &'m Model, key: &str) -> Option<&'m str> {
-    let stem = format!("{METADATA_PREFIX}{key}");
-    let ours = |found: &str| {
-        let number = |rest: &str| rest.strip_prefix('.').is_some_and(|n| n.parse::<usize>().is_ok());
-        found.strip_prefix(&stem).is_some_and(|rest| rest.is_empty() || number(rest))
-    };
-    let mut entries = model.skeleton.metadata_props.iter().rev();
-    entries.find(|entry| entry.key.as_deref().is_some_and(ours)).and_then(|entry| entry.value.as_deref())
-}
-
 /// Entries with keys that the model does not have yet.
-fn metadata(model: &Model, direction_sha256: &str, extra: &[(String, String)]) -> Vec<(String, String)> {
+fn metadata(model: &Model, identity: (&str, String), extra: &[(String, String)]) -> Vec<(String, String)> {
     let mut taken = keys(model);
-    let own = [(VERSION_KEY, env!("CARGO_PKG_VERSION")), ("direction_sha256", direction_sha256)];
+    let own = [(VERSION_KEY, env!("CARGO_PKG_VERSION")), (identity.0, identity.1.as_str())];
     own.into_iter()
         .chain(extra.iter().map(|(key, value)| (key.as_str(), value.as_str())))
         .map(|(key, value)| (fresh(&mut taken, key), value.to_string()))

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::apply::Edit;
+use super::apply::EditResult;
 use super::elements::Elements;
 use super::error::BakeError;
 use super::plan::BakePlan;
@@ -15,14 +15,14 @@ use crate::onnx::Model;
 ///
 /// # Errors
 /// If the model cannot be read, on NaN or infinity in a weight, and on cancellation.
-pub fn rehearse(model: &Model, plan: &BakePlan, cancelled: &AtomicBool) -> Result<Vec<Edit>, BakeError> {
+pub fn rehearse(model: &Model, plan: &BakePlan, cancelled: &AtomicBool) -> Result<Vec<EditResult>, BakeError> {
     let mut made: Vec<Option<Measured>> = vec![None; plan.tensors.len()];
     let mut edits = Vec::new();
     // one after the other: each is rounded by all threads
     for (index, edit) in plan.tensors.iter().enumerate() {
         let Some(quantised) = &edit.quantised else { continue };
         if let Some(found) = edit.same_bytes_as.and_then(|other| made[other].clone()) {
-            edits.push(Edit::of(edit, &found));
+            edits.push(EditResult::of(edit, &found));
             continue;
         }
         let unread = || BakeError::Unsupported { tensor: edit.name.clone(), reason: "it has no stored codes".into() };
@@ -43,7 +43,7 @@ pub fn rehearse(model: &Model, plan: &BakePlan, cancelled: &AtomicBool) -> Resul
             edit.scales().is_some().then_some(&mut scales as Write<'_>),
         )?;
         let found = Measured::from(found);
-        edits.push(Edit::of(edit, &found));
+        edits.push(EditResult::of(edit, &found));
         made[index] = Some(found);
     }
     Ok(edits)

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::BakeError;
+use super::hash::hex;
 use super::kernel::{self, Columns, Scratch, Tally};
 use super::plan::TensorEdit;
 use crate::onnx::DataType;
@@ -88,11 +89,6 @@ impl Hashes {
     fn finish(self) -> Option<(String, String)> {
         self.0.map(|(before, after)| (hex(&before.finalize()), hex(&after.finalize())))
     }
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    data_encoding::HEXLOWER.encode(bytes)
 }
 
 /// A tensor's geometry: slabs that are edited one after the other, each a matrix.

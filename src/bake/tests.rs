@@ -12,8 +12,8 @@ mod proof;
 mod reference;
 
 use super::*;
+use crate::edit::Direction;
 use crate::lm::{LanguageModel, ModelConfig, Treatment};
-use crate::method::direction::Direction;
 use crate::onnx::proto::*;
 use crate::onnx::{DataType, Graph, Model, Storage};
 
@@ -241,15 +241,15 @@ fn plan(model: &Model, options: &PlanOptions) -> Result<BakePlan, BakeError> {
     let graph = Graph::new(model);
     let lm = LanguageModel::new(&graph, &ModelConfig::default()).unwrap();
     assert_eq!((lm.d_model(), lm.n_layers()), (D, 1));
-    BakePlan::new(&graph, &lm.writers, lm.d_model(), &direction(), options)
+    BakePlan::new(&graph, &lm, &direction().into(), options)
 }
 
 /// Plans, applies and publishes; returns the plan, the edits and the published model.
-fn bake(base: &Path, out: &Path) -> Result<(BakePlan, Vec<Edit>, PathBuf), BakeError> {
+fn bake(base: &Path, out: &Path) -> Result<(BakePlan, Vec<EditResult>, PathBuf), BakeError> {
     bake_as(base, out, &PlanOptions { metadata: vec![("layer".into(), "3".into())], ..PlanOptions::default() })
 }
 
-fn bake_as(base: &Path, out: &Path, options: &PlanOptions) -> Result<(BakePlan, Vec<Edit>, PathBuf), BakeError> {
+fn bake_as(base: &Path, out: &Path, options: &PlanOptions) -> Result<(BakePlan, Vec<EditResult>, PathBuf), BakeError> {
     let model = Model::open(base).unwrap();
     let plan = plan(&model, options)?;
     let staging = Staging::new(out, &model)?;
@@ -345,7 +345,7 @@ fn round_trip(spec: Spec, limit: f64) {
         DataType::BFLOAT16 => f64::from(bf16::EPSILON),
         _ => f64::EPSILON,
     };
-    let first: Vec<&Edit> = edits.iter().filter(|e| e.treatment == Treatment::Weights).collect();
+    let first: Vec<&EditResult> = edits.iter().filter(|e| e.treatment == Treatment::Weights).collect();
     for (first, second) in first.iter().zip(again.iter().filter(|e| e.treatment == Treatment::Weights)) {
         assert_eq!(first.initializer, second.initializer);
         assert_eq!(first.sha256_after, second.sha256_before);
@@ -632,6 +632,6 @@ fn a_direction_of_another_width_is_refused() {
     let graph = Graph::new(&model);
     let lm = LanguageModel::new(&graph, &ModelConfig::default()).unwrap();
     let narrow = Direction::new(vec![1.0; D - 1]).unwrap();
-    let error = BakePlan::new(&graph, &lm.writers, lm.d_model(), &narrow, &PlanOptions::default()).unwrap_err();
+    let error = BakePlan::new(&graph, &lm, &narrow.into(), &PlanOptions::default()).unwrap_err();
     assert!(matches!(error, BakeError::Direction { .. }) && error.hint().is_some());
 }

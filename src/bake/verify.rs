@@ -84,8 +84,8 @@ pub fn verify_bytes(base: &Model, out: &Model, plan: &BakePlan) -> Result<ByteRe
         let count: u64 = differences.iter().map(|(.., count)| count).sum();
         findings.add(Finding { kind: FindingKind::Model, ..files[0].differs(*first, count, &layout.files[0]) });
     }
-    let by_nodes =
-        plan.nodes.len() + usize::from(plan.added.as_ref().is_some_and(|added| added.place == AddedTo::Nodes));
+    let added = plan.added.as_ref().is_some_and(|added| added.place == AddedTo::Nodes);
+    let by_nodes = plan.nodes.len() + usize::from(added) + plan.gated.len();
     Ok(ByteReport {
         changed_bytes_outside_plan: differences.iter().map(|(.., count)| count).sum(),
         first_difference: differences

@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use lancet::bake::QuantisedMode;
 use lancet::chat::{Chat, ChatError, ChatOptions};
+use lancet::edit::{Addition, Edit};
 use lancet::error::Error;
 use lancet::eval::policy::Limit;
 use lancet::files;
-use lancet::method::direction::{Addition, Direction};
 use lancet::method::prompts::{LoadOptions, OverlapPolicy, Prompts, SplitSizes};
 use lancet::method::select::{Rules, Search};
 use lancet::pipeline::collect::{self, Activations, RefusalTokens};
@@ -370,9 +370,9 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Ending> {
     if args.method.add != 0.0 {
         let alpha = args.method.add;
         let (vector, _) = pipeline::add::choose(&engine, &chat, &activations, alpha, &rules, &context.ui)?;
-        choice.direction = choice.direction.with_addition(Some(vector));
+        choice.edit = choice.edit.with_addition(Some(vector));
     }
-    direction_file::save(&args.output, &choice.direction, &choice.result, &sha256)?;
+    direction_file::save(&args.output, &choice.edit, &choice.result, &sha256)?;
     print(context, &choice.result, || describe::select(&choice.result))?;
     Ok(Ending::Done)
 }
@@ -395,11 +395,20 @@ fn bake_options<'a>(context: &'a Context, treatment: TreatmentArgs, out: &'a Pat
     Ok(BakeOptions { out, weights_only, quantised, max_rounding_error, runtime: None, sync: true, cancelled })
 }
 
-/// The direction with the strength and the addition of its file, or with those that the flags give instead.
-fn steered(file: &Path, strength: Option<f64>, add: Option<f64>) -> Result<Direction, Error> {
-    let direction = direction_file::load(file)?;
-    let strength = strength.unwrap_or(direction.strength());
-    let addition = match (direction.addition().cloned(), add) {
+/// The edit of a file, with the strength and the addition that the flags give instead of its own.
+fn steered(file: &Path, strength: Option<f64>, add: Option<f64>) -> Result<Edit, Error> {
+    let edit = direction_file::load(file)?;
+    let ablation = match (edit.ablation().cloned(), strength) {
+        (Some(ablation), Some(strength)) => Some(ablation.with_strength(strength)),
+        (None, Some(_)) => {
+            return Err(Error::usage(
+                format!("`{}` holds no direction to ablate, so none of a strength", file.display()),
+                "leave `--strength` out",
+            ));
+        }
+        (ablation, None) => ablation,
+    };
+    let addition = match (edit.addition().cloned(), add) {
         (Some(addition), alpha) => Some(Addition { alpha: alpha.unwrap_or(addition.alpha), ..addition }),
         (None, Some(alpha)) if alpha != 0.0 => {
             return Err(Error::usage(
@@ -409,22 +418,22 @@ fn steered(file: &Path, strength: Option<f64>, add: Option<f64>) -> Result<Direc
         }
         (None, _) => None,
     };
-    Ok(direction.with_strength(strength).with_addition(addition))
+    Ok(Edit::new(ablation, addition, edit.gates().to_vec())?)
 }
 
 /// `lancet bake`.
 pub fn bake(context: &Context, args: &BakeArgs) -> anyhow::Result<Ending> {
     let package = Package::find(&args.model, &[])?.only(&args.only.only)?;
-    let direction = steered(&args.direction, args.strength, args.add)?;
+    let edit = steered(&args.direction, args.strength, args.add)?;
     let options = BakeOptions { sync: !args.disk.no_sync, ..bake_options(context, args.treatment, &args.output)? };
     refuse_existing(options.out)?;
     let ready = pipeline::preflight(&package, options.out)?;
     let result = match args.measure {
-        true => bake_measured(context, &args.measuring, &ready, &direction, &options)?,
+        true => bake_measured(context, &args.measuring, &ready, &edit, &options)?,
         false => {
             let runtime = if args.bytes_only { None } else { at_hand(&args.measuring.runtime)? };
             let options = BakeOptions { runtime: runtime.as_ref(), ..options };
-            let result = pipeline::bake(&ready, &direction, &options, None, &context.ui)?;
+            let result = pipeline::bake(&ready, &edit, &options, None, &context.ui)?;
             not_measured(context, &result);
             result
         }
@@ -454,7 +463,7 @@ fn bake_measured(
     context: &Context,
     args: &MeasureArgs,
     ready: &Ready<'_>,
-    direction: &Direction,
+    edit: &Edit,
     options: &BakeOptions<'_>,
 ) -> Result<PackageBake, Error> {
     let first = ready.first_model()?;
@@ -470,7 +479,7 @@ fn bake_measured(
         measuring::settings(context, first.opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?;
     settings.refusal_tokens = refusal_tokens;
     let measuring = Measuring { running, settings: &settings, guard: &guard };
-    pipeline::bake(ready, direction, options, Some(&measuring), &context.ui)
+    pipeline::bake(ready, edit, options, Some(&measuring), &context.ui)
 }
 
 /// The refusal tokens that were given, or those that a model shows on the prompts.
@@ -495,7 +504,7 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Ending> {
     let inside: Vec<_> =
         args.out.canonicalize().into_iter().filter(|out| !args.base.canonicalize().is_ok_and(|b| b == *out)).collect();
     let package = Package::find(&args.base, &inside)?.only(&args.only)?;
-    let direction = steered(&args.direction, args.strength, args.add)?;
+    let edit = steered(&args.direction, args.strength, args.add)?;
     let options = bake_options(context, args.treatment, &args.out)?;
     if !args.out.exists() {
         return Err(Error::usage(
@@ -526,7 +535,7 @@ pub fn verify(context: &Context, args: &VerifyArgs) -> anyhow::Result<Ending> {
         (None, Some(runtime)) => Runs::Whole(Consumer { runtime, prompts: &[], cancelled }),
         (None, None) => Runs::Not,
     };
-    let result = prove::package(&package, &args.out, &direction, &options, &runs)?;
+    let result = prove::package(&package, &args.out, &edit, &options, &runs)?;
     print(context, &result, || describe::verify(&result))?;
     Ok(if result.shared.passed { Ending::Done } else { Ending::Failed })
 }

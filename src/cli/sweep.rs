@@ -102,7 +102,7 @@ fn write(output: &Path, swept: &Swept) -> Result<(), Error> {
     })?;
     for setting in &swept.settings {
         let path = output.join(format!("direction-{}.safetensors", setting.name));
-        direction_file::save(&path, &setting.choice.direction, &setting.choice.result, &swept.model_sha256)?;
+        direction_file::save(&path, &setting.choice.edit, &setting.choice.result, &swept.model_sha256)?;
     }
     let json = serde_json::to_vec_pretty(&swept.result).expect("plain data");
     pipeline::write_whole(&output.join("sweep.json"), &json)

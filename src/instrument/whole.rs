@@ -50,7 +50,7 @@ pub struct WholeModel {
 pub fn whole(graph: &Graph<'_>, how: &Whole<'_>) -> Result<WholeModel, OnnxError> {
     let mut patch = Patch::default();
     if let Some(stream) = how.ablated {
-        steer(graph, stream, &Request { ablation: true, ..Request::default() }, &mut patch);
+        steer(graph, stream, &Request { ablation: true, ..Request::default() }, &mut patch)?;
     }
     let mut outputs = Vec::new();
     for wanted in how.wanted {

@@ -38,6 +38,8 @@ pub struct EmbeddingFile<'m> {
     pub others: Vec<String>,
     /// What is edited in it.
     pub writer: Writer,
+    /// Width of the stream.
+    pub d_model: usize,
 }
 
 impl Feature {
@@ -108,6 +110,6 @@ impl<'m> EmbeddingFile<'m> {
         let layout = StreamLayout::by_rank(graph.rank_of(output), 0);
         let write = Contribution { value: output, site: None, bias: None, role: Role::Embed, layer: None, layout };
         let writer = single(&graph, write, width);
-        Ok(Self { graph, input_ids, features, output, others, writer })
+        Ok(Self { graph, input_ids, features, output, others, writer, d_model: width })
     }
 }

@@ -3,6 +3,7 @@
 pub mod alone;
 pub mod embedding;
 mod ends;
+pub mod gating;
 pub mod interface;
 pub mod layout;
 pub mod path;

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::layout::{self, Axis};
 use super::role::{is_attention, role};
-use super::rows::{handed_on, root};
+use super::rows::{self, handed_on, root};
 pub(crate) use super::sum::SKIP_SUM_OUTPUT;
 pub use super::sum::StreamValue;
 use super::sum::{Term, dynamic_terms, skip_norm_bias};
@@ -473,8 +473,11 @@ fn blocks(
         let roles: Vec<Role> =
             group.contributions.iter().map(|t| role(graph, interface, group.before, t.value)).collect();
         let attn = roles.contains(&Role::Attn);
+        // a vector that is added by a number a position is no block of its own
+        let gated = group.contributions.iter().all(|term| rows::is_scaled_vector(graph, term.value));
         let begins = match blocks.last() {
             None => true,
+            Some(_) if gated => false,
             Some(open) => open.has_mlp || (attn && open.has_attn),
         };
         if begins {
@@ -485,11 +488,13 @@ fn blocks(
         let layer = Layer(blocks.len() - 1);
         let open = blocks.last_mut().expect("pushed above");
         if !begins {
-            open.block.mid = Some(open.block.post);
+            if !gated {
+                open.block.mid = Some(open.block.post);
+            }
             open.block.post = group.after;
         }
         open.has_attn |= attn;
-        open.has_mlp |= roles.contains(&Role::Mlp);
+        open.has_mlp |= roles.contains(&Role::Mlp) && !gated;
         for (index, (term, role)) in group.contributions.iter().zip(roles).enumerate() {
             // a fused bias belongs to one contribution only, or it would be projected twice
             let bias = if index == 0 { group.biases.first().copied() } else { group.biases.get(index).copied() };

@@ -21,6 +21,19 @@ pub(super) fn handed_on(graph: &Graph<'_>, node: NodeId) -> Option<ValueId> {
     }
 }
 
+/// Whether a value is one vector at every position, times a number that the position gives: a gated term that was added
+/// to a model.
+pub(super) fn is_scaled_vector(graph: &Graph<'_>, value: ValueId) -> bool {
+    let Some(node) = graph.producer(root(graph, value)).filter(|node| graph.op(*node) == "Mul") else { return false };
+    let inputs = [0, 1].map(|slot| graph.input(node, slot));
+    let [Some(one), Some(other)] = inputs else { return false };
+    let pair = |number: ValueId, row: ValueId| {
+        let fixed = !graph.is_dynamic(row) && graph.last_dimension(row).is_some_and(|d| d > 1);
+        fixed && graph.is_dynamic(number) && graph.last_dimension(number) == Some(1)
+    };
+    pair(one, other) || pair(other, one)
+}
+
 /// Follows `Cast` and the like back to the value they hand on.
 pub(super) fn root(graph: &Graph<'_>, mut value: ValueId) -> ValueId {
     while let Some(input) = graph.producer(value).and_then(|node| handed_on(graph, node)) {

@@ -30,6 +30,21 @@ pub enum StreamValue {
 }
 
 impl StreamValue {
+    /// The sum that a value comes from, behind casts and the like; the same for all values that hand it on.
+    #[must_use]
+    pub fn source(self, graph: &Graph<'_>) -> Self {
+        let Self::Value(value) = self else { return self };
+        let value = root(graph, value);
+        match graph.producer(value) {
+            Some(node)
+                if skip_norm_bias(graph.op(node)).is_some() && graph.output(node, SKIP_SUM_OUTPUT) == Some(value) =>
+            {
+                Self::Sum(node)
+            }
+            _ => Self::Value(value),
+        }
+    }
+
     /// The value, where it has a name.
     pub(super) fn value(self) -> Option<ValueId> {
         match self {

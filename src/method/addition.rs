@@ -2,8 +2,9 @@
 //! follows Arditi et al. 2024): the true-refusal vector that makes harmless prompts refused most.
 
 use super::activations::ActivationMeans;
-use super::direction::{Addition, diff_in_means};
+use super::direction::diff_in_means;
 use super::select::{Discarded, Rules};
+use crate::edit::Addition;
 use crate::linalg::norm;
 
 /// Largest mean harmless KL of an addition (published code).

@@ -199,7 +199,7 @@ fn clearly_above(values: &[f64], bound: f64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::method::direction::Direction;
+    use crate::edit::Direction;
 
     const N: usize = 32;
 

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::activations::ActivationMeans;
 use super::classes::PerClass;
-use super::direction::{Direction, diff_in_means, partially_orthogonalise};
+use super::direction::{diff_in_means, partially_orthogonalise};
+use crate::edit::Direction;
 use crate::linalg::norm;
 
 /// Why a candidate direction, or a candidate of an addition, is out.

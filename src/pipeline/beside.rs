@@ -13,9 +13,9 @@ use super::opened::Opened;
 use super::package::{Package, shown};
 use super::walk::{Thing, everything};
 use crate::bake::hex;
+use crate::edit::{Ablation, Edit, GatedTerm};
 use crate::error::Error;
 use crate::files::{self, Place};
-use crate::method::direction::Direction;
 use crate::onnx::Model;
 use crate::report::{Finding, FindingKind, RunResult};
 
@@ -52,7 +52,7 @@ enum Content {
 ///
 /// # Errors
 /// If a folder or a file of the base cannot be read.
-pub(super) fn folder(base: &Package, out: &Path, direction: &Direction) -> Result<Vec<Finding>, Error> {
+pub(super) fn folder(base: &Package, out: &Path, edit: &Edit) -> Result<Vec<Finding>, Error> {
     let expected = expected(base);
     let place = Place::new(out).map_err(|e| {
         Error::usage(format!("cannot read `{}`: {e}", out.display()), "pass the folder that `lancet bake` wrote")
@@ -89,7 +89,7 @@ pub(super) fn folder(base: &Package, out: &Path, direction: &Direction) -> Resul
             differences.push(difference(FindingKind::AddedFile, relative, "is not in the base"));
         }
     }
-    differences.extend(own_files(base, out, direction, &reports)?);
+    differences.extend(own_files(base, out, edit, &reports)?);
     differences.sort();
     Ok(differences)
 }
@@ -172,12 +172,7 @@ fn modes(relative: &Path, from: &Path, to: &Path) -> Option<Finding> {
 
 /// The report and the direction of a run: each is there with the others, of the form that Lancet gives it, and says the
 /// same as the others, the base and the direction.
-fn own_files(
-    base: &Package,
-    out: &Path,
-    direction: &Direction,
-    reports: &BTreeSet<&str>,
-) -> Result<Vec<Finding>, Error> {
+fn own_files(base: &Package, out: &Path, edit: &Edit, reports: &BTreeSet<&str>) -> Result<Vec<Finding>, Error> {
     let mut differences = Vec::new();
     let mut changed =
         |name: &str, detail: &str| differences.push(difference(FindingKind::ChangedFile, Path::new(name), detail));
@@ -197,12 +192,12 @@ fn own_files(
         false => None,
     };
     if let Some(run) = &run {
-        for problem in inconsistencies(run, base, direction)? {
+        for problem in inconsistencies(run, base, edit)? {
             changed(JSON, &problem);
         }
     }
-    if reports.contains(DIRECTION) && !same_direction(&out.join(DIRECTION), direction, run.as_ref()) {
-        changed(DIRECTION, "holds another direction than the one that was given, or something else beside it");
+    if reports.contains(DIRECTION) && !same_edit(&out.join(DIRECTION), edit, run.as_ref()) {
+        changed(DIRECTION, "holds another edit than the one that was given, or something else beside it");
     }
     for (name, text) in [
         ("lancet.html", run.as_ref().map(crate::report::html)),
@@ -248,7 +243,7 @@ fn report(path: &Path) -> Option<RunResult> {
 }
 
 /// What a report says that the base and the direction contradict.
-fn inconsistencies(run: &RunResult, base: &Package, direction: &Direction) -> Result<Vec<String>, Error> {
+fn inconsistencies(run: &RunResult, base: &Package, edit: &Edit) -> Result<Vec<String>, Error> {
     let mut problems = Vec::new();
     let version = env!("CARGO_PKG_VERSION");
     if run.shared.provenance.lancet_version != version {
@@ -262,8 +257,11 @@ fn inconsistencies(run: &RunResult, base: &Package, direction: &Direction) -> Re
     if !hashes.contains(&run.shared.provenance.model_sha256) {
         problems.push("names another model than the base".into());
     }
-    let singles: Vec<u8> = direction.unit().iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
-    if run.shared.bake.direction_sha256 != hex(&Sha256::digest(&singles)) {
+    let ablated = edit.ablation().map(|ablation| {
+        let singles: Vec<u8> = ablation.unit().iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
+        hex(&Sha256::digest(&singles))
+    });
+    if run.shared.bake.direction_sha256 != ablated.unwrap_or_default() {
         problems.push("names another direction than the one that was given".into());
     }
     if !run.verified() {
@@ -272,11 +270,16 @@ fn inconsistencies(run: &RunResult, base: &Package, direction: &Direction) -> Re
     Ok(problems)
 }
 
-/// Whether a direction file beside a model holds `direction`, and nothing else.
-fn same_direction(path: &Path, direction: &Direction, run: Option<&RunResult>) -> bool {
+/// Whether a direction file beside a model holds `edit`, and nothing else.
+fn same_edit(path: &Path, edit: &Edit, run: Option<&RunResult>) -> bool {
     let Ok(found) = direction_file::load(path) else { return false };
     let Ok(bytes) = files::read(path, files::MAX_DIRECTION) else { return false };
     let close = |a: &[f64], b: &[f64]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= SAME);
-    let strength = run.is_none_or(|run| (found.strength() - run.shared.provenance.strength).abs() <= SAME);
-    close(found.unit(), direction.unit()) && strength && direction_file::is_plain(&bytes)
+    let strength = match (found.ablation(), run) {
+        (Some(ablation), Some(run)) => (ablation.strength() - run.shared.provenance.strength).abs() <= SAME,
+        _ => true,
+    };
+    let unit = |edit: &Edit| edit.ablation().map(Ablation::unit).unwrap_or_default().to_vec();
+    let gates = |edit: &Edit| edit.gates().iter().map(GatedTerm::rounded).collect::<Vec<_>>();
+    close(&unit(&found), &unit(edit)) && gates(&found) == gates(edit) && strength && direction_file::is_plain(&bytes)
 }

@@ -2,11 +2,11 @@
 //! what is left of the direction in the stream.
 
 use super::engine::{Engine, Row, Steering};
+use crate::edit::{Ablation, Edit};
 use crate::error::Error;
 use crate::instrument::Request;
 use crate::linalg::{dot_f32, norm};
 use crate::lm::{ResidPoint, Treatment};
-use crate::method::direction::Direction;
 use crate::method::score::{kl_divergence, mean, softmax};
 use crate::onnx::ops::ActivationRounding;
 use crate::onnx::{DataType, Graph};
@@ -65,30 +65,26 @@ fn quantises_activations(graph: &Graph<'_>) -> bool {
     graph.nodes().any(|node| graph.rounding(node) != ActivationRounding::No)
 }
 
-/// Compares `out` with `base` under run-time ablation of `direction`, and addition (METHOD steps 8 and 9).
+/// Compares `out` with `base` under run-time steering by `edit` (METHOD steps 8 and 9).
 ///
 /// # Errors
 /// If a run fails.
-pub fn logits(
-    base: &Engine<'_>,
-    out: &Engine<'_>,
-    direction: &Direction,
-    prompts: &[Vec<u32>],
-) -> Result<LogitReport, Error> {
+pub fn logits(base: &Engine<'_>, out: &Engine<'_>, edit: &Edit, prompts: &[Vec<u32>]) -> Result<LogitReport, Error> {
     let rows: Vec<Row<'_>> = prompts.iter().map(|t| Row { tokens: t, direction: 0 }).collect();
-    let steering = Steering::of(direction);
+    let steering = Steering::of(edit);
     let base = Engine { steered: Some(&steering), ..*base };
     let mut expected = vec![Vec::new(); rows.len()];
     // what the steered stream itself keeps of the direction: nothing, unless it is told to
     let mut kept = vec![Vec::new(); rows.len()];
-    let whole = direction.strength() == 1.0 && direction.addition().is_none();
+    let whole = edit.leaves_nothing();
+    let unit = edit.ablation().map(Ablation::unit);
     let mut probes: Vec<(usize, ResidPoint)> = (0..out.model.lm.n_layers()).map(|l| (l, ResidPoint::Pre)).collect();
     probes.push((out.model.lm.n_layers() - 1, ResidPoint::Post));
     let request = Request { probes, last_positions: 1, logits: 1, ..Request::default() };
-    let own = if whole { Vec::new() } else { request.probes.clone() };
+    let own = if whole || unit.is_none() { Vec::new() } else { request.probes.clone() };
     let mut hooked = base.brief_session(Request { probes: own, ..request.clone() })?;
     base.visit(&mut hooked, &rows, &[], |found| {
-        kept[found.row] = found.probes.iter().map(|probe| dot_f32(probe, direction.unit())).collect();
+        kept[found.row] = unit.iter().flat_map(|unit| found.probes.iter().map(|probe| dot_f32(probe, unit))).collect();
         expected[found.row] = found.logits;
         Ok(())
     })?;
@@ -106,9 +102,10 @@ pub fn logits(
         }
         kl.push(kl_divergence(&softmax(want), &softmax(&found.logits)));
         for (at, probe) in found.probes.iter().enumerate() {
+            let Some(unit) = unit else { break };
             let x: Vec<f64> = probe.iter().map(|v| f64::from(*v)).collect();
             let kept = kept[found.row].get(at).copied().unwrap_or(0.0);
-            leak = leak.max((dot_f32(probe, direction.unit()) - kept).abs() / norm(&x).max(1e-30));
+            leak = leak.max((dot_f32(probe, unit) - kept).abs() / norm(&x).max(1e-30));
         }
         Ok(())
     })?;

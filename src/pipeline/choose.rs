@@ -7,9 +7,9 @@ use super::collect::{Activations, encode, labelled};
 use super::engine::{Engine, Observer, Row, Session};
 use super::stage::Stage;
 use crate::chat::Chat;
+use crate::edit::{Ablation, Edit};
 use crate::error::Error;
 use crate::instrument::Request;
-use crate::method::direction::Direction;
 use crate::method::layers::projections;
 use crate::method::prompts::{PerClass, PromptClass, Split};
 use crate::method::race::{Job, Race};
@@ -17,10 +17,10 @@ use crate::method::score::{kl_divergence, mean, refusal_score, softmax};
 use crate::method::select::{Candidate, Discarded, Rules, candidates};
 use crate::report::{Baseline, CandidateRow, PositionLabel, SelectResult, Selected, finite};
 
-/// A selected direction and how it was chosen.
+/// A selected edit and how it was chosen.
 pub struct Choice {
-    /// The direction.
-    pub direction: Direction,
+    /// The edit.
+    pub edit: Edit,
     /// What is reported.
     pub result: SelectResult,
 }
@@ -115,11 +115,10 @@ impl<'a> Chooser<'a> {
         let activations = self.activations;
         let mut all = candidates(&activations.means, lambda, &self.rules);
         for candidate in &mut all {
-            candidate.direction = candidate.direction.take().map(|direction| direction.with_strength(strength));
-            let known = candidate.direction.as_ref().and_then(|direction| self.known.get(&bits(&direction.hook())));
+            let known = hook(candidate, strength).and_then(|hook| self.known.get(&bits(&hook)));
             candidate.measured = known.cloned().unwrap_or_default();
         }
-        let winner = self.race(&mut all, observer)?;
+        let winner = self.race(&mut all, strength, observer)?;
         let Some(winner) = winner else { return Err(nothing_left(&all)) };
         let winner = &all[winner];
         let scores = winner.measured.as_ref().map(|values| mean(values));
@@ -153,11 +152,11 @@ impl<'a> Chooser<'a> {
             search: self.rules.search,
             layers: projections(&activations.means, winner.position, lambda, direction.unit()),
         };
-        Ok(Choice { direction, result })
+        Ok(Choice { edit: Ablation::new(direction).with_strength(strength).into(), result })
     }
 
     /// Measures the candidates as far as the choice needs it, and returns the index of the winner.
-    fn race(&mut self, all: &mut [Candidate], observer: &dyn Observer) -> Result<Option<usize>, Error> {
+    fn race(&mut self, all: &mut [Candidate], strength: f64, observer: &dyn Observer) -> Result<Option<usize>, Error> {
         let harmful_base = self.harmful_base.clone();
         let race = Race {
             n_layers: self.engine.model.lm.n_layers(),
@@ -173,24 +172,30 @@ impl<'a> Chooser<'a> {
                 break race.finish(all);
             }
             done += jobs.iter().map(|job| job.prompts.len() as u64).sum::<u64>();
-            self.measure(all, &jobs, observer)?;
+            self.measure(all, &jobs, strength, observer)?;
             observer.expect(done + race.at_most(all));
         };
         observer.finish();
         for candidate in all.iter() {
-            if let Some(direction) = &candidate.direction {
-                self.known.insert(bits(&direction.hook()), candidate.measured.clone());
+            if let Some(hook) = hook(candidate, strength) {
+                self.known.insert(bits(&hook), candidate.measured.clone());
             }
         }
         Ok(winner)
     }
 
     /// Runs what `jobs` ask for, each prompt with its candidate ablated everywhere, and adds it to what was measured.
-    fn measure(&mut self, all: &mut [Candidate], jobs: &[Job], observer: &dyn Observer) -> Result<(), Error> {
+    fn measure(
+        &mut self,
+        all: &mut [Candidate],
+        jobs: &[Job],
+        strength: f64,
+        observer: &dyn Observer,
+    ) -> Result<(), Error> {
         let Self { engine, activations, session, prompts, base, .. } = self;
         let tokens = &activations.info.refusal_tokens;
-        let hook = |job: &Job| all[job.candidate].direction.as_ref().map(Direction::hook).unwrap_or_default();
-        let directions: Vec<Vec<f32>> = jobs.iter().map(hook).collect();
+        let directions: Vec<Vec<f32>> =
+            jobs.iter().map(|job| hook(&all[job.candidate], strength).unwrap_or_default()).collect();
         let places: Vec<(usize, usize)> =
             jobs.iter().enumerate().flat_map(|(at, job)| job.prompts.clone().map(move |prompt| (at, prompt))).collect();
         let row = |&(at, prompt): &(usize, usize)| Row { tokens: &prompts.get(jobs[at].class)[prompt], direction: at };
@@ -211,6 +216,12 @@ impl<'a> Chooser<'a> {
         }
         Ok(())
     }
+}
+
+/// What is ablated when a candidate is tried, `[d_model]`; `None` where it has no direction.
+fn hook(candidate: &Candidate, strength: f64) -> Option<Vec<f32>> {
+    let direction = candidate.direction.clone()?;
+    Some(Ablation::new(direction).with_strength(strength).hook())
 }
 
 fn bits(vector: &[f32]) -> Vec<u32> {

@@ -7,12 +7,12 @@ use super::engine::{Engine, Observer, Row};
 use super::stage::Stage;
 use super::sweep::Bench;
 use crate::chat::Chat;
+use crate::edit::Edit;
 use crate::error::{Error, Kind};
 use crate::instrument::Request;
 use crate::linalg::cosine;
 use crate::lm::ResidPoint;
 use crate::method::activations::ActivationMeans;
-use crate::method::direction::Direction;
 use crate::method::prompts::{PromptClass, Prompts, Split};
 use crate::method::score::{refusal_score, softmax};
 use crate::method::select::Rules;
@@ -45,7 +45,7 @@ pub(super) fn table(
     lambda: f64,
 ) -> Result<Vec<CrossRow>, Error> {
     let Bench { engine, chat, observer, .. } = bench;
-    let mut directions: Vec<Option<Direction>> = Vec::new();
+    let mut directions: Vec<Option<Edit>> = Vec::new();
     for (name, prompts) in sets {
         let found = direction(engine, chat, own, prompts, lambda, *observer);
         directions.push(match found {
@@ -78,7 +78,7 @@ pub(super) fn table(
                 total: after.total,
                 interval: after.interval(),
                 harmful_after: harmful_after.refusal_rate,
-                cosine: other.as_ref().and_then(|other| finite(cosine(direction.unit(), other.unit()))),
+                cosine: other.as_ref().and_then(|other| cosine_of(direction, other)),
             });
         }
     }
@@ -93,13 +93,13 @@ fn direction(
     prompts: &Prompts,
     lambda: f64,
     observer: &dyn Observer,
-) -> Result<Direction, Error> {
+) -> Result<Edit, Error> {
     let mut activations = own.activations.clone();
     activations.means.pseudo_harmful = means(engine, chat, own.activations, prompts, observer)?;
     activations.info.prompts = prompts.clone();
     let mut chooser = Chooser::new(engine, chat, &activations, own.rules, observer)?;
     let choice = chooser.choose(lambda, 1.0, observer)?;
-    direction_file::as_stored(&choice.direction)
+    direction_file::as_stored(&choice.edit)
 }
 
 /// METHOD steps 3 and 4 for the pseudo-harmful train prompts of a set.
@@ -138,4 +138,9 @@ fn means(
         ));
     }
     Ok(means)
+}
+
+/// Cosine of what two edits ablate.
+fn cosine_of(one: &Edit, other: &Edit) -> Option<f64> {
+    finite(cosine(one.ablation()?.unit(), other.ablation()?.unit()))
 }

@@ -7,72 +7,111 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use crate::edit::{Ablation, Addition, Edit, Factor, GatedTerm, Shape};
+use crate::edit::{Direction, DirectionError};
 use crate::error::Error;
 use crate::files;
-use crate::method::direction::{Addition, Direction};
 use crate::report::SelectResult;
 
-/// Writes the unit direction as float32 `[d_model]` with its provenance: strength, and the vector of an addition as a
-/// tensor `addition`, `[d_model]`, before its factor.
+/// Writes an edit with its provenance, numbers as float32: what is ablated as the tensor `direction`, `[d_model]`, with
+/// its strength; the vector of an addition as `addition`, `[d_model]`, before its factor; the gated term `n` as
+/// `gate.n.vector`, `[d_model]`, `gate.n.weights`, `[factors, d_model]`, and `gate.n.offsets`, `[factors]`. Files with
+/// gated terms are of version 2, all others of version 1.
 ///
 /// # Errors
 /// If it cannot be written.
-pub fn save(path: &Path, direction: &Direction, select: &SelectResult, model_sha256: &str) -> Result<(), Error> {
-    let bytes: Vec<u8> = direction.unit().iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
-    let view = TensorView::new(Dtype::F32, vec![direction.width()], &bytes).expect("the buffer fits the shape");
+pub fn save(path: &Path, edit: &Edit, select: &SelectResult, model_sha256: &str) -> Result<(), Error> {
     let selected = &select.selected;
-    let mut metadata = HashMap::from([
-        ("lancet.version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
-        ("lancet.source_sha256".to_string(), model_sha256.to_string()),
-        ("lancet.layer".to_string(), selected.layer.to_string()),
-        ("lancet.position".to_string(), selected.position.to_string()),
-        ("lancet.lambda".to_string(), selected.lambda.to_string()),
-        ("lancet.refusal_score".to_string(), selected.refusal_score.to_string()),
-        ("lancet.harmful_refusal_score".to_string(), selected.harmful_refusal_score.to_string()),
-        ("lancet.kl".to_string(), selected.kl.to_string()),
-        (STRENGTH.to_string(), direction.strength().to_string()),
-    ]);
-    let addition: Vec<u8> =
-        direction.addition().iter().flat_map(|a| &a.vector).flat_map(|v| (*v as f32).to_le_bytes()).collect();
-    let mut views = vec![("direction", view)];
-    if let Some(found) = direction.addition() {
-        let shape = vec![found.vector.len()];
-        views.push(("addition", TensorView::new(Dtype::F32, shape, &addition).expect("the buffer fits the shape")));
-        metadata.insert(LAYER.to_string(), found.layer.to_string());
-        metadata.insert(POSITION.to_string(), found.position.to_string());
-        metadata.insert(ALPHA.to_string(), found.alpha.to_string());
-    }
-    let bytes = safetensors::serialize(views, Some(metadata))
-        .map_err(|e| Error::failed(format!("cannot encode the direction: {e}")))?;
-    super::write_whole(path, &bytes)
+    let metadata = [
+        ("lancet.version", env!("CARGO_PKG_VERSION").to_string()),
+        ("lancet.source_sha256", model_sha256.to_string()),
+        ("lancet.layer", selected.layer.to_string()),
+        ("lancet.position", selected.position.to_string()),
+        ("lancet.lambda", selected.lambda.to_string()),
+        ("lancet.refusal_score", selected.refusal_score.to_string()),
+        ("lancet.harmful_refusal_score", selected.harmful_refusal_score.to_string()),
+        ("lancet.kl", selected.kl.to_string()),
+    ];
+    super::write_whole(path, &encode(edit, metadata.map(|(key, value)| (key.to_string(), value)).into())?)
 }
 
-/// The direction as [`save`] and [`load`] hand it on: rounded to float32, then normalised.
+/// An edit as a direction file, with these entries of metadata beside its own.
+fn encode(edit: &Edit, mut metadata: HashMap<String, String>) -> Result<Vec<u8>, Error> {
+    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    let single = |values: &mut dyn Iterator<Item = f64>| values.flat_map(|v| (v as f32).to_le_bytes()).collect();
+    if let Some(ablation) = edit.ablation() {
+        let unit = ablation.unit();
+        tensors.push(("direction".into(), vec![unit.len()], single(&mut unit.iter().copied())));
+        metadata.insert(STRENGTH.into(), ablation.strength().to_string());
+    }
+    if let Some(addition) = edit.addition() {
+        let vector = &addition.vector;
+        tensors.push(("addition".into(), vec![vector.len()], single(&mut vector.iter().copied())));
+        metadata.insert(LAYER.into(), addition.layer.to_string());
+        metadata.insert(POSITION.into(), addition.position.to_string());
+        metadata.insert(ALPHA.into(), addition.alpha.to_string());
+    }
+    for (n, term) in edit.gates().iter().enumerate() {
+        let (width, factors) = (term.vector().len(), term.factors());
+        let shapes: Vec<&str> = factors.iter().map(|factor| factor.shape.name()).collect();
+        let weights = single(&mut factors.iter().flat_map(|factor| factor.weights.iter().copied()));
+        let offsets = single(&mut factors.iter().map(|factor| factor.offset));
+        tensors.push((gate_key(n, "vector"), vec![width], single(&mut term.vector().iter().copied())));
+        tensors.push((gate_key(n, "weights"), vec![factors.len(), width], weights));
+        tensors.push((gate_key(n, "offsets"), vec![factors.len()], offsets));
+        metadata.insert(format!("lancet.{}", gate_key(n, "layer")), term.layer().to_string());
+        metadata.insert(format!("lancet.{}", gate_key(n, "shapes")), shapes.join(" "));
+        metadata.insert(FORMAT.into(), "2".into());
+    }
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        (name, TensorView::new(Dtype::F32, shape.clone(), bytes).expect("the buffer fits the shape"))
+    });
+    safetensors::serialize(views, Some(metadata)).map_err(|e| Error::failed(format!("cannot encode the edit: {e}")))
+}
+
+/// The name of a part of the gated term `n`.
+fn gate_key(n: usize, part: &str) -> String {
+    format!("gate.{n}.{part}")
+}
+
+/// The edit as [`save`] and [`load`] hand it on: rounded to float32, the direction then normalised.
 ///
 /// # Errors
-/// Never for a direction that is one; the same checks run again.
-pub fn as_stored(direction: &Direction) -> Result<Direction, Error> {
+/// Never for an edit that is one; the same checks run again.
+pub fn as_stored(edit: &Edit) -> Result<Edit, Error> {
     let single = |values: &[f64]| values.iter().map(|v| f64::from(*v as f32)).collect::<Vec<f64>>();
-    let addition = direction.addition().map(|a| Addition { vector: single(&a.vector), ..a.clone() });
-    Ok(Direction::new(single(direction.unit()))?.with_strength(direction.strength()).with_addition(addition))
+    let ablation = match edit.ablation() {
+        Some(found) => {
+            let direction = Direction::new(single(found.unit()))?;
+            Some(Ablation::new(direction).with_strength(found.strength()))
+        }
+        None => None,
+    };
+    let addition = edit.addition().map(|a| Addition { vector: single(&a.vector), ..a.clone() });
+    Ok(Edit::new(ablation, addition, edit.gates().iter().map(GatedTerm::rounded).collect())?)
 }
 
 /// Metadata of a direction file.
+const FORMAT: &str = "lancet.format";
 const STRENGTH: &str = "lancet.strength";
 const LAYER: &str = "lancet.addition_layer";
 const POSITION: &str = "lancet.addition_position";
 const ALPHA: &str = "lancet.addition_alpha";
 
-/// Layers and positions of an addition are below this.
+/// Gated terms that are read, at most.
+const MOST_GATES: usize = 64;
+
+/// Layers and positions are below this.
 const MOST_PLACES: u64 = 1 << 20;
 
 /// Reads a direction: the tensor `direction` of a safetensors file (or its only tensor), or a `.npy` of
 /// shape `[d_model]`; float16, float32 or float64 of either byte order, in safetensors also bfloat16. A file of Lancet's
-/// own also says the strength, and may hold an addition.
+/// own also says the strength, and may hold an addition and gated terms ([`save`]); with gated terms it may lack the
+/// direction.
 ///
 /// # Errors
-/// If the file is neither, or the direction is zero or not finite.
-pub fn load(path: &Path) -> Result<Direction, Error> {
+/// If the file is neither, the direction is zero or not finite, or it is of a later version.
+pub fn load(path: &Path) -> Result<Edit, Error> {
     let bad = |what: String| {
         Error::usage(
             format!("`{}` holds no direction: {what}", path.display()),
@@ -84,29 +123,36 @@ pub fn load(path: &Path) -> Result<Direction, Error> {
         return Err(bad("it is empty".into()));
     }
     if npy::is(&bytes) {
-        return Ok(Direction::new(npy::vector(&bytes).map_err(bad)?)?);
+        return Ok(Direction::new(npy::vector(&bytes).map_err(bad)?)?.into());
     }
     let tensors =
         SafeTensors::deserialize(&bytes).map_err(|e| bad(format!("it is neither `.npy` nor safetensors ({e})")))?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
+    let metadata = header.metadata().clone().unwrap_or_default();
+    if let Some(version) = metadata.get(FORMAT).filter(|version| !matches!(version.as_str(), "1" | "2")) {
+        let start: String = version.chars().take(40).collect();
+        return Err(Error::usage(
+            format!("`{}` is a direction file of version {start}, and this Lancet reads 1 and 2", path.display()),
+            "use the version of Lancet that wrote it",
+        ));
+    }
+    let gates = gates(&metadata, &tensors).map_err(|what| bad(format!("its gated terms are damaged: {what}")))?;
     let names = tensors.names();
     let view = match tensors.tensor("direction") {
-        Ok(view) => view,
-        Err(_) if names.len() == 1 => tensors.tensor(names[0]).map_err(|e| bad(e.to_string()))?,
+        Ok(view) => Some(view),
+        Err(_) if !gates.is_empty() => None,
+        Err(_) if names.len() == 1 => Some(tensors.tensor(names[0]).map_err(|e| bad(e.to_string()))?),
         Err(_) => {
             let shown: Vec<String> = names.iter().take(8).map(|name| format!("`{name}`")).collect();
             return Err(bad(format!("of its {} tensors none is `direction`: {}", names.len(), shown.join(", "))));
         }
     };
-    if view.shape().iter().filter(|d| **d != 1).count() > 1 {
-        return Err(bad(format!("its shape is {:?}", view.shape())));
-    }
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
-    let metadata = header.metadata().clone().unwrap_or_default();
-    let strength = match metadata.get(STRENGTH) {
-        None => 1.0,
-        Some(text) => number(text)
-            .filter(|s| *s > 0.0 && *s <= 1.0)
-            .ok_or_else(|| bad("its strength is not above 0 and at most 1".into()))?,
+    let ablation = match view {
+        Some(view) => Some(ablation(&metadata, &view).map_err(|error| match error {
+            Unread::Words(what) => bad(what),
+            Unread::Direction(error) => error.into(),
+        })?),
+        None => None,
     };
     let addition = match tensors.tensor("addition") {
         Err(_) => None,
@@ -114,8 +160,77 @@ pub fn load(path: &Path) -> Result<Direction, Error> {
             Some(addition(&metadata, &vector).map_err(|what| bad(format!("its addition is damaged: {what}")))?)
         }
     };
-    let values = decode(&view).ok_or_else(|| bad(format!("its type is {:?}", view.dtype())))?;
-    Ok(Direction::new(values)?.with_strength(strength).with_addition(addition))
+    Ok(Edit::new(ablation, addition, gates)?)
+}
+
+/// Why a direction was not read.
+enum Unread {
+    /// In words.
+    Words(String),
+    /// It is none.
+    Direction(DirectionError),
+}
+
+/// The direction of a file with its strength.
+fn ablation(metadata: &HashMap<String, String>, view: &TensorView<'_>) -> Result<Ablation, Unread> {
+    if view.shape().iter().filter(|d| **d != 1).count() > 1 {
+        return Err(Unread::Words(format!("its shape is {:?}", view.shape())));
+    }
+    let strength = match metadata.get(STRENGTH) {
+        None => 1.0,
+        Some(text) => number(text)
+            .filter(|s| *s > 0.0 && *s <= 1.0)
+            .ok_or_else(|| Unread::Words("its strength is not above 0 and at most 1".into()))?,
+    };
+    let values = decode(view).ok_or_else(|| Unread::Words(format!("its type is {:?}", view.dtype())))?;
+    Ok(Ablation::new(Direction::new(values).map_err(Unread::Direction)?).with_strength(strength))
+}
+
+/// The gated terms of a file, or what is wrong with them in words.
+fn gates(metadata: &HashMap<String, String>, tensors: &SafeTensors<'_>) -> Result<Vec<GatedTerm>, String> {
+    let known = |name: &str| (0..MOST_GATES).any(|n| GATE_PARTS.iter().any(|part| gate_key(n, part) == name));
+    if let Some(other) = tensors.names().into_iter().find(|name| name.starts_with("gate.") && !known(name)) {
+        return Err(format!("`{}` is no part of one", other.chars().take(40).collect::<String>()));
+    }
+    let count = (0..MOST_GATES).take_while(|n| tensors.tensor(&gate_key(*n, "vector")).is_ok()).count();
+    if tensors.names().iter().filter(|name| name.starts_with("gate.")).count() != count * GATE_PARTS.len() {
+        return Err("a part of one is missing".into());
+    }
+    (0..count).map(|n| gate(metadata, tensors, n)).collect()
+}
+
+/// The tensors of one gated term.
+const GATE_PARTS: [&str; 3] = ["vector", "weights", "offsets"];
+
+fn gate(metadata: &HashMap<String, String>, tensors: &SafeTensors<'_>, n: usize) -> Result<GatedTerm, String> {
+    let values = |part: &str, shape: &[usize]| {
+        let name = gate_key(n, part);
+        let view = tensors.tensor(&name).map_err(|_| format!("`{name}` is missing"))?;
+        if view.shape() != shape {
+            return Err(format!("`{name}` has the shape {:?}, not {shape:?}", view.shape()));
+        }
+        decode(&view).ok_or_else(|| format!("`{name}` has the type {:?}", view.dtype()))
+    };
+    let text = |part: &str| {
+        let key = format!("lancet.{}", gate_key(n, part));
+        metadata.get(&key).cloned().ok_or_else(|| format!("it lacks `{key}`"))
+    };
+    let start = |text: &str| text.chars().take(40).collect::<String>();
+    let layer = text("layer")?;
+    let at = layer.parse::<u64>().ok().filter(|layer| *layer < MOST_PLACES).and_then(|l| usize::try_from(l).ok());
+    let at = at.ok_or_else(|| format!("`{}` is no layer", start(&layer)))?;
+    let shapes = text("shapes")?;
+    let shape = |word: &str| Shape::ALL.into_iter().find(|shape| shape.name() == word);
+    let shapes: Vec<Shape> = (shapes.split(' ').map(|word| shape(word).ok_or(word)).collect::<Result<_, _>>())
+        .map_err(|word| format!("`{}` is no shape", start(word)))?;
+    let vector = tensors.tensor(&gate_key(n, "vector")).map_err(|e| e.to_string())?;
+    let width = vector.shape().iter().product::<usize>();
+    let vector = values("vector", &[width])?;
+    let weights = values("weights", &[shapes.len(), width])?;
+    let offsets = values("offsets", &[shapes.len()])?;
+    let factors = shapes.into_iter().zip(weights.chunks(width.max(1))).zip(offsets);
+    let factors = factors.map(|((shape, weights), offset)| Factor { weights: weights.to_vec(), offset, shape });
+    GatedTerm::new(at, vector, factors.collect()).map_err(|error| error.to_string())
 }
 
 fn number(text: &str) -> Option<f64> {
@@ -158,7 +273,9 @@ pub(super) fn is_plain(bytes: &[u8]) -> bool {
         return false;
     };
     let metadata = header.metadata().clone().unwrap_or_default();
-    tensors.iter().all(|(name, view)| matches!(name, "direction" | "addition") && view.dtype() == Dtype::F32)
+    let ours = |name: &str| matches!(name, "direction" | "addition") || name.starts_with("gate.");
+    gates(&metadata, &tensors).is_ok()
+        && tensors.iter().all(|(name, view)| ours(name) && view.dtype() == Dtype::F32)
         && metadata.keys().all(|key| key.starts_with("lancet."))
 }
 
@@ -188,7 +305,7 @@ mod tests {
             .unwrap()
     }
 
-    fn load_bytes(bytes: &[u8]) -> Result<Direction, Error> {
+    fn load_bytes(bytes: &[u8]) -> Result<Edit, Error> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("d");
         std::fs::write(&path, bytes).unwrap();
@@ -223,6 +340,72 @@ mod tests {
         }
         assert!(load_bytes(&file(&good, &[1.0, f32::INFINITY])).is_err());
         assert!(load_bytes(&file(&good[..1], &[1.0, 2.0])).unwrap_err().to_string().contains("it lacks"));
+    }
+
+    fn gated() -> Edit {
+        let factor = |seed: f64, shape| Factor { weights: vec![seed, -seed, 0.5], offset: seed / 3.0, shape };
+        let two = vec![factor(0.1, Shape::Clipped), factor(7.0, Shape::Relu)];
+        let gates = vec![
+            GatedTerm::new(3, vec![0.1, 0.0, -2.0], two).unwrap(),
+            GatedTerm::new(1, vec![1.0, 1.0, 1e-3], vec![factor(-1.0, Shape::Identity)]).unwrap(),
+        ];
+        Edit::new(None, None, gates).unwrap()
+    }
+
+    #[test]
+    fn an_edit_comes_back_as_it_is_stored() {
+        let direction = Direction::new(vec![1.0, 2.0, -0.5]).unwrap();
+        let ablation = Ablation::new(direction).with_strength(0.5);
+        let addition = Addition { vector: vec![0.1, 0.2, 0.3], layer: 2, position: -3, alpha: 1.5 };
+        let terms = gated().gates().to_vec();
+        for edit in [
+            gated(),
+            Edit::from(ablation.clone()),
+            Edit::new(Some(ablation.clone()), Some(addition.clone()), terms.clone()).unwrap(),
+            Edit::new(None, Some(addition), terms).unwrap(),
+        ] {
+            let stored = as_stored(&edit).unwrap();
+            let bytes = encode(&stored, HashMap::new()).unwrap();
+            assert_eq!(load_bytes(&bytes).unwrap(), stored);
+            assert!(is_plain(&bytes));
+        }
+        // what an older Lancet reads says nothing of versions
+        let (_, header) = SafeTensors::read_metadata(&encode(&ablation.into(), HashMap::new()).unwrap()).unwrap();
+        assert_eq!(header.metadata().as_ref().unwrap().get(FORMAT), None);
+    }
+
+    #[test]
+    fn damaged_terms_and_later_versions_are_refused_in_words() {
+        let whole = encode(&gated(), HashMap::new()).unwrap();
+        let tensors = SafeTensors::deserialize(&whole).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&whole).unwrap();
+        let metadata = header.metadata().clone().unwrap();
+        let broken = |left_out: &str, more: Option<(&str, usize)>, changes: &[(&str, &str)]| {
+            let mut metadata = metadata.clone();
+            metadata.extend(changes.iter().map(|(key, value)| ((*key).to_string(), (*value).to_string())));
+            let zeros = vec![0u8; 4 * more.map_or(0, |(_, len)| len)];
+            let mut views: Vec<(String, TensorView<'_>)> =
+                tensors.tensors().into_iter().filter(|(name, _)| name != left_out).collect();
+            views.extend(
+                more.map(|(name, len)| (name.to_string(), TensorView::new(Dtype::F32, vec![len], &zeros).unwrap())),
+            );
+            load_bytes(&safetensors::serialize(views, Some(metadata)).unwrap()).unwrap_err().to_string()
+        };
+        for (left_out, more, changes, words) in [
+            ("gate.0.offsets", None, &[][..], "a part of one is missing"),
+            ("gate.0.vector", None, &[], "a part of one is missing"),
+            ("gate.1.vector", Some(("gate.1.vector", 3)), &[], "a vector of it is zero"),
+            ("gate.1.vector", Some(("gate.1.vector", 2)), &[], "has the shape"),
+            ("", Some(("gate.2.other", 1)), &[], "is no part of one"),
+            ("", None, &[("lancet.gate.0.layer", "0")], "its layer must be at least 1"),
+            ("", None, &[("lancet.gate.0.layer", "-1")], "`-1` is no layer"),
+            ("", None, &[("lancet.gate.0.shapes", "clipped sigmoid")], "`sigmoid` is no shape"),
+            ("", None, &[("lancet.gate.0.shapes", "clipped")], "has the shape"),
+            ("", None, &[(FORMAT, "3")], "of version 3, and this Lancet reads 1 and 2"),
+        ] {
+            let message = broken(left_out, more, changes);
+            assert!(message.contains(words), "{left_out} {changes:?}: {message}");
+        }
     }
 
     #[test]

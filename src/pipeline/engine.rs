@@ -7,10 +7,10 @@ use ndarray::{Array3, ArrayD, Axis};
 
 use super::opened::Understood;
 use super::stage::Stage;
+use crate::edit::{Ablation, Addition, Edit, GatedTerm};
 use crate::error::Error;
 use crate::instrument::{self, ADDITION_INPUT, Cut, DIRECTION_INPUT, Request, SessionModel};
 use crate::lm::{Interface, Padding, ResidPoint};
-use crate::method::direction::{Addition, Direction};
 use crate::onnx::ops::{ActivationRounding, WeightLayout};
 use crate::onnx::{DataType, Graph};
 use crate::runtime::batch::{self, Batch, Layout, Sharing, Splitting};
@@ -92,23 +92,29 @@ impl Observer for Silent {
 /// What a whole engine does to the stream while it runs, in every session that it builds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Steering {
-    /// Vector `v` of the ablation `x - (x.v) v`, `[d_model]` ([`Direction::hook`]).
-    pub direction: Vec<f32>,
+    /// Vector `v` of the ablation `x - (x.v) v`, `[d_model]` ([`Ablation::hook`]), where there is one.
+    pub direction: Option<Vec<f32>>,
     /// Layer and vector of an addition, `[d_model]`.
     pub addition: Option<(usize, Vec<f32>)>,
+    /// Gated terms, which sessions hold as constants.
+    pub gates: Vec<GatedTerm>,
 }
 
 impl Steering {
-    /// What a bake of `direction` is compared with.
-    pub fn of(direction: &Direction) -> Self {
+    /// What a bake of `edit` is compared with.
+    pub fn of(edit: &Edit) -> Self {
         let single = |a: &Addition| (a.layer, a.scaled().iter().map(|v| *v as f32).collect());
-        Self { direction: direction.hook(), addition: direction.addition().map(single) }
+        Self {
+            direction: edit.ablation().map(Ablation::hook),
+            addition: edit.addition().map(single),
+            gates: edit.gates().to_vec(),
+        }
     }
 
     /// The vectors by the inputs that a session has for them.
     fn inputs(&self, built: &SessionModel) -> Vec<(String, Vec<f32>)> {
         let added = self.addition.iter().map(|(_, vector)| (ADDITION_INPUT, vector));
-        let all = std::iter::once((DIRECTION_INPUT, &self.direction)).chain(added);
+        let all = self.direction.iter().map(|vector| (DIRECTION_INPUT, vector)).chain(added);
         let wanted = all.filter(|(name, _)| built.inputs.iter().any(|input| input == name));
         wanted.map(|(name, vector)| (name.to_string(), vector.clone())).collect()
     }
@@ -344,8 +350,9 @@ impl Engine<'_> {
 
     fn load(&self, mut request: Request, weights: Weights) -> Result<Session, Error> {
         if let Some(steering) = self.steered {
-            request.ablation = true;
+            request.ablation = steering.direction.is_some();
             request.addition = steering.addition.as_ref().map(|(layer, _)| *layer);
+            request.gates.clone_from(&steering.gates);
         }
         // the cache of a common beginning serves many rows
         request.cache |= request.logits > 0;
@@ -533,7 +540,7 @@ impl Engine<'_> {
             let mut values = Array3::zeros((rows.len(), 1, width));
             for (at, row) in rows.iter().enumerate() {
                 let vector = match (self.steered, part) {
-                    (Some(steering), 0) => Some(steering.direction.as_slice()),
+                    (Some(steering), 0) => steering.direction.as_deref(),
                     (Some(steering), _) => steering.addition.as_ref().map(|(_, vector)| vector.as_slice()),
                     (None, part) => row.get(part * width..(part + 1) * width),
                 };

@@ -41,8 +41,8 @@ use std::sync::atomic::AtomicBool;
 
 use crate::bake::{self, BakePlan, GuardMark, PlanOptions, QuantisedMode, Staging};
 use crate::chat::Chat;
+use crate::edit::Edit;
 use crate::error::Error;
-use crate::method::direction::Direction;
 use crate::method::prompts::{PromptClass, Prompts, Split};
 use crate::method::select::Rules;
 use crate::report::{
@@ -106,8 +106,8 @@ impl BakeOptions<'_> {
     }
 
     /// The quantised writers of a file that get nodes instead, as their edits tell; `None` where there are none.
-    fn past_limits(&self, edits: &[bake::Edit], plan: &BakePlan) -> Option<BTreeSet<String>> {
-        let past = bake::limits::past_limits(edits, plan.unit().len(), self.max_rounding_error);
+    fn past_limits(&self, edits: &[bake::EditResult], plan: &BakePlan) -> Option<BTreeSet<String>> {
+        let past = bake::limits::past_limits(edits, plan.d_model(), self.max_rounding_error);
         (self.may_fall_back() && !past.is_empty()).then_some(past)
     }
 }
@@ -249,11 +249,11 @@ pub fn run(
     let mut addition = None;
     if options.alpha != 0.0 {
         let (vector, chosen) = add::choose(&engine, chat, &activations, options.alpha, &options.rules, observer)?;
-        choice.direction = choice.direction.with_addition(Some(vector));
+        choice.edit = choice.edit.with_addition(Some(vector));
         addition = Some(chosen);
     }
     // what is baked is what the direction file will hold, so that anyone can repeat and verify it from that
-    let direction = direction_file::as_stored(&choice.direction)?;
+    let edit = direction_file::as_stored(&choice.edit)?;
     clock.lap("select");
     options.settings.refusal_tokens.clone_from(&activations.info.refusal_tokens);
     let sweep = match options.sweep.is_empty() {
@@ -274,7 +274,7 @@ pub fn run(
     //    the guard on what was measured on the written model
     let measuring = Measuring { running: *running, settings: &options.settings, guard: &options.guard };
     let plan = options.bake.plan(options.metadata(&choice.result, &model_sha256));
-    let job = BakeJob { direction: &direction, options: &options.bake, plan, measuring: Some(&measuring), observer };
+    let job = BakeJob { edit: &edit, options: &options.bake, plan, measuring: Some(&measuring), observer };
     let outcomes = publish::stage(ready, &job, &staging, &mut clock)?;
     if let Some(addition) = &mut addition {
         addition.baked.clone_from(&outcomes[chosen].added);
@@ -314,21 +314,21 @@ pub fn run(
     if result.verified() && result.guard_allows() {
         result.shared.bake.published = true;
         result.shared.outputs = publish::outputs(out, &source.relative);
-        publish::reports(&result, &direction, &staging)?;
+        publish::reports(&result, &edit, &staging)?;
         staging.publish()?;
     }
     Ok(result)
 }
 
-/// Bakes `direction` into a copy of every variant of a package and verifies them. Without `measuring` no runtime is
+/// Bakes `edit` into a copy of every variant of a package and verifies them. Without `measuring` no runtime is
 /// needed, and a variant that does not verify is an error. With it, nothing is published where a variant does not
 /// verify or the guard refuses one; the result tells.
 ///
 /// # Errors
-/// If the direction does not fit, if writing or a run fails.
+/// If the edit does not fit, if writing or a run fails.
 pub fn bake(
     ready: &Ready<'_>,
-    direction: &Direction,
+    edit: &Edit,
     options: &BakeOptions<'_>,
     measuring: Option<&Measuring<'_>>,
     observer: &dyn Observer,
@@ -341,8 +341,7 @@ pub fn bake(
     let metadata =
         measuring.is_none().then(|| (variant::GUARD_KEY.to_string(), GuardMark::NotMeasured.as_str().to_string()));
     let plan = options.plan(metadata.into_iter().collect());
-    let outcomes =
-        publish::stage(ready, &BakeJob { direction, options, plan, measuring, observer }, &staging, &mut clock)?;
+    let outcomes = publish::stage(ready, &BakeJob { edit, options, plan, measuring, observer }, &staging, &mut clock)?;
     let mut shared = publish::shared(package, options, &outcomes);
     if let Some(Measuring { settings, running, .. }) = measuring {
         shared.refusal_tokens = collect::labelled(&settings.refusal_tokens, running.chat);
@@ -367,19 +366,19 @@ pub fn bake(
     Ok(result)
 }
 
-/// Bakes `direction` into a copy of one model with its companions, and verifies the bytes; no runtime is needed. Returns
+/// Bakes `edit` into a copy of one model with its companions, and verifies the bytes; no runtime is needed. Returns
 /// the row of that model.
 ///
 /// # Errors
-/// If the graph is not understood, if the direction does not fit, or if writing fails.
+/// If the graph is not understood, if the edit does not fit, or if writing fails.
 pub fn bake_only(
     opened: &Opened,
-    direction: &Direction,
+    edit: &Edit,
     options: &BakeOptions<'_>,
     observer: &dyn Observer,
 ) -> Result<VariantResult, Error> {
     let package = Package::of_file(opened.files.clone());
-    let mut result = bake(&preflight(&package, options.out)?, direction, options, None, observer)?;
+    let mut result = bake(&preflight(&package, options.out)?, edit, options, None, observer)?;
     Ok(result.variants.swap_remove(0))
 }
 

@@ -8,9 +8,9 @@ use sha2::{Digest, Sha256};
 use super::files::ModelFiles;
 use super::weights::undownloaded;
 use crate::bake::{BakeError, BakePlan, ByteReport, PlanOptions, hex, verify_bytes};
+use crate::edit::Edit;
 use crate::error::Error;
 use crate::lm::{EmbeddingFile, Interface, LanguageModel, ModelConfig, Refusal, Writer};
-use crate::method::direction::Direction;
 use crate::onnx::{Graph, Model};
 use crate::runtime::batch::{Layout, Sharing, Splitting};
 
@@ -231,13 +231,12 @@ impl<'m> Understood<'m> {
         elsewhere.chain(own.map(|writer| (&self.graph, writer)))
     }
 
-    /// Plans the weight orthogonalisation against `direction`.
+    /// Plans the edit.
     ///
     /// # Errors
-    /// A direction of another width, or a writer that cannot be edited as `options` want it.
-    pub fn plan(&self, direction: &Direction, options: &PlanOptions) -> Result<Plans, Error> {
-        let d_model = self.lm.d_model();
-        if let Some(addition) = direction.addition() {
+    /// An edit of another width, or a writer that cannot be edited as `options` want it.
+    pub fn plan(&self, edit: &Edit, options: &PlanOptions) -> Result<Plans, Error> {
+        if let Some(addition) = edit.addition() {
             let reason = match (self.lm.n_layers(), &self.lm.cached) {
                 (_, Some(_)) => "a merged decoder holds every write twice; export the model without merging".into(),
                 (n, None) if !(1..n).contains(&addition.layer) => {
@@ -249,11 +248,9 @@ impl<'m> Understood<'m> {
                 return Err(BakeError::NoAddition { reason }.into());
             }
         }
-        let main = BakePlan::new(&self.graph, &self.lm.writers, d_model, direction, options)?;
+        let main = BakePlan::new(&self.graph, &self.lm, edit, options)?;
         let embedding = match &self.embedding {
-            Some(file) => {
-                Some(BakePlan::new(&file.graph, std::slice::from_ref(&file.writer), d_model, direction, options)?)
-            }
+            Some(file) => Some(BakePlan::new(&file.graph, file, edit, options)?),
             None => None,
         };
         Ok(Plans { main, embedding })

@@ -12,9 +12,9 @@ use super::running::Running;
 use super::understood::UnderstoodVariant;
 use super::{BakeOptions, verdict, verify_prompts};
 use crate::bake::{self as baking, BakePlan, PlanOptions};
+use crate::edit::Edit;
 use crate::error::{Error, Kind};
 use crate::lm::Refusal;
-use crate::method::direction::Direction;
 use crate::onnx::Model;
 use crate::report::{FileKind, FileRow, PackageVerify, VariantVerify, VerifyResult};
 
@@ -34,7 +34,7 @@ pub fn variant(
     base: &UnderstoodVariant<'_>,
     out: &WrittenVariant<'_>,
     plans: &Plans,
-    direction: &Direction,
+    edit: &Edit,
     runs: &Runs<'_>,
 ) -> Result<VerifyResult, Error> {
     let bytes = plans.verify(base.opened, out.opened)?;
@@ -48,7 +48,7 @@ pub fn variant(
     let fed = |on: &Running<'_>, model: &Understood<'_>| model.lm.interface.unfed_on(on.runtime.is_cuda()).is_none();
     let logits = match (running, written) {
         (Some(running), Ok(written)) if fed(running, model) && fed(running, written) => {
-            Some(running.check(model, written, direction)?)
+            Some(running.check(model, written, edit)?)
         }
         _ => None,
     };
@@ -61,7 +61,7 @@ pub fn variant(
             Found { unchecked: vec![what.into()], ..Found::default() }
         }
         Runs::Whole(consumer) => {
-            let mut whole = consumer::prove(consumer, of_base, (out.opened, written), direction)?;
+            let mut whole = consumer::prove(consumer, of_base, (out.opened, written), edit)?;
             whole
                 .unchecked
                 .push("the logits against run-time ablation of the base: there are no prompts for it".into());
@@ -71,7 +71,7 @@ pub fn variant(
             let prompts = verify_prompts(running.chat, running.prompts)?;
             let Running { runtime, cancelled, .. } = **running;
             let consumer = Consumer { runtime, prompts: &prompts, cancelled };
-            consumer::prove(&consumer, of_base, (out.opened, written), direction)?
+            consumer::prove(&consumer, of_base, (out.opened, written), edit)?
         }
     });
     let other = other_model(model, written);
@@ -120,10 +120,10 @@ impl<'a> Runs<'a> {
 ///
 /// # Errors
 /// As [`UnderstoodVariant::plan`], or if a weight cannot be read.
-pub fn plans(base: &UnderstoodVariant<'_>, direction: &Direction, options: &BakeOptions<'_>) -> Result<Plans, Error> {
+pub fn plans(base: &UnderstoodVariant<'_>, edit: &Edit, options: &BakeOptions<'_>) -> Result<Plans, Error> {
     let asked = options.plan(Vec::new());
-    let again = |by_nodes| base.plan(direction, &PlanOptions { by_nodes, ..asked.clone() });
-    let mut plans = base.plan(direction, &asked)?;
+    let again = |by_nodes| base.plan(edit, &PlanOptions { by_nodes, ..asked.clone() });
+    let mut plans = base.plan(edit, &asked)?;
     // where nodes cannot be inserted, rounding is what there is
     if let (Some(file), Some(plan)) = (&base.opened.embedding, &mut plans.embedding)
         && let Some(past) = past_limits(file, plan, options)?
@@ -156,7 +156,7 @@ fn past_limits(model: &Model, plan: &BakePlan, options: &BakeOptions<'_>) -> Res
 pub fn package(
     base: &Package,
     out: &Path,
-    direction: &Direction,
+    edit: &Edit,
     options: &BakeOptions<'_>,
     runs: &Runs<'_>,
 ) -> Result<PackageVerify, Error> {
@@ -169,7 +169,7 @@ pub fn package(
     }
     let mut result = PackageVerify::default();
     if !file {
-        result.shared.unexplained = beside::folder(base, out, direction)?;
+        result.shared.unexplained = beside::folder(base, out, edit)?;
     }
     for variant in &base.variants {
         let place = if file { out.to_path_buf() } else { out.join(&variant.relative) };
@@ -180,7 +180,7 @@ pub fn package(
             continue;
         }
         let model = variant.name.clone();
-        let (found, written) = one(variant, &place, direction, options, runs).map_err(base.of_variant(variant))?;
+        let (found, written) = one(variant, &place, edit, options, runs).map_err(base.of_variant(variant))?;
         let verify = if file { found } else { within(variant, found) };
         if let Some(written) = written.filter(|_| file) {
             result.shared.unexplained = beside::of_file(variant.opened()?, &written);
@@ -206,19 +206,19 @@ pub fn package(
 fn one(
     variant: &Variant,
     place: &Path,
-    direction: &Direction,
+    edit: &Edit,
     options: &BakeOptions<'_>,
     runs: &Runs<'_>,
 ) -> Result<(VerifyResult, Option<Opened>), Error> {
     let base = UnderstoodVariant::new(variant)?;
-    let plans = plans(&base, direction, options)?;
+    let plans = plans(&base, edit, options)?;
     let written = match base.opened.again(place) {
         Ok(written) => written,
         Err(error) => return Ok((unlike(error, runs)?, None)),
     };
     let understood = base.model.as_ref().map(|_| written.understand());
     let output = WrittenVariant { opened: &written, model: understood.as_ref().map(Result::as_ref) };
-    let found = self::variant(&base, &output, &plans, direction, runs).or_else(|error| unlike(error, runs))?;
+    let found = self::variant(&base, &output, &plans, edit, runs).or_else(|error| unlike(error, runs))?;
     drop(understood);
     Ok((found, Some(written)))
 }

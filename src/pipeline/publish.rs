@@ -18,9 +18,9 @@ use super::variant::{self, BakeJob, Baked, Clock, Desk};
 use super::walk::{Entry, Left};
 use super::{BakeOptions, direction_file, write_whole};
 use crate::bake::{BakeError, Staging};
+use crate::edit::Edit;
 use crate::error::Error;
 use crate::files;
-use crate::method::direction::Direction;
 use crate::onnx::{Model, Storage};
 use crate::report::{self, BakeShared, Outputs, RunResult, RunShared};
 
@@ -159,7 +159,7 @@ pub(super) fn stage(
     let single = is_single(job.options.out);
     let mut plans = Vec::new();
     for base in &ready.variants {
-        plans.push(base.plan(job.direction, &job.plan).map_err(package.of_variant(base.variant))?);
+        plans.push(base.plan(job.edit, &job.plan).map_err(package.of_variant(base.variant))?);
     }
     let needed = room(package, plans.iter().map(Plans::growth).sum(), staging.path(), single)?;
     let mut desk = Desk::new(package, staging, job, needed);
@@ -299,13 +299,13 @@ pub(super) fn outputs(out: &Path, model: &Path) -> Outputs {
 ///
 /// # Errors
 /// If one cannot be written.
-pub(super) fn reports(result: &RunResult, direction: &Direction, staging: &Staging) -> Result<(), Error> {
+pub(super) fn reports(result: &RunResult, edit: &Edit, staging: &Staging) -> Result<(), Error> {
     let RunShared { outputs, select, provenance, .. } = &result.shared;
     let stage = |place: &Option<String>| {
         let name = place.as_deref().and_then(|place| Path::new(place).file_name());
         staging.path().join(name.expect("every output has a file name"))
     };
-    direction_file::save(&stage(&outputs.direction), direction, select, &provenance.model_sha256)?;
+    direction_file::save(&stage(&outputs.direction), edit, select, &provenance.model_sha256)?;
     write_whole(&stage(&outputs.report_html), report::html(result).as_bytes())?;
     let json = serde_json::to_vec_pretty(result).expect("plain data");
     write_whole(&stage(&outputs.report_json), &json)?;

@@ -6,8 +6,8 @@ use super::engine::Engine;
 use super::opened::Understood;
 use super::{check, pad_token, verify_prompts};
 use crate::chat::Chat;
+use crate::edit::Edit;
 use crate::error::Error;
-use crate::method::direction::Direction;
 use crate::method::prompts::Prompts;
 use crate::runtime::session::Runtime;
 
@@ -40,13 +40,8 @@ impl<'a> Running<'a> {
     ///
     /// # Errors
     /// If a run fails.
-    pub fn check(
-        &self,
-        base: &Understood<'_>,
-        out: &Understood<'_>,
-        direction: &Direction,
-    ) -> Result<check::LogitReport, Error> {
+    pub fn check(&self, base: &Understood<'_>, out: &Understood<'_>, edit: &Edit) -> Result<check::LogitReport, Error> {
         let prompts = verify_prompts(self.chat, self.prompts)?;
-        check::logits(&self.engine(base), &self.engine(out), direction, &prompts)
+        check::logits(&self.engine(base), &self.engine(out), edit, &prompts)
     }
 }

@@ -12,10 +12,11 @@ use super::stage::{Answers, Stage};
 use super::variant::Clock;
 use super::{add, cross, direction_file, evaluate};
 use crate::chat::Chat;
+use crate::edit::{Addition, Edit};
 use crate::error::{Error, Kind};
 use crate::eval::outcome::Outcome;
 use crate::linalg::cosine;
-use crate::method::direction::{Direction, diff_in_means};
+use crate::method::direction::diff_in_means;
 use crate::method::prompts::{PromptClass, Prompts};
 use crate::method::select::Rules;
 use crate::report::{ClassResult, SCHEMA, SweepResult, SweepRow};
@@ -40,7 +41,7 @@ pub struct SweepOptions<'a> {
     pub guard: &'a Guard,
 }
 
-/// A setting that was measured: its direction as a file holds it, with strength and addition.
+/// A setting that was measured: its edit as a file holds it.
 pub struct Setting {
     /// Index of its row.
     pub row: usize,
@@ -130,23 +131,23 @@ pub(super) fn over(
             Err(error) => return Err(error),
         };
         clock.lap("select");
-        let vector = addition.clone().map(|a| crate::method::direction::Addition { alpha, ..a });
+        let vector = addition.clone().map(|a| Addition { alpha, ..a });
         // what is measured is what a direction file holds
-        let direction = direction_file::as_stored(&choice.direction.with_addition(vector))?;
-        let after = bench.measure(Some(&direction), &Answers::Setting { name: name.clone() })?;
+        let edit = direction_file::as_stored(&choice.edit.with_addition(vector))?;
+        let after = bench.measure(Some(&edit), &Answers::Setting { name: name.clone() })?;
         let Compared { result: eval, evidence } = evaluate::compare(&before, &after, settings, chat, Vec::new());
         let selected = &choice.result.selected;
         let row = SweepRow {
             position: selected.position,
             layer: selected.layer,
-            cosine: cosine_with_true(activations, &direction, selected.position, selected.layer),
+            cosine: cosine_with_true(activations, &edit, selected.position, selected.layer),
             val_refusal_score: crate::report::finite(selected.refusal_score),
             classes: eval.after.clone(),
             harmless_kl: eval.harmless_kl,
             guard: Some(guard::judge(&evidence, options.guard)),
             ..blank
         };
-        let choice = Choice { direction, result: choice.result };
+        let choice = Choice { edit, result: choice.result };
         found.push(Setting { row: rows.len(), name, choice });
         rows.push(wrapped_into(&after, settings, row));
         clock.lap("evaluate");
@@ -200,14 +201,14 @@ fn setting_name(lambda: f64, strength: f64, alpha: f64) -> String {
     name
 }
 
-/// Cosine of a direction with the true-refusal vector of a position and layer; `None` where that has no length.
-fn cosine_with_true(activations: &Activations, direction: &Direction, position: i64, layer: usize) -> Option<f64> {
+/// Cosine of what an edit ablates with the true-refusal vector of a position and layer; `None` where that has no length.
+fn cosine_with_true(activations: &Activations, edit: &Edit, position: i64, layer: usize) -> Option<f64> {
     let mean = |class| activations.of(class).mean(position, layer);
     let r = diff_in_means(&mean(PromptClass::Harmful), &mean(PromptClass::Harmless));
-    crate::report::finite(cosine(direction.unit(), &r))
+    crate::report::finite(cosine(edit.ablation()?.unit(), &r))
 }
 
-/// The test prompts, ready to be asked under one direction after another.
+/// The test prompts, ready to be asked under one edit after another.
 pub(super) struct Bench<'a> {
     pub engine: Engine<'a>,
     pub chat: &'a Chat,
@@ -217,8 +218,8 @@ pub(super) struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn measure(&self, direction: Option<&Direction>, whose: &Answers) -> Result<Measured, Error> {
-        let steering = direction.map(Steering::of);
+    fn measure(&self, edit: Option<&Edit>, whose: &Answers) -> Result<Measured, Error> {
+        let steering = edit.map(Steering::of);
         let engine = Engine { steered: steering.as_ref(), ..self.engine };
         let Self { chat, prompts, settings, observer, .. } = *self;
         let mut measured = evaluate::measure(&engine, chat, prompts, settings, whose, observer)?;
@@ -226,14 +227,9 @@ impl Bench<'_> {
         Ok(measured)
     }
 
-    /// How many of some prompts are refused with a direction ablated; no scores.
-    pub(super) fn refusals(
-        &self,
-        direction: Option<&Direction>,
-        texts: &[String],
-        stage: &Stage,
-    ) -> Result<ClassResult, Error> {
-        let steering = direction.map(Steering::of);
+    /// How many of some prompts are refused under an edit; no scores.
+    pub(super) fn refusals(&self, edit: Option<&Edit>, texts: &[String], stage: &Stage) -> Result<ClassResult, Error> {
+        let steering = edit.map(Steering::of);
         let engine = Engine { steered: steering.as_ref(), ..self.engine };
         let Self { chat, settings, observer, .. } = *self;
         observer.start(stage, texts.len() as u64);

@@ -3,9 +3,9 @@
 use super::opened::{Opened, Plans, Understood};
 use super::package::{Variant, VariantRole};
 use crate::bake::{BakePlan, PlanOptions};
+use crate::edit::Edit;
 use crate::error::Error;
 use crate::lm::EmbeddingFile;
-use crate::method::direction::Direction;
 use crate::onnx::Graph;
 
 /// A variant of a package, understood once a command.
@@ -32,21 +32,20 @@ impl<'p> UnderstoodVariant<'p> {
         Ok(Self { variant, opened, model })
     }
 
-    /// Width of the residual stream; `None` for an embedding file, which is read with the direction's.
+    /// Width of the residual stream; `None` for an embedding file, which is read with the edit's.
     pub fn d_model(&self) -> Option<usize> {
         self.model.as_ref().map(|model| model.lm.d_model())
     }
 
-    /// Plans the weight orthogonalisation against `direction`.
+    /// Plans the edit.
     ///
     /// # Errors
-    /// As [`Understood::plan`]; of an embedding file, if it makes no embedding of the direction's width.
-    pub fn plan(&self, direction: &Direction, options: &PlanOptions) -> Result<Plans, Error> {
+    /// As [`Understood::plan`]; of an embedding file, if it makes no embedding of the edit's width.
+    pub fn plan(&self, edit: &Edit, options: &PlanOptions) -> Result<Plans, Error> {
         if let Some(model) = &self.model {
-            return model.plan(direction, options);
+            return model.plan(edit, options);
         }
-        let file = EmbeddingFile::new(Graph::new(&self.opened.model), None, Some(direction.width()))?;
-        let writer = std::slice::from_ref(&file.writer);
-        Ok(Plans { main: BakePlan::new(&file.graph, writer, direction.width(), direction, options)?, embedding: None })
+        let file = EmbeddingFile::new(Graph::new(&self.opened.model), None, Some(edit.width()))?;
+        Ok(Plans { main: BakePlan::new(&file.graph, &file, edit, options)?, embedding: None })
     }
 }

@@ -17,12 +17,12 @@ use super::stage::Stage;
 use super::understood::UnderstoodVariant;
 use super::{BakeOptions, evaluate, inspect, prove};
 use crate::bake::{self as baking, BakeError, BakePlan, GuardMark, PlanOptions, Staging};
+use crate::edit::Edit;
 use crate::error::Error;
 use crate::files::{self, Unwritten, WriteBack};
-use crate::method::direction::Direction;
 use crate::onnx::Model;
 use crate::onnx::proto::{ModelProto, StringStringEntryProto};
-use crate::report::{BakeResult, Edit, VariantResult};
+use crate::report::{BakeResult, EditResult, VariantResult};
 
 /// How often the wait for the disk looks whether the user asked to stop.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -40,7 +40,7 @@ pub struct Measuring<'a> {
 /// What is done to every variant.
 pub struct BakeJob<'a> {
     /// What is taken out, and added.
-    pub direction: &'a Direction,
+    pub edit: &'a Edit,
     /// How and where the model is baked.
     pub options: &'a BakeOptions<'a>,
     /// How each file's bake is planned.
@@ -55,7 +55,7 @@ pub struct BakeJob<'a> {
 pub struct Baked {
     /// Its row of the result.
     pub result: VariantResult,
-    /// SHA-256 of the direction, hexadecimal.
+    /// SHA-256 of the ablated direction, hexadecimal; empty where none is.
     pub direction_sha256: String,
     /// Where the vector of an activation addition went.
     pub added: Option<baking::Added>,
@@ -91,7 +91,7 @@ pub struct Desk<'a> {
     written: BTreeMap<PathBuf, String>,
     /// Edits of every `.onnx` file written so far, and the quantised writers that got nodes in it because rounding was
     /// past its limits.
-    edits: BTreeMap<PathBuf, (Vec<Edit>, BTreeSet<String>)>,
+    edits: BTreeMap<PathBuf, (Vec<EditResult>, BTreeSet<String>)>,
     /// Whether one model is baked: then its name goes without saying.
     lone: bool,
     /// Brings what is written to the disk meanwhile; `None` where nobody asked for that.
@@ -176,7 +176,7 @@ impl<'a> Desk<'a> {
         again: &dyn Fn(BTreeSet<String>) -> Result<BakePlan, Error>,
         relative: &Path,
         stage: &Stage,
-    ) -> Result<(Vec<Edit>, u64), Error> {
+    ) -> Result<(Vec<EditResult>, u64), Error> {
         if let Some((edits, by_nodes)) = self.edits.get(relative) {
             // the embedding of several models: what it holds is proved for each
             if !by_nodes.is_empty() {
@@ -258,7 +258,7 @@ impl<'a> Desk<'a> {
         Ok((edits, bytes))
     }
 
-    fn apply(&self, model: &Model, plan: &BakePlan, folder: &Path, stage: &Stage) -> Result<Vec<Edit>, Error> {
+    fn apply(&self, model: &Model, plan: &BakePlan, folder: &Path, stage: &Stage) -> Result<Vec<EditResult>, Error> {
         let total = std::sync::OnceLock::new();
         let seen = std::sync::atomic::AtomicU64::new(0);
         let progress = |done: u64, all: u64| {
@@ -278,11 +278,11 @@ impl<'a> Desk<'a> {
     }
 }
 
-/// Bakes the direction into one variant, loads what was written and verifies it, and measures it where told how. An
+/// Bakes the edit into one variant, loads what was written and verifies it, and measures it where told how. An
 /// embedding file without a model cannot be run: its bytes alone are proved.
 ///
 /// # Errors
-/// If the direction does not fit, writing fails, or a run fails. What the measurement or the verification shows is no
+/// If the edit does not fit, writing fails, or a run fails. What the measurement or the verification shows is no
 /// error.
 pub fn bake(
     base: &UnderstoodVariant<'_>,
@@ -303,7 +303,7 @@ pub fn bake(
         (None, None) => Runs::Not,
     };
     let output = WrittenVariant { opened: &written, model: understood.as_ref().map(Result::as_ref) };
-    let verify = prove::variant(base, &output, &plans, job.direction, &runs)?;
+    let verify = prove::variant(base, &output, &plans, job.edit, &runs)?;
     clock.lap("verify");
 
     let (precision, inspect) = inspect::understood(base);
@@ -339,7 +339,7 @@ fn write(
 ) -> Result<BakeResult, Error> {
     let (job, relative) = (desk.job, desk.relative(base.variant));
     let stage = Stage::WriteModel { variant: desk.told(base.variant) };
-    let plan_again = |by_nodes| base.plan(job.direction, &PlanOptions { by_nodes, ..job.plan.clone() });
+    let plan_again = |by_nodes| base.plan(job.edit, &PlanOptions { by_nodes, ..job.plan.clone() });
     let mut edits = Vec::new();
     let mut bytes_written = 0;
     if let (Some(embedding), Some(plan)) = (&base.opened.embedding, &mut plans.embedding) {
@@ -353,7 +353,8 @@ fn write(
     let (rows, bytes) = desk.write(&base.opened.model, &mut plans.main, &again, &relative, &stage)?;
     edits.extend(rows);
     bytes_written += bytes;
-    Ok(BakeResult { edits, bytes_written, seconds: clock.lap("bake") })
+    let gated = plans.main.gated.clone();
+    Ok(BakeResult { edits, gated, bytes_written, seconds: clock.lap("bake") })
 }
 
 /// Metadata entry that tells how the guard was passed by.

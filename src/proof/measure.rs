@@ -3,6 +3,7 @@
 use ndarray::ArrayD;
 
 use super::reads::Width;
+use crate::edit::GatedTerm;
 
 /// What rounding may leave of a direction.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -65,6 +66,37 @@ impl Rows {
 
     fn rows(&self) -> impl Iterator<Item = &[f32]> {
         self.values.chunks_exact(self.d_model.max(1))
+    }
+
+    /// Does to every row what gated terms do, in float64, one after another. Returns at how many positions one of them
+    /// was open.
+    pub fn change(&mut self, terms: &[GatedTerm]) -> usize {
+        let mut open = 0;
+        for row in self.values.chunks_exact_mut(self.d_model.max(1)) {
+            let mut x: Vec<f64> = row.iter().map(|v| f64::from(*v)).collect();
+            open += usize::from(terms.iter().fold(false, |any, term| (term.apply(&mut x) != 0.0) | any));
+            row.iter_mut().zip(x).for_each(|(to, from)| *to = from as f32);
+        }
+        open
+    }
+
+    /// The largest difference of a number from `other`'s, as a multiple of what rounding explains: the share `rounding` of
+    /// the largest number of its row. Infinite where the rows are others.
+    #[must_use]
+    pub fn apart(&self, other: &Self, rounding: f64) -> f64 {
+        if self.len() != other.len() || self.d_model != other.d_model {
+            return f64::INFINITY;
+        }
+        let mut most = 0.0f64;
+        for (a, b) in self.rows().zip(other.rows()) {
+            let largest = a.iter().fold(0.0f64, |most, v| most.max(f64::from(v.abs())));
+            for (a, b) in a.iter().zip(b) {
+                let apart = (f64::from(*a) - f64::from(*b)).abs();
+                let excess = if apart == 0.0 { 0.0 } else { apart / (rounding * largest) };
+                most = if excess.is_nan() { f64::INFINITY } else { most.max(excess) };
+            }
+        }
+        most
     }
 }
 
@@ -150,6 +182,7 @@ mod tests {
     use ndarray::{ArrayD, IxDyn};
 
     use super::*;
+    use crate::edit::{Factor, Shape};
 
     fn array(shape: &[usize]) -> ArrayD<f32> {
         let count: usize = shape.iter().product();
@@ -198,6 +231,25 @@ mod tests {
         let mut kept = Kept::default();
         kept.take(&rows([f32::NAN, 0.0, 0.0]), &unit, single, 1.0);
         assert!(kept.not_finite && kept.excess.is_nan(), "{kept:?}");
+    }
+
+    #[test]
+    fn rows_are_changed_and_compared_in_float64() {
+        let factor = Factor { weights: vec![1.0, 0.0], offset: -1.0, shape: Shape::Relu };
+        let term = GatedTerm::new(1, vec![0.5, 2.0], vec![factor]).unwrap();
+        let base = Rows { values: vec![3.0, 1.0, 0.5, 7.0], d_model: 2 };
+        let mut rows = base.clone();
+        assert_eq!(rows.change(&[term.clone(), term]), 1);
+        // (3, 1) + 2 (0.5, 2) = (4, 5), then + 3 (0.5, 2)
+        assert_eq!(rows.values, [5.5, 11.0, 0.5, 7.0]);
+        assert_eq!(rows.apart(&rows, 1e-6), 0.0);
+        assert!(rows.apart(&base, 1e-6) > 1e5);
+        let near = Rows { values: vec![5.5, 11.000_001, 0.5, 7.0], d_model: 2 };
+        assert!(rows.apart(&near, 1e-6) < 1.0 && rows.apart(&near, 1e-8) > 1.0);
+        let shorter = Rows { values: vec![5.5, 11.0], d_model: 2 };
+        assert_eq!(rows.apart(&shorter, 1e-6), f64::INFINITY);
+        let broken = Rows { values: vec![5.5, f32::NAN, 0.5, 7.0], d_model: 2 };
+        assert_eq!(rows.apart(&broken, 1e-6), f64::INFINITY);
     }
 
     #[test]

@@ -25,7 +25,7 @@ mod verdict;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::bake::{Added, AddedTo, Edit, Finding, FindingKind};
+pub use crate::bake::{Added, AddedTo, EditResult, Finding, FindingKind, Gated};
 pub use crate::eval::answers::{ClassResult, JudgeCounts};
 pub use crate::eval::condition::Condition;
 pub use crate::eval::evidence::{Check, Unit};

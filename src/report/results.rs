@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::budget::Budget;
 use super::{
-    AdditionResult, CollectSummary, Edit, EvalResult, Finding, GuardResult, InspectResult, ModelEval, Outputs,
-    Provenance, RefusalToken, SCHEMA, SelectResult, SweepResult, VerifyResult,
+    AdditionResult, CollectSummary, EditResult, EvalResult, Finding, Gated, GuardResult, InspectResult, ModelEval,
+    Outputs, Provenance, RefusalToken, SCHEMA, SelectResult, SweepResult, VerifyResult,
 };
 
 /// What a command found or did: `shared` is true of the whole package, `variants` has each of its models, sorted by path.
@@ -56,7 +56,10 @@ pub type RunResult = Results<RunShared, VariantResult>;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BakeResult {
     /// Every edit.
-    pub edits: Vec<Edit>,
+    pub edits: Vec<EditResult>,
+    /// Where gated terms were inserted, in the order of the edit.
+    #[serde(default)]
+    pub gated: Vec<Gated>,
     /// Bytes written for it, model and external data; what another variant wrote already counts there.
     pub bytes_written: u64,
     /// Wall-clock time of planning, writing and hashing, in seconds.

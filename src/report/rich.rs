@@ -371,8 +371,8 @@ fn addition() -> AdditionResult {
     }
 }
 
-fn edits() -> Vec<Edit> {
-    let embed = Edit {
+fn edits() -> Vec<EditResult> {
+    let embed = EditResult {
         initializer: "model.embed_tokens.weight".into(),
         kind: WriterKind::Embed,
         treatment: Treatment::Nodes,
@@ -386,7 +386,7 @@ fn edits() -> Vec<Edit> {
             [(WriterKind::AttnOut, "attn.o_proj", 2048), (WriterKind::MlpOut, "mlp.down_proj", 5632)]
         {
             let at = all.len() as f64;
-            all.push(Edit {
+            all.push(EditResult {
                 initializer: format!("model.layers.{layer}.{name}.MatMul.weight_Q4"),
                 kind,
                 layer: Some(Layer(layer)),

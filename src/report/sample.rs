@@ -135,7 +135,7 @@ pub fn run() -> RunResult {
         .enumerate()
         .map(|(i, w)| {
             let weights = w.treatment == Treatment::Weights;
-            Edit {
+            EditResult {
                 initializer: w.initializer.clone().unwrap_or_default(),
                 kind: w.kind,
                 layer: w.layer.map(Layer),
@@ -148,7 +148,7 @@ pub fn run() -> RunResult {
                 max_abs_delta: weights.then_some(0.0312),
                 sha256_before: weights.then(|| "3f".repeat(32)),
                 sha256_after: weights.then(|| "a7".repeat(32)),
-                ..Edit::default()
+                ..EditResult::default()
             }
         })
         .collect();
@@ -182,6 +182,7 @@ pub fn run() -> RunResult {
             tied: vec!["`model.embed_tokens.weight` serves the embedding and the unembedding".into()],
         },
         bake: BakeResult {
+            gated: Vec::new(),
             edits,
             bytes_written: 6_541_024,
             seconds: 0.21,

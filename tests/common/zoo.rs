@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use lancet::bake::QuantisedMode;
+use lancet::edit::Direction;
 use lancet::instrument::Request;
 use lancet::lm::{ResidPoint, Treatment, WriterKind};
-use lancet::method::direction::Direction;
 use lancet::pipeline::engine::{Engine, Row, Silent};
 use lancet::pipeline::{BakeOptions, Opened, bake_only};
 use lancet::report::VariantResult;
@@ -124,7 +124,8 @@ pub struct Reference {
     /// The direction that was ablated.
     pub direction: Direction,
     logits_ablated: Vec<f32>,
-    resid_pre: Vec<f32>,
+    /// `resid_pre` of every layer, then the last `resid_post`, `[n_layers + 1, prompts, n_pos, d_model]` row-major.
+    pub resid_pre: Vec<f32>,
     /// Width.
     pub d_model: usize,
     d_vocab: usize,
@@ -199,7 +200,7 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
         sync: true,
         cancelled: &never,
     };
-    match bake_only(&opened, &reference.direction, &options, &Silent) {
+    match bake_only(&opened, &reference.direction.clone().into(), &options, &Silent) {
         Ok(row) => edited.failures.extend(row.verify.failures),
         Err(error) => return Outcome::Refused(error.to_string()),
     }
@@ -288,7 +289,7 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
             sync: true,
             cancelled: &never,
         };
-        edited.alone = Some(match bake_only(&opened, &reference.direction, &options, &Silent) {
+        edited.alone = Some(match bake_only(&opened, &reference.direction.clone().into(), &options, &Silent) {
             Err(error) => Alone::Refused(chain(&error)),
             Ok(VariantResult { verify, .. }) => {
                 edited.failures.extend(verify.failures);

@@ -2,7 +2,8 @@
 //! itself, and what cannot be written right is refused before anything is written.
 
 use super::*;
-use crate::bake::plan::store;
+use crate::bake::constants::store;
+use crate::edit::Ablation;
 use crate::onnx::patch::Patch;
 
 fn raw(model: &mut ModelProto, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
@@ -234,8 +235,8 @@ fn the_untouched_base_never_passes() {
         let model = Model::open(&base).unwrap();
         let graph = Graph::new(&model);
         let lm = LanguageModel::new(&graph, &ModelConfig::default()).unwrap();
-        let little = direction().with_strength(1e-15);
-        let plan = BakePlan::new(&graph, &lm.writers, lm.d_model(), &little, &PlanOptions::default()).unwrap();
+        let little = Ablation::new(direction()).with_strength(1e-15).into();
+        let plan = BakePlan::new(&graph, &lm, &little, &PlanOptions::default()).unwrap();
         assert_eq!(verified(&base, &out, &plan).extent, Extent::Void);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::super::document::{Block, Column, Facts, Look, Section, Table, Text};
 use super::super::number::{MISSING, bytes, count, seconds, shape, significant};
-use super::super::{BakeResult, Edit, Reason, StreamProof, Treatment, VerifyResult};
+use super::super::{BakeResult, EditResult, Reason, StreamProof, Treatment, VerifyResult};
 use super::words::or_missing;
 
 /// What was written for one model, and where it is.
@@ -118,12 +118,18 @@ fn edited(facts: Facts, bake: &BakeResult) -> Facts {
         (copies, "shared tensor", "edited in a copy"),
         (turned, "tensor", "edited through a norm, which is not exact"),
         (others, "edit", "otherwise"),
+        (bake.gated.len(), "gated term", "inserted as nodes"),
     ];
-    let ways = ways.into_iter().enumerate().filter(|(i, (n, ..))| *n > 0 || bake.edits.is_empty() && *i == 0);
+    let nothing = bake.edits.is_empty() && bake.gated.is_empty();
+    let ways = ways.into_iter().enumerate().filter(|(i, (n, ..))| *n > 0 || nothing && *i == 0);
     let ways: Vec<String> =
         ways.map(|(_, way)| way).map(|(n, what, how)| format!("{} {how}", count(n, what))).collect();
     let line = format!("{}; {} written in {}", ways.join(", "), bytes(bake.bytes_written), seconds(bake.seconds));
     let mut facts = facts.summary("Baked", line);
+    for gated in &bake.gated {
+        let line = Text::from(format!("layer {}, at ", gated.layer)).code(&gated.target);
+        facts = facts.summary("Gated term", line);
+    }
     if let Some((edit, leak)) = worst_leak(&bake.edits) {
         let line = format!("at most {} left (was {}), in ", significant(leak), significant(edit.leak_before));
         facts = facts.summary("Leak", Text::from(line).code(&edit.initializer));
@@ -135,8 +141,8 @@ fn edited(facts: Facts, bake: &BakeResult) -> Facts {
 }
 
 /// What rounding quantised weights left and cost at most, beside rounding them to nearest.
-fn rounding(edits: &[Edit]) -> Option<String> {
-    let share = |leak: fn(&Edit) -> Option<f64>| {
+fn rounding(edits: &[EditResult]) -> Option<String> {
+    let share = |leak: fn(&EditResult) -> Option<f64>| {
         let shares = edits.iter().filter(|e| e.rounding.is_some()).filter_map(move |e| Some(leak(e)? / e.leak_before?));
         shares.filter(|share| share.is_finite()).max_by(f64::total_cmp)
     };
@@ -152,17 +158,17 @@ fn rounding(edits: &[Edit]) -> Option<String> {
 }
 
 /// The edit that leaves most of the direction, with what it leaves.
-pub(super) fn worst_leak(edits: &[Edit]) -> Option<(&Edit, f64)> {
+pub(super) fn worst_leak(edits: &[EditResult]) -> Option<(&EditResult, f64)> {
     edits.iter().filter_map(|e| e.leak_after.map(|leak| (e, leak))).max_by(|a, b| a.1.total_cmp(&b.1))
 }
 
 /// Quantised writers by nodes that the summary of a bake names.
 const NODES_TOLD: usize = 6;
 
-fn by_nodes(facts: Facts, edits: &[Edit]) -> Facts {
+fn by_nodes(facts: Facts, edits: &[EditResult]) -> Facts {
     let of_quantised =
-        |e: &&Edit| e.treatment == Treatment::Nodes && e.reason.as_ref().is_some_and(Reason::is_quantised);
-    let all: Vec<&Edit> = edits.iter().filter(of_quantised).collect();
+        |e: &&EditResult| e.treatment == Treatment::Nodes && e.reason.as_ref().is_some_and(Reason::is_quantised);
+    let all: Vec<&EditResult> = edits.iter().filter(of_quantised).collect();
     let told = all.iter().take(NODES_TOLD).fold(facts, |facts, edit| {
         let reason = edit.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         facts.summary("By nodes", Text::of(Look::Code, &edit.writer).then(reason))
@@ -174,10 +180,10 @@ fn by_nodes(facts: Facts, edits: &[Edit]) -> Facts {
 }
 
 /// What an edit table says of an edit in one column.
-type Cell = fn(&Edit) -> Text;
+type Cell = fn(&EditResult) -> Text;
 
 /// Every edit with what it left of the direction; columns on rounding where a quantised tensor was edited.
-fn edits(all: &[Edit]) -> Table {
+fn edits(all: &[EditResult]) -> Table {
     fn text(text: &Option<String>) -> Text {
         Text::from(text.as_deref().unwrap_or(MISSING))
     }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
 use lancet::bake::QuantisedMode;
-use lancet::method::direction::Direction;
+use lancet::edit::Direction;
 use lancet::pipeline::engine::Silent;
 use lancet::pipeline::{self, BakeOptions, Opened};
 use lancet::runtime::session::{Device, Runtime};
@@ -44,7 +44,7 @@ pub fn bake(model: &Path, quantised: QuantisedMode, weights_only: bool) {
         sync: false,
         cancelled: &cancelled,
     };
-    let Ok(row) = pipeline::bake_only(&opened, &direction, &options, &Silent) else {
+    let Ok(row) = pipeline::bake_only(&opened, &direction.clone().into(), &options, &Silent) else {
         assert!(!out.exists(), "a failed bake left an output");
         return;
     };

@@ -8,9 +8,15 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let path = write("direction/d.bin", data);
-    if let Ok(direction) = direction_file::load(&path) {
-        assert!((norm(direction.unit()) - 1.0).abs() < 1e-9);
-        assert!(direction.strength() > 0.0 && direction.strength() <= 1.0);
-        assert!(direction.width() * 2 <= data.len() + 8);
+    if let Ok(edit) = direction_file::load(&path) {
+        if let Some(ablation) = edit.ablation() {
+            assert!((norm(ablation.unit()) - 1.0).abs() < 1e-9);
+            assert!(ablation.strength() > 0.0 && ablation.strength() <= 1.0);
+        }
+        for term in edit.gates() {
+            assert!(term.layer() >= 1 && (1..=4).contains(&term.factors().len()));
+            assert!(term.factors().iter().all(|factor| factor.weights.len() == term.vector().len()));
+        }
+        assert!(edit.width() * 2 <= data.len() + 8);
     }
 });

@@ -1,0 +1,103 @@
+//! Gated terms in a file: a handful of standard operators after the sum that is `resid_pre` of their layer
+//! ([`crate::lm::gating`]). Run-time steering computes the same with the same operators.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::constants::put;
+use super::error::BakeError;
+use super::hash::hex;
+use crate::edit::{Edit, GatedTerm};
+use crate::lm::{ResidualStream, gating};
+use crate::onnx::Graph;
+use crate::onnx::patch::Patch;
+
+/// Metadata keys, behind the prefix.
+const LAYERS: &str = "gate_layers";
+pub(super) const SHA256: &str = "gates_sha256";
+
+/// Where a gated term went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Gated {
+    /// Absolute layer, whose `resid_pre` it is added to.
+    pub layer: usize,
+    /// The value of the stream that changed, or the fused node that makes it.
+    pub target: String,
+}
+
+/// Inserts the terms into every stream of a file; nothing into a file without one. `known` is what the file says of the
+/// terms that an earlier bake put into it ([`SHA256`]).
+///
+/// # Errors
+/// Where nodes are forbidden, the file has these very terms already, or a term cannot be added at its layer.
+pub(super) fn terms(
+    graph: &Graph<'_>,
+    streams: &[&ResidualStream],
+    terms: &[GatedTerm],
+    (weights_only, known): (bool, Option<&str>),
+    patch: &mut Patch,
+) -> Result<Vec<Gated>, BakeError> {
+    let Some(first) = terms.first().filter(|_| !streams.is_empty()) else { return Ok(Vec::new()) };
+    if weights_only {
+        let writer = format!("resid_pre of layer {}", first.layer());
+        return Err(BakeError::NeedsNodes { writer, reason: "a gated term is made of nodes".into() });
+    }
+    if known.is_some_and(|known| known == sha256(terms)) {
+        return Err(BakeError::Again { what: "these gated terms".into() });
+    }
+    let mut targets = Vec::new();
+    for (index, stream) in streams.iter().enumerate() {
+        let branch = if index == 0 { "" } else { ".cached" };
+        let mut store = |patch: &mut Patch, tensor| put(graph, tensor, patch);
+        let found = gating::gate(graph, stream, terms, branch, (patch, &mut store))?;
+        if index == 0 {
+            targets = found;
+        }
+    }
+    Ok(terms.iter().zip(targets).map(|(term, target)| Gated { layer: term.layer(), target }).collect())
+}
+
+/// The metadata entries that tell of the terms.
+pub(super) fn metadata(terms: &[GatedTerm]) -> Vec<(String, String)> {
+    if terms.is_empty() {
+        return Vec::new();
+    }
+    let layers: Vec<String> = terms.iter().map(|term| term.layer().to_string()).collect();
+    vec![(LAYERS.to_string(), layers.join(" ")), (SHA256.to_string(), sha256(terms))]
+}
+
+/// SHA-256 of the numbers of all terms, hexadecimal: of each its layer, its vector, and its factors (shape, weights,
+/// offset), numbers as little-endian float32, layers and shapes as little-endian 64-bit integers.
+pub fn sha256(terms: &[GatedTerm]) -> String {
+    let mut hasher = Sha256::new();
+    hash(&mut hasher, terms);
+    hex(&hasher.finalize())
+}
+
+/// SHA-256 of an edit that ablates nothing: of its addition (layer, and what is added), where it has one, and of its terms
+/// ([`sha256`]).
+pub(super) fn edit_sha256(edit: &Edit) -> String {
+    let mut hasher = Sha256::new();
+    if let Some(addition) = edit.addition() {
+        hasher.update((addition.layer as u64).to_le_bytes());
+        addition.scaled().iter().for_each(|v| hasher.update((*v as f32).to_le_bytes()));
+    }
+    hash(&mut hasher, edit.gates());
+    hex(&hasher.finalize())
+}
+
+fn hash(hasher: &mut Sha256, terms: &[GatedTerm]) {
+    let number = |hasher: &mut Sha256, values: &[f64]| {
+        values.iter().for_each(|v| hasher.update((*v as f32).to_le_bytes()));
+    };
+    for term in terms {
+        hasher.update((term.layer() as u64).to_le_bytes());
+        number(hasher, term.vector());
+        for factor in term.factors() {
+            hasher.update((factor.shape as u64).to_le_bytes());
+            number(hasher, &factor.weights);
+            number(hasher, &[factor.offset]);
+        }
+    }
+}

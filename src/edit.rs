@@ -1,0 +1,513 @@
+//! What is done to the residual stream of a model: one description that every method gives, and that run-time steering,
+//! the bake, `verify` and direction files take.
+//!
+//! The parts act in this order, at every position: each write loses its component along a direction ([`Ablation`]), a
+//! vector joins `resid_pre` of one layer ([`Addition`]), and terms that depend on the stream itself are added to
+//! `resid_pre` of their layers ([`GatedTerm`]).
+
+mod direction;
+
+pub use direction::{Direction, DirectionError};
+
+use crate::linalg::dot;
+
+/// What is wrong with an edit.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum EditError {
+    /// A vector that is none.
+    #[error(transparent)]
+    Direction(#[from] DirectionError),
+    /// No part is left that changes anything.
+    #[error("the edit changes nothing: it has no direction to ablate, no vector to add and no gated term")]
+    Nothing,
+    /// A gated term that cannot be computed.
+    #[error("the gated term of layer {layer} is no term: {problem}")]
+    Gate {
+        /// Its layer.
+        layer: usize,
+        /// Why not.
+        problem: GateProblem,
+    },
+}
+
+/// Why a gated term cannot be computed.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum GateProblem {
+    /// Layer 0 has no block before it whose sum could be changed.
+    #[error("its layer must be at least 1")]
+    Layer,
+    /// None, or more than anybody needs.
+    #[error("it has {got} factors, and 1 to {} are possible", GatedTerm::MOST_FACTORS)]
+    Factors {
+        /// How many.
+        got: usize,
+    },
+    /// Its vectors are of different lengths, or empty.
+    #[error("its vectors have {got} elements where {expected} are needed")]
+    Width {
+        /// `d_model`.
+        expected: usize,
+        /// Elements found.
+        got: usize,
+    },
+    /// NaN, infinity, or beyond float32.
+    #[error("it holds {value}, which is no finite float32 number")]
+    NotFinite {
+        /// The value.
+        value: f64,
+    },
+    /// A vector of zeros.
+    #[error("a vector of it is zero")]
+    Zero,
+}
+
+impl EditError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Direction(error) => error.hint(),
+            Self::Nothing => Some("give a direction, a vector to add, or a gated term".into()),
+            Self::Gate { .. } => Some("fit the term again, on activations of this model".into()),
+        }
+    }
+}
+
+/// Ablation of a direction from every write to the stream (Wang et al. 2025, eq. 4): `x <- x - s (x.r) r`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ablation {
+    direction: Direction,
+    strength: f64,
+}
+
+impl Ablation {
+    /// The ablation of all of the component along `direction`, strength 1.
+    pub fn new(direction: Direction) -> Self {
+        Self { direction, strength: 1.0 }
+    }
+
+    /// The same with strength `s`, above 0 and at most 1: the share of the component that is ablated.
+    #[must_use]
+    pub fn with_strength(self, strength: f64) -> Self {
+        Self { strength, ..self }
+    }
+
+    /// The direction.
+    pub fn direction(&self) -> &Direction {
+        &self.direction
+    }
+
+    /// The unit vector `r`, `[d_model]`.
+    pub fn unit(&self) -> &[f64] {
+        self.direction.unit()
+    }
+
+    /// The share of the component that is ablated, above 0 and at most 1.
+    pub fn strength(&self) -> f64 {
+        self.strength
+    }
+
+    /// The vector `sqrt(s) r` as float32, `[d_model]`: `x - (x.v) v` is then `x - s (x.r) r`.
+    pub fn hook(&self) -> Vec<f32> {
+        let root = self.strength.sqrt();
+        self.unit().iter().map(|v| (root * v) as f32).collect()
+    }
+}
+
+/// Activation addition (Wang et al. 2025, eq. 5): `x <- x + alpha r` on `resid_pre[layer]`, at every position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Addition {
+    /// The true-refusal vector as the difference of means gives it, not normalised, `[d_model]`.
+    pub vector: Vec<f64>,
+    /// Absolute layer, at least 1: the vector joins the write that ends block `layer - 1`.
+    pub layer: usize,
+    /// Token position that the vector comes from, negative.
+    pub position: i64,
+    /// Factor of the vector.
+    pub alpha: f64,
+}
+
+impl Addition {
+    /// What is added, `alpha r`, `[d_model]`.
+    pub fn scaled(&self) -> Vec<f64> {
+        self.vector.iter().map(|v| self.alpha * v).collect()
+    }
+}
+
+/// The function of a factor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Shape {
+    /// `f(y) = y`.
+    Identity,
+    /// `f(y) = max(y, 0)`.
+    Relu,
+    /// `f(y) = min(max(y, 0), 1)`.
+    Clipped,
+}
+
+impl Shape {
+    /// Every shape.
+    pub const ALL: [Self; 3] = [Self::Identity, Self::Relu, Self::Clipped];
+
+    /// Its name in files: `identity`, `relu`, `clipped`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Relu => "relu",
+            Self::Clipped => "clipped",
+        }
+    }
+
+    /// `f(y)`; a NaN stays one.
+    pub fn of(self, y: f64) -> f64 {
+        match self {
+            _ if y.is_nan() => y,
+            Self::Identity => y,
+            Self::Relu => y.max(0.0),
+            Self::Clipped => y.clamp(0.0, 1.0),
+        }
+    }
+}
+
+/// One factor of a gated term: the number `f(w.x + c)` at each position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Factor {
+    /// `w`, `[d_model]`.
+    pub weights: Vec<f64>,
+    /// `c`.
+    pub offset: f64,
+    /// `f`.
+    pub shape: Shape,
+}
+
+impl Factor {
+    /// Its value for `x`, `[d_model]`.
+    pub fn of(&self, x: &[f64]) -> f64 {
+        self.shape.of(dot(&self.weights, x) + self.offset)
+    }
+}
+
+/// A term that depends on the stream: `x <- x + v f_1(w_1.x + c_1) f_2(w_2.x + c_2) ..` on `resid_pre[layer]`, at every
+/// position. One factor makes a conditional addition; two make the gated ablation ([`GatedTerm::ablation`]).
+#[derive(Debug, Clone, PartialEq)]
+pub struct GatedTerm {
+    layer: usize,
+    vector: Vec<f64>,
+    factors: Vec<Factor>,
+}
+
+/// The gated ablation `x <- x - alpha clip((b.x - c) / s, 0, 1) max(r.x - m, 0) r`: what takes the component of `x` along
+/// `r` above the mean `m` off, where the gate `b` says so.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GatedAblation {
+    /// Absolute layer, at least 1.
+    pub layer: usize,
+    /// `b`, `[d_model]`.
+    pub gate: Vec<f64>,
+    /// `c`: the gate is shut for `b.x` below it.
+    pub threshold: f64,
+    /// `s`, above 0: the gate is wide open for `b.x` above `c + s`.
+    pub ramp: f64,
+    /// `r`, whose length does not matter, `[d_model]`.
+    pub direction: Direction,
+    /// `m`, what is left of `r.x`.
+    pub mean: f64,
+    /// `alpha`: 1 takes everything above the mean off.
+    pub alpha: f64,
+}
+
+impl GatedTerm {
+    /// How many factors a term may have.
+    pub const MOST_FACTORS: usize = 4;
+
+    /// The term `v f_1(w_1.x + c_1) ..` of `resid_pre[layer]`. `vector` is `v`, `[d_model]`.
+    ///
+    /// # Errors
+    /// [`EditError::Gate`], for what cannot be computed, or not in float32.
+    pub fn new(layer: usize, vector: Vec<f64>, factors: Vec<Factor>) -> Result<Self, EditError> {
+        let checked = || {
+            if layer == 0 {
+                return Err(GateProblem::Layer);
+            }
+            if factors.is_empty() || factors.len() > Self::MOST_FACTORS {
+                return Err(GateProblem::Factors { got: factors.len() });
+            }
+            let expected = vector.len().max(1);
+            let vectors = || std::iter::once(&vector).chain(factors.iter().map(|factor| &factor.weights));
+            if let Some(other) = vectors().find(|other| other.len() != expected) {
+                return Err(GateProblem::Width { expected, got: other.len() });
+            }
+            let numbers = vectors().flatten().chain(factors.iter().map(|factor| &factor.offset));
+            if let Some(&value) = numbers.into_iter().find(|value| !(**value as f32).is_finite()) {
+                return Err(GateProblem::NotFinite { value });
+            }
+            match vectors().any(|vector| vector.iter().all(|value| *value as f32 == 0.0)) {
+                true => Err(GateProblem::Zero),
+                false => Ok(()),
+            }
+        };
+        checked().map_err(|problem| EditError::Gate { layer, problem })?;
+        Ok(Self { layer, vector, factors })
+    }
+
+    /// The term of a gated ablation.
+    ///
+    /// # Errors
+    /// As [`GatedTerm::new`]; a ramp that is not above 0 gives numbers that are not finite.
+    pub fn ablation(gated: &GatedAblation) -> Result<Self, EditError> {
+        let GatedAblation { layer, gate, threshold, ramp, direction, mean, alpha } = gated;
+        let ramp = if *ramp > 0.0 { *ramp } else { f64::NAN };
+        let opens = Factor {
+            weights: gate.iter().map(|b| b / ramp).collect(),
+            offset: -threshold / ramp,
+            shape: Shape::Clipped,
+        };
+        let above = Factor { weights: direction.unit().to_vec(), offset: -mean, shape: Shape::Relu };
+        Self::new(*layer, direction.unit().iter().map(|r| -alpha * r).collect(), vec![opens, above])
+    }
+
+    /// The absolute layer whose `resid_pre` it is added to, at least 1.
+    pub fn layer(&self) -> usize {
+        self.layer
+    }
+
+    /// `v`, `[d_model]`.
+    pub fn vector(&self) -> &[f64] {
+        &self.vector
+    }
+
+    /// The factors, one to [`GatedTerm::MOST_FACTORS`].
+    pub fn factors(&self) -> &[Factor] {
+        &self.factors
+    }
+
+    /// The product of the factors for `x`, `[d_model]`: how much of `v` is added.
+    pub fn amount(&self, x: &[f64]) -> f64 {
+        self.factors.iter().map(|factor| factor.of(x)).product()
+    }
+
+    /// Adds the term to `x`, `[d_model]`, and returns how much of `v` that was.
+    pub fn apply(&self, x: &mut [f64]) -> f64 {
+        let amount = self.amount(x);
+        x.iter_mut().zip(&self.vector).for_each(|(x, v)| *x += amount * v);
+        amount
+    }
+
+    /// The same with every number rounded to float32, as files and graphs hold it.
+    #[must_use]
+    pub fn rounded(&self) -> Self {
+        let single = |values: &[f64]| values.iter().map(|v| f64::from(*v as f32)).collect::<Vec<f64>>();
+        let factor =
+            |f: &Factor| Factor { weights: single(&f.weights), offset: f64::from(f.offset as f32), shape: f.shape };
+        Self { layer: self.layer, vector: single(&self.vector), factors: self.factors.iter().map(factor).collect() }
+    }
+}
+
+/// Everything that is done to the stream. At least one part is there.
+///
+/// ```
+/// use lancet::edit::Direction;
+/// use lancet::edit::{Ablation, Edit, Factor, GatedTerm, Shape};
+///
+/// let r = Direction::new(vec![3.0, 0.0, 4.0])?;
+/// let edit = Edit::from(Ablation::new(r).with_strength(0.5));
+/// assert_eq!(edit.ablation().map(Ablation::strength), Some(0.5));
+///
+/// // x + v max(x_0 - 1, 0)
+/// let factor = Factor { weights: vec![1.0, 0.0], offset: -1.0, shape: Shape::Relu };
+/// let term = GatedTerm::new(7, vec![0.0, 2.0], vec![factor])?;
+/// let (mut below, mut above) = ([0.5, 1.0], [4.0, 1.0]);
+/// assert_eq!((term.apply(&mut below), term.apply(&mut above)), (0.0, 3.0));
+/// assert_eq!((below, above), ([0.5, 1.0], [4.0, 7.0]));
+/// assert_eq!(Edit::new(None, None, vec![term])?.width(), 2);
+/// # Ok::<(), lancet::edit::EditError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Edit {
+    ablation: Option<Ablation>,
+    addition: Option<Addition>,
+    gates: Vec<GatedTerm>,
+}
+
+impl From<Ablation> for Edit {
+    fn from(ablation: Ablation) -> Self {
+        Self { ablation: Some(ablation), addition: None, gates: Vec::new() }
+    }
+}
+
+impl From<Direction> for Edit {
+    fn from(direction: Direction) -> Self {
+        Ablation::new(direction).into()
+    }
+}
+
+impl Edit {
+    /// The edit of these parts. An addition with `alpha = 0` is none.
+    ///
+    /// # Errors
+    /// [`EditError::Nothing`] where no part is left.
+    pub fn new(
+        ablation: Option<Ablation>,
+        addition: Option<Addition>,
+        gates: Vec<GatedTerm>,
+    ) -> Result<Self, EditError> {
+        let addition = addition.filter(|addition| addition.alpha != 0.0);
+        if ablation.is_none() && addition.is_none() && gates.is_empty() {
+            return Err(EditError::Nothing);
+        }
+        Ok(Self { ablation, addition, gates })
+    }
+
+    /// The same with an addition, or without one; one with `alpha = 0` is none.
+    #[must_use]
+    pub fn with_addition(self, addition: Option<Addition>) -> Self {
+        Self { addition: addition.filter(|a| a.alpha != 0.0), ..self }
+    }
+
+    /// What is ablated.
+    pub fn ablation(&self) -> Option<&Ablation> {
+        self.ablation.as_ref()
+    }
+
+    /// What is added.
+    pub fn addition(&self) -> Option<&Addition> {
+        self.addition.as_ref()
+    }
+
+    /// Terms that depend on the stream.
+    pub fn gates(&self) -> &[GatedTerm] {
+        &self.gates
+    }
+
+    /// The vectors of the parts, `[d_model]` each.
+    fn vectors(&self) -> impl Iterator<Item = &[f64]> {
+        let ablation = self.ablation.iter().map(Ablation::unit);
+        let addition = self.addition.iter().map(|addition| addition.vector.as_slice());
+        ablation.chain(addition).chain(self.gates.iter().map(GatedTerm::vector))
+    }
+
+    /// `d_model` of the model that it is for.
+    pub fn width(&self) -> usize {
+        self.vectors().next().map_or(0, <[f64]>::len)
+    }
+
+    /// Whether the whole component along a direction is ablated and nothing else is done, so that nothing of it may be
+    /// left in the stream.
+    pub fn leaves_nothing(&self) -> bool {
+        self.ablation.as_ref().is_some_and(|ablation| ablation.strength >= 1.0)
+            && self.addition.is_none()
+            && self.gates.is_empty()
+    }
+
+    /// Checks that every part fits a residual stream of width `d_model`.
+    ///
+    /// # Errors
+    /// [`DirectionError::Width`].
+    pub fn check_width(&self, d_model: usize) -> Result<(), DirectionError> {
+        match self.vectors().map(<[f64]>::len).find(|width| *width != d_model) {
+            None => Ok(()),
+            Some(got) => Err(DirectionError::Width { expected: d_model, got }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn factor(weights: &[f64], offset: f64, shape: Shape) -> Factor {
+        Factor { weights: weights.to_vec(), offset, shape }
+    }
+
+    #[test]
+    fn a_scaled_vector_ablates_a_share() {
+        let x = [0.3, -1.25, 2.0];
+        for strength in [1.0, 0.5, 0.04] {
+            let ablation = Ablation::new(Direction::new(vec![1.0, 2.0, -0.5]).unwrap()).with_strength(strength);
+            let v: Vec<f64> = ablation.hook().iter().map(|v| f64::from(*v)).collect();
+            let (by_hook, by_strength) = (dot(&x, &v), strength * dot(&x, ablation.unit()));
+            for ((x, v), r) in x.iter().zip(&v).zip(ablation.unit()) {
+                assert!((x - by_hook * v - (x - by_strength * r)).abs() < 1e-6, "{strength}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_edit_without_parts_is_none() {
+        let addition = |alpha| Some(Addition { vector: vec![1.0, 2.0], layer: 1, position: -1, alpha });
+        let edit = Edit::from(Direction::new(vec![1.0, 1.0]).unwrap());
+        assert_eq!(edit.clone().with_addition(addition(0.0)), edit);
+        assert!(edit.leaves_nothing());
+        let added = edit.with_addition(addition(2.0));
+        assert_eq!(added.addition().unwrap().scaled(), [2.0, 4.0]);
+        assert!(!added.leaves_nothing());
+        assert_eq!(Edit::new(None, addition(0.0), Vec::new()), Err(EditError::Nothing));
+        assert_eq!(Edit::new(None, addition(1.0), Vec::new()).unwrap().width(), 2);
+    }
+
+    #[test]
+    fn a_gated_ablation_acts_where_the_gate_is_open() {
+        let gated = GatedAblation {
+            layer: 3,
+            gate: vec![0.0, 1.0],
+            threshold: 2.0,
+            ramp: 4.0,
+            direction: Direction::new(vec![5.0, 0.0]).unwrap(),
+            mean: 1.0,
+            alpha: 1.5,
+        };
+        let term = GatedTerm::ablation(&gated).unwrap();
+        for (x, expected) in [
+            ([9.0, 2.0], [9.0, 2.0]),    // shut
+            ([9.0, 4.0], [3.0, 4.0]),    // half open: 9 - 1.5 * 0.5 * 8
+            ([9.0, 60.0], [-3.0, 60.0]), // open: 9 - 1.5 * 8
+            ([0.5, 60.0], [0.5, 60.0]),  // below the mean
+        ] {
+            let mut changed = x;
+            term.apply(&mut changed);
+            assert_eq!(changed, expected, "{x:?}");
+        }
+        for ramp in [0.0, -1.0, f64::NAN] {
+            let error = GatedTerm::ablation(&GatedAblation { ramp, ..gated.clone() }).unwrap_err();
+            assert!(matches!(error, EditError::Gate { layer: 3, problem: GateProblem::NotFinite { .. } }), "{error}");
+        }
+    }
+
+    #[test]
+    fn shapes_are_those_of_their_names() {
+        let values = [-2.0, -0.0, 0.25, 1.0, 7.0];
+        let of = |shape: Shape| values.map(|y| shape.of(y));
+        assert_eq!(of(Shape::Identity), values);
+        assert_eq!(of(Shape::Relu), [0.0, 0.0, 0.25, 1.0, 7.0]);
+        assert_eq!(of(Shape::Clipped), [0.0, 0.0, 0.25, 1.0, 1.0]);
+        assert!(Shape::ALL.iter().all(|shape| shape.of(f64::NAN).is_nan()));
+    }
+
+    #[test]
+    fn what_cannot_be_computed_is_no_term() {
+        let good = || factor(&[1.0, 0.0], 0.5, Shape::Clipped);
+        let problem = |layer, vector: &[f64], factors| match GatedTerm::new(layer, vector.to_vec(), factors) {
+            Err(EditError::Gate { problem, .. }) => problem,
+            other => panic!("{other:?}"),
+        };
+        let v = [0.0, 1.0];
+        assert!(GatedTerm::new(1, v.to_vec(), vec![good(), good()]).is_ok());
+        assert_eq!(problem(0, &v, vec![good()]), GateProblem::Layer);
+        assert_eq!(problem(1, &v, vec![]), GateProblem::Factors { got: 0 });
+        assert_eq!(problem(1, &v, vec![good(); 5]), GateProblem::Factors { got: 5 });
+        assert_eq!(problem(1, &[1.0], vec![good()]), GateProblem::Width { expected: 1, got: 2 });
+        assert_eq!(problem(1, &[], vec![good()]), GateProblem::Width { expected: 1, got: 0 });
+        assert_eq!(problem(1, &[0.0, 0.0], vec![good()]), GateProblem::Zero);
+        assert_eq!(problem(1, &v, vec![factor(&[0.0, 1e-60], 0.0, Shape::Relu)]), GateProblem::Zero);
+        for bad in [f64::NAN, f64::INFINITY, 1e39] {
+            let found = [
+                problem(1, &[bad, 0.0], vec![good()]),
+                problem(1, &v, vec![factor(&[0.0, bad], 0.0, Shape::Relu)]),
+                problem(1, &v, vec![factor(&[0.0, 1.0], bad, Shape::Relu)]),
+            ];
+            assert!(found.iter().all(|problem| matches!(problem, GateProblem::NotFinite { .. })), "{found:?}");
+        }
+        let error = GatedTerm::new(0, vec![1.0], vec![]).unwrap_err();
+        assert_eq!(error.to_string(), "the gated term of layer 0 is no term: its layer must be at least 1");
+        assert!(error.hint().is_some());
+    }
+}
