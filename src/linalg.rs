@@ -1,4 +1,4 @@
-//! Vectors and the rank-one update, with accumulation in float64.
+//! Vectors, the rank-one update and a solver, with accumulation in float64.
 
 /// Inner product of two float64 vectors of one length, summed in eight lanes.
 #[inline(always)] // so that it becomes the vector instructions of whoever calls it
@@ -60,6 +60,52 @@ pub fn project_out(x: &mut [f64], r: &[f64]) -> f64 {
     c
 }
 
+/// A matrix that is not symmetric and positive definite, within rounding.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[error("pivot {row} of the matrix is {pivot:e}, so it is not positive definite")]
+pub struct CholeskyError {
+    /// Row of the pivot.
+    pub row: usize,
+    /// The pivot.
+    pub pivot: f64,
+}
+
+/// Solves `A x = b` by the Cholesky factorisation `A = L L^T` (Golub and Van Loan, Matrix Computations, 4.2), `A` `[n, n]`
+/// row-major, symmetric and positive definite, `b` `[n]`.
+///
+/// # Errors
+/// If `A` is not positive definite, or not finite.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn solve_positive(mut a: Vec<f64>, mut b: Vec<f64>) -> Result<Vec<f64>, CholeskyError> {
+    let n = b.len();
+    assert_eq!(a.len(), n * n, "the matrix is square, and as large as the vector");
+    for row in 0..n {
+        let (above, here) = a.split_at_mut(row * n);
+        for column in 0..row {
+            let other = &above[column * n..];
+            here[column] = (here[column] - dot(&other[..column], &here[..column])) / other[column];
+        }
+        let pivot = here[row] - dot(&here[..row], &here[..row]);
+        if !(pivot.is_finite() && pivot > 0.0) {
+            return Err(CholeskyError { row, pivot });
+        }
+        here[row] = pivot.sqrt();
+    }
+    for row in 0..n {
+        let lower = &a[row * n..];
+        b[row] = (b[row] - dot(&lower[..row], &b[..row])) / lower[row];
+    }
+    for row in (0..n).rev() {
+        let lower = &a[row * n..];
+        let (before, here) = b.split_at_mut(row);
+        here[0] /= lower[row];
+        before.iter_mut().zip(lower).for_each(|(x, l)| *x -= l * here[0]);
+    }
+    Ok(b)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,6 +138,26 @@ mod tests {
             let single: Vec<f32> = a.iter().map(|&v| v as f32).collect();
             let plain: f64 = single.iter().zip(&b).map(|(x, y)| f64::from(*x) * y).sum();
             prop_assert!((dot_f32(&single, &b) - plain).abs() < 1e-9);
+        }
+    }
+
+    #[test]
+    fn positive_systems_are_solved_and_others_refused() {
+        for n in [1, 2, 5, 40] {
+            let root = |i: usize, j: usize| ((i * 31 + j * 17 + i * j) as f64 * 0.7).sin();
+            let entry = |i: usize, j: usize| {
+                (0..n + 2).map(|k| root(i, k) * root(j, k)).sum::<f64>() + if i == j { 1e-3 } else { 0.0 }
+            };
+            let a: Vec<f64> = (0..n * n).map(|at| entry(at / n, at % n)).collect();
+            let x: Vec<f64> = (0..n).map(|i| (i as f64).cos()).collect();
+            let b = a.chunks(n).map(|row| row.iter().zip(&x).map(|(a, x)| a * x).sum()).collect();
+            let found = solve_positive(a, b).unwrap();
+            assert!(found.iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-9), "{n}: {found:?}");
+        }
+        let indefinite = vec![1.0, 2.0, 2.0, 1.0];
+        assert_eq!(solve_positive(indefinite, vec![0.0; 2]), Err(CholeskyError { row: 1, pivot: -3.0 }));
+        for bad in [f64::NAN, f64::INFINITY, 0.0] {
+            assert!(solve_positive(vec![bad], vec![0.0]).is_err());
         }
     }
 }

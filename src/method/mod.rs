@@ -4,6 +4,7 @@ pub mod activations;
 pub mod addition;
 pub mod classes;
 pub mod direction;
+pub mod gate;
 pub mod layers;
 pub mod prompts;
 pub mod race;

@@ -19,6 +19,27 @@ fn sizes_fit_small_files() {
     assert!(matches!(fit(no_val, 10), Err(PromptError::ZeroSize { split: Split::Val })));
 }
 
+/// Each contrast is a prompt of its own that shares a word with the harmless one it is worded like.
+#[test]
+fn contrasts_pair_with_pseudo_harmful_prompts() {
+    let lines = |text: &'static str| text.lines().collect::<Vec<&str>>();
+    let contrasts = lines(include_str!("../../../fixtures/prompts/contrasts.txt"));
+    let pseudo = lines(include_str!("../../../fixtures/prompts/pseudo_harmful.txt"));
+    assert_eq!(contrasts.len(), 100);
+    let others =
+        [include_str!("../../../fixtures/prompts/harmful.txt"), include_str!("../../../fixtures/prompts/harmless.txt")];
+    let mut seen: std::collections::HashSet<&str> =
+        pseudo.iter().copied().chain(others.iter().flat_map(|o| o.lines())).collect();
+    let words = |line: &str| -> std::collections::HashSet<String> {
+        let letters = line.split(|c: char| !c.is_alphanumeric()).filter(|word| word.len() > 3);
+        letters.map(str::to_lowercase).collect()
+    };
+    for (contrast, pseudo) in contrasts.iter().zip(pseudo) {
+        assert!(seen.insert(contrast), "twice: {contrast}");
+        assert!(!words(contrast).is_disjoint(&words(pseudo)), "{contrast} / {pseudo}");
+    }
+}
+
 #[test]
 fn prompts_survive_json() {
     let prompts = Prompts::bundled();
