@@ -32,7 +32,7 @@ pub use apply::{ApplyOptions, Durability, EditResult, apply};
 pub use error::BakeError;
 pub use findings::{Finding, FindingKind, Findings};
 pub use gate::Gated;
-pub use hash::hex;
+pub use hash::{hex, sha256};
 pub use metadata::{Claim, GuardMark};
 pub use plan::{BakePlan, Held, METADATA_PREFIX, NodeEdit, Part, PlanOptions, QuantisedMode, TensorEdit};
 pub use proof::{ByteReport, Difference, Extent, TensorReport};

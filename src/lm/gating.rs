@@ -2,7 +2,7 @@
 //!
 //! The term is computed in float32 from the sum that is `resid_pre` of its layer, and added to it. Where an operator
 //! makes that sum alone, every reader of it reads the changed one. Where the sum is made inside a fused add-and-norm node,
-//! the term joins one of the node's terms, so that the norm sees it too.
+//! the term joins the write that this node adds, so that its norm sees the term too.
 
 use std::collections::BTreeSet;
 

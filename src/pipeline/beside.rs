@@ -4,15 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
 use super::bytes::equal;
 use super::card;
 use super::direction_file;
 use super::opened::Opened;
 use super::package::{Package, shown};
 use super::walk::{Thing, everything};
-use crate::bake::hex;
+use crate::bake::sha256;
 use crate::edit::{Ablation, Edit, GatedTerm};
 use crate::error::Error;
 use crate::files::{self, Place};
@@ -257,10 +255,7 @@ fn inconsistencies(run: &RunResult, base: &Package, edit: &Edit) -> Result<Vec<S
     if !hashes.contains(&run.shared.provenance.model_sha256) {
         problems.push("names another model than the base".into());
     }
-    let ablated = edit.ablation().map(|ablation| {
-        let singles: Vec<u8> = ablation.unit().iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
-        hex(&Sha256::digest(&singles))
-    });
+    let ablated = edit.ablation().map(|ablation| sha256(ablation.unit()));
     if run.shared.bake.direction_sha256 != ablated.unwrap_or_default() {
         problems.push("names another direction than the one that was given".into());
     }

@@ -35,6 +35,11 @@ impl Judged<'_> {
         let Some(ablation) = self.edit.ablation() else {
             return self.terms(before, after, written, found);
         };
+        if !self.edit.gates().is_empty() {
+            found
+                .unchecked
+                .push("the numbers of the gated terms: a direction is ablated from the stream before them".into());
+        }
         let unit = ablation.unit();
         let allowed = Allowed::for_base(self.base);
         let (mut was, mut is) = (Kept::default(), Kept::default());
