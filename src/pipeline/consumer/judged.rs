@@ -132,38 +132,23 @@ impl Judged<'_> {
         written: Option<&Vec<ArrayD<f32>>>,
         found: &mut Found,
     ) -> Result<(), Error> {
-        let Some(layer) = self.edit.gates().iter().map(GatedTerm::layer).min() else { return Ok(()) };
-        let terms: Vec<GatedTerm> =
-            self.edit.gates().iter().filter(|term| term.layer() == layer).map(GatedTerm::rounded).collect();
-        if self.edit.addition().is_some() {
-            found.unchecked.push("the numbers of the gated terms: a vector is added to the stream before them".into());
-            return Ok(());
+        let first = self.first_terms(before, after);
+        if let Err(why) = &first {
+            found.unchecked.push(format!("the numbers of the gated terms: {why}"));
         }
-        // in the base: where `resid_pre` of the layer is read
-        let cached = self.base.graph.value(&self.run.interface.logits) != Some(before.1.logits);
-        let block = self.base.lm.stream(cached).blocks.get(layer);
-        let changed = block.and_then(|block| {
-            let sum = block.pre.source(&self.base.graph);
-            let of = |read: &Read| match read.place {
-                Place::Value(value) => StreamValue::Value(value).source(&self.base.graph),
-                Place::UnnamedSum(node) => StreamValue::Sum(node),
-            };
-            before.1.reads.iter().position(|read| of(read) == sum)
-        });
-        let Some(changed) = changed.filter(|_| before.1.reads.len() == after.1.reads.len()) else {
-            found.unchecked.push(format!("the numbers of the gated terms: nothing reads the stream at layer {layer}"));
-            return Ok(());
-        };
+        let first = first.ok();
         let allowed = Allowed::for_base(self.base);
         let mut expected: Vec<Vec<(usize, Rows)>> = Vec::new();
         let mut opened = 0usize;
-        let ran = self.run.visit(before, None, |mut look| {
-            look.values.retain(|(at, _)| *at <= changed);
-            for (_, rows) in look.values.iter_mut().filter(|(at, _)| *at == changed) {
-                opened += rows.change(&terms);
-            }
-            expected.push(look.values);
-            Ok(())
+        let ran = first.as_ref().map_or(Ok(()), |(changed, terms)| {
+            self.run.visit(before, None, |mut look| {
+                look.values.retain(|(at, _)| at <= changed);
+                for (_, rows) in look.values.iter_mut().filter(|(at, _)| at == changed) {
+                    opened += rows.change(terms);
+                }
+                expected.push(look.values);
+                Ok(())
+            })
         });
         if let Some(reason) = self.run.failed(ran)? {
             found.unchecked.push(format!("the gated terms: ONNX Runtime cannot run the base: {reason}"));
@@ -179,7 +164,7 @@ impl Judged<'_> {
             }
             // both run the same nodes up to there, so that little but the last sum is rounded
             let rounding = if look.rounding > ROUNDING_OF_SINGLES { 8.0 } else { 64.0 } * look.rounding;
-            for (at, rows) in &expected[look.prompt] {
+            for (at, rows) in expected.get(look.prompt).into_iter().flatten() {
                 let there = look.values.iter().find(|(other, _)| other == at).map(|(_, rows)| rows);
                 let excess = there.map_or(f64::INFINITY, |there| rows.apart(there, rounding + allowed.activations));
                 if worst.is_none_or(|(_, most)| excess.is_nan() || excess > most) {
@@ -193,6 +178,7 @@ impl Judged<'_> {
             return Ok(());
         }
         self.as_loaded(before, (apart, coarsest), found)?;
+        let Some((changed, _)) = first else { return Ok(()) };
         match worst {
             None => found.failures.push("nothing that a normalisation reads is as wide as the gated terms".into()),
             Some((at, excess)) if excess.is_nan() || excess > 1.0 => {
@@ -210,6 +196,32 @@ impl Judged<'_> {
             Some(_) => {}
         }
         Ok(())
+    }
+
+    /// The read at which the first gated terms show, by its place in the branch, and these terms; or why their numbers
+    /// cannot be held to the base's.
+    fn first_terms(
+        &self,
+        before: (&Looked<'_>, &Branch),
+        after: (&Looked<'_>, &Branch),
+    ) -> Result<(usize, Vec<GatedTerm>), String> {
+        let gates = self.edit.gates();
+        let layer = gates.iter().map(GatedTerm::layer).min().ok_or("the edit has none")?;
+        if self.edit.addition().is_some() {
+            return Err("a vector is added to the stream before them".into());
+        }
+        // in the base: where `resid_pre` of the layer is read
+        let graph = &self.base.graph;
+        let cached = graph.value(&self.run.interface.logits) != Some(before.1.logits);
+        let sum = self.base.lm.stream(cached).blocks.get(layer).map(|block| block.pre.source(graph));
+        let of = |read: &Read| match read.place {
+            Place::Value(value) => StreamValue::Value(value).source(graph),
+            Place::UnnamedSum(node) => StreamValue::Sum(node),
+        };
+        let changed = before.1.reads.iter().position(|read| Some(of(read)) == sum);
+        let changed = changed.filter(|_| before.1.reads.len() == after.1.reads.len());
+        let changed = changed.ok_or_else(|| format!("nothing reads the stream at layer {layer}"))?;
+        Ok((changed, gates.iter().filter(|term| term.layer() == layer).map(GatedTerm::rounded).collect()))
     }
 
     /// Where a part of the direction stays by intention, whether a write was missed is seen where all of it is taken off
