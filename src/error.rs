@@ -149,7 +149,7 @@ impl Error {
             Self::Judge(e) => e.hint(),
             Self::In { source, .. } => source.hint(),
             Self::Guard { .. } => Some(
-                "raise lambda (1 keeps all of the true-refusal direction), or look at the candidates in the report; \
+                "raise lambda (1 keeps all of the true-refusal direction), try another `--method`, or look at the candidates in the report; \
                  `--force` publishes anyway and says so in the provenance"
                     .into(),
             ),

@@ -103,10 +103,22 @@ pub struct PromptArgs {
     pub n_test: usize,
 }
 
+/// How the edit is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MethodName {
+    /// One direction is ablated at every write (Wang et al. 2025).
+    Wang,
+    /// Refusal is taken off at one layer where a gate there tells that the prompt only looks harmful.
+    Gate,
+}
+
 /// The method's settings.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Method")]
 pub struct MethodArgs {
+    /// How the edit is found; `--lambda`, `--strength`, `--add`, `--paper`, `--exhaustive` are of use with `wang` alone.
+    #[arg(long, value_enum, default_value_t = MethodName::Wang)]
+    pub method: MethodName,
     /// Partial orthogonalisation: 1 removes all of the true-refusal component, 0 none of it.
     #[arg(long, default_value_t = 1.0, value_parser = unit_interval)]
     pub lambda: f64,

@@ -13,6 +13,7 @@ use lancet::eval::policy::Limit;
 use lancet::files;
 use lancet::method::prompts::{LoadOptions, OverlapPolicy, Prompts, SplitSizes};
 use lancet::method::select::{Rules, Search};
+use lancet::pipeline::choose_gate::{GateChoice, GateRules};
 use lancet::pipeline::collect::{self, Activations, RefusalTokens};
 use lancet::pipeline::consumer::Consumer;
 use lancet::pipeline::engine::Engine;
@@ -21,7 +22,8 @@ use lancet::pipeline::running::Running;
 use lancet::pipeline::understood::UnderstoodVariant;
 use lancet::pipeline::variant::Measuring;
 use lancet::pipeline::{
-    self, BakeOptions, Opened, Package, Ready, RunOptions, choose, direction_file, evaluate, inspect, prove,
+    self, BakeOptions, Method, Opened, Package, Ready, RunOptions, choose, choose_gate, direction_file, evaluate,
+    inspect, prove,
 };
 use lancet::prompt_files::{self, PromptLocation};
 use lancet::report::document::Document;
@@ -30,8 +32,8 @@ use lancet::runtime::session::Runtime;
 use serde::Serialize;
 
 use super::args::{
-    BakeArgs, ChatArgs, CollectArgs, EvalArgs, InspectArgs, MeasureArgs, MethodArgs, PromptArgs, Quantised, RunArgs,
-    SelectArgs, TokenArgs, TreatmentArgs, VariantArgs, VerifyArgs,
+    BakeArgs, ChatArgs, CollectArgs, EvalArgs, InspectArgs, MeasureArgs, MethodArgs, MethodName, PromptArgs, Quantised,
+    RunArgs, SelectArgs, TokenArgs, TreatmentArgs, VariantArgs, VerifyArgs,
 };
 use super::measuring;
 use super::runtime::{at_hand, load_runtime};
@@ -72,6 +74,27 @@ pub fn rules(method: &MethodArgs, max_harmful_drop: f64) -> Rules {
         return published;
     }
     Rules { harmful_drop: Some(max_harmful_drop), negligible_norm: Some(NEGLIGIBLE_NORM), ..published }
+}
+
+/// How the edit is found, as the flags tell.
+///
+/// # Errors
+/// Usage: flags of one method beside another.
+pub fn method(args: &MethodArgs, max_harmful_drop: f64) -> Result<Method, Error> {
+    let MethodArgs { method, lambda, strength, add, paper, exhaustive, kl_threshold } = *args;
+    match method {
+        MethodName::Wang => Ok(Method::Wang),
+        MethodName::Gate if lambda != 1.0 || strength != 1.0 || add != 0.0 || paper || exhaustive => Err(Error::usage(
+            "`--lambda`, `--strength`, `--add`, `--paper` and `--exhaustive` belong to the method `wang`",
+            "leave them out, or choose `--method wang`",
+        )),
+        MethodName::Gate => Ok(Method::Gate(GateRules {
+            kl_threshold: kl_threshold.min(GateRules::default().kl_threshold),
+            harmful_drop: max_harmful_drop,
+            opens: vec![max_harmful_drop, 0.0],
+            ..GateRules::default()
+        })),
+    }
 }
 
 /// The prompts that the flags name.
@@ -169,13 +192,23 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Ending> {
     let tokens = refusal_tokens(&args.tokens, &chat)?;
     let guard = measuring::guard(&args.guard)?;
     measuring::note_too_few(context, &guard, &prompts);
+    let harmful_drop = guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0);
+    let method = method(&args.method, harmful_drop)?;
+    if method != Method::Wang && !args.sweep.is_empty() {
+        return Err(Error::usage(
+            "`--sweep` measures other lambdas, and the method `gate` has none",
+            "leave it out, or choose `--method wang`",
+        )
+        .into());
+    }
     let runtime = load_runtime(context, &args.runtime)?;
     let options = RunOptions {
+        method,
         lambda: args.method.lambda,
         strength: args.method.strength,
         alpha: args.method.add,
         sweep: args.sweep.clone(),
-        rules: rules(&args.method, guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0)),
+        rules: rules(&args.method, harmful_drop),
         refusal_tokens: tokens,
         settings: measuring::settings(context, opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?,
         guard,
@@ -364,6 +397,12 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Ending> {
         cancelled: &context.cancelled,
         steered: None,
     };
+    if let Method::Gate(rules) = method(&args.method, args.max_harmful_drop)? {
+        let GateChoice { edit, result } = choose_gate::choose(&engine, &chat, &activations, &rules, &context.ui)?;
+        direction_file::save(&args.output, &edit, direction_file::Found::Gated(&result), &sha256)?;
+        print(context, &result, || describe::select_gate(&result))?;
+        return Ok(Ending::Done);
+    }
     let rules = rules(&args.method, args.max_harmful_drop);
     let mut chooser = choose::Chooser::new(&engine, &chat, &activations, rules, &context.ui)?;
     let mut choice = chooser.choose(args.method.lambda, args.method.strength, &context.ui)?;
@@ -372,7 +411,7 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Ending> {
         let (vector, _) = pipeline::add::choose(&engine, &chat, &activations, alpha, &rules, &context.ui)?;
         choice.edit = choice.edit.with_addition(Some(vector));
     }
-    direction_file::save(&args.output, &choice.edit, &choice.result, &sha256)?;
+    direction_file::save(&args.output, &choice.edit, direction_file::Found::Selected(&choice.result), &sha256)?;
     print(context, &choice.result, || describe::select(&choice.result))?;
     Ok(Ending::Done)
 }

@@ -8,12 +8,12 @@ use lancet::eval::policy::Limit;
 use lancet::method::prompts::{LoadOptions, SplitSizes};
 use lancet::pipeline::collect::RefusalTokens;
 use lancet::pipeline::files::ModelFiles;
-use lancet::pipeline::{self, BakeOptions, Package, RunOptions};
+use lancet::pipeline::{self, BakeOptions, Method, Package, RunOptions};
 use lancet::prompt_files::{self, PromptLocation};
 use lancet::report::describe;
 
 use super::args::{ChatArgs, DemoArgs};
-use super::commands::{Context, Ending, finish, refuse_existing, rules, running};
+use super::commands::{self, Context, Ending, finish, refuse_existing, rules, running};
 use super::measuring;
 use super::runtime::load_runtime;
 
@@ -74,13 +74,16 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Ending> {
     measured.also_system.get_or_insert_with(|| "You are a helpful assistant.".into());
     let settings = measuring::settings(context, opened, &chat, &measured, &ChatArgs::default(), seed)?;
     let runtime = load_runtime(context, &args.runtime)?;
+    let harmful_drop = guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0);
+    let method = commands::method(&args.method, harmful_drop)?;
     let options = RunOptions {
+        sweep: if method == Method::Wang { vec![0.0, 0.5, 1.0] } else { Vec::new() },
+        method,
         lambda: args.method.lambda,
         strength: args.method.strength,
         alpha: args.method.add,
-        sweep: vec![0.0, 0.5, 1.0],
         budget: None,
-        rules: rules(&args.method, guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0)),
+        rules: rules(&args.method, harmful_drop),
         refusal_tokens: RefusalTokens::Automatic,
         settings,
         guard,

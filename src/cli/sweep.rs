@@ -11,7 +11,7 @@ use lancet::pipeline::{self, direction_file};
 use lancet::prompt_files;
 use lancet::report::describe;
 
-use super::args::{CrossSet, MethodArgs, PromptArgs, SweepArgs};
+use super::args::{CrossSet, MethodArgs, MethodName, PromptArgs, SweepArgs};
 use super::commands::{self, Context, Ending};
 use super::measuring;
 use super::runtime::load_runtime;
@@ -33,6 +33,7 @@ pub fn sweep(context: &Context, args: &SweepArgs) -> anyhow::Result<Ending> {
     measuring::note_too_few(context, &guard, &prompts);
     let settings = measuring::settings(context, &opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?;
     let method = MethodArgs {
+        method: MethodName::Wang,
         lambda: 1.0,
         strength: 1.0,
         add: 0.0,
@@ -102,7 +103,8 @@ fn write(output: &Path, swept: &Swept) -> Result<(), Error> {
     })?;
     for setting in &swept.settings {
         let path = output.join(format!("direction-{}.safetensors", setting.name));
-        direction_file::save(&path, &setting.choice.edit, &setting.choice.result, &swept.model_sha256)?;
+        let found = direction_file::Found::Selected(&setting.choice.result);
+        direction_file::save(&path, &setting.choice.edit, found, &swept.model_sha256)?;
     }
     let json = serde_json::to_vec_pretty(&swept.result).expect("plain data");
     pipeline::write_whole(&output.join("sweep.json"), &json)

@@ -20,7 +20,7 @@ fn marked(head: &[u8]) -> bool {
     let html = text.starts_with("<!doctype html>") && holds("<meta name=\"generator\" content=\"Lancet");
     // before schema 3 the result of a run began with `inspect`
     let json = text.starts_with("{\n  \"schema\": ") && (holds("\n  \"shared\": {") || holds("\n  \"inspect\": {"));
-    let markdown = text.starts_with("### Lancet: ");
+    let markdown = text.starts_with("### ") && holds("\n<!-- Lancet -->\n");
     // safetensors: the length of the header, then the header
     let tensors = head.get(8..).is_some_and(|header| header.starts_with(b"{\"__metadata__\":{\"lancet."));
     html || json || markdown || tensors
@@ -39,7 +39,8 @@ mod tests {
             ("{\n  \"schema\": 2,\n  \"inspect\": {\n", true),
             ("{\n  \"schema\": 3,\n  \"shared\": {\n", true),
             ("{\n  \"schema\": 3\n}", false),
-            ("### Lancet: a\n", true),
+            ("### published\n\ntext\n\n<!-- Lancet -->\n", true),
+            ("### mine\n", false),
             ("# A model\n", false),
             ("\u{1}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}{\"__metadata__\":{\"lancet.version\":\"0.1.0\"}}", true),
             ("\u{1}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}{\"direction\":{}}", false),

@@ -1,21 +1,27 @@
-//! Fitting the gate of a gated ablation: a shrunken linear discriminant of pseudo-harmful against harmful activations,
-//! whose threshold every source of prompts holds by itself.
+//! Fitting the gate of a gated ablation: a shrunken linear discriminant between activations at which it is to open and
+//! activations at which it is to stay shut, whose threshold every source of prompts holds by itself.
 //!
 //! One source, such as one data set beside another, gives its style away as much as its harm. So each source is centred on
 //! its own midpoint, the differences are averaged, and the threshold is the largest that any source asks for.
+//!
+//! Everything is computed from the inner products of the samples, so that cross-validation costs no further passes over
+//! the channels.
 
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
+use std::collections::BTreeMap;
+
+use ndarray::{Array1, Array2, ArrayView2, Axis};
 
 use crate::edit::{Direction, DirectionError};
-use crate::linalg::{CholeskyError, solve_positive};
+use crate::linalg::{CholeskyError, dot, solve_positive};
+use crate::method::score::mean;
 
 /// Activations of prompts of both classes that one hand wrote, `[prompts, d_model]` each, with a prompt at least.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'a> {
-    /// Of pseudo-harmful prompts.
-    pub pseudo_harmful: ArrayView2<'a, f64>,
-    /// Of harmful prompts.
-    pub harmful: ArrayView2<'a, f64>,
+    /// At which the gate is to open: those of pseudo-harmful prompts.
+    pub open: ArrayView2<'a, f64>,
+    /// At which it is to stay shut: those of harmful prompts.
+    pub shut: ArrayView2<'a, f64>,
 }
 
 /// Why no gate can be fitted.
@@ -32,65 +38,307 @@ pub enum GateError {
     Alike(#[from] DirectionError),
 }
 
-/// The shrunken linear discriminant (Fisher 1936, with the covariance shrunken towards a multiple of the identity as
-/// Ledoit and Wolf 2004 do): the unit vector along `((1 - a) S + a tr(S) / d I)^-1 m`, `[d_model]`, where `m` is the mean
-/// over the sources of their difference of means, pseudo-harmful less harmful, `S` the covariance within classes and
-/// sources, and `a`, above 0 and at most 1, the `shrinkage`.
+/// Share of the mean square of the samples below which the square of their difference is rounding noise.
+const ROUNDING: f64 = 1e-20;
+
+/// Parts into which each class of each source is cut for cross-validation.
+const FOLDS: usize = 5;
+
+/// The samples of all sources, one below the other, and their inner products.
+struct Samples {
+    /// `[n, d_model]`.
+    rows: Array2<f64>,
+    /// `[n, n]`.
+    gram: Array2<f64>,
+    /// Source and class of each, and its place among them.
+    of: Vec<Sample>,
+}
+
+/// What a sample is.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    source: usize,
+    open: bool,
+    at: usize,
+}
+
+/// A discriminant as a sum of samples, told along itself: 0 is the mean over the sources of the mean of their shut samples,
+/// 1 that of their open ones.
+struct Scale {
+    /// The factor of each sample.
+    factors: Array1<f64>,
+    shut: f64,
+    way: f64,
+}
+
+impl Samples {
+    fn new(sources: &[Source<'_>]) -> Result<Self, GateError> {
+        let classes = || sources.iter().enumerate().flat_map(|(at, s)| [(at, true, s.open), (at, false, s.shut)]);
+        if sources.is_empty() || classes().any(|(.., rows)| rows.nrows() == 0) {
+            return Err(GateError::NoSource);
+        }
+        let of =
+            classes().flat_map(|(source, open, rows)| (0..rows.nrows()).map(move |at| Sample { source, open, at }));
+        let views: Vec<ArrayView2<'_, f64>> = classes().map(|(.., rows)| rows).collect();
+        let rows = ndarray::concatenate(Axis(0), &views).expect("activations of one layer are of one width");
+        Ok(Self { gram: rows.dot(&rows.t()), rows, of: of.collect() })
+    }
+
+    /// The shrunken linear discriminant (Fisher 1936, with the covariance shrunken towards a multiple of the identity as
+    /// Ledoit and Wolf 2004 do) of the samples that `takes` picks: `((1 - a) S + a tr(S) / d I)^-1 m`, where `m` is the mean
+    /// over the sources of their difference of means, open less shut, `S` the covariance within classes and sources, and
+    /// `a`, above 0 and at most 1, the `shrinkage`. The system is solved in the space of the samples (Woodbury's identity).
+    fn fit(&self, shrinkage: f64, takes: impl Fn(&Sample) -> bool) -> Result<Scale, GateError> {
+        let chosen: Vec<usize> = (0..self.of.len()).filter(|at| takes(&self.of[*at])).collect();
+        let n = chosen.len();
+        let mut groups: BTreeMap<(usize, bool), Vec<usize>> = BTreeMap::new();
+        for (at, sample) in chosen.iter().map(|at| self.of[*at]).enumerate() {
+            groups.entry((sample.source, sample.open)).or_default().push(at);
+        }
+        let sources = groups.len() / 2;
+        if sources == 0 || groups.keys().any(|(source, open)| !groups.contains_key(&(*source, !open))) {
+            return Err(GateError::NoSource);
+        }
+        // X^T m is the difference of means
+        let mut m = vec![0.0; n];
+        for ((_, open), members) in &groups {
+            let share = 1.0 / (sources * members.len()) as f64;
+            members.iter().for_each(|at| m[*at] = if *open { share } else { -share });
+        }
+        let centre = |values: &mut [f64]| {
+            for members in groups.values() {
+                let mean = members.iter().map(|at| values[*at]).sum::<f64>() / members.len() as f64;
+                members.iter().for_each(|at| values[*at] -= mean);
+            }
+        };
+        let gram = |row: usize| chosen.iter().map(move |column| self.gram[[row, *column]]).collect::<Vec<f64>>();
+        // of the residuals: rows centred, then columns
+        let mut inner: Vec<Vec<f64>> = chosen.iter().map(|row| gram(*row)).collect();
+        let mut target: Vec<f64> = inner.iter().map(|row| dot(row, &m)).collect();
+        let length: f64 = inner.iter().enumerate().map(|(at, row)| row[at]).sum::<f64>() / n as f64;
+        if dot(&m, &target) <= ROUNDING * length {
+            return Err(DirectionError::Zero.into());
+        }
+        inner.iter_mut().for_each(|row| centre(row));
+        for members in groups.values() {
+            let mut mean = vec![0.0; n];
+            members.iter().for_each(|at| mean.iter_mut().zip(&inner[*at]).for_each(|(sum, x)| *sum += x));
+            let share = 1.0 / members.len() as f64;
+            members.iter().for_each(|at| inner[*at].iter_mut().zip(&mean).for_each(|(x, sum)| *x -= share * sum));
+        }
+        centre(&mut target);
+        let trace: f64 = inner.iter().enumerate().map(|(at, row)| row[at]).sum();
+        let (ridge, share) = (shrinkage * trace / (n * self.rows.ncols()) as f64, (1.0 - shrinkage) / n as f64);
+        if ridge.is_nan() || ridge <= 0.0 {
+            return Err(CholeskyError { row: 0, pivot: ridge }.into());
+        }
+        let mut factors = m;
+        if share > 0.0 {
+            inner.iter_mut().enumerate().for_each(|(at, row)| row[at] += ridge / share);
+            let mut taken = solve_positive(inner.concat(), target)?;
+            centre(&mut taken);
+            factors.iter_mut().zip(&taken).for_each(|(factor, taken)| *factor -= taken);
+        }
+        let mut whole = Array1::zeros(self.of.len());
+        chosen.iter().zip(&factors).for_each(|(at, factor)| whole[*at] = *factor);
+        let along = self.gram.dot(&whole);
+        let end = |open: bool| {
+            let ends = groups
+                .iter()
+                .filter(|((_, of), _)| *of == open)
+                .map(|(_, members)| members.iter().map(|at| along[chosen[*at]]).sum::<f64>() / members.len() as f64);
+            ends.sum::<f64>() / sources as f64
+        };
+        let shut = end(false);
+        Ok(Scale { factors: whole, way: end(true) - shut, shut })
+    }
+
+    /// Where every sample lies.
+    fn places(&self, scale: &Scale) -> Vec<f64> {
+        self.gram.dot(&scale.factors).iter().map(|x| (x - scale.shut) / scale.way).collect()
+    }
+
+    /// The values of one class of a source.
+    fn of_class(&self, values: &[f64], source: usize, open: bool) -> Vec<f64> {
+        let here = self.of.iter().zip(values).filter(|(of, _)| of.source == source && of.open == open);
+        here.map(|(_, value)| *value).collect()
+    }
+
+    /// Probability that an open sample of a source lies further along the discriminant of all other sources than a shut one.
+    fn auc_without(&self, source: usize, shrinkage: f64) -> Result<f64, GateError> {
+        let places = self.places(&self.fit(shrinkage, |sample| sample.source != source)?);
+        Ok(auc(&self.of_class(&places, source, true), &self.of_class(&places, source, false)))
+    }
+
+    /// Where every sample lies along a discriminant that was fitted without its part of the samples; along the one that was
+    /// fitted with all, where a class is too small to be cut.
+    fn crossed(&self, shrinkage: f64) -> Result<Vec<f64>, GateError> {
+        let mut places = vec![0.0; self.of.len()];
+        for fold in 0..FOLDS {
+            let scale = match self.fit(shrinkage, |sample| sample.at % FOLDS != fold) {
+                Err(GateError::NoSource) => self.fit(shrinkage, |_| true),
+                scale => scale,
+            }?;
+            let all = self.places(&scale);
+            let here = self.of.iter().enumerate().filter(|(_, sample)| sample.at % FOLDS == fold);
+            here.for_each(|(at, _)| places[at] = all[at]);
+        }
+        Ok(places)
+    }
+}
+
+/// A gate with its threshold and its ramp, as a [`crate::edit::GatedAblation`] takes them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gate {
+    /// `b`, the discriminant.
+    pub direction: Direction,
+    /// `c`: the gate is shut for activations whose component along `b` is at most this.
+    pub threshold: f64,
+    /// `s`, above 0: the gate is wide open from `c + s` on.
+    pub ramp: f64,
+    /// How the gate does, source by source.
+    pub held_out: Vec<HeldOut>,
+}
+
+/// How a gate does on samples of one source that it was not fitted on.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct HeldOut {
+    /// Share of the open samples for which it opens, by cross-validation over all sources.
+    pub open: f64,
+    /// Share of the shut samples for which it opens, by the same.
+    pub shut: f64,
+    /// Probability that an open sample lies further along a gate that was fitted on the other sources than a shut one does
+    /// (area under the ROC curve); `None` where there are no others.
+    pub auc: Option<f64>,
+}
+
+/// A gate that is wide open at the `open` samples and shut at the `shut` ones, `[samples, d_model]` each, as far as they can
+/// be told apart along one axis: it opens between a value that one of a thousand shut samples lies above and one that one of
+/// a hundred open samples lies below. The discriminant is fitted on 512 of each, evenly picked; [`Gate::held_out`] tells of
+/// all.
 ///
-/// Where there are fewer prompts than channels, the system is solved in the space of the prompts (Woodbury's identity).
+/// # Errors
+/// As [`fit`].
+pub fn separate(open: ArrayView2<'_, f64>, shut: ArrayView2<'_, f64>, shrinkage: f64) -> Result<Gate, GateError> {
+    let picked = |rows: ArrayView2<'_, f64>| {
+        let step = rows.nrows().div_ceil(MOST_SAMPLES).max(1);
+        rows.select(Axis(0), &(0..rows.nrows()).step_by(step).collect::<Vec<_>>())
+    };
+    let (some_open, some_shut) = (picked(open), picked(shut));
+    let samples = Samples::new(&[Source { open: some_open.view(), shut: some_shut.view() }])?;
+    let scale = samples.fit(shrinkage, |_| true)?;
+    let direction = Direction::new(samples.rows.t().dot(&scale.factors).to_vec())?;
+    let unit = Array1::from(direction.unit().to_vec());
+    let along = |rows: ArrayView2<'_, f64>| rows.dot(&unit).to_vec();
+    let (from, to) = (above_most(along(shut), 1e-3), -above_most(along(open).iter().map(|x| -x).collect(), 1e-2));
+    // where they overlap, the gate opens for the open samples and with them for some others
+    let way = match to > from {
+        true => to - from,
+        false => LEAST_RAMP * scale.way / samples.rows.t().dot(&scale.factors).dot(&unit),
+    };
+    let (threshold, ramp) = (to - 0.75 * way, 0.5 * way);
+    let opens =
+        |rows: ArrayView2<'_, f64>| along(rows).iter().filter(|x| **x > threshold).count() as f64 / rows.nrows() as f64;
+    let held_out = vec![HeldOut { open: opens(open), shut: opens(shut), auc: None }];
+    Ok(Gate { direction, threshold, ramp, held_out })
+}
+
+/// Samples of a class that a discriminant is fitted on by [`separate`], at most.
+const MOST_SAMPLES: usize = 512;
+
+/// The value of one of the samples that at most the share `open` of them lies above.
+fn above_most(mut values: Vec<f64>, open: f64) -> f64 {
+    values.sort_unstable_by(|a, b| b.total_cmp(a));
+    let above = (open.clamp(0.0, 1.0) * values.len() as f64) as usize;
+    values[above.min(values.len() - 1)]
+}
+
+/// Probability that a value of the first lies above one of the second; equal values count by half.
+fn auc(above: &[f64], below: &[f64]) -> f64 {
+    let score = |(a, b): (&f64, &f64)| match a.total_cmp(b) {
+        std::cmp::Ordering::Greater => 1.0,
+        std::cmp::Ordering::Equal => 0.5,
+        std::cmp::Ordering::Less => 0.0,
+    };
+    let pairs = above.iter().flat_map(|a| below.iter().map(move |b| score((a, b))));
+    pairs.sum::<f64>() / (above.len() * below.len()) as f64
+}
+
+/// Smallest ramp, as a share of the way between the classes: a steeper one would answer to rounding.
+const LEAST_RAMP: f64 = 0.1;
+
+/// A discriminant and how it does on samples that it was not fitted on, before a threshold is set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fit {
+    /// `b`.
+    pub direction: Direction,
+    /// Mean component along it of the shut samples, a mean over the sources.
+    shut: f64,
+    /// From there to the mean component of the open samples.
+    way: f64,
+    /// Where the open and shut samples of each source lie by cross-validation: 0 is the mean of the shut ones, 1 that of the
+    /// open ones.
+    crossed: Vec<(Vec<f64>, Vec<f64>)>,
+    /// See [`HeldOut::auc`].
+    aucs: Option<Vec<f64>>,
+}
+
+/// Fits the discriminant of a gate, with a `shrinkage` above 0 and at most 1.
 ///
 /// # Errors
 /// If there is no source, or its activations do not vary or do not differ.
-pub fn discriminant(sources: &[Source<'_>], shrinkage: f64) -> Result<Direction, GateError> {
-    let (mut mean, mut rows) = (None, Vec::new());
-    for source in sources {
-        let classes = [source.pseudo_harmful, source.harmful];
-        let [pseudo, harmful] = classes.map(|class| class.mean_axis(Axis(0)));
-        let (Some(pseudo), Some(harmful)) = (pseudo, harmful) else { return Err(GateError::NoSource) };
-        for (class, centre) in classes.iter().zip([&pseudo, &harmful]) {
-            rows.extend(class.rows().into_iter().map(|row| &row - centre));
-        }
-        let difference = (pseudo - harmful) / sources.len() as f64;
-        mean = Some(match mean {
-            None => difference,
-            Some(mean) => mean + difference,
-        });
-    }
-    let mean = mean.ok_or(GateError::NoSource)?;
-    let (n, d) = (rows.len(), mean.len());
-    let residuals = Array2::from_shape_fn((n, d), |(i, j)| rows[i][j]);
-    // tr(S) / d
-    let scale = residuals.iter().map(|x| x * x).sum::<f64>() / (n * d) as f64;
-    let (ridge, share) = (shrinkage * scale, (1.0 - shrinkage) / n as f64);
-    let solved = if n < d && share > 0.0 {
-        // (ridge I + share R^T R)^-1 m = (m - R^T (ridge / share I + R R^T)^-1 R m) / ridge
-        let mut inner = residuals.dot(&residuals.t());
-        inner.diag_mut().mapv_inplace(|x| x + ridge / share);
-        let weights = Array1::from(solve_positive(inner.into_iter().collect(), residuals.dot(&mean).to_vec())?);
-        ((mean - residuals.t().dot(&weights)) / ridge).to_vec()
-    } else {
-        let mut whole = residuals.t().dot(&residuals) * share;
-        whole.diag_mut().mapv_inplace(|x| x + ridge);
-        solve_positive(whole.into_iter().collect(), mean.to_vec())?
+pub fn fit(sources: &[Source<'_>], shrinkage: f64) -> Result<Fit, GateError> {
+    let samples = Samples::new(sources)?;
+    let whole = samples.fit(shrinkage, |_| true)?;
+    let places = samples.crossed(shrinkage)?;
+    let of = |source| (samples.of_class(&places, source, true), samples.of_class(&places, source, false));
+    let aucs = match sources.len() {
+        1 => None,
+        _ => Some((0..sources.len()).map(|source| samples.auc_without(source, shrinkage)).collect::<Result<_, _>>()?),
     };
-    Ok(Direction::new(solved)?)
+    // from the sum of samples to the unit vector
+    let vector = samples.rows.t().dot(&whole.factors);
+    let length = vector.dot(&vector).sqrt();
+    Ok(Fit {
+        direction: Direction::new(vector.to_vec())?,
+        shut: whole.shut / length,
+        way: whole.way / length,
+        crossed: (0..sources.len()).map(of).collect(),
+        aucs,
+    })
 }
 
-/// The threshold above which at most the share `open` of the harmful prompts of each source lie: the largest that any source
-/// asks for, which is the value of one of its prompts along the gate.
-///
-/// # Errors
-/// If there is no source, or one lacks harmful prompts.
-pub fn threshold(sources: &[Source<'_>], gate: &Direction, open: f64) -> Result<f64, GateError> {
-    let of = |source: &Source<'_>| {
-        let along = |row: ArrayView1<'_, f64>| row.iter().zip(gate.unit()).map(|(x, b)| x * b).sum();
-        let mut all: Vec<f64> = source.harmful.rows().into_iter().map(along).collect();
-        all.sort_unstable_by(|a, b| b.total_cmp(a));
-        let above = (open.clamp(0.0, 1.0) * all.len() as f64) as usize;
-        all.get(above.min(all.len().saturating_sub(1))).copied()
-    };
-    let all: Option<Vec<f64>> = sources.iter().map(of).collect();
-    all.unwrap_or_default().into_iter().max_by(f64::total_cmp).ok_or(GateError::NoSource)
+impl Fit {
+    /// How well gates of this layer hold for what they were not fitted on: the mean over the sources of [`HeldOut::auc`];
+    /// where there is one source, the same by cross-validation within it.
+    pub fn generalises(&self) -> f64 {
+        match &self.aucs {
+            Some(aucs) => mean(aucs),
+            None => mean(&self.crossed.iter().map(|(open, shut)| auc(open, shut)).collect::<Vec<_>>()),
+        }
+    }
+
+    /// The gate that opens for at most the share `open` of the shut samples of any source, by cross-validation: the threshold
+    /// is the largest that any source asks for. It is wide open half of the way from there to the median of the open
+    /// samples.
+    pub fn gate(&self, open: f64) -> Gate {
+        let asked = self.crossed.iter().map(|(_, shut)| above_most(shut.clone(), open));
+        let place = asked.fold(f64::NEG_INFINITY, f64::max);
+        let opens = |places: &[f64]| places.iter().filter(|at| **at > place).count() as f64 / places.len() as f64;
+        let of = |(source, (open, shut)): (usize, &(Vec<f64>, Vec<f64>))| HeldOut {
+            open: opens(open),
+            shut: opens(shut),
+            auc: self.aucs.as_ref().map(|aucs| aucs[source]),
+        };
+        let all: Vec<f64> = self.crossed.iter().flat_map(|(open, _)| open).copied().collect();
+        let ramp = (above_most(all, 0.5) - place).max(2.0 * LEAST_RAMP) / 2.0;
+        Gate {
+            direction: self.direction.clone(),
+            threshold: self.shut + place * self.way,
+            ramp: ramp * self.way,
+            held_out: self.crossed.iter().enumerate().map(of).collect(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -114,15 +362,15 @@ mod tests {
     }
 
     fn views<'a>(all: &'a [(Array2<f64>, Array2<f64>)]) -> Vec<Source<'a>> {
-        all.iter().map(|(p, h)| Source { pseudo_harmful: p.view(), harmful: h.view() }).collect()
+        all.iter().map(|(p, h)| Source { open: p.view(), shut: h.view() }).collect()
     }
 
-    /// The definition, with the whole matrix.
+    /// The definition, with the covariance of the channels.
     fn plainly(sources: &[Source<'_>], shrinkage: f64) -> Vec<f64> {
-        let d = sources[0].harmful.ncols();
+        let d = sources[0].shut.ncols();
         let (mut mean, mut scatter, mut n) = (Array1::<f64>::zeros(d), Array2::<f64>::zeros((d, d)), 0.0);
         for source in sources {
-            for (class, sign) in [(source.pseudo_harmful, 1.0), (source.harmful, -1.0)] {
+            for (class, sign) in [(source.open, 1.0), (source.shut, -1.0)] {
                 let centre = class.mean_axis(Axis(0)).unwrap();
                 mean = mean + &centre * (sign / sources.len() as f64);
                 for row in class.rows() {
@@ -138,15 +386,22 @@ mod tests {
         solve_positive(whole.into_iter().collect(), mean.to_vec()).unwrap()
     }
 
+    fn components(rows: ArrayView2<'_, f64>, gate: &Gate) -> Vec<f64> {
+        rows.rows().into_iter().map(|row| dot(&row.to_vec(), gate.direction.unit())).collect()
+    }
+
     #[test]
-    fn both_ways_to_solve_are_the_definition() {
+    fn the_discriminant_is_its_definition_with_more_and_with_fewer_samples_than_channels() {
         for (prompts, d) in [(5, 60), (40, 12), (30, 60), (31, 60)] {
-            let all = [source(prompts, d, 1, 3.0), source(prompts + 2, d, 2, -3.0)];
+            // a common offset, as streams have one, changes nothing
+            let all =
+                [source(prompts, d, 1, 3.0), source(prompts + 2, d, 2, -3.0)].map(|(p, h)| (p + 100.0, h + 100.0));
             for shrinkage in [0.05, 0.3, 0.9, 1.0] {
-                let found = discriminant(&views(&all), shrinkage).unwrap();
+                let found = fit(&views(&all), shrinkage).unwrap();
                 let wanted = plainly(&views(&all), shrinkage);
-                assert!(1.0 - cosine(found.unit(), &wanted) < 1e-10, "{prompts} {d} {shrinkage}");
-                assert!((norm(found.unit()) - 1.0).abs() < 1e-12);
+                let apart = 1.0 - cosine(found.direction.unit(), &wanted);
+                assert!(apart < 1e-9, "{prompts} {d} {shrinkage}: {apart:e}");
+                assert!((norm(found.direction.unit()) - 1.0).abs() < 1e-12);
             }
         }
     }
@@ -155,44 +410,113 @@ mod tests {
     #[test]
     fn style_that_sources_do_not_share_is_not_learnt() {
         let all = [source(40, 12, 1, 6.0), source(40, 12, 2, -6.0)];
-        let one = discriminant(&views(&all)[..1], 0.1).unwrap();
-        let both = discriminant(&views(&all), 0.1).unwrap();
+        let one = fit(&views(&all)[..1], 0.1).unwrap().direction;
+        let both = fit(&views(&all), 0.1).unwrap().direction;
         assert!(one.unit()[11].abs() > 0.8, "{:?}", one.unit());
         assert!(both.unit()[11].abs() < 0.2 && both.unit()[0] > 0.8, "{:?}", both.unit());
     }
 
+    /// What cross-validation tells is what gates tell that are fitted without a part, by the definition.
     #[test]
-    fn the_threshold_holds_on_every_source() {
-        let all = [source(50, 8, 1, 0.0), source(30, 8, 2, 0.0)];
-        let mut views = views(&all);
-        let moved = &all[1].1 + 4.0;
-        views[1].harmful = moved.view();
-        let gate = Direction::new([vec![1.0], vec![0.0; 7]].concat()).unwrap();
-        for open in [0.0, 0.02, 0.1, 0.5] {
-            let c = threshold(&views, &gate, open).unwrap();
-            for source in &views {
-                let above = source.harmful.rows().into_iter().filter(|row| row[0] > c).count();
-                assert!(above as f64 <= open * source.harmful.nrows() as f64, "{open}: {above}");
+    fn cross_validation_is_what_fitting_without_a_part_gives() {
+        let all = [source(20, 9, 1, 0.5), source(15, 9, 2, -0.5)];
+        let samples = Samples::new(&views(&all)).unwrap();
+        let crossed = samples.crossed(0.2).unwrap();
+        for fold in 0..FOLDS {
+            let keep = |rows: &Array2<f64>| {
+                let indices: Vec<usize> = (0..rows.nrows()).filter(|at| at % FOLDS != fold).collect();
+                rows.select(Axis(0), &indices)
+            };
+            let rest: Vec<_> = all.iter().map(|(p, h)| (keep(p), keep(h))).collect();
+            let b = Array1::from(plainly(&views(&rest), 0.2));
+            let end = |of: fn(&(Array2<f64>, Array2<f64>)) -> &Array2<f64>| {
+                rest.iter().map(|both| of(both).mean_axis(Axis(0)).unwrap().dot(&b)).sum::<f64>() / 2.0
+            };
+            let (open, shut) = (end(|both| &both.0), end(|both| &both.1));
+            for (at, sample) in samples.of.iter().enumerate().filter(|(_, sample)| sample.at % FOLDS == fold) {
+                let place = (samples.rows.row(at).dot(&b) - shut) / (open - shut);
+                assert!((crossed[at] - place).abs() < 1e-9, "{sample:?}");
             }
         }
     }
 
+    /// The same prompts, with the shut ones moved towards the open ones.
+    fn moved(all: &(Array2<f64>, Array2<f64>), by: f64) -> (Array2<f64>, Array2<f64>) {
+        let mut shut = all.1.clone();
+        shut.column_mut(0).mapv_inplace(|x| x + by);
+        (all.0.clone(), shut)
+    }
+
+    #[test]
+    fn the_threshold_holds_on_every_source() {
+        let all = [source(50, 12, 1, 0.0), moved(&source(30, 12, 2, 0.0), 0.7), source(40, 12, 3, 1.0)];
+        let mut last = f64::INFINITY;
+        let fit = fit(&views(&all), 0.1).unwrap();
+        for open in [0.0, 0.02, 0.1, 0.5] {
+            let gate = fit.gate(open);
+            assert!(gate.threshold <= last && gate.ramp > 0.0, "{open}");
+            last = gate.threshold;
+            assert!(gate.held_out.iter().all(|held| held.shut <= open), "{open}: {:?}", gate.held_out);
+        }
+        let gate = fit.gate(0.02);
+        assert!(gate.held_out.iter().all(|held| held.open > 0.3) && fit.generalises() > 0.9, "{gate:?}");
+    }
+
+    /// Where one source alone would let harmful prompts through, the threshold is that of the others.
+    #[test]
+    fn a_source_that_is_harder_raises_the_threshold() {
+        let plain = [source(50, 12, 1, 0.0), source(50, 12, 2, 0.0)];
+        // a source whose classes are all but the same
+        let harder = [plain[0].clone(), (plain[1].0.clone(), &plain[1].0 * 0.999)];
+        let gate = |all: &[(Array2<f64>, Array2<f64>)]| fit(&views(all), 0.1).unwrap().gate(0.02);
+        let (plain, harder) = (gate(&plain), gate(&harder));
+        let all = source(50, 12, 1, 0.0);
+        let opens = |gate: &Gate| components(all.0.view(), gate).iter().filter(|x| **x > gate.threshold).count();
+        assert!(opens(&harder) < opens(&plain));
+        let one = fit(&views(&[all.clone()]), 0.1).unwrap();
+        assert!(one.generalises() > 0.9 && one.gate(0.02).held_out[0].auc.is_none());
+    }
+
+    #[test]
+    fn what_can_be_separated_is_shut_and_wide_open() {
+        let (open, shut) = source(700, 12, 1, 40.0);
+        let Gate { direction, threshold: from, ramp, held_out } = separate(open.view(), shut.view(), 0.1).unwrap();
+        let opens = |row: ndarray::ArrayView1<'_, f64>| (dot(&row.to_vec(), direction.unit()) - from) / ramp;
+        let wide = open.rows().into_iter().filter(|row| opens(*row) >= 1.0).count();
+        assert!(wide as f64 >= 0.98 * 700.0, "{wide}");
+        assert!(shut.rows().into_iter().all(|row| opens(row) <= 0.0));
+        assert!(held_out[0].open >= 0.98 && held_out[0].shut == 0.0);
+        // what overlaps is open where it should be
+        let open = source(300, 12, 1, 0.0).0;
+        let shut = &open * 0.99;
+        let Gate { direction, threshold: from, ramp, held_out } = separate(open.view(), shut.view(), 0.1).unwrap();
+        let opens = |row: ndarray::ArrayView1<'_, f64>| (dot(&row.to_vec(), direction.unit()) - from) / ramp;
+        assert!(held_out[0].open >= 0.98 && held_out[0].shut > 0.0);
+        assert!(ramp > 0.0 && open.rows().into_iter().filter(|row| opens(*row) >= 1.0).count() >= 294);
+    }
+
+    #[test]
+    fn auc_is_the_probability_to_lie_above() {
+        assert_eq!(auc(&[2.0, 3.0], &[0.0, 1.0]), 1.0);
+        assert_eq!(auc(&[0.0], &[1.0, 2.0]), 0.0);
+        assert_eq!(auc(&[1.0, 3.0], &[1.0, 2.0]), 0.625);
+    }
+
     #[test]
     fn what_cannot_be_fitted_is_told() {
-        assert_eq!(discriminant(&[], 0.3), Err(GateError::NoSource));
+        assert_eq!(fit(&[], 0.3), Err(GateError::NoSource));
         let empty = Array2::<f64>::zeros((0, 4));
         let some = source(5, 4, 1, 0.0).0;
-        let lacks = [Source { pseudo_harmful: some.view(), harmful: empty.view() }];
-        assert_eq!(discriminant(&lacks, 0.3), Err(GateError::NoSource));
-        let gate = Direction::new(vec![1.0; 4]).unwrap();
-        assert_eq!(threshold(&lacks, &gate, 0.02), Err(GateError::NoSource));
-        let same = [Source { pseudo_harmful: some.view(), harmful: some.view() }];
-        assert!(matches!(discriminant(&same, 0.3), Err(GateError::Alike(_))));
+        let lacks = [Source { open: some.view(), shut: empty.view() }];
+        assert_eq!(fit(&lacks, 0.1), Err(GateError::NoSource));
+        let same = [Source { open: some.view(), shut: some.view() }];
+        assert!(matches!(fit(&same, 0.3), Err(GateError::Alike(_))));
         let still = Array2::ones((5, 4));
-        let still = [Source { pseudo_harmful: still.view(), harmful: still.view() }];
-        assert!(matches!(discriminant(&still, 0.3), Err(GateError::Degenerate(_))));
+        let other = Array2::zeros((5, 4));
+        let still = [Source { open: still.view(), shut: other.view() }];
+        assert!(matches!(fit(&still, 0.3), Err(GateError::Degenerate(_))));
         let broken = Array2::from_elem((5, 4), f64::NAN);
-        let broken = [Source { pseudo_harmful: broken.view(), harmful: some.view() }];
-        assert!(discriminant(&broken, 0.3).is_err());
+        let broken = [Source { open: broken.view(), shut: some.view() }];
+        assert!(fit(&broken, 0.3).is_err());
     }
 }

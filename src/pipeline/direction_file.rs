@@ -2,7 +2,7 @@
 
 mod npy;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -11,7 +11,37 @@ use crate::edit::{Ablation, Addition, Edit, Factor, GatedTerm, Shape};
 use crate::edit::{Direction, DirectionError};
 use crate::error::Error;
 use crate::files;
-use crate::report::SelectResult;
+use crate::report::{GateResult, SelectResult};
+
+/// How an edit was found, for its file.
+#[derive(Debug, Clone, Copy)]
+pub enum Found<'a> {
+    /// A direction was selected.
+    Selected(&'a SelectResult),
+    /// A gate was fitted and chosen.
+    Gated(&'a GateResult),
+}
+
+impl Found<'_> {
+    /// What the metadata of a file says of it.
+    fn metadata(self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Selected(SelectResult { selected, .. }) => vec![
+                ("lancet.layer", selected.layer.to_string()),
+                ("lancet.position", selected.position.to_string()),
+                ("lancet.lambda", selected.lambda.to_string()),
+                ("lancet.refusal_score", selected.refusal_score.to_string()),
+                ("lancet.harmful_refusal_score", selected.harmful_refusal_score.to_string()),
+                ("lancet.kl", selected.kl.to_string()),
+            ],
+            Self::Gated(GateResult { selected, .. }) => vec![
+                ("lancet.method", "gate".to_string()),
+                ("lancet.layers", selected.layers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
+                ("lancet.factor", selected.alpha.to_string()),
+            ],
+        }
+    }
+}
 
 /// Writes an edit with its provenance, numbers as float32: what is ablated as the tensor `direction`, `[d_model]`, with
 /// its strength; the vector of an addition as `addition`, `[d_model]`, before its factor; the gated term `n` as
@@ -20,19 +50,11 @@ use crate::report::SelectResult;
 ///
 /// # Errors
 /// If it cannot be written.
-pub fn save(path: &Path, edit: &Edit, select: &SelectResult, model_sha256: &str) -> Result<(), Error> {
-    let selected = &select.selected;
-    let metadata = [
-        ("lancet.version", env!("CARGO_PKG_VERSION").to_string()),
-        ("lancet.source_sha256", model_sha256.to_string()),
-        ("lancet.layer", selected.layer.to_string()),
-        ("lancet.position", selected.position.to_string()),
-        ("lancet.lambda", selected.lambda.to_string()),
-        ("lancet.refusal_score", selected.refusal_score.to_string()),
-        ("lancet.harmful_refusal_score", selected.harmful_refusal_score.to_string()),
-        ("lancet.kl", selected.kl.to_string()),
-    ];
-    super::write_whole(path, &encode(edit, metadata.map(|(key, value)| (key.to_string(), value)).into())?)
+pub fn save(path: &Path, edit: &Edit, found: Found<'_>, model_sha256: &str) -> Result<(), Error> {
+    let own =
+        [("lancet.version", env!("CARGO_PKG_VERSION").to_string()), ("lancet.source_sha256", model_sha256.to_string())];
+    let metadata = own.into_iter().chain(found.metadata()).map(|(key, value)| (key.to_string(), value)).collect();
+    super::write_whole(path, &encode(edit, metadata)?)
 }
 
 /// An edit as a direction file, with these entries of metadata beside its own.
@@ -66,7 +88,27 @@ fn encode(edit: &Edit, mut metadata: HashMap<String, String>) -> Result<Vec<u8>,
     let views = tensors.iter().map(|(name, shape, bytes)| {
         (name, TensorView::new(Dtype::F32, shape.clone(), bytes).expect("the buffer fits the shape"))
     });
-    safetensors::serialize(views, Some(metadata)).map_err(|e| Error::failed(format!("cannot encode the edit: {e}")))
+    let bytes = safetensors::serialize(views, Some(metadata));
+    let bytes = bytes.map_err(|e| Error::failed(format!("cannot encode the edit: {e}")))?;
+    Ok(in_order(bytes))
+}
+
+/// The same safetensors file with the keys of its header sorted, so that equal edits make equal files: the crate keeps its
+/// metadata in no order. Files that are no safetensors are returned as they are.
+fn in_order(bytes: Vec<u8>) -> Vec<u8> {
+    let header = |bytes: &[u8]| -> Option<(Vec<u8>, usize)> {
+        let length = u64::from_le_bytes(bytes.first_chunk::<8>().copied()?) as usize;
+        let mut sorted: BTreeMap<String, serde_json::Value> = serde_json::from_slice(bytes.get(8..8 + length)?).ok()?;
+        sorted.values_mut().for_each(serde_json::Value::sort_all_objects);
+        let mut sorted = serde_json::to_vec(&sorted).ok()?;
+        // data begin at the same place
+        sorted.resize(length.max(sorted.len()), b' ');
+        (sorted.len() == length).then_some((sorted, length))
+    };
+    match header(&bytes) {
+        Some((sorted, length)) => [&bytes[..8], &sorted, &bytes[8 + length..]].concat(),
+        None => bytes,
+    }
 }
 
 /// The name of a part of the gated term `n`.

@@ -4,11 +4,11 @@
 use std::fmt;
 use std::time::Instant;
 
-use super::RunOptions;
 use super::engine::cost::Workload;
 use super::engine::{Engine, Generation, Observer};
 use super::evaluate::{self, Settings};
 use super::stage::Stage;
+use super::{Method, RunOptions};
 use crate::error::Error;
 use crate::eval::policy::{Limit, Policy};
 use crate::method::classes::PerClass;
@@ -143,7 +143,10 @@ impl Job<'_> {
         let sum = |of: PerClass<f64>| of.into_array().iter().sum::<f64>();
         let (positions, layers) = self.candidates;
         let val = sum(count(Split::Val));
-        let select = val + share(options.rules.search) * (positions * layers) as f64 * val;
+        let select = match &options.method {
+            Method::Wang => val + share(options.rules.search) * (positions * layers) as f64 * val,
+            Method::Gate(rules) => rules.prompt_runs(self.prompts) as f64,
+        };
         let settings = &options.settings;
         let further = match options.sweep.len() as f64 {
             0.0 => 0.0,

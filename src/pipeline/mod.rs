@@ -6,6 +6,7 @@ mod bytes;
 mod card;
 pub mod check;
 pub mod choose;
+pub mod choose_gate;
 pub mod collect;
 pub mod consumer;
 mod cross;
@@ -20,6 +21,7 @@ pub mod inspect;
 mod kind;
 pub mod likelihood;
 pub mod multiple_choice;
+pub mod observe;
 pub mod opened;
 pub mod package;
 pub mod perplexity;
@@ -46,12 +48,14 @@ use crate::error::Error;
 use crate::method::prompts::{PromptClass, Prompts, Split};
 use crate::method::select::Rules;
 use crate::report::{
-    ClassCounts, CollectSummary, Outputs, PackageBake, Provenance, RunResult, RunShared, SelectResult, VariantResult,
+    AdditionResult, ClassCounts, CollectSummary, GateResult, Outputs, PackageBake, Provenance, RunResult, RunShared,
+    SelectResult, SweepResult, VariantResult,
 };
 use crate::runtime::session::Runtime;
 
-use collect::RefusalTokens;
-use engine::Observer;
+use choose_gate::{GateChoice, GateRules};
+use collect::{Activations, RefusalTokens};
+use engine::{Engine, Observer};
 use files::ModelFiles;
 pub use guard::Guard;
 pub use opened::{Opened, Understood};
@@ -112,8 +116,19 @@ impl BakeOptions<'_> {
     }
 }
 
-/// Everything `run` can be told.
+/// How the edit of a run is found.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Method {
+    /// One direction is selected and ablated everywhere (Wang et al. 2025).
+    Wang,
+    /// A gate is fitted at each layer, and the one that validation prompts choose opens an ablation at its layer.
+    Gate(GateRules),
+}
+
+/// Everything `run` can be told. Lambda, strength, factor and rules of the selection are read by [`Method::Wang`] alone.
 pub struct RunOptions<'a> {
+    /// How the edit is found.
+    pub method: Method,
     /// Lambda of the partial orthogonalisation.
     pub lambda: f64,
     /// Strength of the ablation, above 0 and at most 1.
@@ -156,13 +171,15 @@ impl RunOptions<'_> {
     }
 
     /// What the written models say of how they were made, beside what every bake says.
-    fn metadata(&self, choice: &SelectResult, model_sha256: &str) -> Vec<(String, String)> {
-        vec![
-            ("lancet.lambda".into(), self.lambda.to_string()),
-            ("lancet.layer".into(), choice.selected.layer.to_string()),
-            ("lancet.position".into(), choice.selected.position.to_string()),
-            ("lancet.source_sha256".into(), model_sha256.into()),
-        ]
+    fn metadata(&self, found: &FoundEdit, model_sha256: &str) -> Vec<(String, String)> {
+        let mut entries = Vec::new();
+        if let Some(SelectResult { selected, .. }) = &found.select {
+            entries.push(("lancet.lambda".into(), self.lambda.to_string()));
+            entries.push(("lancet.layer".into(), selected.layer.to_string()));
+            entries.push(("lancet.position".into(), selected.position.to_string()));
+        }
+        entries.push(("lancet.source_sha256".into(), model_sha256.into()));
+        entries
     }
 }
 
@@ -243,40 +260,29 @@ pub fn run(
     let (activations, resumed) = collect::collect(&engine, &inputs, observer)?;
     let collected = summary(&activations, resumed, None, clock.lap("collect"));
 
-    // 3. the direction
-    let mut chooser = choose::Chooser::new(&engine, chat, &activations, options.rules, observer)?;
-    let mut choice = chooser.choose(options.lambda, options.strength, observer)?;
-    let mut addition = None;
-    if options.alpha != 0.0 {
-        let (vector, chosen) = add::choose(&engine, chat, &activations, options.alpha, &options.rules, observer)?;
-        choice.edit = choice.edit.with_addition(Some(vector));
-        addition = Some(chosen);
-    }
-    // what is baked is what the direction file will hold, so that anyone can repeat and verify it from that
-    let edit = direction_file::as_stored(&choice.edit)?;
-    clock.lap("select");
+    // 3. the edit
     options.settings.refusal_tokens.clone_from(&activations.info.refusal_tokens);
-    let sweep = match options.sweep.is_empty() {
-        true => None,
-        false => {
-            let asked = options.as_sweep();
-            let (mut found, _) =
-                sweep::over(running, engine, (&activations, &mut chooser), &asked, &mut clock, observer)?;
-            found.model = opened.files.onnx.display().to_string();
-            Some(found)
+    let mut found = match &options.method {
+        Method::Wang => select(running, engine, &activations, &options, &mut clock, observer)?,
+        Method::Gate(rules) => {
+            let GateChoice { edit, result } = choose_gate::choose(&engine, chat, &activations, rules, observer)?;
+            FoundEdit { edit, select: None, gate: Some(result), addition: None, sweep: None }
         }
     };
-
-    // its session's weights are not needed any more
-    drop(chooser);
+    clock.lap("select");
+    // what is baked is what the direction file will hold, so that anyone can repeat and verify it from that
+    let edit = direction_file::as_stored(&found.edit)?;
+    if let Some(sweep) = &mut found.sweep {
+        sweep.model = opened.files.onnx.display().to_string();
+    }
 
     // 4. for every variant: the edit; proof by bytes, leak and logits of the file as written; before and after, and
     //    the guard on what was measured on the written model
     let measuring = Measuring { running: *running, settings: &options.settings, guard: &options.guard };
-    let plan = options.bake.plan(options.metadata(&choice.result, &model_sha256));
+    let plan = options.bake.plan(options.metadata(&found, &model_sha256));
     let job = BakeJob { edit: &edit, options: &options.bake, plan, measuring: Some(&measuring), observer };
     let outcomes = publish::stage(ready, &job, &staging, &mut clock)?;
-    if let Some(addition) = &mut addition {
+    if let Some(addition) = &mut found.addition {
         addition.baked.clone_from(&outcomes[chosen].added);
     }
 
@@ -300,12 +306,13 @@ pub fn run(
             strength: options.strength,
         },
         outputs: Outputs::default(),
-        addition,
-        sweep,
+        addition: found.addition,
+        sweep: found.sweep,
         budget,
-        select: choice.result,
+        select: found.select,
+        gate: found.gate,
     };
-    shared.bake.refusal_tokens.clone_from(&shared.select.refusal_tokens);
+    shared.bake.refusal_tokens = collect::labelled(&activations.info.refusal_tokens, chat);
     shared.bake.bytes_written = bytes::folder_bytes(staging.path());
     shared.bake.seconds = clock.seconds;
     let mut result = RunResult::new(shared, outcomes.into_iter().map(|baked| baked.result).collect());
@@ -318,6 +325,44 @@ pub fn run(
         staging.publish()?;
     }
     Ok(result)
+}
+
+/// The edit of a run, and how it was found.
+struct FoundEdit {
+    edit: Edit,
+    select: Option<SelectResult>,
+    gate: Option<GateResult>,
+    addition: Option<AdditionResult>,
+    sweep: Option<SweepResult>,
+}
+
+/// Selects the direction, chooses the vector to add, and measures the further lambdas, as the options ask for.
+fn select(
+    running: &Running<'_>,
+    engine: Engine<'_>,
+    activations: &Activations,
+    options: &RunOptions<'_>,
+    clock: &mut Clock,
+    observer: &dyn Observer,
+) -> Result<FoundEdit, Error> {
+    let chat = running.chat;
+    let mut chooser = choose::Chooser::new(&engine, chat, activations, options.rules, observer)?;
+    let choose::Choice { mut edit, result } = chooser.choose(options.lambda, options.strength, observer)?;
+    let mut addition = None;
+    if options.alpha != 0.0 {
+        let (vector, chosen) = add::choose(&engine, chat, activations, options.alpha, &options.rules, observer)?;
+        edit = edit.with_addition(Some(vector));
+        addition = Some(chosen);
+    }
+    clock.lap("select");
+    let sweep = match options.sweep.is_empty() {
+        true => None,
+        false => {
+            let asked = options.as_sweep();
+            Some(sweep::over(running, engine, (activations, &mut chooser), &asked, clock, observer)?.0)
+        }
+    };
+    Ok(FoundEdit { edit, select: Some(result), gate: None, addition, sweep })
 }
 
 /// Bakes `edit` into a copy of every variant of a package and verifies them. Without `measuring` no runtime is

@@ -11,10 +11,16 @@ pub enum Stage {
     ChooseRefusalTokens,
     /// Train prompts are run, for their mean activations.
     CollectActivations,
+    /// Prompts of every source are run, for the activations that a gate is fitted on.
+    ObservePrompts,
+    /// Some prompts are answered and run, for the activations at other positions than the last.
+    ObservePositions,
     /// Validation prompts are run on the unchanged model.
     ScoreValidation,
     /// Validation prompts are run under each candidate direction.
     ScoreCandidates,
+    /// Validation prompts are run under each candidate of a gate.
+    ScoreGates,
     /// Validation prompts are run under each candidate of an addition.
     ScoreAdditions,
     /// A model is written; progress is in bytes.
@@ -103,8 +109,11 @@ impl std::fmt::Display for Stage {
             Self::MeasureSpeed => f.write_str("measure the speed"),
             Self::ChooseRefusalTokens => f.write_str("choose refusal tokens"),
             Self::CollectActivations => f.write_str("collect activations"),
+            Self::ObservePrompts => f.write_str("observe prompts for a gate"),
+            Self::ObservePositions => f.write_str("observe positions for a gate"),
             Self::ScoreValidation => f.write_str("score validation prompts"),
             Self::ScoreCandidates => f.write_str("score candidates"),
+            Self::ScoreGates => f.write_str("score gates"),
             Self::ScoreAdditions => f.write_str("score additions"),
             Self::WriteModel { variant: None } => f.write_str("write the model"),
             Self::WriteModel { variant: Some(variant) } => write!(f, "write the model, {variant}"),

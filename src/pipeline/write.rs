@@ -83,10 +83,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.md");
         check_place(&path).unwrap();
-        write_whole(&path, b"### Lancet: first").unwrap();
+        write_whole(&path, b"### first\n\n<!-- Lancet -->\n").unwrap();
         check_place(&path).unwrap();
-        write_whole(&path, b"### Lancet: second").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"### Lancet: second");
+        write_whole(&path, b"### second\n\n<!-- Lancet -->\n").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"### second\n\n<!-- Lancet -->\n");
         std::fs::write(&path, "mine").unwrap();
         for result in [check_place(&path), write_whole(&path, b"### Lancet: third")] {
             assert!(result.unwrap_err().to_string().contains("Lancet did not write it"));

@@ -7,6 +7,7 @@
 mod budget;
 pub mod describe;
 pub mod document;
+mod gate;
 mod layers;
 pub mod layout;
 mod measured;
@@ -35,8 +36,12 @@ pub use crate::eval::statistics::Interval;
 pub use crate::lm::{Interface, Reason, Refusal, Treatment, WriterKind};
 pub use crate::method::classes::{PerClass, PromptClass};
 pub use crate::method::layers::LayerProjection;
+pub use crate::method::prompts::{Hand, SourceName};
 pub use crate::method::select::{Discarded, Search};
 pub use budget::{Budget, Omission};
+pub use gate::{
+    GateCandidate, GateDiscarded, GateLayer, GateResult, GateScores, GateSetting, GateSource, GateTerm, Refused,
+};
 pub use measured::{
     Answer, AnswerPair, BeforeAfter, ClassRow, ClassTable, ConditionResult, Cost, Decoding, EvalResult, GuardResult,
     Latency, Measured, ModelEval, OneCondition, Ratio, SetRow, Setup,

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::budget::Budget;
 use super::{
-    AdditionResult, CollectSummary, EditResult, EvalResult, Finding, Gated, GuardResult, InspectResult, ModelEval,
-    Outputs, Provenance, RefusalToken, SCHEMA, SelectResult, SweepResult, VerifyResult,
+    AdditionResult, CollectSummary, EditResult, EvalResult, Finding, GateResult, Gated, GuardResult, InspectResult,
+    ModelEval, Outputs, Provenance, RefusalToken, SCHEMA, SelectResult, SweepResult, VerifyResult,
 };
 
 /// What a command found or did: `shared` is true of the whole package, `variants` has each of its models, sorted by path.
@@ -149,8 +149,12 @@ pub struct RunShared {
     pub direction_from: String,
     /// Activations.
     pub collect: CollectSummary,
-    /// Direction.
-    pub select: SelectResult,
+    /// The direction, where one is ablated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub select: Option<SelectResult>,
+    /// The gated ablation, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<GateResult>,
     /// Activation addition, where it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub addition: Option<AdditionResult>,

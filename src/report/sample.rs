@@ -250,7 +250,7 @@ pub fn run() -> RunResult {
             output: None,
             seconds: 3.1,
         },
-        select: SelectResult {
+        select: Some(SelectResult {
             selected: Selected {
                 position: -2,
                 layer: 3,
@@ -274,7 +274,8 @@ pub fn run() -> RunResult {
             paper: false,
             search: Search::Exhaustive,
             layers: vec![],
-        },
+        }),
+        gate: None,
         addition: None,
         sweep: None,
         budget: None,
@@ -338,4 +339,63 @@ pub fn package() -> RunResult {
 /// What a bake with `--measure` tells of the same.
 pub fn baked(run: RunResult) -> PackageBake {
     PackageBake::new(run.shared.bake, run.variants)
+}
+
+/// A run whose edit is a gated ablation.
+pub fn gated() -> RunResult {
+    let source = |hand, dressed| SourceName { hand, dressed };
+    let of = |source, open: f64, shut: f64| GateSource {
+        source,
+        pseudo_harmful: 128,
+        harmful: 120,
+        opens_pseudo_harmful: open,
+        opens_harmful: shut,
+        auc: Some(0.93),
+    };
+    let scores = |source, pseudo: usize, harmful: usize| GateScores {
+        source,
+        pseudo_harmful: Refused { refused: pseudo, total: 32 },
+        harmful: Refused { refused: harmful, total: 32 },
+        lost: 31 - harmful,
+    };
+    let all = |pseudo: usize, harmful: usize| {
+        vec![
+            scores(source(Hand::Own, false), pseudo, harmful),
+            scores(source(Hand::Contrasts, true), pseudo - 2, harmful),
+        ]
+    };
+    let setting = |layers: &[usize]| GateSetting { layers: layers.to_vec(), open: 0.02, alpha: 1.0 };
+    let candidate = |layers: &[usize], pseudo, harmful, kl: f64, discarded| GateCandidate {
+        setting: setting(layers),
+        scores: all(pseudo, harmful),
+        kl: Some(kl),
+        discarded,
+    };
+    let layer = |layer: usize, generalises: f64| GateLayer { layer, generalises: Some(generalises), failure: None };
+    let gate = GateResult {
+        selected: setting(&[2]),
+        terms: vec![GateTerm {
+            layer: 2,
+            threshold: 4.25,
+            ramp: 0.5,
+            floor: -1.5,
+            cosine: Some(-0.31),
+            opens_elsewhere: 0.0004,
+            sources: vec![of(source(Hand::Own, false), 0.7, 0.008), of(source(Hand::Contrasts, true), 0.5, 0.02)],
+        }],
+        shrinkage: 0.1,
+        left_out: vec![source(Hand::Bundled, false)],
+        layers: vec![layer(1, 0.81), layer(2, 0.94), layer(3, 0.9)],
+        baseline: all(28, 31),
+        candidates: vec![
+            candidate(&[2], 12, 31, 0.004, None),
+            candidate(&[1, 2], 9, 28, 0.01, Some(GateDiscarded::TrueRefusal { lost: 6, allowed: 1 })),
+        ],
+        harmless: 32,
+        ..GateResult::default()
+    };
+    let mut run = run();
+    run.shared.select = None;
+    run.shared.gate = Some(gate);
+    run
 }

@@ -12,6 +12,7 @@ mod error;
 mod origin;
 mod parse;
 mod random;
+mod sources;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -27,6 +28,7 @@ pub use error::PromptError;
 pub use origin::{Overlap, Place, PromptFile, PromptOrigin, PromptSource, RowSelection};
 pub use parse::{PROMPT_KEYS, ParsedFile, PromptFormat, decode, parse};
 pub use random::PythonRandom;
+pub use sources::{Both, Hand, PromptsOf, SourceName, sources};
 
 /// Fewer prompts than this cannot be split in three.
 pub const MIN_PROMPTS_TO_SPLIT: usize = 6;

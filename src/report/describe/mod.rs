@@ -3,6 +3,7 @@
 mod ability;
 mod change;
 mod direction;
+mod gate;
 mod guard;
 mod inspect;
 mod package;
@@ -14,6 +15,7 @@ mod tests;
 mod words;
 
 pub use direction::{collect, select};
+pub use gate::select_gate;
 pub use package::{bake, inspect, verify};
 pub use sweep::sweep;
 
@@ -44,8 +46,10 @@ pub fn run(run: &RunResult) -> Document {
     sections.extend(source.and_then(|v| v.guard.as_ref()).map(guard::guard));
     sections.extend(eval.map(refusals::telling));
     sections.extend(shared.sweep.iter().flat_map(|result| sweep::section(result, Detail::Full)));
-    sections.push(direction::direction(&shared.select));
-    sections.extend(shared.addition.as_ref().map(|addition| direction::addition(addition, &shared.select)));
+    sections.extend(shared.select.as_ref().map(direction::direction));
+    sections.extend(shared.gate.as_ref().map(gate::gate));
+    let added = shared.addition.as_ref().zip(shared.select.as_ref());
+    sections.extend(added.map(|(addition, select)| direction::addition(addition, select)));
     sections.extend(source.map(|v| change::change(&v.bake, &v.verify)));
     sections.push(provenance::provenance(run));
     if let Some(eval) = eval {

@@ -74,12 +74,13 @@ fn documents(of: &RunResult) -> Vec<Document> {
         run(of),
         inspect(&inspected),
         collect(&of.shared.collect),
-        select(&of.shared.select),
         bake(&sample::baked(of.clone())),
         verify(&verified),
     ];
     all.extend((!of.variants.is_empty()).then(|| eval(&evaluated(of))));
     all.extend(of.shared.sweep.as_ref().map(sweep));
+    all.extend(of.shared.select.as_ref().map(select));
+    all.extend(of.shared.gate.as_ref().map(select_gate));
     for at in 0..of.variants.len() {
         let mut bare = of.clone();
         bare.variants = vec![VariantResult { eval: None, ..of.variants[at].clone() }];
@@ -201,23 +202,29 @@ fn nothing_steers_a_terminal_or_turns_the_writing_around() {
 #[test]
 fn nothing_panics_on_empty_narrow_or_not_finite() {
     let mut broken = everything();
-    broken.shared.select.selected.kl = f64::NAN;
+    broken.shared.select.as_mut().unwrap().selected.kl = f64::NAN;
     sample::eval(&mut broken).before.harmful.refusal_rate = f64::NAN;
     sample::eval(&mut broken).harmless_kl = Some(f64::INFINITY);
     sample::guard(&mut broken).drop = f64::NAN;
     broken.variants[0].bake.seconds = f64::NAN;
     broken.variants[0].bake.edits[1].leak_after = Some(f64::NAN);
-    broken.shared.select.candidates[3].refusal_score = Some(f64::NAN);
-    broken.shared.select.candidates[4].kl = Some(f64::INFINITY);
-    broken.shared.select.candidates.iter_mut().for_each(|c| c.raw_norm = f64::NAN);
+    broken.shared.select.as_mut().unwrap().candidates[3].refusal_score = Some(f64::NAN);
+    broken.shared.select.as_mut().unwrap().candidates[4].kl = Some(f64::INFINITY);
+    broken.shared.select.as_mut().unwrap().candidates.iter_mut().for_each(|c| c.raw_norm = f64::NAN);
     broken.shared.bake.seconds.insert("x".into(), f64::NAN);
     broken.variants[0].verify.passed = false;
     let mut flat = sample::run();
-    flat.shared.select.candidates.iter_mut().for_each(|c| (c.refusal_score, c.kl) = (None, Some(0.0)));
+    flat.shared
+        .select
+        .as_mut()
+        .unwrap()
+        .candidates
+        .iter_mut()
+        .for_each(|c| (c.refusal_score, c.kl) = (None, Some(0.0)));
     if let Some(sweep) = &mut broken.shared.sweep {
         sweep.recommended = Some(99);
     }
-    for run in [RunResult::default(), sample::run(), everything(), broken, flat] {
+    for run in [RunResult::default(), sample::run(), sample::gated(), everything(), broken, flat] {
         for document in documents(&run) {
             let shown = [0, 1, 20, 80, 400].map(|width| terminal(&document, width, true));
             for text in shown.into_iter().chain([html(&document), markdown(&document, COMMENT)]) {
@@ -265,6 +272,25 @@ fn markup_nests() {
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len(), n, "an id twice");
+    }
+}
+
+#[test]
+fn a_gate_is_told_in_words() {
+    let run = sample::gated();
+    insta::assert_snapshot!(plain(&select_gate(run.shared.gate.as_ref().unwrap()), 92), @r#"
+    Gate        layer 2, factor 1; it may open for 2.0 % of the harmful prompts of a source
+    Validation  refused 54 of 64 → 22 of 64 pseudo-harmful, 62 of 64 → 62 of 64 harmful;
+                harmless KL 0.00400 on 32 prompts
+
+      source                   pseudo-harmful refused      harmful refused
+      the run's own               28 of 32 → 12 of 32  31 of 32 → 31 of 32
+      contrast pairs, dressed     26 of 32 → 10 of 32  31 of 32 → 31 of 32
+    "#);
+    let page = html(&super::run(&run));
+    for part in ["Train prompts of the gates", "6 harmful validation prompts are no longer refused, 1 may be", "chosen"]
+    {
+        assert!(page.contains(part), "{part}");
     }
 }
 
@@ -621,7 +647,7 @@ fn stages_read_well() {
     Collected   160 harmful, 160 pseudo-harmful, 160 harmless prompts in 3.10 s
     Means       4 positions x 6 layers of width 128
     "#);
-    insta::assert_snapshot!(plain(&select(&run.shared.select), 92), @r#"
+    insta::assert_snapshot!(plain(&select(run.shared.select.as_ref().unwrap()), 92), @r#"
     Direction       layer 3, position -2 `<|assistant|>`, lambda 1
     Validation      refusal score +3.21 → -1.02 pseudo-harmful, +5.64 → +5.31 harmful; harmless
                     KL 0.00493
@@ -792,5 +818,23 @@ fn markdown_reads_well() {
     - Model: `out/model.onnx`
     - Report: `out/report.html`
     - Budget: 1 h 00 min: left out file size, memory and latency; the KL divergence at later positions; sampled answers and those under another system prompt, except to harmful prompts
+
+    <!-- Lancet -->
     "#);
+}
+
+/// What was written once can be written again: Lancet knows its own reports.
+#[test]
+fn reports_are_known_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for run in [RunResult::default(), sample::run(), sample::gated()] {
+        let json = serde_json::to_string_pretty(&run).unwrap();
+        for (name, text) in
+            [("a.html", super::super::html(&run)), ("a.md", super::super::markdown(&run)), ("a.json", json)]
+        {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            assert!(crate::files::written_by_lancet(&path), "{name}");
+        }
+    }
 }

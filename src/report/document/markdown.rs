@@ -14,6 +14,9 @@ const MOST_ROWS: usize = 12;
 /// Most items of a list.
 const MOST_ITEMS: usize = 8;
 
+/// What Lancet knows a file of its own by (`files::written_by_lancet`).
+const MARK: &str = "\n<!-- Lancet -->\n";
+
 /// The summary of a document in at most `limit` characters; what does not fit is left out.
 #[must_use]
 pub fn markdown(document: &Document, limit: usize) -> String {
@@ -21,7 +24,7 @@ pub fn markdown(document: &Document, limit: usize) -> String {
     if !document.subject.is_empty() {
         out.push_str(&format!("\n{}\n", text(&document.subject, LONGEST)));
     }
-    let mut length = out.chars().count();
+    let mut length = out.chars().count() + MARK.len();
     for section in &document.sections {
         let blocks: Vec<String> = section.shown(Detail::Summary).iter().map(block).filter(|b| !b.is_empty()).collect();
         // the heading stands where there is something under it
@@ -35,7 +38,7 @@ pub fn markdown(document: &Document, limit: usize) -> String {
             }
         }
     }
-    out
+    out + MARK
 }
 
 fn block(block: &Block) -> String {

@@ -1,0 +1,517 @@
+//! Choosing a gated ablation: gates are fitted at each layer on activations of single prompts, those of the layers that hold
+//! best for sources they were not fitted on are tried at run time on validation prompts, and one is chosen.
+
+use ndarray::{Array2, Axis, Slice};
+use rayon::prelude::*;
+
+use super::collect::{Activations, encode, labelled};
+use super::engine::{Engine, Observer, Row, Steering};
+use super::observe::{self, LastPosition};
+use super::stage::Stage;
+use crate::chat::Chat;
+use crate::edit::{Direction, Edit, Factor, GatedTerm, Shape};
+use crate::error::Error;
+use crate::instrument::Request;
+use crate::linalg::{cosine, dot};
+use crate::method::direction::diff_in_means;
+use crate::method::gate::{self, Fit, Gate, HeldOut, Source};
+use crate::method::prompts::{Both, Hand, PromptClass, Prompts, PromptsOf, SourceName, Split, sources};
+use crate::method::score::{kl_divergence, mean, refusal_score, softmax};
+use crate::report::{
+    GateCandidate, GateDiscarded, GateLayer, GateResult, GateScores, GateSetting, GateSource, GateTerm, finite,
+};
+
+/// Prompts of each class whose other positions are looked at.
+const OBSERVED: usize = 32;
+
+/// How gates are fitted and which are tried.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GateRules {
+    /// Shrinkage of the discriminants, above 0 and at most 1.
+    pub shrinkage: f64,
+    /// Numbers of layers that are tried at run time.
+    pub counts: Vec<usize>,
+    /// Shares of the harmful train prompts of any source for which a gate may open, which are tried.
+    pub opens: Vec<f64>,
+    /// Factors that are tried.
+    pub alphas: Vec<f64>,
+    /// Layers from this share of the model on are left alone.
+    pub layer_share: f64,
+    /// Largest mean harmless KL divergence, in nats.
+    pub kl_threshold: f64,
+    /// Largest share of the harmful validation prompts that may no longer be refused.
+    pub harmful_drop: f64,
+}
+
+impl Default for GateRules {
+    fn default() -> Self {
+        Self {
+            shrinkage: 0.1,
+            counts: vec![1, 2, 4],
+            opens: vec![0.02, 0.0],
+            alphas: vec![1.0],
+            layer_share: 0.8,
+            kl_threshold: 0.05,
+            harmful_drop: 0.02,
+        }
+    }
+}
+
+/// What sets a candidate apart.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Setting {
+    count: usize,
+    open: f64,
+    alpha: f64,
+}
+
+impl GateRules {
+    /// Prompts that the choice runs, those that several settings run for each of them; about.
+    pub fn prompt_runs(&self, prompts: &Prompts) -> usize {
+        let of = |both: &Both| both.pseudo_harmful.len() + both.harmful.len();
+        let all = sources(prompts);
+        let harmless = |split| prompts.get(PromptClass::Harmless, split).len();
+        let train = all.iter().map(|source| of(&source.train)).sum::<usize>() + harmless(Split::Train);
+        let val = all.iter().map(|source| of(&source.val)).sum::<usize>() + harmless(Split::Val);
+        let settings = self.counts.len() * self.opens.len() * self.alphas.len();
+        // each class is looked at at the last position, answered, and looked at at the others
+        train + 3 * 3 * OBSERVED + (1 + settings) * val
+    }
+
+    /// Every setting, where so many layers have a gate; none twice.
+    fn grid(&self, layers: usize) -> Vec<Setting> {
+        let mut all: Vec<Setting> = Vec::new();
+        for &count in &self.counts {
+            for &open in &self.opens {
+                for &alpha in &self.alphas {
+                    let setting = Setting { count: count.min(layers), open, alpha };
+                    if !all.contains(&setting) {
+                        all.push(setting);
+                    }
+                }
+            }
+        }
+        all
+    }
+}
+
+/// A chosen gated ablation and how it was chosen.
+pub struct GateChoice {
+    /// The edit.
+    pub edit: Edit,
+    /// What is reported.
+    pub result: GateResult,
+}
+
+/// The discriminant of a layer, and what is taken off behind it.
+struct Fitted {
+    layer: usize,
+    fit: Fit,
+    /// The true-refusal direction of the layer, `r`.
+    direction: Direction,
+    /// Components along `r` of the harmless prompts, ascending.
+    harmless: Vec<f64>,
+}
+
+impl Fitted {
+    /// `m`, the median of the harmless prompts.
+    fn floor(&self) -> f64 {
+        self.harmless[self.harmless.len() / 2]
+    }
+
+    /// How well the discriminants of the layer hold for sources that they were not fitted on.
+    fn worth(&self) -> f64 {
+        self.fit.generalises()
+    }
+
+    fn term(&self, gate: &Gate, position: &Gate, alpha: f64) -> Result<GatedTerm, Error> {
+        let clipped = |direction: &Direction, threshold: f64, ramp: f64| Factor {
+            weights: direction.unit().iter().map(|b| b / ramp).collect(),
+            offset: -threshold / ramp,
+            shape: Shape::Clipped,
+        };
+        let r = self.direction.unit();
+        let factors = vec![
+            clipped(&gate.direction, gate.threshold, gate.ramp),
+            clipped(&position.direction, position.threshold, position.ramp),
+            Factor { weights: r.to_vec(), offset: -self.floor(), shape: Shape::Relu },
+        ];
+        Ok(GatedTerm::new(self.layer, r.iter().map(|r| -alpha * r).collect(), factors)?)
+    }
+
+    fn row(&self, gate: &Gate, position: &Gate, all: &[PromptsOf]) -> GateTerm {
+        let source = |(of, held): (&PromptsOf, &HeldOut)| GateSource {
+            source: of.source,
+            pseudo_harmful: of.train.pseudo_harmful.len(),
+            harmful: of.train.harmful.len(),
+            opens_pseudo_harmful: held.open,
+            opens_harmful: held.shut,
+            auc: held.auc,
+        };
+        GateTerm {
+            layer: self.layer,
+            threshold: gate.threshold,
+            ramp: gate.ramp,
+            floor: self.floor(),
+            cosine: finite(cosine(gate.direction.unit(), self.direction.unit())),
+            opens_elsewhere: position.held_out.iter().map(|held| held.shut).sum(),
+            sources: all.iter().zip(&gate.held_out).map(source).collect(),
+        }
+    }
+}
+
+/// The best layers first, none beside one before it as long as others are left: layers that lie side by side say the same.
+fn spread(mut fitted: Vec<Fitted>, most: usize) -> Vec<Fitted> {
+    fitted.sort_by(|a, b| b.worth().total_cmp(&a.worth()).then(a.layer.cmp(&b.layer)));
+    let mut chosen: Vec<Fitted> = Vec::new();
+    while chosen.len() < most && !fitted.is_empty() {
+        let apart = |one: &Fitted| chosen.iter().all(|other| one.layer.abs_diff(other.layer) > 1);
+        let next = fitted.iter().position(apart).unwrap_or(0);
+        chosen.push(fitted.remove(next));
+    }
+    chosen
+}
+
+/// The validation prompts, run under one candidate after another.
+struct Validation {
+    /// Tokens, with the source and class of each; harmless prompts are the run's own.
+    prompts: Vec<(Vec<u32>, usize, PromptClass)>,
+    sources: Vec<PromptsOf>,
+    /// Refusal scores of the unchanged model, in nats.
+    scores: Vec<f64>,
+    /// Its next-token probabilities, `[d_vocab]`; empty but for harmless prompts.
+    base: Vec<Vec<f64>>,
+}
+
+impl Validation {
+    fn new(chat: &Chat, activations: &Activations, sources: &[PromptsOf]) -> Result<Self, Error> {
+        let mut prompts = Vec::new();
+        for (at, of) in sources.iter().enumerate() {
+            let classes =
+                [(PromptClass::PseudoHarmful, &of.val.pseudo_harmful), (PromptClass::Harmful, &of.val.harmful)];
+            for (class, texts) in classes {
+                prompts.extend(encode(chat, texts)?.into_iter().map(|tokens| (tokens, at, class)));
+            }
+        }
+        let harmless = encode(chat, activations.info.prompts.get(PromptClass::Harmless, Split::Val))?;
+        prompts.extend(harmless.into_iter().map(|tokens| (tokens, 0, PromptClass::Harmless)));
+        Ok(Self { prompts, sources: sources.to_vec(), scores: Vec::new(), base: Vec::new() })
+    }
+
+    /// Runs every prompt and returns the refusal scores and, of harmless prompts, what `each` makes of the next-token
+    /// probabilities.
+    fn run<T: Default + Clone>(
+        &self,
+        engine: &Engine<'_>,
+        refusal_tokens: &[u32],
+        observer: &dyn Observer,
+        mut each: impl FnMut(usize, Vec<f64>) -> T,
+    ) -> Result<(Vec<f64>, Vec<T>), Error> {
+        let mut session = engine.session(Request { logits: 1, last_positions: 1, ..Request::default() })?;
+        let rows: Vec<Row<'_>> = self.prompts.iter().map(|(tokens, ..)| Row { tokens, direction: 0 }).collect();
+        let (mut scores, mut harmless) = (vec![0.0; rows.len()], vec![T::default(); rows.len()]);
+        engine.visit(&mut session, &rows, &[], |found| {
+            let p = softmax(&found.logits);
+            scores[found.row] = refusal_score(&p, refusal_tokens);
+            if self.prompts[found.row].2 == PromptClass::Harmless {
+                harmless[found.row] = each(found.row, p);
+            }
+            observer.advance(1);
+            Ok(())
+        })?;
+        Ok((scores, harmless))
+    }
+
+    /// What refusal scores come to, source by source.
+    fn table(&self, scores: &[f64]) -> Vec<GateScores> {
+        let of_source = |(at, of): (usize, &PromptsOf)| {
+            let mut row = GateScores { source: of.source, ..GateScores::default() };
+            for (index, (_, source, class)) in self.prompts.iter().enumerate() {
+                let refused = scores[index] > 0.0;
+                let count = match class {
+                    PromptClass::PseudoHarmful if *source == at => &mut row.pseudo_harmful,
+                    PromptClass::Harmful if *source == at => &mut row.harmful,
+                    _ => continue,
+                };
+                count.total += 1;
+                count.refused += usize::from(refused);
+                row.lost += usize::from(*class == PromptClass::Harmful && self.scores[index] > 0.0 && !refused);
+            }
+            row
+        };
+        self.sources.iter().enumerate().map(of_source).collect()
+    }
+}
+
+/// Fits, tries and chooses.
+///
+/// # Errors
+/// If a run fails; if no layer has a gate, or no candidate is left.
+pub fn choose(
+    engine: &Engine<'_>,
+    chat: &Chat,
+    activations: &Activations,
+    rules: &GateRules,
+    observer: &dyn Observer,
+) -> Result<GateChoice, Error> {
+    let info = &activations.info;
+    let Fits { fitted, layers, sources, left_out } = fit(engine, chat, activations, rules, observer)?;
+    let fitted = spread(fitted, rules.counts.iter().copied().max().unwrap_or(1));
+    if fitted.is_empty() {
+        return Err(Error::failed_with(
+            "no layer has a gate: the activations of pseudo-harmful and harmful prompts cannot be told apart",
+            "other prompts may be; or choose another `--method`",
+        ));
+    }
+    let positions = positions(engine, chat, activations, &fitted, rules, observer)?;
+    // in the order of the layers
+    let picked = |count: usize| {
+        let mut picked: Vec<usize> = (0..count.min(fitted.len())).collect();
+        picked.sort_unstable_by_key(|at| fitted[*at].layer);
+        picked
+    };
+    let terms = |Setting { count, open, alpha }: Setting| -> Result<Vec<GatedTerm>, Error> {
+        let term = |at: usize| fitted[at].term(&fitted[at].fit.gate(open), &positions[at], alpha);
+        picked(count).into_iter().map(term).collect()
+    };
+
+    let mut validation = Validation::new(chat, activations, &sources)?;
+    let tried = rules.grid(fitted.len());
+    observer.start(&Stage::ScoreGates, (validation.prompts.len() * (tried.len() + 1)) as u64);
+    (validation.scores, validation.base) = validation.run(engine, &info.refusal_tokens, observer, |_, p| p)?;
+    let baseline = validation.table(&validation.scores);
+    let mut candidates = Vec::new();
+    for &setting in &tried {
+        let gates = terms(setting)?.iter().map(GatedTerm::rounded).collect();
+        let steering = Steering { direction: None, addition: None, gates };
+        let steered = Engine { steered: Some(&steering), ..*engine };
+        let divergence = |row: usize, q: Vec<f64>| kl_divergence(&validation.base[row], &q);
+        let (scores, kl) = validation.run(&steered, &info.refusal_tokens, observer, divergence)?;
+        let harmless = (0..kl.len()).filter(|row| validation.prompts[*row].2 == PromptClass::Harmless);
+        let kl = mean(&harmless.map(|row| kl[row]).collect::<Vec<_>>());
+        let layers = picked(setting.count).into_iter().map(|at| fitted[at].layer).collect();
+        let setting = GateSetting { layers, open: setting.open, alpha: setting.alpha };
+        let row = GateCandidate { setting, scores: validation.table(&scores), kl: finite(kl), discarded: None };
+        let discarded = match kl.is_nan() || scores.iter().any(|score| score.is_nan()) {
+            true => Some(GateDiscarded::NotANumber),
+            false => discarded(&row, &baseline, rules),
+        };
+        candidates.push(GateCandidate { discarded, ..row });
+    }
+    observer.finish();
+
+    let winner = (0..candidates.len()).filter(|at| candidates[*at].discarded.is_none()).min_by(|a, b| {
+        let (a, b) = (&candidates[*a], &candidates[*b]);
+        let kl = |candidate: &GateCandidate| candidate.kl.unwrap_or(f64::INFINITY);
+        a.false_refusal().total_cmp(&b.false_refusal()).then(kl(a).total_cmp(&kl(b)))
+    });
+    let Some(winner) = winner else { return Err(nothing_left(&candidates)) };
+    let chosen = tried[winner];
+    let row = |at: usize| fitted[at].row(&fitted[at].fit.gate(chosen.open), &positions[at], &sources);
+    let result = GateResult {
+        selected: candidates[winner].setting.clone(),
+        terms: picked(chosen.count).into_iter().map(row).collect(),
+        shrinkage: rules.shrinkage,
+        left_out,
+        layers,
+        baseline,
+        candidates,
+        harmless: validation.prompts.iter().filter(|(.., class)| *class == PromptClass::Harmless).count(),
+        kept: activations.means.as_ref().map(|means| means.count()),
+        total: crate::report::PerClass::from_fn(|class| info.prompts.get(class, Split::Train).len()),
+        refusal_tokens: labelled(&info.refusal_tokens, chat),
+        refusal_tokens_chosen: info.refusal_tokens_chosen,
+    };
+    Ok(GateChoice { edit: Edit::new(None, None, terms(chosen)?)?, result })
+}
+
+/// What was fitted.
+struct Fits {
+    fitted: Vec<Fitted>,
+    /// Every layer that was looked at.
+    layers: Vec<GateLayer>,
+    /// What the gates are fitted on.
+    sources: Vec<PromptsOf>,
+    /// Sources of which the model refuses less than half of the harmful prompts, or less than of the pseudo-harmful ones:
+    /// to it they say nothing of harm.
+    left_out: Vec<SourceName>,
+}
+
+/// The discriminants of all layers but the first and the last ones, and how each did.
+fn fit(
+    engine: &Engine<'_>,
+    chat: &Chat,
+    activations: &Activations,
+    rules: &GateRules,
+    observer: &dyn Observer,
+) -> Result<Fits, Error> {
+    let info = &activations.info;
+    let last = (engine.model.lm.n_layers() as f64 * rules.layer_share) as usize;
+    let layers: Vec<usize> = (1..last).collect();
+    let all = sources(&info.prompts);
+    let (mut prompts, mut ends) = (Vec::new(), vec![0]);
+    let of_sources = all.iter().flat_map(|of| [&of.train.pseudo_harmful[..], &of.train.harmful[..]]);
+    for texts in of_sources.chain([info.prompts.get(PromptClass::Harmless, Split::Train)]) {
+        prompts.extend(encode(chat, texts)?);
+        ends.push(prompts.len());
+    }
+    let LastPosition { layers: observed, scores } =
+        observe::last_position(engine, &layers, &prompts, &info.refusal_tokens, observer)?;
+    let refused = |part: usize| {
+        let scores = &scores[ends[part]..ends[part + 1]];
+        scores.iter().filter(|score| **score > 0.0).count() as f64 / scores.len() as f64
+    };
+    let is_known = |at: &usize| {
+        let (pseudo_harmful, harmful) = (refused(2 * at), refused(2 * at + 1));
+        all[*at].source.hand == Hand::Own || harmful >= pseudo_harmful.max(0.5)
+    };
+    let (known, unknown): (Vec<usize>, Vec<usize>) = (0..all.len()).partition(is_known);
+    let found: Vec<Result<Fitted, (usize, String)>> = layers
+        .into_par_iter()
+        .zip(observed)
+        .map(|(layer, observed)| {
+            let observed = observed.mapv(f64::from);
+            let part = |at: usize| observed.slice_axis(Axis(0), Slice::from(ends[at]..ends[at + 1]));
+            let source = |at: usize| Source { open: part(2 * at), shut: part(2 * at + 1) };
+            let fit = gate::fit(&known.iter().map(|at| source(*at)).collect::<Vec<_>>(), rules.shrinkage);
+            let mean = |class| activations.of(class).mean(-1, layer);
+            let r = Direction::new(diff_in_means(&mean(PromptClass::Harmful), &mean(PromptClass::Harmless)));
+            let fit = fit.map_err(|error| (layer, error.to_string()))?;
+            let direction = r.map_err(|error| (layer, error.to_string()))?;
+            let rows = part(2 * all.len());
+            let along = rows.rows().into_iter().map(|row| dot(&row.to_vec(), direction.unit()));
+            let mut harmless: Vec<f64> = along.collect();
+            harmless.sort_unstable_by(f64::total_cmp);
+            Ok(Fitted { layer, fit, direction, harmless })
+        })
+        .collect();
+    let row = |found: &Result<Fitted, (usize, String)>| match found {
+        Ok(Fitted { layer, fit, .. }) => {
+            GateLayer { layer: *layer, generalises: Some(fit.generalises()), failure: None }
+        }
+        Err((layer, failure)) => GateLayer { layer: *layer, generalises: None, failure: Some(failure.clone()) },
+    };
+    Ok(Fits {
+        layers: found.iter().map(row).collect(),
+        fitted: found.into_iter().flatten().collect(),
+        sources: known.iter().map(|at| all[*at].clone()).collect(),
+        left_out: unknown.iter().map(|at| all[*at].source).collect(),
+    })
+}
+
+/// What tells the last position of a prompt from all others, at each layer.
+fn positions(
+    engine: &Engine<'_>,
+    chat: &Chat,
+    activations: &Activations,
+    fitted: &[Fitted],
+    rules: &GateRules,
+    observer: &dyn Observer,
+) -> Result<Vec<Gate>, Error> {
+    let layers: Vec<usize> = fitted.iter().map(|fitted| fitted.layer).collect();
+    let mut prompts = Vec::new();
+    for class in PromptClass::ALL {
+        let texts = activations.info.prompts.get(class, Split::Train);
+        prompts.extend(encode(chat, &texts[..texts.len().min(OBSERVED)])?);
+    }
+    let tokens = &activations.info.refusal_tokens;
+    let LastPosition { layers: last, .. } = observe::last_position(engine, &layers, &prompts, tokens, observer)?;
+    let others = observe::other_positions(engine, &layers, &prompts, observer)?;
+    let separate = |(last, others): (Array2<f32>, Array2<f32>)| {
+        let (last, others) = (last.mapv(f64::from), others.mapv(f64::from));
+        gate::separate(last.view(), others.view(), rules.shrinkage)
+            .map_err(|error| Error::failed(format!("the last position cannot be told from others: {error}")))
+    };
+    last.into_iter().zip(others).map(separate).collect()
+}
+
+/// Why a candidate is out.
+fn discarded(candidate: &GateCandidate, baseline: &[GateScores], rules: &GateRules) -> Option<GateDiscarded> {
+    let harmful: usize = baseline.iter().map(|scores| scores.harmful.total).sum();
+    let allowed = (rules.harmful_drop * harmful as f64) as usize;
+    let lost = candidate.scores.iter().map(|scores| scores.lost).sum();
+    let before = GateCandidate { scores: baseline.to_vec(), ..GateCandidate::default() }.false_refusal();
+    if lost > allowed {
+        Some(GateDiscarded::TrueRefusal { lost, allowed })
+    } else if candidate.kl.is_none_or(|kl| kl > rules.kl_threshold) {
+        Some(GateDiscarded::Divergence { limit: rules.kl_threshold })
+    } else if candidate.false_refusal() >= before {
+        Some(GateDiscarded::NoGain)
+    } else {
+        None
+    }
+}
+
+/// Every candidate was discarded: the guard's refusal if each lost true refusal, else a plain failure.
+fn nothing_left(candidates: &[GateCandidate]) -> Error {
+    let reasons = candidates.iter().filter_map(|candidate| {
+        let GateCandidate { setting: GateSetting { layers, open, .. }, discarded, .. } = candidate;
+        discarded.map(|reason| format!("layers {layers:?} open for {open} of harmful prompts: {reason}"))
+    });
+    let message =
+        format!("none of {} settings of gates holds: {}", candidates.len(), reasons.collect::<Vec<_>>().join("; "));
+    let lost = |candidate: &GateCandidate| matches!(candidate.discarded, Some(GateDiscarded::TrueRefusal { .. }));
+    if candidates.iter().any(lost) {
+        Error::Guard { message }
+    } else {
+        Error::failed_with(message, "more prompts, or prompts of more sources, may help; or choose another `--method`")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use crate::report::Refused;
+
+    fn scores(refused: usize, lost: usize) -> GateScores {
+        GateScores {
+            pseudo_harmful: Refused { refused, total: 40 },
+            harmful: Refused { refused: 50 - lost, total: 50 },
+            lost,
+            ..GateScores::default()
+        }
+    }
+
+    fn candidate(refused: usize, lost: usize, kl: f64) -> GateCandidate {
+        GateCandidate {
+            scores: vec![scores(refused, lost), scores(refused, 0)],
+            kl: Some(kl),
+            ..GateCandidate::default()
+        }
+    }
+
+    #[test]
+    fn what_loses_refusal_or_changes_harmless_prompts_is_out() {
+        let (rules, baseline) = (GateRules::default(), [scores(30, 0), scores(30, 0)]);
+        let out = |candidate: &GateCandidate| discarded(candidate, &baseline, &rules);
+        // 2 % of 100 harmful prompts
+        assert_eq!(out(&candidate(10, 2, 0.05)), None);
+        assert_eq!(out(&candidate(10, 3, 0.0)), Some(GateDiscarded::TrueRefusal { lost: 3, allowed: 2 }));
+        assert_eq!(out(&candidate(10, 0, 0.051)), Some(GateDiscarded::Divergence { limit: 0.05 }));
+        assert_eq!(out(&candidate(30, 0, 0.0)), Some(GateDiscarded::NoGain));
+        let unknown = GateCandidate { kl: None, ..candidate(10, 0, 0.0) };
+        assert_eq!(out(&unknown), Some(GateDiscarded::Divergence { limit: 0.05 }));
+    }
+
+    /// Where true refusal would be lost the guard has refused, with its exit code.
+    #[test]
+    fn where_nothing_is_left_the_reasons_are_told() {
+        let out = |reason| GateCandidate { discarded: Some(reason), ..candidate(10, 0, 0.0) };
+        let lost = out(GateDiscarded::TrueRefusal { lost: 3, allowed: 2 });
+        let error = nothing_left(&[out(GateDiscarded::NoGain), lost]);
+        assert!(
+            matches!(&error, Error::Guard { message } if message.contains("2 settings") && message.contains("2 may be"))
+        );
+        let error = nothing_left(&[out(GateDiscarded::NoGain)]);
+        assert!(matches!(error, Error::Other { kind: Kind::Failed, .. }));
+    }
+
+    #[test]
+    fn settings_are_tried_once() {
+        let rules = GateRules::default();
+        let counts = |layers| rules.grid(layers).iter().map(|setting| setting.count).collect::<Vec<_>>();
+        assert_eq!(counts(30), [1, 1, 2, 2, 4, 4]);
+        assert_eq!(counts(2), [1, 1, 2, 2]);
+    }
+}

@@ -1,0 +1,92 @@
+//! Activations of single prompts, not of their mean alone: what a gate is fitted on.
+
+use ndarray::{Array2, ArrayView1, Axis};
+
+use super::engine::{Engine, Observer, Row};
+use super::stage::Stage;
+use crate::error::Error;
+use crate::instrument::Request;
+use crate::lm::ResidPoint;
+use crate::method::score::{refusal_score, softmax};
+
+/// Positions from the end of a row that [`other_positions`] looks at.
+const POSITIONS: usize = 64;
+
+/// Tokens of each answer that it looks at.
+const ANSWERED: usize = 16;
+
+/// What is seen at the last position of prompts.
+pub struct LastPosition {
+    /// The stream, `resid_pre[layer]` for each layer that was asked for, `[prompts, d_model]` each.
+    pub layers: Vec<Array2<f32>>,
+    /// Refusal score of each prompt, in nats.
+    pub scores: Vec<f64>,
+}
+
+/// The stream at the last position of every prompt and each of `layers`, and the refusal scores.
+///
+/// # Errors
+/// If a run fails.
+pub fn last_position(
+    engine: &Engine<'_>,
+    layers: &[usize],
+    prompts: &[Vec<u32>],
+    refusal_tokens: &[u32],
+    observer: &dyn Observer,
+) -> Result<LastPosition, Error> {
+    let mut session = engine.session(Request { logits: 1, ..request(layers, 1) })?;
+    let rows: Vec<Row<'_>> = prompts.iter().map(|tokens| Row { tokens, direction: 0 }).collect();
+    let width = engine.model.lm.d_model();
+    let mut all = vec![Array2::zeros((prompts.len(), width)); layers.len()];
+    let mut scores = vec![0.0; prompts.len()];
+    observer.start(&Stage::ObservePrompts, rows.len() as u64);
+    engine.visit(&mut session, &rows, &[], |found| {
+        for (layer, values) in all.iter_mut().zip(&found.probes) {
+            layer.row_mut(found.row).assign(&ArrayView1::from(&values[values.len() - width..]));
+        }
+        scores[found.row] = refusal_score(&softmax(&found.logits), refusal_tokens);
+        observer.advance(1);
+        Ok(())
+    })?;
+    observer.finish();
+    Ok(LastPosition { layers: all, scores })
+}
+
+/// The stream at the other positions of some prompts and of the first 16 tokens of their greedy answers, those among the
+/// last 64: for each of `layers` `[positions, d_model]`.
+///
+/// # Errors
+/// If a run fails.
+pub fn other_positions(
+    engine: &Engine<'_>,
+    layers: &[usize],
+    prompts: &[Vec<u32>],
+    observer: &dyn Observer,
+) -> Result<Vec<Array2<f32>>, Error> {
+    observer.start(&Stage::ObservePositions, 2 * prompts.len() as u64);
+    let answers = engine.answers(prompts, ANSWERED, &[], |done| observer.advance(done))?;
+    let whole: Vec<Vec<u32>> =
+        prompts.iter().zip(&answers).map(|(prompt, answer)| [&prompt[..], answer].concat()).collect();
+    let mut session = engine.session(request(layers, POSITIONS))?;
+    let rows: Vec<Row<'_>> = whole.iter().map(|tokens| Row { tokens, direction: 0 }).collect();
+    let width = engine.model.lm.d_model();
+    let mut all = vec![Array2::zeros((0, width)); layers.len()];
+    engine.visit(&mut session, &rows, &[], |found| {
+        for (layer, values) in all.iter_mut().zip(&found.probes) {
+            // a shorter row is filled up at its beginning
+            let backwards = values.rchunks_exact(width).take(whole[found.row].len()).enumerate();
+            for (_, values) in backwards.filter(|(back, _)| *back != answers[found.row].len()) {
+                layer.push(Axis(0), ArrayView1::from(values)).expect("every position is of one width");
+            }
+        }
+        observer.advance(1);
+        Ok(())
+    })?;
+    observer.finish();
+    Ok(all)
+}
+
+fn request(layers: &[usize], last_positions: usize) -> Request {
+    let probes = layers.iter().map(|layer| (*layer, ResidPoint::Pre)).collect();
+    Request { probes, last_positions, ..Request::default() }
+}
