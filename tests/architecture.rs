@@ -91,7 +91,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const CIRCLES: &[&[&str]] = &[
     &["bake::addition", "bake::alone", "bake::layout", "bake::metadata", "bake::plan", "bake::tensor"],
     &["chat::content", "chat::template"],
-    &["cli::args", "cli::commands", "cli::measuring", "cli::runtime"],
+    &["cli::args", "cli::commands", "cli::measuring", "cli::method", "cli::runtime"],
     &["eval::patterns", "eval::text"],
     &["onnx::check", "onnx::flat", "onnx::index", "onnx::ops", "onnx::tensor", "onnx::twins", "onnx::unfuse"],
     &["onnx::constant", "onnx::facts", "onnx::graph", "onnx::shape"],

@@ -241,6 +241,17 @@ Treatment:
           nearest rounding's, in place of the built-in limits; a weight beyond it gets nodes
 
 Method:
+      --method <METHOD>
+          How the edit is found; `--lambda`, `--strength`, `--add`, `--paper`, `--exhaustive` are of
+          use with `wang` alone
+
+          Possible values:
+          - wang: One direction is ablated at every write (Wang et al. 2025)
+          - gate: Refusal is taken off at a few layers, where a gate tells that the prompt only
+            looks harmful (docs/methods.md)
+
+          [default: wang]
+
       --lambda <LAMBDA>
           Partial orthogonalisation: 1 removes all of the true-refusal component, 0 none of it
 

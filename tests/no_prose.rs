@@ -19,7 +19,6 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ("src/chat/python.rs", "copy", "a method that chat templates call"),
     ("src/files/ours.rs", "<!doctype html>", "how a report file begins"),
     ("src/files/ours.rs", "{\n  \"schema\": ", "how a report file begins"),
-    ("src/files/ours.rs", "### ", "how a report file begins"),
     ("src/judge/format.rs", "complied", "what a judge was told to answer"),
     ("src/judge/format.rs", "refused", "what a judge was told to answer"),
     ("src/judge/format.rs", "partly", "what a judge was told to answer"),

@@ -108,7 +108,7 @@ pub struct PromptArgs {
 pub enum MethodName {
     /// One direction is ablated at every write (Wang et al. 2025).
     Wang,
-    /// Refusal is taken off at one layer where a gate there tells that the prompt only looks harmful.
+    /// Refusal is taken off at a few layers, where a gate tells that the prompt only looks harmful (docs/methods.md).
     Gate,
 }
 

@@ -13,8 +13,9 @@ use lancet::prompt_files::{self, PromptLocation};
 use lancet::report::describe;
 
 use super::args::{ChatArgs, DemoArgs};
-use super::commands::{self, Context, Ending, finish, refuse_existing, rules, running};
+use super::commands::{Context, Ending, finish, refuse_existing, running};
 use super::measuring;
+use super::method;
 use super::runtime::load_runtime;
 
 macro_rules! bundled {
@@ -75,7 +76,7 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Ending> {
     let settings = measuring::settings(context, opened, &chat, &measured, &ChatArgs::default(), seed)?;
     let runtime = load_runtime(context, &args.runtime)?;
     let harmful_drop = guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0);
-    let method = commands::method(&args.method, harmful_drop)?;
+    let method = method::method(&args.method, harmful_drop)?;
     let options = RunOptions {
         sweep: if method == Method::Wang { vec![0.0, 0.5, 1.0] } else { Vec::new() },
         method,
@@ -83,7 +84,7 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Ending> {
         strength: args.method.strength,
         alpha: args.method.add,
         budget: None,
-        rules: rules(&args.method, harmful_drop),
+        rules: method::rules(&args.method, harmful_drop),
         refusal_tokens: RefusalTokens::Automatic,
         settings,
         guard,

@@ -6,6 +6,7 @@ mod config;
 mod demo;
 mod interrupt;
 mod measuring;
+mod method;
 mod progress;
 mod runtime;
 mod sweep;

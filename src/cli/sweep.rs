@@ -14,6 +14,7 @@ use lancet::report::describe;
 use super::args::{CrossSet, MethodArgs, MethodName, PromptArgs, SweepArgs};
 use super::commands::{self, Context, Ending};
 use super::measuring;
+use super::method;
 use super::runtime::load_runtime;
 use super::ui::{self, Ui};
 
@@ -45,7 +46,7 @@ pub fn sweep(context: &Context, args: &SweepArgs) -> anyhow::Result<Ending> {
         lambdas: args.lambda.clone(),
         strengths: args.strength.clone(),
         alphas: args.add.clone(),
-        rules: commands::rules(&method, guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0)),
+        rules: method::rules(&method, guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0)),
         refusal_tokens: tokens,
         settings,
         cross: &cross,

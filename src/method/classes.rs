@@ -1,4 +1,4 @@
-//! The three classes of prompts, and one value for each of them.
+//! The three classes of prompts, one value for each of them, and the sources that prompts come from.
 
 use std::fmt;
 
@@ -46,6 +46,41 @@ impl PromptClass {
 impl fmt::Display for PromptClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.word())
+    }
+}
+
+/// Who wrote the prompts of a source.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Hand {
+    /// They are the prompts of the run.
+    #[default]
+    Own,
+    /// They come with the program, where the run has others.
+    Bundled,
+    /// Bundled pairs that differ in what they are about alone: a pseudo-harmful prompt, and its unsafe contrast.
+    Contrasts,
+}
+
+/// What a source holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct SourceName {
+    /// Who wrote its prompts.
+    pub hand: Hand,
+    /// Whether each is dressed: put into words of a longer request that say nothing of harm, the same for both classes.
+    pub dressed: bool,
+}
+
+impl std::fmt::Display for SourceName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.hand {
+            Hand::Own => "the run's own",
+            Hand::Bundled => "bundled",
+            Hand::Contrasts => "contrast pairs",
+        })?;
+        if self.dressed { f.write_str(", dressed") } else { Ok(()) }
     }
 }
 

@@ -21,14 +21,14 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::classes::{PerClass, PromptClass};
+pub use super::classes::{Hand, PerClass, PromptClass, SourceName};
 pub use crate::records::Row;
 pub use assemble::BUNDLED_VERSION;
 pub use error::PromptError;
 pub use origin::{Overlap, Place, PromptFile, PromptOrigin, PromptSource, RowSelection};
 pub use parse::{PROMPT_KEYS, ParsedFile, PromptFormat, decode, parse};
 pub use random::PythonRandom;
-pub use sources::{Both, Hand, PromptsOf, SourceName, sources};
+pub use sources::{Both, PromptsOf, sources};
 
 /// Fewer prompts than this cannot be split in three.
 pub const MIN_PROMPTS_TO_SPLIT: usize = 6;

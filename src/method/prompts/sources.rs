@@ -3,10 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use serde::{Deserialize, Serialize};
-
 use super::text::normalised;
-use super::{PromptClass, PromptSource, Prompts, Split};
+use super::{Hand, PromptClass, PromptSource, Prompts, SourceName, Split};
 
 const PSEUDO_HARMFUL: &str = include_str!("../../../fixtures/prompts/pseudo_harmful.txt");
 const CONTRASTS: &str = include_str!("../../../fixtures/prompts/contrasts.txt");
@@ -14,41 +12,6 @@ const DRESSINGS: &str = include_str!("../../../fixtures/prompts/dressings.txt");
 
 /// What a dressing holds in place of the prompt.
 const FIELD: &str = "{prompt}";
-
-/// Who wrote the prompts of a source.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum Hand {
-    /// They are the prompts of the run.
-    #[default]
-    Own,
-    /// They come with the program, where the run has others.
-    Bundled,
-    /// Bundled pairs that differ in what they are about alone: a pseudo-harmful prompt, and its unsafe contrast.
-    Contrasts,
-}
-
-/// What a source holds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct SourceName {
-    /// Who wrote its prompts.
-    pub hand: Hand,
-    /// Whether each is dressed: put into words of a longer request that say nothing of harm, the same for both classes.
-    pub dressed: bool,
-}
-
-impl std::fmt::Display for SourceName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self.hand {
-            Hand::Own => "the run's own",
-            Hand::Bundled => "bundled",
-            Hand::Contrasts => "contrast pairs",
-        })?;
-        if self.dressed { f.write_str(", dressed") } else { Ok(()) }
-    }
-}
 
 /// Prompts of one source and one split.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
