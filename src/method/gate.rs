@@ -429,10 +429,9 @@ mod tests {
             };
             let rest: Vec<_> = all.iter().map(|(p, h)| (keep(p), keep(h))).collect();
             let b = Array1::from(plainly(&views(&rest), 0.2));
-            let end = |of: fn(&(Array2<f64>, Array2<f64>)) -> &Array2<f64>| {
-                rest.iter().map(|both| of(both).mean_axis(Axis(0)).unwrap().dot(&b)).sum::<f64>() / 2.0
-            };
-            let (open, shut) = (end(|both| &both.0), end(|both| &both.1));
+            let end = |rows: &Array2<f64>| rows.mean_axis(Axis(0)).unwrap().dot(&b) / 2.0;
+            let open: f64 = rest.iter().map(|both| end(&both.0)).sum();
+            let shut: f64 = rest.iter().map(|both| end(&both.1)).sum();
             for (at, sample) in samples.of.iter().enumerate().filter(|(_, sample)| sample.at % FOLDS == fold) {
                 let place = (samples.rows.row(at).dot(&b) - shut) / (open - shut);
                 assert!((crossed[at] - place).abs() < 1e-9, "{sample:?}");
@@ -473,7 +472,7 @@ mod tests {
         let all = source(50, 12, 1, 0.0);
         let opens = |gate: &Gate| components(all.0.view(), gate).iter().filter(|x| **x > gate.threshold).count();
         assert!(opens(&harder) < opens(&plain));
-        let one = fit(&views(&[all.clone()]), 0.1).unwrap();
+        let one = fit(&views(std::slice::from_ref(&all)), 0.1).unwrap();
         assert!(one.generalises() > 0.9 && one.gate(0.02).held_out[0].auc.is_none());
     }
 
