@@ -1,12 +1,12 @@
 //! Choosing a gated ablation: gates are fitted at each layer on activations of single prompts, those of the layers that hold
 //! best for sources they were not fitted on are tried at run time on validation prompts, and one is chosen.
 
-use ndarray::{Array2, Axis, Slice};
+use ndarray::{Axis, Slice};
 use rayon::prelude::*;
 
 use super::collect::{Activations, encode, labelled};
 use super::engine::{Engine, Observer, Row, Steering};
-use super::observe::{self, LastPosition};
+use super::observe::{self, LastPosition, Positions};
 use super::stage::Stage;
 use crate::chat::Chat;
 use crate::edit::{Direction, Edit, Factor, GatedTerm, Shape};
@@ -18,7 +18,8 @@ use crate::method::gate::{self, Fit, Gate, HeldOut, Source};
 use crate::method::prompts::{Both, Hand, PromptClass, Prompts, PromptsOf, SourceName, Split, sources};
 use crate::method::score::{kl_divergence, mean, refusal_score, softmax};
 use crate::report::{
-    GateCandidate, GateDiscarded, GateLayer, GateResult, GateScores, GateSetting, GateSource, GateTerm, finite,
+    GateCandidate, GateDiscarded, GateLayer, GateResult, GateScores, GateSetting, GateSource, GateTerm, PerClass,
+    false_refusal, finite,
 };
 
 /// Prompts of each class whose other positions are looked at.
@@ -74,8 +75,8 @@ impl GateRules {
         let train = all.iter().map(|source| of(&source.train)).sum::<usize>() + harmless(Split::Train);
         let val = all.iter().map(|source| of(&source.val)).sum::<usize>() + harmless(Split::Val);
         let settings = self.counts.len() * self.opens.len() * self.alphas.len();
-        // each class is looked at at the last position, answered, and looked at at the others
-        train + 3 * 3 * OBSERVED + (1 + settings) * val
+        // some prompts of each class are answered, and run with their answers
+        train + 2 * PromptClass::ALL.len() * OBSERVED + (1 + settings) * val
     }
 
     /// Every setting, where so many layers have a gate; none twice.
@@ -303,7 +304,7 @@ pub fn choose(
     let winner = (0..candidates.len()).filter(|at| candidates[*at].discarded.is_none()).min_by(|a, b| {
         let (a, b) = (&candidates[*a], &candidates[*b]);
         let kl = |candidate: &GateCandidate| candidate.kl.unwrap_or(f64::INFINITY);
-        a.false_refusal().total_cmp(&b.false_refusal()).then(kl(a).total_cmp(&kl(b)))
+        false_refusal(&a.scores).total_cmp(&false_refusal(&b.scores)).then(kl(a).total_cmp(&kl(b)))
     });
     let Some(winner) = winner else { return Err(nothing_left(&candidates)) };
     let chosen = tried[winner];
@@ -318,7 +319,7 @@ pub fn choose(
         candidates,
         harmless: validation.prompts.iter().filter(|(.., class)| *class == PromptClass::Harmless).count(),
         kept: activations.means.as_ref().map(|means| means.count()),
-        total: crate::report::PerClass::from_fn(|class| info.prompts.get(class, Split::Train).len()),
+        total: PerClass::from_fn(|class| info.prompts.get(class, Split::Train).len()),
         refusal_tokens: labelled(&info.refusal_tokens, chat),
         refusal_tokens_chosen: info.refusal_tokens_chosen,
     };
@@ -361,10 +362,7 @@ fn fit(
         let scores = &scores[ends[part]..ends[part + 1]];
         scores.iter().filter(|score| **score > 0.0).count() as f64 / scores.len() as f64
     };
-    let is_known = |at: &usize| {
-        let (pseudo_harmful, harmful) = (refused(2 * at), refused(2 * at + 1));
-        all[*at].source.hand == Hand::Own || harmful >= pseudo_harmful.max(0.5)
-    };
+    let is_known = |at: &usize| is_known(all[*at].source.hand, refused(2 * at), refused(2 * at + 1));
     let (known, unknown): (Vec<usize>, Vec<usize>) = (0..all.len()).partition(is_known);
     let found: Vec<Result<Fitted, (usize, String)>> = layers
         .into_par_iter()
@@ -399,6 +397,12 @@ fn fit(
     })
 }
 
+/// Whether a source says anything of harm to a model that refuses these shares of its pseudo-harmful and its harmful
+/// prompts. The run's own prompts always do.
+fn is_known(hand: Hand, pseudo_harmful: f64, harmful: f64) -> bool {
+    hand == Hand::Own || harmful >= pseudo_harmful.max(0.5)
+}
+
 /// What tells the last position of a prompt from all others, at each layer.
 fn positions(
     engine: &Engine<'_>,
@@ -414,15 +418,12 @@ fn positions(
         let texts = activations.info.prompts.get(class, Split::Train);
         prompts.extend(encode(chat, &texts[..texts.len().min(OBSERVED)])?);
     }
-    let tokens = &activations.info.refusal_tokens;
-    let LastPosition { layers: last, .. } = observe::last_position(engine, &layers, &prompts, tokens, observer)?;
-    let others = observe::other_positions(engine, &layers, &prompts, observer)?;
-    let separate = |(last, others): (Array2<f32>, Array2<f32>)| {
+    let separate = |Positions { last, others }: Positions| {
         let (last, others) = (last.mapv(f64::from), others.mapv(f64::from));
         gate::separate(last.view(), others.view(), rules.shrinkage)
             .map_err(|error| Error::failed(format!("the last position cannot be told from others: {error}")))
     };
-    last.into_iter().zip(others).map(separate).collect()
+    observe::positions(engine, &layers, &prompts, observer)?.into_iter().map(separate).collect()
 }
 
 /// Why a candidate is out.
@@ -430,19 +431,18 @@ fn discarded(candidate: &GateCandidate, baseline: &[GateScores], rules: &GateRul
     let harmful: usize = baseline.iter().map(|scores| scores.harmful.total).sum();
     let allowed = (rules.harmful_drop * harmful as f64) as usize;
     let lost = candidate.scores.iter().map(|scores| scores.lost).sum();
-    let before = GateCandidate { scores: baseline.to_vec(), ..GateCandidate::default() }.false_refusal();
     if lost > allowed {
         Some(GateDiscarded::TrueRefusal { lost, allowed })
     } else if candidate.kl.is_none_or(|kl| kl > rules.kl_threshold) {
         Some(GateDiscarded::Divergence { limit: rules.kl_threshold })
-    } else if candidate.false_refusal() >= before {
+    } else if false_refusal(&candidate.scores) >= false_refusal(baseline) {
         Some(GateDiscarded::NoGain)
     } else {
         None
     }
 }
 
-/// Every candidate was discarded: the guard's refusal if each lost true refusal, else a plain failure.
+/// Every candidate was discarded: the guard's refusal if one lost too much true refusal, else a plain failure.
 fn nothing_left(candidates: &[GateCandidate]) -> Error {
     let reasons = candidates.iter().filter_map(|candidate| {
         let GateCandidate { setting: GateSetting { layers, open, .. }, discarded, .. } = candidate;
@@ -505,6 +505,14 @@ mod tests {
         );
         let error = nothing_left(&[out(GateDiscarded::NoGain)]);
         assert!(matches!(error, Error::Other { kind: Kind::Failed, .. }));
+    }
+
+    #[test]
+    fn a_source_that_the_model_does_not_refuse_says_nothing() {
+        assert!(is_known(Hand::Bundled, 0.4, 0.97) && is_known(Hand::Contrasts, 1.0, 1.0));
+        assert!(!is_known(Hand::Bundled, 0.1, 0.45), "most harmful prompts are answered");
+        assert!(!is_known(Hand::Contrasts, 0.8, 0.6), "pseudo-harmful prompts are refused more");
+        assert!(is_known(Hand::Own, 0.8, 0.1));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::instrument::Request;
 use crate::lm::ResidPoint;
 use crate::method::score::{refusal_score, softmax};
 
-/// Positions from the end of a row that [`other_positions`] looks at.
+/// Positions from the end of a row that [`positions`] looks at.
 const POSITIONS: usize = 64;
 
 /// Tokens of each answer that it looks at.
@@ -52,17 +52,25 @@ pub fn last_position(
     Ok(LastPosition { layers: all, scores })
 }
 
-/// The stream at the other positions of some prompts and of the first 16 tokens of their greedy answers, those among the
-/// last 64: for each of `layers` `[positions, d_model]`.
+/// The stream of a layer at positions of prompts and of their answers.
+pub struct Positions {
+    /// At the last position of each prompt, `[prompts, d_model]`.
+    pub last: Array2<f32>,
+    /// At all others that were looked at, `[positions, d_model]`.
+    pub others: Array2<f32>,
+}
+
+/// Answers prompts with 16 greedy tokens, and returns for each of `layers` what `resid_pre` is at the last 64 positions of
+/// prompt and answer together.
 ///
 /// # Errors
 /// If a run fails.
-pub fn other_positions(
+pub fn positions(
     engine: &Engine<'_>,
     layers: &[usize],
     prompts: &[Vec<u32>],
     observer: &dyn Observer,
-) -> Result<Vec<Array2<f32>>, Error> {
+) -> Result<Vec<Positions>, Error> {
     observer.start(&Stage::ObservePositions, 2 * prompts.len() as u64);
     let answers = engine.answers(prompts, ANSWERED, &[], |done| observer.advance(done))?;
     let whole: Vec<Vec<u32>> =
@@ -70,20 +78,27 @@ pub fn other_positions(
     let mut session = engine.session(request(layers, POSITIONS))?;
     let rows: Vec<Row<'_>> = whole.iter().map(|tokens| Row { tokens, direction: 0 }).collect();
     let width = engine.model.lm.d_model();
-    let mut all = vec![Array2::zeros((0, width)); layers.len()];
-    engine.visit(&mut session, &rows, &[], |found| {
-        for (layer, values) in all.iter_mut().zip(&found.probes) {
-            // a shorter row is filled up at its beginning
-            let backwards = values.rchunks_exact(width).take(whole[found.row].len()).enumerate();
-            for (_, values) in backwards.filter(|(back, _)| *back != answers[found.row].len()) {
-                layer.push(Axis(0), ArrayView1::from(values)).expect("every position is of one width");
-            }
-        }
+    let mut found: Vec<Vec<Vec<f32>>> = vec![Vec::new(); rows.len()];
+    engine.visit(&mut session, &rows, &[], |result| {
+        found[result.row] = result.probes;
         observer.advance(1);
         Ok(())
     })?;
     observer.finish();
-    Ok(all)
+    // in the order of the prompts, whatever batches they were run in
+    let of_layer = |layer: usize| {
+        let (mut last, mut others) = (Array2::zeros((0, width)), Array2::zeros((0, width)));
+        for (row, probes) in found.iter().enumerate() {
+            // a shorter row is filled up at its beginning
+            let backwards = probes[layer].rchunks_exact(width).take(whole[row].len()).enumerate();
+            for (back, values) in backwards {
+                let rows = if back == answers[row].len() { &mut last } else { &mut others };
+                rows.push(Axis(0), ArrayView1::from(values)).expect("every position is of one width");
+            }
+        }
+        Positions { last, others }
+    };
+    Ok((0..layers.len()).map(of_layer).collect())
 }
 
 fn request(layers: &[usize], last_positions: usize) -> Request {

@@ -132,19 +132,11 @@ pub struct GateCandidate {
     pub discarded: Option<GateDiscarded>,
 }
 
-impl GateCandidate {
-    /// Mean over the sources of the share of their pseudo-harmful validation prompts that are refused.
-    #[must_use]
-    pub fn false_refusal(&self) -> f64 {
-        mean_share(&self.scores, |scores| scores.pseudo_harmful)
-    }
-}
-
-/// Mean over the sources of a share of refused prompts.
-pub(crate) fn mean_share(scores: &[GateScores], of: fn(&GateScores) -> Refused) -> f64 {
-    let shares = scores.iter().map(of).filter(|refused| refused.total > 0).map(|refused| refused.share());
-    let (sum, count) = shares.fold((0.0, 0usize), |(sum, count), share| (sum + share, count + 1));
-    sum / count.max(1) as f64
+/// Mean over the sources of the share of their pseudo-harmful validation prompts that are refused; 0 where there are none.
+#[must_use]
+pub fn false_refusal(scores: &[GateScores]) -> f64 {
+    let with_prompts = || scores.iter().map(|scores| scores.pseudo_harmful).filter(|refused| refused.total > 0);
+    with_prompts().map(|refused| refused.share()).sum::<f64>() / with_prompts().count().max(1) as f64
 }
 
 /// The gated ablation `x - alpha clip((b.x - c) / s, 0, 1) clip((p.x - c') / s', 0, 1) max(r.x - m, 0) r` of one layer.

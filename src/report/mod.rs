@@ -40,6 +40,7 @@ pub use crate::method::select::{Discarded, Search};
 pub use budget::{Budget, Omission};
 pub use gate::{
     GateCandidate, GateDiscarded, GateLayer, GateResult, GateScores, GateSetting, GateSource, GateTerm, Refused,
+    false_refusal,
 };
 pub use measured::{
     Answer, AnswerPair, BeforeAfter, ClassRow, ClassTable, ConditionResult, Cost, Decoding, EvalResult, GuardResult,
