@@ -180,6 +180,13 @@ pub struct Factor {
 }
 
 impl Factor {
+    /// The gate `clip((b.x - c) / s, 0, 1)`: shut where `b.x` is at most the `threshold`, `c`, wide open from `c + s` on.
+    /// `weights` is `b`, `[d_model]`. A `ramp`, `s`, that is not above 0 gives numbers that no term takes.
+    pub fn gate(weights: &[f64], threshold: f64, ramp: f64) -> Self {
+        let ramp = if ramp > 0.0 { ramp } else { f64::NAN };
+        Self { weights: weights.iter().map(|b| b / ramp).collect(), offset: -threshold / ramp, shape: Shape::Clipped }
+    }
+
     /// Its value for `x`, `[d_model]`.
     pub fn of(&self, x: &[f64]) -> f64 {
         self.shape.of(dot(&self.weights, x) + self.offset)
@@ -187,32 +194,12 @@ impl Factor {
 }
 
 /// A term that depends on the stream: `x <- x + v f_1(w_1.x + c_1) f_2(w_2.x + c_2) ..` on `resid_pre[layer]`, at every
-/// position. One factor makes a conditional addition; two make the gated ablation ([`GatedTerm::ablation`]).
+/// position. One factor makes a conditional addition; more make the gated ablation ([`GatedTerm::ablation`]).
 #[derive(Debug, Clone, PartialEq)]
 pub struct GatedTerm {
     layer: usize,
     vector: Vec<f64>,
     factors: Vec<Factor>,
-}
-
-/// The gated ablation `x <- x - alpha clip((b.x - c) / s, 0, 1) max(r.x - m, 0) r`: what takes the component of `x` along
-/// `r` above the mean `m` off, where the gate `b` says so.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GatedAblation {
-    /// Absolute layer, at least 1.
-    pub layer: usize,
-    /// `b`, `[d_model]`.
-    pub gate: Vec<f64>,
-    /// `c`: the gate is shut for `b.x` below it.
-    pub threshold: f64,
-    /// `s`, above 0: the gate is wide open for `b.x` above `c + s`.
-    pub ramp: f64,
-    /// `r`, whose length does not matter, `[d_model]`.
-    pub direction: Direction,
-    /// `m`, what is left of `r.x`.
-    pub mean: f64,
-    /// `alpha`: 1 takes everything above the mean off.
-    pub alpha: f64,
 }
 
 impl GatedTerm {
@@ -249,20 +236,20 @@ impl GatedTerm {
         Ok(Self { layer, vector, factors })
     }
 
-    /// The term of a gated ablation.
+    /// The gated ablation `x <- x - alpha g_1 g_2 .. max(r.x - m, 0) r`: what takes the component of `x` along `direction`,
+    /// `r`, above the `floor`, `m`, off, as far as all `gates` are open ([`Factor::gate`]). `alpha = 1` takes all of that off.
     ///
     /// # Errors
-    /// As [`GatedTerm::new`]; a ramp that is not above 0 gives numbers that are not finite.
-    pub fn ablation(gated: &GatedAblation) -> Result<Self, EditError> {
-        let GatedAblation { layer, gate, threshold, ramp, direction, mean, alpha } = gated;
-        let ramp = if *ramp > 0.0 { *ramp } else { f64::NAN };
-        let opens = Factor {
-            weights: gate.iter().map(|b| b / ramp).collect(),
-            offset: -threshold / ramp,
-            shape: Shape::Clipped,
-        };
-        let above = Factor { weights: direction.unit().to_vec(), offset: -mean, shape: Shape::Relu };
-        Self::new(*layer, direction.unit().iter().map(|r| -alpha * r).collect(), vec![opens, above])
+    /// As [`GatedTerm::new`].
+    pub fn ablation(
+        layer: usize,
+        mut gates: Vec<Factor>,
+        direction: &Direction,
+        floor: f64,
+        alpha: f64,
+    ) -> Result<Self, EditError> {
+        gates.push(Factor { weights: direction.unit().to_vec(), offset: -floor, shape: Shape::Relu });
+        Self::new(layer, direction.unit().iter().map(|r| -alpha * r).collect(), gates)
     }
 
     /// The absolute layer whose `resid_pre` it is added to, at least 1.
@@ -446,28 +433,23 @@ mod tests {
 
     #[test]
     fn a_gated_ablation_acts_where_the_gate_is_open() {
-        let gated = GatedAblation {
-            layer: 3,
-            gate: vec![0.0, 1.0],
-            threshold: 2.0,
-            ramp: 4.0,
-            direction: Direction::new(vec![5.0, 0.0]).unwrap(),
-            mean: 1.0,
-            alpha: 1.5,
+        let gated = |ramp| {
+            let gate = Factor::gate(&[0.0, 1.0], 2.0, ramp);
+            GatedTerm::ablation(3, vec![gate], &Direction::new(vec![5.0, 0.0]).unwrap(), 1.0, 1.5)
         };
-        let term = GatedTerm::ablation(&gated).unwrap();
+        let term = gated(4.0).unwrap();
         for (x, expected) in [
             ([9.0, 2.0], [9.0, 2.0]),    // shut
             ([9.0, 4.0], [3.0, 4.0]),    // half open: 9 - 1.5 * 0.5 * 8
             ([9.0, 60.0], [-3.0, 60.0]), // open: 9 - 1.5 * 8
-            ([0.5, 60.0], [0.5, 60.0]),  // below the mean
+            ([0.5, 60.0], [0.5, 60.0]),  // below the floor
         ] {
             let mut changed = x;
             term.apply(&mut changed);
             assert_eq!(changed, expected, "{x:?}");
         }
         for ramp in [0.0, -1.0, f64::NAN] {
-            let error = GatedTerm::ablation(&GatedAblation { ramp, ..gated.clone() }).unwrap_err();
+            let error = gated(ramp).unwrap_err();
             assert!(matches!(error, EditError::Gate { layer: 3, problem: GateProblem::NotFinite { .. } }), "{error}");
         }
     }

@@ -187,7 +187,7 @@ impl Samples {
     }
 }
 
-/// A gate with its threshold and its ramp, as a [`crate::edit::GatedAblation`] takes them.
+/// A gate with its threshold and its ramp, as [`crate::edit::Factor::gate`] takes them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gate {
     /// `b`, the discriminant.
@@ -414,6 +414,8 @@ mod tests {
         let both = fit(&views(&all), 0.1).unwrap().direction;
         assert!(one.unit()[11].abs() > 0.8, "{:?}", one.unit());
         assert!(both.unit()[11].abs() < 0.2 && both.unit()[0] > 0.8, "{:?}", both.unit());
+        // a gate of one of them knows nothing of the other
+        assert!(fit(&views(&all), 0.1).unwrap().generalises() < 0.2);
     }
 
     /// What cross-validation tells is what gates tell that are fitted without a part, by the definition.

@@ -9,7 +9,7 @@ use super::engine::{Engine, Observer, Row, Steering};
 use super::observe::{self, LastPosition, Positions};
 use super::stage::Stage;
 use crate::chat::Chat;
-use crate::edit::{Direction, Edit, Factor, GatedTerm, Shape};
+use crate::edit::{Direction, Edit, Factor, GatedTerm};
 use crate::error::Error;
 use crate::instrument::Request;
 use crate::linalg::{cosine, dot};
@@ -126,18 +126,8 @@ impl Fitted {
     }
 
     fn term(&self, gate: &Gate, position: &Gate, alpha: f64) -> Result<GatedTerm, Error> {
-        let clipped = |direction: &Direction, threshold: f64, ramp: f64| Factor {
-            weights: direction.unit().iter().map(|b| b / ramp).collect(),
-            offset: -threshold / ramp,
-            shape: Shape::Clipped,
-        };
-        let r = self.direction.unit();
-        let factors = vec![
-            clipped(&gate.direction, gate.threshold, gate.ramp),
-            clipped(&position.direction, position.threshold, position.ramp),
-            Factor { weights: r.to_vec(), offset: -self.floor(), shape: Shape::Relu },
-        ];
-        Ok(GatedTerm::new(self.layer, r.iter().map(|r| -alpha * r).collect(), factors)?)
+        let gates = [gate, position].map(|gate| Factor::gate(gate.direction.unit(), gate.threshold, gate.ramp));
+        Ok(GatedTerm::ablation(self.layer, gates.into(), &self.direction, self.floor(), alpha)?)
     }
 
     fn row(&self, gate: &Gate, position: &Gate, all: &[PromptsOf]) -> GateTerm {
