@@ -242,25 +242,25 @@ Treatment:
 
 Method:
       --method <METHOD>
-          How the edit is found; `--lambda`, `--strength`, `--add`, `--paper`, `--exhaustive` are of
-          use with `wang` alone
+          How the edit is found. If not given: `auto` for `run` and `demo`, `wang` for `select` and
+          wherever `--lambda`, `--strength`, `--add`, `--paper`, `--exhaustive` or `--sweep` pin a
+          setting of it
 
           Possible values:
+          - auto: Settings of the others are tried on validation prompts, and the best within the
+            policy is taken
           - wang: One direction is ablated at every write (Wang et al. 2025)
           - gate: Refusal is taken off at a few layers, where a gate tells that the prompt only
             looks harmful (docs/methods.md)
 
-          [default: wang]
+          [alias: --setting]
 
       --lambda <LAMBDA>
-          Partial orthogonalisation: 1 removes all of the true-refusal component, 0 none of it
-
-          [default: 1]
+          Partial orthogonalisation: 1 removes all of the true-refusal component, 0 none of it; 1 if
+          not given
 
       --strength <STRENGTH>
-          Share of the direction's component that is ablated; 1 removes all of it
-
-          [default: 1]
+          Share of the direction's component that is ablated; 1, all of it, if not given
 
       --add <ALPHA>
           Add the true-refusal vector too, times this factor, at the layer where it makes harmless

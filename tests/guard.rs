@@ -20,7 +20,8 @@ fn run(model: &str, out: &Path, extra: &[&str]) -> Command {
     onnx_runtime();
     let mut command = lancet();
     command.arg("run").arg(fixture(model)).arg("--prompts").arg(fixture("chat").join("prompts"));
-    command.arg("-o").arg(out).args(["--json", "--no-cost", "--kl-positions", "2"]).args(SMALL).args(extra);
+    command.arg("-o").arg(out).args(["--json", "--no-cost", "--kl-positions", "2", "--method", "wang"]);
+    command.args(SMALL).args(extra);
     command
 }
 

@@ -588,6 +588,8 @@ fn run_bakes_and_measures_every_variant_and_bake_measures_the_same() {
         "--no-cost",
         "--kl-positions",
         "1",
+        "--method",
+        "wang",
         "--json",
     ];
     let mut run = sandbox.lancet(&["run", "pkg", "-o", "out", "--variant", "model_fp16"]);

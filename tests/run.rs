@@ -40,7 +40,7 @@ fn job() -> &'static Job {
         fs::create_dir_all(&folder).unwrap();
         let mut run = lancet();
         run.arg("run").arg(model()).arg("--prompts").arg(model().join("prompts"));
-        run.arg("-o").arg(folder.join("out")).args(["--json", "--max-new-tokens", "24"]);
+        run.arg("-o").arg(folder.join("out")).args(["--json", "--max-new-tokens", "24", "--method", "wang"]);
         let result = json(&mut run, 0);
         Job { folder, result }
     })

@@ -106,6 +106,8 @@ pub struct PromptArgs {
 /// How the edit is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum MethodName {
+    /// Settings of the others are tried on validation prompts, and the best within the policy is taken.
+    Auto,
     /// One direction is ablated at every write (Wang et al. 2025).
     Wang,
     /// Refusal is taken off at a few layers, where a gate tells that the prompt only looks harmful (docs/methods.md).
@@ -116,15 +118,16 @@ pub enum MethodName {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Method")]
 pub struct MethodArgs {
-    /// How the edit is found; `--lambda`, `--strength`, `--add`, `--paper`, `--exhaustive` are of use with `wang` alone.
-    #[arg(long, value_enum, default_value_t = MethodName::Wang)]
-    pub method: MethodName,
-    /// Partial orthogonalisation: 1 removes all of the true-refusal component, 0 none of it.
-    #[arg(long, default_value_t = 1.0, value_parser = unit_interval)]
-    pub lambda: f64,
-    /// Share of the direction's component that is ablated; 1 removes all of it.
-    #[arg(long, default_value_t = 1.0, value_parser = above_zero)]
-    pub strength: f64,
+    /// How the edit is found. If not given: `auto` for `run` and `demo`, `wang` for `select` and wherever `--lambda`,
+    /// `--strength`, `--add`, `--paper`, `--exhaustive` or `--sweep` pin a setting of it.
+    #[arg(long, visible_alias = "setting", value_enum)]
+    pub method: Option<MethodName>,
+    /// Partial orthogonalisation: 1 removes all of the true-refusal component, 0 none of it; 1 if not given.
+    #[arg(long, value_parser = unit_interval)]
+    pub lambda: Option<f64>,
+    /// Share of the direction's component that is ablated; 1, all of it, if not given.
+    #[arg(long, value_parser = above_zero)]
+    pub strength: Option<f64>,
     /// Add the true-refusal vector too, times this factor, at the layer where it makes harmless prompts refused most.
     #[arg(long, value_name = "ALPHA", default_value_t = 0.0, value_parser = finite, allow_negative_numbers = true)]
     pub add: f64,

@@ -21,12 +21,14 @@ use lancet::pipeline::running::Running;
 use lancet::pipeline::understood::UnderstoodVariant;
 use lancet::pipeline::variant::Measuring;
 use lancet::pipeline::{
-    self, BakeOptions, Method, Opened, Package, Ready, RunOptions, choose, choose_gate, direction_file, evaluate,
-    inspect, prove,
+    self, BakeOptions, Opened, Package, Ready, RunOptions, choose, choose_gate, direction_file, evaluate, inspect,
+    prove,
 };
 use lancet::prompt_files::{self, PromptLocation};
 use lancet::report::document::Document;
-use lancet::report::{BakeShared, EvalShared, PackageBake, PackageEval, Results, Treatment, VariantResult, describe};
+use lancet::report::{
+    BakeShared, EvalShared, Found, PackageBake, PackageEval, Results, RunResult, Treatment, VariantResult, describe,
+};
 use lancet::runtime::session::Runtime;
 use serde::Serialize;
 
@@ -35,7 +37,7 @@ use super::args::{
     TokenArgs, TreatmentArgs, VariantArgs, VerifyArgs,
 };
 use super::measuring;
-use super::method::{method, rules};
+use super::method::{gates_of_select, method, rules};
 use super::runtime::{at_hand, load_runtime};
 use super::ui::{self, Ui};
 
@@ -155,19 +157,12 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Ending> {
     let guard = measuring::guard(&args.guard)?;
     measuring::note_too_few(context, &guard, &prompts);
     let harmful_drop = guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0);
-    let method = method(&args.method, harmful_drop)?;
-    if method != Method::Wang && !args.sweep.is_empty() {
-        return Err(Error::usage(
-            "`--sweep` measures other lambdas, and the method `gate` has none",
-            "leave it out, or choose `--method wang`",
-        )
-        .into());
-    }
+    let method = method(&args.method, harmful_drop, !args.sweep.is_empty())?;
     let runtime = load_runtime(context, &args.runtime)?;
     let options = RunOptions {
         method,
-        lambda: args.method.lambda,
-        strength: args.method.strength,
+        lambda: args.method.lambda.unwrap_or(1.0),
+        strength: args.method.strength.unwrap_or(1.0),
         alpha: args.method.add,
         sweep: args.sweep.clone(),
         rules: rules(&args.method, harmful_drop),
@@ -188,7 +183,17 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Ending> {
         pipeline::write_whole(&path.with_extension("json"), &json)?;
         pipeline::write_whole(&path.with_extension("md"), lancet::report::markdown(&result).as_bytes())?;
     }
-    finish(context, &result, &result.shared.bake, || describe::run(&result))
+    finish_run(context, &result)
+}
+
+/// Prints what a run did and says how it ended.
+pub fn finish_run(context: &Context, result: &RunResult) -> anyhow::Result<Ending> {
+    if let Some(why) = result.nothing_holds().filter(|_| !result.shared.bake.published) {
+        print(context, result, || describe::run(result))?;
+        context.ui.say(&format!("nothing was published: {why}"));
+        return Ok(Ending::Guarded);
+    }
+    finish(context, result, &result.shared.bake, || describe::run(result))
 }
 
 /// Refuses, before the work, a report that would replace what Lancet did not write, or that cannot be written.
@@ -359,22 +364,29 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Ending> {
         cancelled: &context.cancelled,
         steered: None,
     };
-    if let Method::Gate(rules) = method(&args.method, args.max_harmful_drop)? {
-        let GateChoice { edit, result } = choose_gate::choose(&engine, &chat, &activations, &rules, &context.ui)?;
-        direction_file::save(&args.output, &edit, direction_file::Found::Gated(&result), &sha256)?;
-        print(context, &result, || describe::select_gate(&result))?;
-        return Ok(Ending::Done);
+    let (edit, found) = match gates_of_select(&args.method, args.max_harmful_drop)? {
+        None => {
+            let rules = rules(&args.method, args.max_harmful_drop);
+            let mut chooser = choose::Chooser::new(&engine, &chat, &activations, rules, &context.ui)?;
+            let (lambda, strength) = (args.method.lambda.unwrap_or(1.0), args.method.strength.unwrap_or(1.0));
+            let mut choice = chooser.choose(lambda, strength, &context.ui)?;
+            if args.method.add != 0.0 {
+                let alpha = args.method.add;
+                let (vector, _) = pipeline::add::choose(&engine, &chat, &activations, alpha, &rules, &context.ui)?;
+                choice.edit = choice.edit.with_addition(Some(vector));
+            }
+            (choice.edit, Found::Select(choice.result))
+        }
+        Some(rules) => {
+            let GateChoice { edit, result } = choose_gate::choose(&engine, &chat, &activations, &rules, &context.ui)?;
+            (edit, Found::Gate(result))
+        }
+    };
+    direction_file::save(&args.output, &edit, &found, &sha256)?;
+    match &found {
+        Found::Select(result) => print(context, result, || describe::select(result))?,
+        Found::Gate(result) => print(context, result, || describe::select_gate(result))?,
     }
-    let rules = rules(&args.method, args.max_harmful_drop);
-    let mut chooser = choose::Chooser::new(&engine, &chat, &activations, rules, &context.ui)?;
-    let mut choice = chooser.choose(args.method.lambda, args.method.strength, &context.ui)?;
-    if args.method.add != 0.0 {
-        let alpha = args.method.add;
-        let (vector, _) = pipeline::add::choose(&engine, &chat, &activations, alpha, &rules, &context.ui)?;
-        choice.edit = choice.edit.with_addition(Some(vector));
-    }
-    direction_file::save(&args.output, &choice.edit, direction_file::Found::Selected(&choice.result), &sha256)?;
-    print(context, &choice.result, || describe::select(&choice.result))?;
     Ok(Ending::Done)
 }
 

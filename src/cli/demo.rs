@@ -10,10 +10,9 @@ use lancet::pipeline::collect::RefusalTokens;
 use lancet::pipeline::files::ModelFiles;
 use lancet::pipeline::{self, BakeOptions, Method, Package, RunOptions};
 use lancet::prompt_files::{self, PromptLocation};
-use lancet::report::describe;
 
 use super::args::{ChatArgs, DemoArgs};
-use super::commands::{Context, Ending, finish, refuse_existing, running};
+use super::commands::{Context, Ending, finish_run, refuse_existing, running};
 use super::measuring;
 use super::method;
 use super::runtime::load_runtime;
@@ -76,12 +75,12 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Ending> {
     let settings = measuring::settings(context, opened, &chat, &measured, &ChatArgs::default(), seed)?;
     let runtime = load_runtime(context, &args.runtime)?;
     let harmful_drop = guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0);
-    let method = method::method(&args.method, harmful_drop)?;
+    let method = method::method(&args.method, harmful_drop, false)?;
     let options = RunOptions {
         sweep: if method == Method::Wang { vec![0.0, 0.5, 1.0] } else { Vec::new() },
         method,
-        lambda: args.method.lambda,
-        strength: args.method.strength,
+        lambda: args.method.lambda.unwrap_or(1.0),
+        strength: args.method.strength.unwrap_or(1.0),
         alpha: args.method.add,
         budget: None,
         rules: method::rules(&args.method, harmful_drop),
@@ -103,7 +102,7 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Ending> {
     let ready = pipeline::preflight(&package, &out)?;
     let running = running(context, &runtime, &chat, &prompts, args.runtime.batch_size);
     let result = pipeline::run(&ready, source, &running, options, &context.ui)?;
-    finish(context, &result, &result.shared.bake, || describe::run(&result))
+    finish_run(context, &result)
 }
 
 /// `stem`, or `stem-2`, `stem-3`, ... : the first that does not exist.

@@ -301,6 +301,7 @@ pub fn settings(
         None => None,
     };
     Ok(Settings {
+        split: Split::Test,
         max_new_tokens: args.max_new_tokens,
         stop: pipeline::stop_tokens(&opened.files, chat)?,
         max_positions: opened.files.max_positions()?,

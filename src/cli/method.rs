@@ -4,11 +4,15 @@ use lancet::error::Error;
 use lancet::method::select::{Rules, Search};
 use lancet::pipeline::Method;
 use lancet::pipeline::choose_gate::GateRules;
+use lancet::pipeline::search::SearchRules;
 
 use super::args::{MethodArgs, MethodName};
 
 /// Share of the mean activation's norm below which a candidate is rounding noise.
 const NEGLIGIBLE_NORM: f64 = 1e-4;
+
+/// Lambdas that a search tries, the published one first.
+const LAMBDAS: [f64; 3] = [1.0, 0.5, 0.0];
 
 /// The rules of selection that the flags name.
 pub fn rules(method: &MethodArgs, max_harmful_drop: f64) -> Rules {
@@ -24,23 +28,62 @@ pub fn rules(method: &MethodArgs, max_harmful_drop: f64) -> Rules {
     Rules { harmful_drop: Some(max_harmful_drop), negligible_norm: Some(NEGLIGIBLE_NORM), ..published }
 }
 
-/// How the edit is found, as the flags tell.
+/// Whether a setting of the method `wang` is pinned.
+fn pins_wang(args: &MethodArgs) -> bool {
+    let MethodArgs { lambda, strength, add, paper, exhaustive, .. } = *args;
+    lambda.is_some() || strength.is_some() || add != 0.0 || paper || exhaustive
+}
+
+/// How `run` finds the edit, as the flags tell; `sweeps` where further lambdas are asked for.
 ///
 /// # Errors
 /// Usage: flags of one method beside another.
-pub fn method(args: &MethodArgs, max_harmful_drop: f64) -> Result<Method, Error> {
-    let MethodArgs { method, lambda, strength, add, paper, exhaustive, kl_threshold } = *args;
-    match method {
-        MethodName::Wang => Ok(Method::Wang),
-        MethodName::Gate if lambda != 1.0 || strength != 1.0 || add != 0.0 || paper || exhaustive => Err(Error::usage(
-            "`--lambda`, `--strength`, `--add`, `--paper` and `--exhaustive` belong to the method `wang`",
-            "leave them out, or choose `--method wang`",
-        )),
-        MethodName::Gate => Ok(Method::Gate(GateRules {
-            kl_threshold: kl_threshold.min(GateRules::default().kl_threshold),
-            harmful_drop: max_harmful_drop,
-            opens: vec![max_harmful_drop, 0.0],
-            ..GateRules::default()
+pub fn method(args: &MethodArgs, max_harmful_drop: f64, sweeps: bool) -> Result<Method, Error> {
+    let pinned = pins_wang(args) || sweeps;
+    match args.method {
+        Some(MethodName::Wang) => Ok(Method::Wang),
+        None if pinned => Ok(Method::Wang),
+        Some(MethodName::Gate | MethodName::Auto) if pinned => Err(another()),
+        Some(MethodName::Gate) => Ok(Method::Gate(gates(args, max_harmful_drop))),
+        None | Some(MethodName::Auto) => Ok(Method::Auto(SearchRules {
+            lambdas: LAMBDAS.to_vec(),
+            strength: 1.0,
+            rules: rules(args, max_harmful_drop),
+            gate: Some(gates(args, max_harmful_drop)),
         })),
     }
+}
+
+/// How `select` finds the edit: the rules of gates, or none for directions. It answers no prompts and so cannot search.
+///
+/// # Errors
+/// Usage: flags of one method beside another, and the method `auto`.
+pub fn gates_of_select(args: &MethodArgs, max_harmful_drop: f64) -> Result<Option<GateRules>, Error> {
+    match args.method {
+        None | Some(MethodName::Wang) => Ok(None),
+        Some(MethodName::Gate) if pins_wang(args) => Err(another()),
+        Some(MethodName::Gate) => Ok(Some(gates(args, max_harmful_drop))),
+        Some(MethodName::Auto) => Err(Error::usage(
+            "`select` scores candidates of one method and answers no prompts, so it cannot search over methods",
+            "choose `--method wang` or `--method gate`, or let `lancet run` find the setting",
+        )),
+    }
+}
+
+/// The rules of gates.
+fn gates(args: &MethodArgs, max_harmful_drop: f64) -> GateRules {
+    let default = GateRules::default();
+    GateRules {
+        kl_threshold: args.kl_threshold.min(default.kl_threshold),
+        harmful_drop: max_harmful_drop,
+        opens: vec![max_harmful_drop, 0.0],
+        ..default
+    }
+}
+
+fn another() -> Error {
+    Error::usage(
+        "`--lambda`, `--strength`, `--add`, `--paper`, `--exhaustive` and `--sweep` belong to the method `wang`",
+        "leave them out, or choose `--method wang`",
+    )
 }

@@ -9,7 +9,7 @@ use lancet::pipeline::running::Running;
 use lancet::pipeline::sweep::{self, SweepOptions, Swept};
 use lancet::pipeline::{self, direction_file};
 use lancet::prompt_files;
-use lancet::report::describe;
+use lancet::report::{Found, describe};
 
 use super::args::{CrossSet, MethodArgs, MethodName, PromptArgs, SweepArgs};
 use super::commands::{self, Context, Ending};
@@ -34,9 +34,9 @@ pub fn sweep(context: &Context, args: &SweepArgs) -> anyhow::Result<Ending> {
     measuring::note_too_few(context, &guard, &prompts);
     let settings = measuring::settings(context, &opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?;
     let method = MethodArgs {
-        method: MethodName::Wang,
-        lambda: 1.0,
-        strength: 1.0,
+        method: Some(MethodName::Wang),
+        lambda: None,
+        strength: None,
         add: 0.0,
         paper: args.paper,
         exhaustive: args.exhaustive,
@@ -104,8 +104,8 @@ fn write(output: &Path, swept: &Swept) -> Result<(), Error> {
     })?;
     for setting in &swept.settings {
         let path = output.join(format!("direction-{}.safetensors", setting.name));
-        let found = direction_file::Found::Selected(&setting.choice.result);
-        direction_file::save(&path, &setting.choice.edit, found, &swept.model_sha256)?;
+        let found = Found::Select(setting.choice.result.clone());
+        direction_file::save(&path, &setting.choice.edit, &found, &swept.model_sha256)?;
     }
     let json = serde_json::to_vec_pretty(&swept.result).expect("plain data");
     pipeline::write_whole(&output.join("sweep.json"), &json)

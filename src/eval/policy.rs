@@ -212,6 +212,23 @@ impl Policy {
         Ok(())
     }
 
+    /// What is asked of a setting on validation prompts: the limits on what was counted. Bounds, and the number of prompts
+    /// that they need, wait for the test prompts; so do perplexity and accuracy, which are not measured of every setting.
+    #[must_use]
+    pub fn for_search(&self) -> Self {
+        let mut policy = self.clone();
+        for limit in [
+            Limit::MinPrompts,
+            Limit::HarmfulDropBound,
+            Limit::WrappedDropBound,
+            Limit::PerplexityRatio,
+            Limit::AccuracyLoss,
+        ] {
+            policy.limits[limit as usize] = (None, false);
+        }
+        policy
+    }
+
     /// A limit; None where it is off.
     pub fn limit(&self, limit: Limit) -> Option<f64> {
         self.limits[limit as usize].0

@@ -234,10 +234,147 @@ impl Validation {
     }
 }
 
+/// Gates that were fitted, and what the settings of them came to on validation prompts.
+pub struct Gates {
+    /// Those that may be chosen, the best layer first.
+    fitted: Vec<Fitted>,
+    /// What tells the last position, at each of their layers.
+    positions: Vec<Gate>,
+    sources: Vec<PromptsOf>,
+    tried: Vec<Setting>,
+    /// Indices of the settings that hold, the one that leaves the least false refusal first.
+    ranked: Vec<usize>,
+    /// What is reported of any choice.
+    result: GateResult,
+}
+
+impl Gates {
+    /// Fits gates and tries settings of them.
+    ///
+    /// # Errors
+    /// If a run fails, and if no layer has a gate.
+    pub fn search(
+        engine: &Engine<'_>,
+        chat: &Chat,
+        activations: &Activations,
+        rules: &GateRules,
+        observer: &dyn Observer,
+    ) -> Result<Self, Error> {
+        let info = &activations.info;
+        let Fits { fitted, layers, sources, left_out } = fit(engine, chat, activations, rules, observer)?;
+        let fitted = spread(fitted, rules.counts.iter().copied().max().unwrap_or(1));
+        if fitted.is_empty() {
+            return Err(Error::failed_with(
+                "no layer has a gate: the activations of pseudo-harmful and harmful prompts cannot be told apart",
+                "other prompts may be; or choose another `--method`",
+            ));
+        }
+        let positions = positions(engine, chat, activations, &fitted, rules, observer)?;
+        let result = GateResult {
+            shrinkage: rules.shrinkage,
+            left_out,
+            layers,
+            kept: activations.means.as_ref().map(|means| means.count()),
+            total: PerClass::from_fn(|class| info.prompts.get(class, Split::Train).len()),
+            refusal_tokens: labelled(&info.refusal_tokens, chat),
+            refusal_tokens_chosen: info.refusal_tokens_chosen,
+            ..GateResult::default()
+        };
+        let tried = rules.grid(fitted.len());
+        let mut gates = Self { fitted, positions, sources, tried, ranked: Vec::new(), result };
+        let validation = Validation::new(chat, activations, &gates.sources)?;
+        gates.try_all(engine, validation, &info.refusal_tokens, rules, observer)?;
+        Ok(gates)
+    }
+
+    /// Runs the validation prompts under every setting.
+    fn try_all(
+        &mut self,
+        engine: &Engine<'_>,
+        mut validation: Validation,
+        refusal_tokens: &[u32],
+        rules: &GateRules,
+        observer: &dyn Observer,
+    ) -> Result<(), Error> {
+        observer.start(&Stage::ScoreGates, (validation.prompts.len() * (self.tried.len() + 1)) as u64);
+        (validation.scores, validation.base) = validation.run(engine, refusal_tokens, observer, |_, p| p)?;
+        let baseline = validation.table(&validation.scores);
+        let is_harmless = |row: &usize| validation.prompts[*row].2 == PromptClass::Harmless;
+        let mut candidates = Vec::new();
+        for &setting in &self.tried {
+            let gates = self.terms(setting)?.iter().map(GatedTerm::rounded).collect();
+            let steering = Steering { direction: None, addition: None, gates };
+            let steered = Engine { steered: Some(&steering), ..*engine };
+            let divergence = |row: usize, q: Vec<f64>| kl_divergence(&validation.base[row], &q);
+            let (scores, kl) = validation.run(&steered, refusal_tokens, observer, divergence)?;
+            let kl = mean(&(0..kl.len()).filter(is_harmless).map(|row| kl[row]).collect::<Vec<_>>());
+            let setting = self.told(setting);
+            let row = GateCandidate { setting, scores: validation.table(&scores), kl: finite(kl), discarded: None };
+            let discarded = match kl.is_nan() || scores.iter().any(|score| score.is_nan()) {
+                true => Some(GateDiscarded::NotANumber),
+                false => discarded(&row, &baseline, rules),
+            };
+            candidates.push(GateCandidate { discarded, ..row });
+        }
+        observer.finish();
+        self.ranked = (0..candidates.len()).filter(|at| candidates[*at].discarded.is_none()).collect();
+        let kl = |candidate: &GateCandidate| candidate.kl.unwrap_or(f64::INFINITY);
+        self.ranked.sort_by(|a, b| {
+            let (a, b) = (&candidates[*a], &candidates[*b]);
+            false_refusal(&a.scores).total_cmp(&false_refusal(&b.scores)).then(kl(a).total_cmp(&kl(b)))
+        });
+        self.result.baseline = baseline;
+        self.result.harmless = (0..validation.prompts.len()).filter(is_harmless).count();
+        self.result.candidates = candidates;
+        Ok(())
+    }
+
+    /// Indices of the gates of a setting, in the order of their layers.
+    fn picked(&self, count: usize) -> Vec<usize> {
+        let mut picked: Vec<usize> = (0..count.min(self.fitted.len())).collect();
+        picked.sort_unstable_by_key(|at| self.fitted[*at].layer);
+        picked
+    }
+
+    fn terms(&self, Setting { count, open, alpha }: Setting) -> Result<Vec<GatedTerm>, Error> {
+        let term = |at: usize| self.fitted[at].term(&self.fitted[at].fit.gate(open), &self.positions[at], alpha);
+        self.picked(count).into_iter().map(term).collect()
+    }
+
+    /// A setting as it is reported.
+    fn told(&self, Setting { count, open, alpha }: Setting) -> GateSetting {
+        GateSetting { layers: self.picked(count).into_iter().map(|at| self.fitted[at].layer).collect(), open, alpha }
+    }
+
+    /// How many settings hold.
+    pub fn len(&self) -> usize {
+        self.ranked.len()
+    }
+
+    /// Whether none holds.
+    pub fn is_empty(&self) -> bool {
+        self.ranked.is_empty()
+    }
+
+    /// The edit of a setting that holds; the first leaves the least false refusal.
+    ///
+    /// # Errors
+    /// Where none does: the guard's refusal if one lost too much true refusal, else a plain failure.
+    pub fn choice(&self, rank: usize) -> Result<GateChoice, Error> {
+        let Some(&at) = self.ranked.get(rank) else { return Err(nothing_left(&self.result.candidates)) };
+        let chosen = self.tried[at];
+        let row =
+            |at: usize| self.fitted[at].row(&self.fitted[at].fit.gate(chosen.open), &self.positions[at], &self.sources);
+        let terms = self.picked(chosen.count).into_iter().map(row).collect();
+        let result = GateResult { selected: self.told(chosen), terms, ..self.result.clone() };
+        Ok(GateChoice { edit: Edit::new(None, None, self.terms(chosen)?)?, result })
+    }
+}
+
 /// Fits, tries and chooses.
 ///
 /// # Errors
-/// If a run fails; if no layer has a gate, or no candidate is left.
+/// If a run fails; if no layer has a gate, or no setting holds.
 pub fn choose(
     engine: &Engine<'_>,
     chat: &Chat,
@@ -245,75 +382,7 @@ pub fn choose(
     rules: &GateRules,
     observer: &dyn Observer,
 ) -> Result<GateChoice, Error> {
-    let info = &activations.info;
-    let Fits { fitted, layers, sources, left_out } = fit(engine, chat, activations, rules, observer)?;
-    let fitted = spread(fitted, rules.counts.iter().copied().max().unwrap_or(1));
-    if fitted.is_empty() {
-        return Err(Error::failed_with(
-            "no layer has a gate: the activations of pseudo-harmful and harmful prompts cannot be told apart",
-            "other prompts may be; or choose another `--method`",
-        ));
-    }
-    let positions = positions(engine, chat, activations, &fitted, rules, observer)?;
-    // in the order of the layers
-    let picked = |count: usize| {
-        let mut picked: Vec<usize> = (0..count.min(fitted.len())).collect();
-        picked.sort_unstable_by_key(|at| fitted[*at].layer);
-        picked
-    };
-    let terms = |Setting { count, open, alpha }: Setting| -> Result<Vec<GatedTerm>, Error> {
-        let term = |at: usize| fitted[at].term(&fitted[at].fit.gate(open), &positions[at], alpha);
-        picked(count).into_iter().map(term).collect()
-    };
-
-    let mut validation = Validation::new(chat, activations, &sources)?;
-    let tried = rules.grid(fitted.len());
-    observer.start(&Stage::ScoreGates, (validation.prompts.len() * (tried.len() + 1)) as u64);
-    (validation.scores, validation.base) = validation.run(engine, &info.refusal_tokens, observer, |_, p| p)?;
-    let baseline = validation.table(&validation.scores);
-    let mut candidates = Vec::new();
-    for &setting in &tried {
-        let gates = terms(setting)?.iter().map(GatedTerm::rounded).collect();
-        let steering = Steering { direction: None, addition: None, gates };
-        let steered = Engine { steered: Some(&steering), ..*engine };
-        let divergence = |row: usize, q: Vec<f64>| kl_divergence(&validation.base[row], &q);
-        let (scores, kl) = validation.run(&steered, &info.refusal_tokens, observer, divergence)?;
-        let harmless = (0..kl.len()).filter(|row| validation.prompts[*row].2 == PromptClass::Harmless);
-        let kl = mean(&harmless.map(|row| kl[row]).collect::<Vec<_>>());
-        let layers = picked(setting.count).into_iter().map(|at| fitted[at].layer).collect();
-        let setting = GateSetting { layers, open: setting.open, alpha: setting.alpha };
-        let row = GateCandidate { setting, scores: validation.table(&scores), kl: finite(kl), discarded: None };
-        let discarded = match kl.is_nan() || scores.iter().any(|score| score.is_nan()) {
-            true => Some(GateDiscarded::NotANumber),
-            false => discarded(&row, &baseline, rules),
-        };
-        candidates.push(GateCandidate { discarded, ..row });
-    }
-    observer.finish();
-
-    let winner = (0..candidates.len()).filter(|at| candidates[*at].discarded.is_none()).min_by(|a, b| {
-        let (a, b) = (&candidates[*a], &candidates[*b]);
-        let kl = |candidate: &GateCandidate| candidate.kl.unwrap_or(f64::INFINITY);
-        false_refusal(&a.scores).total_cmp(&false_refusal(&b.scores)).then(kl(a).total_cmp(&kl(b)))
-    });
-    let Some(winner) = winner else { return Err(nothing_left(&candidates)) };
-    let chosen = tried[winner];
-    let row = |at: usize| fitted[at].row(&fitted[at].fit.gate(chosen.open), &positions[at], &sources);
-    let result = GateResult {
-        selected: candidates[winner].setting.clone(),
-        terms: picked(chosen.count).into_iter().map(row).collect(),
-        shrinkage: rules.shrinkage,
-        left_out,
-        layers,
-        baseline,
-        candidates,
-        harmless: validation.prompts.iter().filter(|(.., class)| *class == PromptClass::Harmless).count(),
-        kept: activations.means.as_ref().map(|means| means.count()),
-        total: PerClass::from_fn(|class| info.prompts.get(class, Split::Train).len()),
-        refusal_tokens: labelled(&info.refusal_tokens, chat),
-        refusal_tokens_chosen: info.refusal_tokens_chosen,
-    };
-    Ok(GateChoice { edit: Edit::new(None, None, terms(chosen)?)?, result })
+    Gates::search(engine, chat, activations, rules, observer)?.choice(0)
 }
 
 /// What was fitted.

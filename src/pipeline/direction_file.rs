@@ -11,35 +11,24 @@ use crate::edit::{Ablation, Addition, Edit, Factor, GatedTerm, Shape};
 use crate::edit::{Direction, DirectionError};
 use crate::error::Error;
 use crate::files;
-use crate::report::{GateResult, SelectResult};
+use crate::report::{Found, GateResult, SelectResult};
 
-/// How an edit was found, for its file.
-#[derive(Debug, Clone, Copy)]
-pub enum Found<'a> {
-    /// A direction was selected.
-    Selected(&'a SelectResult),
-    /// A gate was fitted and chosen.
-    Gated(&'a GateResult),
-}
-
-impl Found<'_> {
-    /// What the metadata of a file says of it.
-    fn metadata(self) -> Vec<(&'static str, String)> {
-        match self {
-            Self::Selected(SelectResult { selected, .. }) => vec![
-                ("lancet.layer", selected.layer.to_string()),
-                ("lancet.position", selected.position.to_string()),
-                ("lancet.lambda", selected.lambda.to_string()),
-                ("lancet.refusal_score", selected.refusal_score.to_string()),
-                ("lancet.harmful_refusal_score", selected.harmful_refusal_score.to_string()),
-                ("lancet.kl", selected.kl.to_string()),
-            ],
-            Self::Gated(GateResult { selected, .. }) => vec![
-                ("lancet.method", "gate".to_string()),
-                ("lancet.layers", selected.layers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
-                ("lancet.factor", selected.alpha.to_string()),
-            ],
-        }
+/// What the metadata of a file says of how its edit was found.
+fn origin(found: &Found) -> Vec<(&'static str, String)> {
+    match found {
+        Found::Select(SelectResult { selected, .. }) => vec![
+            ("lancet.layer", selected.layer.to_string()),
+            ("lancet.position", selected.position.to_string()),
+            ("lancet.lambda", selected.lambda.to_string()),
+            ("lancet.refusal_score", selected.refusal_score.to_string()),
+            ("lancet.harmful_refusal_score", selected.harmful_refusal_score.to_string()),
+            ("lancet.kl", selected.kl.to_string()),
+        ],
+        Found::Gate(GateResult { selected, .. }) => vec![
+            ("lancet.method", "gate".to_string()),
+            ("lancet.layers", selected.layers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
+            ("lancet.factor", selected.alpha.to_string()),
+        ],
     }
 }
 
@@ -50,10 +39,10 @@ impl Found<'_> {
 ///
 /// # Errors
 /// If it cannot be written.
-pub fn save(path: &Path, edit: &Edit, found: Found<'_>, model_sha256: &str) -> Result<(), Error> {
+pub fn save(path: &Path, edit: &Edit, found: &Found, model_sha256: &str) -> Result<(), Error> {
     let own =
         [("lancet.version", env!("CARGO_PKG_VERSION").to_string()), ("lancet.source_sha256", model_sha256.to_string())];
-    let metadata = own.into_iter().chain(found.metadata()).map(|(key, value)| (key.to_string(), value)).collect();
+    let metadata = own.into_iter().chain(origin(found)).map(|(key, value)| (key.to_string(), value)).collect();
     super::write_whole(path, &encode(edit, metadata)?)
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::engine::cost::Workload;
 use super::engine::{Engine, Generation, Observer};
 use super::evaluate::{self, Settings};
+use super::search::SearchRules;
 use super::stage::Stage;
 use super::{Method, RunOptions};
 use crate::error::Error;
@@ -82,7 +83,7 @@ pub fn probe(engine: &Engine<'_>, prompts: &[Vec<u32>], observer: &dyn Observer)
 pub enum Work {
     /// Train prompts are run.
     Collect,
-    /// Validation prompts are run under candidates.
+    /// Validation prompts are run under candidates, and answered under settings.
     Select,
     /// Further settings are tried.
     Sweep,
@@ -143,11 +144,20 @@ impl Job<'_> {
         let sum = |of: PerClass<f64>| of.into_array().iter().sum::<f64>();
         let (positions, layers) = self.candidates;
         let val = sum(count(Split::Val));
-        let select = match &options.method {
-            Method::Wang => val + share(options.rules.search) * (positions * layers) as f64 * val,
-            Method::Gate(rules) => rules.prompt_runs(self.prompts) as f64,
-        };
         let settings = &options.settings;
+        let directions = |search, n: usize| val + n as f64 * share(search) * (positions * layers) as f64 * val;
+        let (select, tried) = match &options.method {
+            Method::Wang => (directions(options.rules.search, 1), 0),
+            Method::Gate(rules) => (rules.prompt_runs(self.prompts) as f64, 0),
+            Method::Auto(SearchRules { lambdas, gate, rules, .. }) => {
+                let gates = gate.as_ref().map_or(0.0, |gate| gate.prompt_runs(self.prompts) as f64);
+                (directions(rules.search, lambdas.len()) + gates, 1 + lambdas.len() + usize::from(gate.is_some()))
+            }
+        };
+        let searched = match tried {
+            0 => 0.0,
+            n => n as f64 * self.answers(&settings.for_search(), speed),
+        };
         let further = match options.sweep.len() as f64 {
             0.0 => 0.0,
             // the unchanged model is answered for once
@@ -156,7 +166,7 @@ impl Job<'_> {
         let both = 2.0 * self.variants as f64;
         let all = [
             (Work::Collect, sum(count(Split::Train)) * speed.prompt),
-            (Work::Select, select * speed.prompt),
+            (Work::Select, select * speed.prompt + searched),
             (Work::Sweep, further),
             (Work::Answers, both * self.answers(settings, speed)),
             (Work::Others, both * self.others(settings, speed)),
@@ -168,7 +178,7 @@ impl Job<'_> {
     fn answers(&self, settings: &Settings, speed: Speed) -> f64 {
         let each = speed.prompt + settings.max_new_tokens.saturating_sub(1) as f64 * speed.token;
         let of_ask = settings.asks.iter().map(|ask| {
-            let prompts = |class: &PromptClass| self.prompts.get(*class, Split::Test).len().min(ask.limit);
+            let prompts = |class: &PromptClass| self.prompts.get(*class, settings.split).len().min(ask.limit);
             let samples = ask.sampled.map_or(1, |(_, samples)| samples);
             (ask.classes.iter().map(prompts).sum::<usize>() * samples) as f64
         });
@@ -191,7 +201,7 @@ impl Job<'_> {
 }
 
 /// What may be left out, in the order in which it is.
-const OMISSIONS: [Omission; 7] = [
+const OMISSIONS: [Omission; 9] = [
     Omission::ExhaustiveSearch,
     Omission::Sweep,
     Omission::Cost,
@@ -199,6 +209,8 @@ const OMISSIONS: [Omission; 7] = [
     Omission::Perplexity,
     Omission::MultipleChoice,
     Omission::OtherConditions,
+    Omission::OtherLambdas,
+    Omission::OtherMethods,
 ];
 
 /// Leaves something out. Returns whether there was anything to leave out.
@@ -224,6 +236,18 @@ fn leave_out(part: Omission, options: &mut RunOptions<'_>) -> bool {
             let further = settings.asks.iter_mut().skip(1).filter(|ask| ask.classes.len() > 1);
             further.map(|ask| ask.classes = vec![PromptClass::Harmful]).count() > 0
         }
+        Omission::OtherLambdas => match &mut options.method {
+            Method::Auto(SearchRules { lambdas, .. }) if lambdas.len() > 1 => {
+                lambdas.truncate(1);
+                true
+            }
+            _ => false,
+        },
+        // gates take the time; a direction and its answers are what is left
+        Omission::OtherMethods => match &mut options.method {
+            Method::Auto(SearchRules { lambdas, gate, .. }) if !lambdas.is_empty() => gate.take().is_some(),
+            _ => false,
+        },
     }
 }
 

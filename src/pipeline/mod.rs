@@ -28,6 +28,7 @@ pub mod perplexity;
 pub mod prove;
 mod publish;
 pub mod running;
+pub mod search;
 pub mod stage;
 pub mod sweep;
 pub mod understood;
@@ -48,8 +49,8 @@ use crate::error::Error;
 use crate::method::prompts::{PromptClass, Prompts, Split};
 use crate::method::select::Rules;
 use crate::report::{
-    AdditionResult, ClassCounts, CollectSummary, GateResult, Outputs, PackageBake, Provenance, RunResult, RunShared,
-    SelectResult, SweepResult, VariantResult,
+    AdditionResult, ClassCounts, CollectSummary, Found, Outputs, PackageBake, Provenance, RunResult, RunShared,
+    SearchResult, SelectResult, SweepResult, VariantResult,
 };
 use crate::runtime::session::Runtime;
 
@@ -62,6 +63,8 @@ pub use opened::{Opened, Understood};
 pub use package::{Package, Variant};
 pub use publish::{Ready, preflight};
 use running::Running;
+use search::{SearchRules, Searched};
+use sweep::Bench;
 use variant::{BakeJob, Clock, Measuring};
 pub use verdict::verdict;
 pub use write::{check_new_folder, check_place, write_whole};
@@ -119,6 +122,8 @@ impl BakeOptions<'_> {
 /// How the edit of a run is found.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Method {
+    /// Settings of both others are tried on validation prompts, and the best that keeps to the policy is taken.
+    Auto(SearchRules),
     /// One direction is selected and ablated everywhere (Wang et al. 2025).
     Wang,
     /// A gate is fitted at each layer, and the one that validation prompts choose opens an ablation at its layer.
@@ -173,8 +178,8 @@ impl RunOptions<'_> {
     /// What the written models say of how they were made, beside what every bake says.
     fn metadata(&self, found: &FoundEdit, model_sha256: &str) -> Vec<(String, String)> {
         let mut entries = Vec::new();
-        if let Some(SelectResult { selected, .. }) = &found.select {
-            entries.push(("lancet.lambda".into(), self.lambda.to_string()));
+        if let Some(Found::Select(SelectResult { selected, .. })) = &found.found {
+            entries.push(("lancet.lambda".into(), selected.lambda.to_string()));
             entries.push(("lancet.layer".into(), selected.layer.to_string()));
             entries.push(("lancet.position".into(), selected.position.to_string()));
         }
@@ -260,18 +265,11 @@ pub fn run(
     let (activations, resumed) = collect::collect(&engine, &inputs, observer)?;
     let collected = summary(&activations, resumed, None, clock.lap("collect"));
 
-    // 3. the edit
+    // 3. the edit; what is baked is what the direction file will hold, so that anyone can repeat and verify it from that
     options.settings.refusal_tokens.clone_from(&activations.info.refusal_tokens);
-    let mut found = match &options.method {
-        Method::Wang => select(running, engine, &activations, &options, &mut clock, observer)?,
-        Method::Gate(rules) => {
-            let GateChoice { edit, result } = choose_gate::choose(&engine, chat, &activations, rules, observer)?;
-            FoundEdit { edit, select: None, gate: Some(result), addition: None, sweep: None }
-        }
-    };
+    let mut found = find(running, engine, &activations, &options, &mut clock, observer)?;
     clock.lap("select");
-    // what is baked is what the direction file will hold, so that anyone can repeat and verify it from that
-    let edit = direction_file::as_stored(&found.edit)?;
+    let edit = found.edit.as_ref().map(direction_file::as_stored).transpose()?;
     if let Some(sweep) = &mut found.sweep {
         sweep.model = opened.files.onnx.display().to_string();
     }
@@ -280,10 +278,15 @@ pub fn run(
     //    the guard on what was measured on the written model
     let measuring = Measuring { running: *running, settings: &options.settings, guard: &options.guard };
     let plan = options.bake.plan(options.metadata(&found, &model_sha256));
-    let job = BakeJob { edit: &edit, options: &options.bake, plan, measuring: Some(&measuring), observer };
-    let outcomes = publish::stage(ready, &job, &staging, &mut clock)?;
-    if let Some(addition) = &mut found.addition {
-        addition.baked.clone_from(&outcomes[chosen].added);
+    let outcomes = match &edit {
+        Some(edit) => {
+            let job = BakeJob { edit, options: &options.bake, plan, measuring: Some(&measuring), observer };
+            publish::stage(ready, &job, &staging, &mut clock)?
+        }
+        None => Vec::new(),
+    };
+    if let (Some(addition), Some(baked)) = (&mut found.addition, outcomes.get(chosen)) {
+        addition.baked.clone_from(&baked.added);
     }
 
     // 5. what became of them; a variant that fails or is refused stops them all
@@ -309,8 +312,8 @@ pub fn run(
         addition: found.addition,
         sweep: found.sweep,
         budget,
-        select: found.select,
-        gate: found.gate,
+        found: found.found,
+        search: found.search,
     };
     shared.bake.refusal_tokens = collect::labelled(&activations.info.refusal_tokens, chat);
     shared.bake.bytes_written = bytes::folder_bytes(staging.path());
@@ -318,7 +321,7 @@ pub fn run(
     let mut result = RunResult::new(shared, outcomes.into_iter().map(|baked| baked.result).collect());
 
     // 6. publish, whole or not at all
-    if result.verified() && result.guard_allows() {
+    if let Some(edit) = edit.filter(|_| result.verified() && result.guard_allows()) {
         result.shared.bake.published = true;
         result.shared.outputs = publish::outputs(out, &source.relative);
         publish::reports(&result, &edit, &staging)?;
@@ -327,13 +330,40 @@ pub fn run(
     Ok(result)
 }
 
-/// The edit of a run, and how it was found.
+/// The edit of a run, and how it was found; no edit where a search found none that holds.
+#[derive(Default)]
 struct FoundEdit {
-    edit: Edit,
-    select: Option<SelectResult>,
-    gate: Option<GateResult>,
+    edit: Option<Edit>,
+    found: Option<Found>,
+    search: Option<SearchResult>,
     addition: Option<AdditionResult>,
     sweep: Option<SweepResult>,
+}
+
+/// Finds the edit as the method tells.
+fn find(
+    running: &Running<'_>,
+    engine: Engine<'_>,
+    activations: &Activations,
+    options: &RunOptions<'_>,
+    clock: &mut Clock,
+    observer: &dyn Observer,
+) -> Result<FoundEdit, Error> {
+    let Running { chat, prompts, .. } = *running;
+    match &options.method {
+        Method::Auto(rules) => {
+            let settings = options.settings.for_search();
+            let bench = Bench { engine, chat, prompts, settings: &settings, observer };
+            let Searched { chosen, result } = search::search(&bench, activations, rules, &options.guard)?;
+            let (edit, found) = chosen.unzip();
+            Ok(FoundEdit { edit, found, search: Some(result), ..FoundEdit::default() })
+        }
+        Method::Wang => select(running, engine, activations, options, clock, observer),
+        Method::Gate(rules) => {
+            let GateChoice { edit, result } = choose_gate::choose(&engine, chat, activations, rules, observer)?;
+            Ok(FoundEdit { edit: Some(edit), found: Some(Found::Gate(result)), ..FoundEdit::default() })
+        }
+    }
 }
 
 /// Selects the direction, chooses the vector to add, and measures the further lambdas, as the options ask for.
@@ -362,7 +392,7 @@ fn select(
             Some(sweep::over(running, engine, (activations, &mut chooser), &asked, clock, observer)?.0)
         }
     };
-    Ok(FoundEdit { edit, select: Some(result), gate: None, addition, sweep })
+    Ok(FoundEdit { edit: Some(edit), found: Some(Found::Select(result)), addition, sweep, ..FoundEdit::default() })
 }
 
 /// Bakes `edit` into a copy of every variant of a package and verifies them. Without `measuring` no runtime is

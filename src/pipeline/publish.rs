@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 
 use super::bytes::{BLOCK, equal, is_single};
 use super::card;
-use super::direction_file::{self, Found};
 use super::engine::Observer;
 use super::kind::{Evidence, Kind, kind};
 use super::opened::Plans;
@@ -17,7 +16,7 @@ use super::stage::Stage;
 use super::understood::UnderstoodVariant;
 use super::variant::{self, BakeJob, Baked, Clock, Desk};
 use super::walk::{Entry, Left};
-use super::{BakeOptions, write_whole};
+use super::{BakeOptions, direction_file, write_whole};
 use crate::bake::{BakeError, Staging};
 use crate::edit::Edit;
 use crate::error::Error;
@@ -301,15 +300,12 @@ pub(super) fn outputs(out: &Path, model: &Path) -> Outputs {
 /// # Errors
 /// If one cannot be written.
 pub(super) fn reports(result: &RunResult, edit: &Edit, staging: &Staging) -> Result<(), Error> {
-    let RunShared { outputs, select, gate, provenance, .. } = &result.shared;
+    let RunShared { outputs, found, provenance, .. } = &result.shared;
     let stage = |place: &Option<String>| {
         let name = place.as_deref().and_then(|place| Path::new(place).file_name());
         staging.path().join(name.expect("every output has a file name"))
     };
-    let found = match (select, gate) {
-        (Some(select), _) => Found::Selected(select),
-        (None, gate) => Found::Gated(gate.as_ref().expect("a run has a direction or a gate")),
-    };
+    let found = found.as_ref().expect("what has an edit tells how it was found");
     direction_file::save(&stage(&outputs.direction), edit, found, &provenance.model_sha256)?;
     write_whole(&stage(&outputs.report_html), report::html(result).as_bytes())?;
     let json = serde_json::to_vec_pretty(result).expect("plain data");

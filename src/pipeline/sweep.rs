@@ -208,7 +208,7 @@ fn cosine_with_true(activations: &Activations, edit: &Edit, position: i64, layer
     crate::report::finite(cosine(edit.ablation()?.unit(), &r))
 }
 
-/// The test prompts, ready to be asked under one edit after another.
+/// Prompts, ready to be asked under one edit after another.
 pub(super) struct Bench<'a> {
     pub engine: Engine<'a>,
     pub chat: &'a Chat,
@@ -218,7 +218,7 @@ pub(super) struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn measure(&self, edit: Option<&Edit>, whose: &Answers) -> Result<Measured, Error> {
+    pub(super) fn measure(&self, edit: Option<&Edit>, whose: &Answers) -> Result<Measured, Error> {
         let steering = edit.map(Steering::of);
         let engine = Engine { steered: steering.as_ref(), ..self.engine };
         let Self { chat, prompts, settings, observer, .. } = *self;
@@ -244,16 +244,22 @@ impl Bench<'_> {
     }
 }
 
-/// A row with what the wrapped prompts came to, taken together.
-fn wrapped_into(measured: &Measured, settings: &evaluate::Settings, row: SweepRow) -> SweepRow {
+/// What the wrapped prompts came to, taken together; `None` where there were none.
+pub(super) fn wrapped(measured: &Measured, settings: &evaluate::Settings) -> Option<ClassResult> {
     let wrapped = measured.sets.iter().filter(|set| settings.asks[set.ask].wrapper.is_some());
     let results: Vec<ClassResult> = wrapped.map(|set| set.result(settings.seed)).collect();
-    if results.is_empty() {
-        return row;
-    }
     let sum = |get: fn(&ClassResult) -> usize| results.iter().map(get).sum();
-    let all = ClassResult::new(sum(|r| r.refused), sum(|r| r.total), &[]);
-    SweepRow { wrapped_refusal_rate: Some(all.refusal_rate), wrapped_interval: all.refusal_interval, ..row }
+    (!results.is_empty()).then(|| ClassResult::new(sum(|r| r.refused), sum(|r| r.total), &[]))
+}
+
+/// A row with that.
+fn wrapped_into(measured: &Measured, settings: &evaluate::Settings, row: SweepRow) -> SweepRow {
+    match wrapped(measured, settings) {
+        Some(all) => {
+            SweepRow { wrapped_refusal_rate: Some(all.refusal_rate), wrapped_interval: all.refusal_interval, ..row }
+        }
+        None => row,
+    }
 }
 
 /// The setting with the lowest pseudo-harmful refusal rate among those within the policy; ties go to the smaller harmless

@@ -25,6 +25,10 @@ pub enum Omission {
     MultipleChoice,
     /// Sampled answers, and those under another system prompt, are made to harmful prompts only.
     OtherConditions,
+    /// The search tries the first lambda alone.
+    OtherLambdas,
+    /// The search tries directions alone, no gates.
+    OtherMethods,
 }
 
 impl fmt::Display for Omission {
@@ -37,6 +41,8 @@ impl fmt::Display for Omission {
             Self::Perplexity => "the perplexity",
             Self::MultipleChoice => "multiple choice",
             Self::OtherConditions => "sampled answers and those under another system prompt, except to harmful prompts",
+            Self::OtherLambdas => "all but the first lambda of the search",
+            Self::OtherMethods => "gates in the search",
         })
     }
 }

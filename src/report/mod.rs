@@ -20,6 +20,7 @@ mod sample;
 #[cfg(test)]
 mod schema;
 pub mod scores;
+mod search;
 pub mod stream_graph;
 mod sweep;
 mod verdict;
@@ -47,10 +48,11 @@ pub use measured::{
     Latency, Measured, ModelEval, OneCondition, Ratio, SetRow, Setup,
 };
 pub use results::{
-    BakeResult, BakeShared, EvalShared, FileKind, FileRow, InspectShared, PackageBake, PackageEval, PackageInspect,
-    PackageVerify, Results, RunResult, RunShared, VariantEval, VariantInspect, VariantResult, VariantVerify,
-    VerifyShared,
+    BakeResult, BakeShared, EvalShared, FileKind, FileRow, Found, InspectShared, PackageBake, PackageEval,
+    PackageInspect, PackageVerify, Results, RunResult, RunShared, VariantEval, VariantInspect, VariantResult,
+    VariantVerify, VerifyShared,
 };
+pub use search::{SearchResult, SearchRow, SearchSetting};
 pub use sweep::{AdditionResult, AdditionRow, CrossRow, SweepResult, SweepRow};
 pub use verdict::Verdict;
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::budget::Budget;
 use super::{
     AdditionResult, CollectSummary, EditResult, EvalResult, Finding, GateResult, Gated, GuardResult, InspectResult,
-    ModelEval, Outputs, Provenance, RefusalToken, SCHEMA, SelectResult, SweepResult, VerifyResult,
+    ModelEval, Outputs, Provenance, RefusalToken, SCHEMA, SearchResult, SelectResult, SweepResult, VerifyResult,
 };
 
 /// What a command found or did: `shared` is true of the whole package, `variants` has each of its models, sorted by path.
@@ -138,6 +138,17 @@ pub struct BakeShared {
     pub seconds: BTreeMap<String, f64>,
 }
 
+/// How an edit was found: in JSON the key `select` or the key `gate`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Found {
+    /// A direction was selected.
+    Select(SelectResult),
+    /// Gates were fitted and chosen.
+    Gate(GateResult),
+}
+
 /// What `lancet run` did with all variants together.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -149,12 +160,12 @@ pub struct RunShared {
     pub direction_from: String,
     /// Activations.
     pub collect: CollectSummary,
-    /// The direction, where one is ablated.
+    /// The edit; none where a search found none that holds.
+    #[serde(flatten)]
+    pub found: Option<Found>,
+    /// What it was chosen among, where its setting was searched for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub select: Option<SelectResult>,
-    /// The gated ablation, where there is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gate: Option<GateResult>,
+    pub search: Option<SearchResult>,
     /// Activation addition, where it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub addition: Option<AdditionResult>,
@@ -285,6 +296,12 @@ impl<S> Results<S, VariantResult> {
 }
 
 impl RunResult {
+    /// Why no setting of a search holds; `None` where one does, or none was searched for.
+    #[must_use]
+    pub fn nothing_holds(&self) -> Option<&str> {
+        self.shared.search.as_ref().filter(|search| search.chosen.is_none())?.refusal.as_deref()
+    }
+
     /// The variant that the direction comes from; `None` only where there is no variant.
     #[must_use]
     pub fn source(&self) -> Option<&VariantResult> {

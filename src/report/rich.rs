@@ -429,11 +429,11 @@ pub fn run() -> RunResult {
             .split(' ')
             .map(String::from)
             .collect();
-    run.shared.select.as_mut().unwrap().candidates = candidates();
-    run.shared.select.as_mut().unwrap().selected =
+    sample::select(&mut run).candidates = candidates();
+    sample::select(&mut run).selected =
         Selected { position: -2, layer: 11, lambda: 0.8, refusal_score: -2.0, harmful_refusal_score: 5.7, kl: 0.0061 };
-    run.shared.select.as_mut().unwrap().positions.insert(0, PositionLabel { position: -5, token: "<|im_end|>".into() });
-    run.shared.select.as_mut().unwrap().layers = layers();
+    sample::select(&mut run).positions.insert(0, PositionLabel { position: -5, token: "<|im_end|>".into() });
+    sample::select(&mut run).layers = layers();
     run.variants[0].bake.edits = edits();
     run.variants[0].bake.bytes_written = 812_000_000;
     run.variants[0].eval = Some(EvalResult {

@@ -250,7 +250,7 @@ pub fn run() -> RunResult {
             output: None,
             seconds: 3.1,
         },
-        select: Some(SelectResult {
+        found: Some(Found::Select(SelectResult {
             selected: Selected {
                 position: -2,
                 layer: 3,
@@ -274,8 +274,8 @@ pub fn run() -> RunResult {
             paper: false,
             search: Search::Exhaustive,
             layers: vec![],
-        }),
-        gate: None,
+        })),
+        search: None,
         addition: None,
         sweep: None,
         budget: None,
@@ -341,6 +341,14 @@ pub fn baked(run: RunResult) -> PackageBake {
     PackageBake::new(run.shared.bake, run.variants)
 }
 
+/// The direction of a run.
+pub fn select(run: &mut RunResult) -> &mut SelectResult {
+    match &mut run.shared.found {
+        Some(Found::Select(select)) => select,
+        _ => panic!("no direction was selected"),
+    }
+}
+
 /// A run whose edit is a gated ablation.
 pub fn gated() -> RunResult {
     let source = |hand, dressed| SourceName { hand, dressed };
@@ -395,7 +403,6 @@ pub fn gated() -> RunResult {
         ..GateResult::default()
     };
     let mut run = run();
-    run.shared.select = None;
-    run.shared.gate = Some(gate);
+    run.shared.found = Some(Found::Gate(gate));
     run
 }

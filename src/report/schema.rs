@@ -89,7 +89,10 @@ fn fields() -> String {
     let mut out = String::new();
     let mut describe = |name: &str, of: &serde_json::Value| {
         out.push_str(&format!("\n### {name}\n\n{}\n", line(of)));
-        if let Some(variants) = of["oneOf"].as_array().filter(|all| all.iter().any(|v| v["properties"].is_object())) {
+        let is_choice = |all: &&Vec<serde_json::Value>| all.iter().any(|v| v["properties"].is_object());
+        let choices = [&of["oneOf"], &of["anyOf"][0]["oneOf"]].into_iter().filter_map(|all| all.as_array());
+        let choices = choices.into_iter().find(is_choice);
+        if let Some(variants) = choices.filter(|_| !of["properties"].is_object()) {
             out.push_str("\n| `kind` | further fields | meaning |\n|---|---|---|\n");
             for variant in variants {
                 let tag = kind(&variant["properties"]["kind"]);
@@ -108,6 +111,12 @@ fn fields() -> String {
         out.push_str("\n| field | type | meaning |\n|---|---|---|\n");
         for (field, of) in properties {
             out.push_str(&format!("| `{field}` | {} | {} |\n", kind(of), line(of)));
+        }
+        // a choice that lies flat among the fields
+        for choice in choices.into_iter().flatten() {
+            for (field, of) in choice["properties"].as_object().into_iter().flatten() {
+                out.push_str(&format!("| `{field}` | {} (one of these, or none) | {} |\n", kind(of), line(choice)));
+            }
         }
     };
     describe("RunResult", &schema);

@@ -12,6 +12,8 @@ pub enum Verdict {
     Overridden,
     /// The guard did not pass: no model.
     GuardRefused,
+    /// No setting of the search keeps to the policy: no model.
+    NothingHolds,
     /// The rewritten model is not what it should be: no model.
     NotVerified,
 }
@@ -24,6 +26,7 @@ impl Verdict {
             Self::Published => "published",
             Self::Overridden => "published against the guard",
             Self::GuardRefused => "not published, the guard refused",
+            Self::NothingHolds => "not published, no setting holds",
             Self::NotVerified => "not published, verification failed",
         }
     }
@@ -43,6 +46,9 @@ impl RunResult {
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         let forced = self.variants.iter().filter_map(|v| v.guard.as_ref()).any(|g| !g.passed && g.overridden);
+        if self.nothing_holds().is_some() {
+            return Verdict::NothingHolds;
+        }
         match (self.verified(), self.guard_allows(), forced) {
             (false, _, _) => Verdict::NotVerified,
             (true, false, _) => Verdict::GuardRefused,

@@ -32,7 +32,7 @@ use crate::runtime::{Decoding, Sampling};
 /// Pairs of timed runs.
 pub(super) const COST_PAIRS: usize = 6;
 
-/// One way of putting the test prompts to a model. The first one of [`Settings`] is the plain one.
+/// One way of putting prompts to a model. The first one of [`Settings`] is the plain one.
 #[derive(Clone)]
 pub struct Ask {
     /// Which condition it is.
@@ -88,6 +88,8 @@ impl Ask {
 /// How to measure.
 #[derive(Clone)]
 pub struct Settings {
+    /// Which prompts are asked: those of the test split, but where a setting is searched for.
+    pub split: Split,
     /// New tokens at most, an answer.
     pub max_new_tokens: usize,
     /// Tokens that end an answer.
@@ -120,7 +122,7 @@ impl Settings {
         let mut all = Vec::new();
         for (at, ask) in self.asks.iter().enumerate() {
             for &class in &ask.classes {
-                let texts = prompts.get(class, Split::Test);
+                let texts = prompts.get(class, self.split);
                 let texts = &texts[..texts.len().min(ask.limit)];
                 let asked: Vec<String> = match &ask.wrapper {
                     Some(wrapper) => texts.iter().map(|text| wrapper.wrap(text)).collect(),
@@ -163,6 +165,12 @@ impl Settings {
             cost: false,
             ..self.clone()
         }
+    }
+
+    /// What is measured of every setting of a search: the same, on validation prompts.
+    #[must_use]
+    pub fn for_search(&self) -> Self {
+        Self { split: Split::Val, ..self.for_sweep() }
     }
 }
 

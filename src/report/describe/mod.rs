@@ -9,6 +9,7 @@ mod inspect;
 mod package;
 mod provenance;
 mod refusals;
+mod search;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,7 @@ pub use package::{bake, inspect, verify};
 pub use sweep::sweep;
 
 use super::document::{Block, Detail, Document, Look, Section, Text};
-use super::{PackageEval, RunResult, VariantEval, Verdict};
+use super::{Found, PackageEval, RunResult, VariantEval, Verdict};
 
 /// The whole job, the verdict first. Of several variants, the one that the direction comes from is told in full.
 #[must_use]
@@ -29,7 +30,7 @@ pub fn run(run: &RunResult) -> Document {
     let look = match run.verdict() {
         Verdict::Published => Look::Good,
         Verdict::Overridden => Look::Doubtful,
-        Verdict::GuardRefused | Verdict::NotVerified => Look::Bad,
+        Verdict::GuardRefused | Verdict::NothingHolds | Verdict::NotVerified => Look::Bad,
     };
     let source = run.source();
     let eval = source.and_then(|v| v.eval.as_ref());
@@ -46,10 +47,18 @@ pub fn run(run: &RunResult) -> Document {
     sections.extend(source.and_then(|v| v.guard.as_ref()).map(guard::guard));
     sections.extend(eval.map(refusals::telling));
     sections.extend(shared.sweep.iter().flat_map(|result| sweep::section(result, Detail::Full)));
-    sections.extend(shared.select.as_ref().map(direction::direction));
-    sections.extend(shared.gate.as_ref().map(gate::gate));
-    let added = shared.addition.as_ref().zip(shared.select.as_ref());
-    sections.extend(added.map(|(addition, select)| direction::addition(addition, select)));
+    sections.extend(shared.search.as_ref().map(|found| {
+        let test = eval.map(|eval| (&eval.after, eval.harmless_kl));
+        search::search(found, test)
+    }));
+    match &shared.found {
+        Some(Found::Select(select)) => {
+            sections.push(direction::direction(select));
+            sections.extend(shared.addition.as_ref().map(|addition| direction::addition(addition, select)));
+        }
+        Some(Found::Gate(found)) => sections.push(gate::gate(found)),
+        None => {}
+    }
     sections.extend(source.map(|v| change::change(&v.bake, &v.verify)));
     sections.push(provenance::provenance(run));
     if let Some(eval) = eval {

@@ -79,8 +79,10 @@ fn documents(of: &RunResult) -> Vec<Document> {
     ];
     all.extend((!of.variants.is_empty()).then(|| eval(&evaluated(of))));
     all.extend(of.shared.sweep.as_ref().map(sweep));
-    all.extend(of.shared.select.as_ref().map(select));
-    all.extend(of.shared.gate.as_ref().map(select_gate));
+    all.extend(of.shared.found.as_ref().map(|found| match found {
+        Found::Select(found) => select(found),
+        Found::Gate(found) => select_gate(found),
+    }));
     for at in 0..of.variants.len() {
         let mut bare = of.clone();
         bare.variants = vec![VariantResult { eval: None, ..of.variants[at].clone() }];
@@ -202,25 +204,19 @@ fn nothing_steers_a_terminal_or_turns_the_writing_around() {
 #[test]
 fn nothing_panics_on_empty_narrow_or_not_finite() {
     let mut broken = everything();
-    broken.shared.select.as_mut().unwrap().selected.kl = f64::NAN;
+    sample::select(&mut broken).selected.kl = f64::NAN;
     sample::eval(&mut broken).before.harmful.refusal_rate = f64::NAN;
     sample::eval(&mut broken).harmless_kl = Some(f64::INFINITY);
     sample::guard(&mut broken).drop = f64::NAN;
     broken.variants[0].bake.seconds = f64::NAN;
     broken.variants[0].bake.edits[1].leak_after = Some(f64::NAN);
-    broken.shared.select.as_mut().unwrap().candidates[3].refusal_score = Some(f64::NAN);
-    broken.shared.select.as_mut().unwrap().candidates[4].kl = Some(f64::INFINITY);
-    broken.shared.select.as_mut().unwrap().candidates.iter_mut().for_each(|c| c.raw_norm = f64::NAN);
+    sample::select(&mut broken).candidates[3].refusal_score = Some(f64::NAN);
+    sample::select(&mut broken).candidates[4].kl = Some(f64::INFINITY);
+    sample::select(&mut broken).candidates.iter_mut().for_each(|c| c.raw_norm = f64::NAN);
     broken.shared.bake.seconds.insert("x".into(), f64::NAN);
     broken.variants[0].verify.passed = false;
     let mut flat = sample::run();
-    flat.shared
-        .select
-        .as_mut()
-        .unwrap()
-        .candidates
-        .iter_mut()
-        .for_each(|c| (c.refusal_score, c.kl) = (None, Some(0.0)));
+    sample::select(&mut flat).candidates.iter_mut().for_each(|c| (c.refusal_score, c.kl) = (None, Some(0.0)));
     if let Some(sweep) = &mut broken.shared.sweep {
         sweep.recommended = Some(99);
     }
@@ -278,7 +274,8 @@ fn markup_nests() {
 #[test]
 fn a_gate_is_told_in_words() {
     let run = sample::gated();
-    insta::assert_snapshot!(plain(&select_gate(run.shared.gate.as_ref().unwrap()), 92), @r#"
+    let Some(Found::Gate(found)) = &run.shared.found else { panic!("its edit is gated") };
+    insta::assert_snapshot!(plain(&select_gate(found), 92), @r#"
     Gate        layer 2, factor 1; it may open for 2.0 % of the harmful prompts of a source
     Validation  refused 54 of 64 → 22 of 64 pseudo-harmful, 62 of 64 → 62 of 64 harmful;
                 harmless KL 0.00400 on 32 prompts
@@ -647,7 +644,7 @@ fn stages_read_well() {
     Collected   160 harmful, 160 pseudo-harmful, 160 harmless prompts in 3.10 s
     Means       4 positions x 6 layers of width 128
     "#);
-    insta::assert_snapshot!(plain(&select(run.shared.select.as_ref().unwrap()), 92), @r#"
+    insta::assert_snapshot!(plain(&select(sample::select(&mut run)), 92), @r#"
     Direction       layer 3, position -2 `<|assistant|>`, lambda 1
     Validation      refusal score +3.21 → -1.02 pseudo-harmful, +5.64 → +5.31 harmful; harmless
                     KL 0.00493

@@ -1,0 +1,86 @@
+//! How the setting of a run was found.
+
+use serde::{Deserialize, Serialize};
+
+use super::number::percent;
+use super::{ClassTable, GateSetting, GuardResult, Interval};
+
+/// What sets a row of a search apart.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum SearchSetting {
+    /// The model as it is.
+    #[default]
+    Unchanged,
+    /// One direction is ablated at every write (Wang et al. 2025).
+    Wang {
+        /// Lambda of the partial orthogonalisation, 0 to 1.
+        lambda: f64,
+        /// Token position that the direction comes from, negative; `None` where no candidate was left.
+        position: Option<i64>,
+        /// Its layer; `None` where no candidate was left.
+        layer: Option<usize>,
+    },
+    /// A gated ablation at a few layers; `None` where there is no gate, or none holds by its scores.
+    Gate {
+        /// The setting of the gates.
+        gates: Option<GateSetting>,
+    },
+}
+
+impl std::fmt::Display for SearchSetting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unchanged => f.write_str("unchanged"),
+            Self::Wang { lambda, .. } => write!(f, "wang, lambda {lambda}"),
+            Self::Gate { gates: None } => f.write_str("gate"),
+            Self::Gate { gates: Some(GateSetting { layers, open, alpha }) } => {
+                let layers: Vec<String> = layers.iter().map(ToString::to_string).collect();
+                write!(f, "gate, layers {}, open for {}, factor {alpha}", layers.join(" "), percent(*open))
+            }
+        }
+    }
+}
+
+/// One setting, measured on validation prompts with the edit at run time.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct SearchRow {
+    /// What sets it apart.
+    pub setting: SearchSetting,
+    /// Validation prompts, a class each; empty where nothing was measured.
+    pub classes: ClassTable,
+    /// Harmful refusal rate inside the wrappers; `None` where none were asked.
+    pub wrapped_refusal_rate: Option<f64>,
+    /// Wilson's 95 % interval of it.
+    pub wrapped_interval: Option<Interval>,
+    /// Mean harmless KL at the first response position, in nats.
+    pub harmless_kl: Option<f64>,
+    /// The policy's judgement on the validation prompts, without its bounds; `None` for the unchanged model, and where
+    /// nothing was measured.
+    pub guard: Option<GuardResult>,
+    /// Why nothing was measured: all candidates were discarded, say.
+    pub failure: Option<String>,
+}
+
+impl SearchRow {
+    /// Whether it keeps to the policy and refuses fewer pseudo-harmful prompts than the unchanged model does.
+    #[must_use]
+    pub fn holds(&self, unchanged: &Self) -> bool {
+        let refused = |row: &Self| row.classes.pseudo_harmful.refused;
+        self.guard.as_ref().is_some_and(|guard| guard.passed) && refused(self) < refused(unchanged)
+    }
+}
+
+/// The search for a setting (method `auto`): settings of every method, on validation prompts, under the policy.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct SearchResult {
+    /// Every setting; the first row is the unchanged model.
+    pub rows: Vec<SearchRow>,
+    /// Index into `rows` of what was baked; `None` where nothing holds.
+    pub chosen: Option<usize>,
+    /// Where nothing holds: what came closest, and what it lost.
+    pub refusal: Option<String>,
+}
