@@ -61,6 +61,12 @@ fn a_gate_is_fitted_and_chosen_and_what_it_makes_is_proved() {
         for source in row["sources"].as_array().unwrap() {
             assert!(source["opens_harmful"].as_f64().unwrap() <= gate_share(&result));
         }
+        // of the run's own prompts those count that the collection kept, by the same refusal scores
+        let own = &row["sources"][0];
+        assert_eq!(own["source"], serde_json::json!({"hand": "own", "dress": "plain"}));
+        for class in ["pseudo_harmful", "harmful"] {
+            assert_eq!(own[class], result["shared"]["gate"]["kept"][class], "{class}");
+        }
     }
     assert_eq!(only(&result)["bake"]["gated"].as_array().unwrap().len(), layers.len());
     assert!(only(&result)["guard"]["passed"] == true);

@@ -76,7 +76,7 @@ fn gates(args: &MethodArgs, max_harmful_drop: f64) -> GateRules {
     GateRules {
         kl_threshold: args.kl_threshold.min(default.kl_threshold),
         harmful_drop: max_harmful_drop,
-        opens: vec![max_harmful_drop, 0.0],
+        opens: vec![max_harmful_drop, max_harmful_drop / 2.0],
         ..default
     }
 }

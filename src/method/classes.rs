@@ -61,6 +61,27 @@ pub enum Hand {
     Bundled,
     /// Bundled pairs that differ in what they are about alone: a pseudo-harmful prompt, and its unsafe contrast.
     Contrasts,
+    /// Bundled pairs of requests about the same dangerous matter, of which one may be answered.
+    Requests,
+}
+
+/// What is put around every prompt of a source, the same for both classes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Dress {
+    /// Nothing.
+    #[default]
+    Plain,
+    /// Words of a longer request that say nothing of harm.
+    Longer,
+    /// Words that claim that the request is harmless, or forbid to turn it down.
+    Bypass,
+}
+
+impl Dress {
+    /// All, in the order of tables.
+    pub const ALL: [Self; 3] = [Self::Plain, Self::Longer, Self::Bypass];
 }
 
 /// What a source holds.
@@ -69,8 +90,8 @@ pub enum Hand {
 pub struct SourceName {
     /// Who wrote its prompts.
     pub hand: Hand,
-    /// Whether each is dressed: put into words of a longer request that say nothing of harm, the same for both classes.
-    pub dressed: bool,
+    /// What is put around each of them.
+    pub dress: Dress,
 }
 
 impl std::fmt::Display for SourceName {
@@ -79,8 +100,13 @@ impl std::fmt::Display for SourceName {
             Hand::Own => "the run's own",
             Hand::Bundled => "bundled",
             Hand::Contrasts => "contrast pairs",
+            Hand::Requests => "request pairs",
         })?;
-        if self.dressed { f.write_str(", dressed") } else { Ok(()) }
+        match self.dress {
+            Dress::Plain => Ok(()),
+            Dress::Longer => f.write_str(", longer"),
+            Dress::Bypass => f.write_str(", with a bypass"),
+        }
     }
 }
 

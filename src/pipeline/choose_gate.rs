@@ -22,6 +22,9 @@ use crate::report::{
     false_refusal, finite,
 };
 
+/// Refused train prompts of each class that a source must have to be used.
+const FEWEST_REFUSED: usize = 8;
+
 /// Prompts of each class whose other positions are looked at.
 const OBSERVED: usize = 32;
 
@@ -32,7 +35,8 @@ pub struct GateRules {
     pub shrinkage: f64,
     /// Numbers of layers that are tried at run time.
     pub counts: Vec<usize>,
-    /// Shares of the harmful train prompts of any source for which a gate may open, which are tried.
+    /// Shares of the refused harmful train prompts of any source for which a gate may open, in the order in which they are
+    /// tried: as far as the first of which a setting holds.
     pub opens: Vec<f64>,
     /// Factors that are tried.
     pub alphas: Vec<f64>,
@@ -49,8 +53,8 @@ impl Default for GateRules {
         Self {
             shrinkage: 0.1,
             counts: vec![1, 2, 4],
-            opens: vec![0.02, 0.0],
-            alphas: vec![1.0],
+            opens: vec![0.02, 0.01],
+            alphas: vec![1.0, 2.0],
             layer_share: 0.8,
             kl_threshold: 0.05,
             harmful_drop: 0.02,
@@ -74,21 +78,20 @@ impl GateRules {
         let harmless = |split| prompts.get(PromptClass::Harmless, split).len();
         let train = all.iter().map(|source| of(&source.train)).sum::<usize>() + harmless(Split::Train);
         let val = all.iter().map(|source| of(&source.val)).sum::<usize>() + harmless(Split::Val);
-        let settings = self.counts.len() * self.opens.len() * self.alphas.len();
+        // as a rule one of the first share holds
+        let settings = self.counts.len() * self.alphas.len();
         // some prompts of each class are answered, and run with their answers
         train + 2 * PromptClass::ALL.len() * OBSERVED + (1 + settings) * val
     }
 
-    /// Every setting, where so many layers have a gate; none twice.
-    fn grid(&self, layers: usize) -> Vec<Setting> {
+    /// Every setting that opens for so many, where so many layers have a gate; none twice.
+    fn grid(&self, layers: usize, open: f64) -> Vec<Setting> {
         let mut all: Vec<Setting> = Vec::new();
         for &count in &self.counts {
-            for &open in &self.opens {
-                for &alpha in &self.alphas {
-                    let setting = Setting { count: count.min(layers), open, alpha };
-                    if !all.contains(&setting) {
-                        all.push(setting);
-                    }
+            for &alpha in &self.alphas {
+                let setting = Setting { count: count.min(layers), open, alpha };
+                if !all.contains(&setting) {
+                    all.push(setting);
                 }
             }
         }
@@ -130,11 +133,11 @@ impl Fitted {
         Ok(GatedTerm::ablation(self.layer, gates.into(), &self.direction, self.floor(), alpha)?)
     }
 
-    fn row(&self, gate: &Gate, position: &Gate, all: &[PromptsOf]) -> GateTerm {
-        let source = |(of, held): (&PromptsOf, &HeldOut)| GateSource {
-            source: of.source,
-            pseudo_harmful: of.train.pseudo_harmful.len(),
-            harmful: of.train.harmful.len(),
+    fn row(&self, gate: &Gate, position: &Gate, all: &[Used]) -> GateTerm {
+        let source = |(used, held): (&Used, &HeldOut)| GateSource {
+            source: used.of.source,
+            pseudo_harmful: used.pseudo_harmful,
+            harmful: used.harmful,
             opens_pseudo_harmful: held.open,
             opens_harmful: held.shut,
             auc: held.auc,
@@ -149,6 +152,16 @@ impl Fitted {
             sources: all.iter().zip(&gate.held_out).map(source).collect(),
         }
     }
+}
+
+/// A source that gates are fitted on.
+#[derive(Clone)]
+struct Used {
+    of: PromptsOf,
+    /// Its pseudo-harmful train prompts that the model refuses; the others are not used.
+    pseudo_harmful: usize,
+    /// The same of the harmful ones.
+    harmful: usize,
 }
 
 /// The best layers first, none beside one before it as long as others are left: layers that lie side by side say the same.
@@ -167,7 +180,7 @@ fn spread(mut fitted: Vec<Fitted>, most: usize) -> Vec<Fitted> {
 struct Validation {
     /// Tokens, with the source and class of each; harmless prompts are the run's own.
     prompts: Vec<(Vec<u32>, usize, PromptClass)>,
-    sources: Vec<PromptsOf>,
+    sources: Vec<SourceName>,
     /// Refusal scores of the unchanged model, in nats.
     scores: Vec<f64>,
     /// Its next-token probabilities, `[d_vocab]`; empty but for harmless prompts.
@@ -175,9 +188,9 @@ struct Validation {
 }
 
 impl Validation {
-    fn new(chat: &Chat, activations: &Activations, sources: &[PromptsOf]) -> Result<Self, Error> {
+    fn new(chat: &Chat, activations: &Activations, sources: &[Used]) -> Result<Self, Error> {
         let mut prompts = Vec::new();
-        for (at, of) in sources.iter().enumerate() {
+        for (at, Used { of, .. }) in sources.iter().enumerate() {
             let classes =
                 [(PromptClass::PseudoHarmful, &of.val.pseudo_harmful), (PromptClass::Harmful, &of.val.harmful)];
             for (class, texts) in classes {
@@ -186,7 +199,8 @@ impl Validation {
         }
         let harmless = encode(chat, activations.info.prompts.get(PromptClass::Harmless, Split::Val))?;
         prompts.extend(harmless.into_iter().map(|tokens| (tokens, 0, PromptClass::Harmless)));
-        Ok(Self { prompts, sources: sources.to_vec(), scores: Vec::new(), base: Vec::new() })
+        let sources = sources.iter().map(|used| used.of.source).collect();
+        Ok(Self { prompts, sources, scores: Vec::new(), base: Vec::new() })
     }
 
     /// Runs every prompt and returns the refusal scores and, of harmless prompts, what `each` makes of the next-token
@@ -213,15 +227,20 @@ impl Validation {
         Ok((scores, harmless))
     }
 
+    /// Indices of the harmless prompts.
+    fn harmless(&self) -> impl Iterator<Item = usize> {
+        (0..self.prompts.len()).filter(|row| self.prompts[*row].2 == PromptClass::Harmless)
+    }
+
     /// What refusal scores come to, source by source.
     fn table(&self, scores: &[f64]) -> Vec<GateScores> {
-        let of_source = |(at, of): (usize, &PromptsOf)| {
-            let mut row = GateScores { source: of.source, ..GateScores::default() };
-            for (index, (_, source, class)) in self.prompts.iter().enumerate() {
+        let of_source = |(at, source): (usize, &SourceName)| {
+            let mut row = GateScores { source: *source, ..GateScores::default() };
+            for (index, (_, of, class)) in self.prompts.iter().enumerate() {
                 let refused = scores[index] > 0.0;
                 let count = match class {
-                    PromptClass::PseudoHarmful if *source == at => &mut row.pseudo_harmful,
-                    PromptClass::Harmful if *source == at => &mut row.harmful,
+                    PromptClass::PseudoHarmful if *of == at => &mut row.pseudo_harmful,
+                    PromptClass::Harmful if *of == at => &mut row.harmful,
                     _ => continue,
                 };
                 count.total += 1;
@@ -240,7 +259,7 @@ pub struct Gates {
     fitted: Vec<Fitted>,
     /// What tells the last position, at each of their layers.
     positions: Vec<Gate>,
-    sources: Vec<PromptsOf>,
+    sources: Vec<Used>,
     tried: Vec<Setting>,
     /// Indices of the settings that hold, the one that leaves the least false refusal first.
     ranked: Vec<usize>,
@@ -280,14 +299,13 @@ impl Gates {
             refusal_tokens_chosen: info.refusal_tokens_chosen,
             ..GateResult::default()
         };
-        let tried = rules.grid(fitted.len());
-        let mut gates = Self { fitted, positions, sources, tried, ranked: Vec::new(), result };
+        let mut gates = Self { fitted, positions, sources, tried: Vec::new(), ranked: Vec::new(), result };
         let validation = Validation::new(chat, activations, &gates.sources)?;
         gates.try_all(engine, validation, &info.refusal_tokens, rules, observer)?;
         Ok(gates)
     }
 
-    /// Runs the validation prompts under every setting.
+    /// Runs the validation prompts under the settings of one share after another, as far as one holds.
     fn try_all(
         &mut self,
         engine: &Engine<'_>,
@@ -296,25 +314,28 @@ impl Gates {
         rules: &GateRules,
         observer: &dyn Observer,
     ) -> Result<(), Error> {
-        observer.start(&Stage::ScoreGates, (validation.prompts.len() * (self.tried.len() + 1)) as u64);
+        let n = validation.prompts.len() as u64;
+        observer.start(&Stage::ScoreGates, n);
         (validation.scores, validation.base) = validation.run(engine, refusal_tokens, observer, |_, p| p)?;
         let baseline = validation.table(&validation.scores);
-        let is_harmless = |row: &usize| validation.prompts[*row].2 == PromptClass::Harmless;
-        let mut candidates = Vec::new();
-        for &setting in &self.tried {
-            let gates = self.terms(setting)?.iter().map(GatedTerm::rounded).collect();
-            let steering = Steering { direction: None, addition: None, gates };
-            let steered = Engine { steered: Some(&steering), ..*engine };
-            let divergence = |row: usize, q: Vec<f64>| kl_divergence(&validation.base[row], &q);
-            let (scores, kl) = validation.run(&steered, refusal_tokens, observer, divergence)?;
-            let kl = mean(&(0..kl.len()).filter(is_harmless).map(|row| kl[row]).collect::<Vec<_>>());
-            let setting = self.told(setting);
-            let row = GateCandidate { setting, scores: validation.table(&scores), kl: finite(kl), discarded: None };
-            let discarded = match kl.is_nan() || scores.iter().any(|score| score.is_nan()) {
-                true => Some(GateDiscarded::NotANumber),
-                false => discarded(&row, &baseline, rules),
-            };
-            candidates.push(GateCandidate { discarded, ..row });
+        let mut candidates: Vec<GateCandidate> = Vec::new();
+        for &open in &rules.opens {
+            if candidates.iter().any(|candidate| candidate.discarded.is_none()) {
+                break;
+            }
+            let settings = rules.grid(self.fitted.len(), open);
+            observer.expect(n * (1 + self.tried.len() + settings.len()) as u64);
+            for setting in settings {
+                candidates.push(self.try_one(
+                    setting,
+                    engine,
+                    (&validation, &baseline),
+                    refusal_tokens,
+                    rules,
+                    observer,
+                )?);
+                self.tried.push(setting);
+            }
         }
         observer.finish();
         self.ranked = (0..candidates.len()).filter(|at| candidates[*at].discarded.is_none()).collect();
@@ -324,9 +345,34 @@ impl Gates {
             false_refusal(&a.scores).total_cmp(&false_refusal(&b.scores)).then(kl(a).total_cmp(&kl(b)))
         });
         self.result.baseline = baseline;
-        self.result.harmless = (0..validation.prompts.len()).filter(is_harmless).count();
+        self.result.harmless = validation.harmless().count();
         self.result.candidates = candidates;
         Ok(())
+    }
+
+    /// What a setting comes to on the validation prompts.
+    fn try_one(
+        &self,
+        setting: Setting,
+        engine: &Engine<'_>,
+        (validation, baseline): (&Validation, &[GateScores]),
+        refusal_tokens: &[u32],
+        rules: &GateRules,
+        observer: &dyn Observer,
+    ) -> Result<GateCandidate, Error> {
+        let gates = self.terms(setting)?.iter().map(GatedTerm::rounded).collect();
+        let steering = Steering { direction: None, addition: None, gates };
+        let steered = Engine { steered: Some(&steering), ..*engine };
+        let divergence = |row: usize, q: Vec<f64>| kl_divergence(&validation.base[row], &q);
+        let (scores, kl) = validation.run(&steered, refusal_tokens, observer, divergence)?;
+        let kl = mean(&validation.harmless().map(|row| kl[row]).collect::<Vec<_>>());
+        let scored = validation.table(&scores);
+        let row = GateCandidate { setting: self.told(setting), scores: scored, kl: finite(kl), discarded: None };
+        let discarded = match kl.is_nan() || scores.iter().any(|score| score.is_nan()) {
+            true => Some(GateDiscarded::NotANumber),
+            false => discarded(&row, baseline, rules),
+        };
+        Ok(GateCandidate { discarded, ..row })
     }
 
     /// Indices of the gates of a setting, in the order of their layers.
@@ -391,9 +437,9 @@ struct Fits {
     /// Every layer that was looked at.
     layers: Vec<GateLayer>,
     /// What the gates are fitted on.
-    sources: Vec<PromptsOf>,
-    /// Sources of which the model refuses less than half of the harmful prompts, or less than of the pseudo-harmful ones:
-    /// to it they say nothing of harm.
+    sources: Vec<Used>,
+    /// Sources of which the model refuses too few prompts, less than half of the harmful ones, or less of them than of the
+    /// pseudo-harmful ones: to it they say nothing of harm.
     left_out: Vec<SourceName>,
 }
 
@@ -417,25 +463,27 @@ fn fit(
     }
     let LastPosition { layers: observed, scores } =
         observe::last_position(engine, &layers, &prompts, &info.refusal_tokens, observer)?;
-    let refused = |part: usize| {
-        let scores = &scores[ends[part]..ends[part + 1]];
-        scores.iter().filter(|score| **score > 0.0).count() as f64 / scores.len() as f64
+    // only what the model refuses tells false from true refusal, and only that can be lost
+    let refused = |part: usize| -> Vec<usize> { (ends[part]..ends[part + 1]).filter(|at| scores[*at] > 0.0).collect() };
+    let is_known = |at: &usize| {
+        let of = |part: usize| (refused(part).len(), ends[part + 1] - ends[part]);
+        is_known(all[*at].source.hand, of(2 * at), of(2 * at + 1))
     };
-    let is_known = |at: &usize| is_known(all[*at].source.hand, refused(2 * at), refused(2 * at + 1));
     let (known, unknown): (Vec<usize>, Vec<usize>) = (0..all.len()).partition(is_known);
     let found: Vec<Result<Fitted, (usize, String)>> = layers
         .into_par_iter()
         .zip(observed)
         .map(|(layer, observed)| {
             let observed = observed.mapv(f64::from);
-            let part = |at: usize| observed.slice_axis(Axis(0), Slice::from(ends[at]..ends[at + 1]));
-            let source = |at: usize| Source { open: part(2 * at), shut: part(2 * at + 1) };
-            let fit = gate::fit(&known.iter().map(|at| source(*at)).collect::<Vec<_>>(), rules.shrinkage);
+            let part = |at: usize| observed.select(Axis(0), &refused(at));
+            let parts: Vec<_> = known.iter().map(|at| (part(2 * at), part(2 * at + 1))).collect();
+            let sources = parts.iter().map(|(open, shut)| Source { open: open.view(), shut: shut.view() });
+            let fit = gate::fit(&sources.collect::<Vec<_>>(), rules.shrinkage);
             let mean = |class| activations.of(class).mean(-1, layer);
             let r = Direction::new(diff_in_means(&mean(PromptClass::Harmful), &mean(PromptClass::Harmless)));
             let fit = fit.map_err(|error| (layer, error.to_string()))?;
             let direction = r.map_err(|error| (layer, error.to_string()))?;
-            let rows = part(2 * all.len());
+            let rows = observed.slice_axis(Axis(0), Slice::from(ends[2 * all.len()]..ends[2 * all.len() + 1]));
             let along = rows.rows().into_iter().map(|row| dot(&row.to_vec(), direction.unit()));
             let mut harmless: Vec<f64> = along.collect();
             harmless.sort_unstable_by(f64::total_cmp);
@@ -451,15 +499,25 @@ fn fit(
     Ok(Fits {
         layers: found.iter().map(row).collect(),
         fitted: found.into_iter().flatten().collect(),
-        sources: known.iter().map(|at| all[*at].clone()).collect(),
+        sources: known
+            .iter()
+            .map(|at| Used {
+                of: all[*at].clone(),
+                pseudo_harmful: refused(2 * at).len(),
+                harmful: refused(2 * at + 1).len(),
+            })
+            .collect(),
         left_out: unknown.iter().map(|at| all[*at].source).collect(),
     })
 }
 
-/// Whether a source says anything of harm to a model that refuses these shares of its pseudo-harmful and its harmful
-/// prompts. The run's own prompts always do.
-fn is_known(hand: Hand, pseudo_harmful: f64, harmful: f64) -> bool {
-    hand == Hand::Own || harmful >= pseudo_harmful.max(0.5)
+/// Whether a source says anything of harm to a model that refuses so many of its pseudo-harmful and its harmful prompts, of
+/// so many each: enough of both, and, but for the run's own prompts, at least half of the harmful ones and no smaller share
+/// of those.
+fn is_known(hand: Hand, pseudo_harmful: (usize, usize), harmful: (usize, usize)) -> bool {
+    let share = |(refused, all): (usize, usize)| refused as f64 / all.max(1) as f64;
+    let enough = pseudo_harmful.0.min(harmful.0) >= FEWEST_REFUSED;
+    enough && (hand == Hand::Own || share(harmful) >= share(pseudo_harmful).max(0.5))
 }
 
 /// What tells the last position of a prompt from all others, at each layer.
@@ -568,16 +626,20 @@ mod tests {
 
     #[test]
     fn a_source_that_the_model_does_not_refuse_says_nothing() {
-        assert!(is_known(Hand::Bundled, 0.4, 0.97) && is_known(Hand::Contrasts, 1.0, 1.0));
-        assert!(!is_known(Hand::Bundled, 0.1, 0.45), "most harmful prompts are answered");
-        assert!(!is_known(Hand::Contrasts, 0.8, 0.6), "pseudo-harmful prompts are refused more");
-        assert!(is_known(Hand::Own, 0.8, 0.1));
+        assert!(is_known(Hand::Bundled, (40, 100), (97, 100)) && is_known(Hand::Contrasts, (100, 100), (100, 100)));
+        assert!(!is_known(Hand::Bundled, (10, 100), (45, 100)), "most harmful prompts are answered");
+        assert!(!is_known(Hand::Contrasts, (80, 100), (60, 100)), "pseudo-harmful prompts are refused more");
+        assert!(is_known(Hand::Own, (80, 100), (60, 100)), "the run's own prompts are what it is about");
+        for hand in [Hand::Own, Hand::Requests] {
+            assert!(!is_known(hand, (7, 100), (90, 100)), "hardly any pseudo-harmful prompt is refused");
+            assert!(!is_known(hand, (0, 0), (0, 0)));
+        }
     }
 
     #[test]
     fn settings_are_tried_once() {
         let rules = GateRules::default();
-        let counts = |layers| rules.grid(layers).iter().map(|setting| setting.count).collect::<Vec<_>>();
+        let counts = |layers| rules.grid(layers, 0.02).iter().map(|setting| setting.count).collect::<Vec<_>>();
         assert_eq!(counts(30), [1, 1, 2, 2, 4, 4]);
         assert_eq!(counts(2), [1, 1, 2, 2]);
     }

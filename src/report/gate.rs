@@ -28,9 +28,9 @@ impl Refused {
 pub struct GateSource {
     /// Whose prompts they are.
     pub source: SourceName,
-    /// Its pseudo-harmful train prompts.
+    /// Its pseudo-harmful train prompts that the model refuses; the gate is fitted on no others.
     pub pseudo_harmful: usize,
-    /// Its harmful train prompts.
+    /// Its harmful train prompts that the model refuses.
     pub harmful: usize,
     /// Share of the pseudo-harmful ones for which the gate opens at the chosen layer, by cross-validation.
     pub opens_pseudo_harmful: f64,
@@ -111,7 +111,7 @@ impl std::fmt::Display for GateDiscarded {
 pub struct GateSetting {
     /// Absolute layers, whose `resid_pre` changes, ascending.
     pub layers: Vec<usize>,
-    /// Share of the harmful train prompts of any source for which a gate may open, 0 to 1.
+    /// Share of the refused harmful train prompts of any source for which a gate may open, 0 to 1.
     pub open: f64,
     /// Factor of what is taken off behind an open gate; 1 takes all off that is above the floor.
     pub alpha: f64,
@@ -170,8 +170,8 @@ pub struct GateResult {
     pub terms: Vec<GateTerm>,
     /// Shrinkage of the discriminant, 0 to 1.
     pub shrinkage: f64,
-    /// Sources that were not used: the model refuses less than half of their harmful prompts, or less than of their
-    /// pseudo-harmful ones, so that to it they say nothing of harm.
+    /// Sources that were not used: the model refuses fewer than 8 of their pseudo-harmful or harmful prompts, less than half
+    /// of the harmful ones, or less of them than of the pseudo-harmful ones, so that to it they say nothing of harm.
     pub left_out: Vec<SourceName>,
     /// Every layer that was looked at.
     pub layers: Vec<GateLayer>,

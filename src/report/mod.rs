@@ -35,7 +35,7 @@ pub use crate::eval::outcome::{Outcome, OutcomeCounts as Outcomes};
 pub use crate::eval::policy::Limit;
 pub use crate::eval::statistics::Interval;
 pub use crate::lm::{Interface, Reason, Refusal, Treatment, WriterKind};
-pub use crate::method::classes::{Hand, PerClass, PromptClass, SourceName};
+pub use crate::method::classes::{Dress, Hand, PerClass, PromptClass, SourceName};
 pub use crate::method::layers::LayerProjection;
 pub use crate::method::select::{Discarded, Search};
 pub use budget::{Budget, Omission};

@@ -351,7 +351,7 @@ pub fn select(run: &mut RunResult) -> &mut SelectResult {
 
 /// A run whose edit is a gated ablation.
 pub fn gated() -> RunResult {
-    let source = |hand, dressed| SourceName { hand, dressed };
+    let source = |hand, dress| SourceName { hand, dress };
     let of = |source, open: f64, shut: f64| GateSource {
         source,
         pseudo_harmful: 128,
@@ -368,8 +368,8 @@ pub fn gated() -> RunResult {
     };
     let all = |pseudo: usize, harmful: usize| {
         vec![
-            scores(source(Hand::Own, false), pseudo, harmful),
-            scores(source(Hand::Contrasts, true), pseudo - 2, harmful),
+            scores(source(Hand::Own, Dress::Plain), pseudo, harmful),
+            scores(source(Hand::Contrasts, Dress::Longer), pseudo - 2, harmful),
         ]
     };
     let setting = |layers: &[usize]| GateSetting { layers: layers.to_vec(), open: 0.02, alpha: 1.0 };
@@ -389,10 +389,13 @@ pub fn gated() -> RunResult {
             floor: -1.5,
             cosine: Some(-0.31),
             opens_elsewhere: 0.0004,
-            sources: vec![of(source(Hand::Own, false), 0.7, 0.008), of(source(Hand::Contrasts, true), 0.5, 0.02)],
+            sources: vec![
+                of(source(Hand::Own, Dress::Plain), 0.7, 0.008),
+                of(source(Hand::Contrasts, Dress::Longer), 0.5, 0.02),
+            ],
         }],
         shrinkage: 0.1,
-        left_out: vec![source(Hand::Bundled, false)],
+        left_out: vec![source(Hand::Bundled, Dress::Plain)],
         layers: vec![layer(1, 0.81), layer(2, 0.94), layer(3, 0.9)],
         baseline: all(28, 31),
         candidates: vec![
@@ -404,5 +407,35 @@ pub fn gated() -> RunResult {
     };
     let mut run = run();
     run.shared.found = Some(Found::Gate(gate));
+    run
+}
+
+/// A run whose setting was searched for: one that loses refusal, one without a direction, and a gate that holds.
+pub fn searched() -> RunResult {
+    let row = |setting, refused: usize, harmful: usize, reasons: &[&str]| {
+        let mut row = SearchRow { setting, harmless_kl: Some(0.004), ..SearchRow::default() };
+        row.classes.pseudo_harmful = ClassResult::new(refused, 32, &[]);
+        row.classes.harmful = ClassResult::new(harmful, 32, &[]);
+        row.classes.harmless = ClassResult::new(1, 32, &[]);
+        row.wrapped_refusal_rate = Some(0.5);
+        let reasons = reasons.iter().map(ToString::to_string).collect::<Vec<_>>();
+        row.guard = Some(GuardResult { passed: reasons.is_empty(), reasons, ..GuardResult::default() });
+        row
+    };
+    let wang = |lambda, place: Option<(i64, usize)>| SearchSetting::Wang {
+        lambda,
+        position: place.map(|(position, _)| position),
+        layer: place.map(|(_, layer)| layer),
+    };
+    let gates = GateSetting { layers: vec![2, 4], open: 0.02, alpha: 1.0 };
+    let failure = Some("all 24 candidate directions were discarded".to_string());
+    let rows = vec![
+        SearchRow { guard: None, harmless_kl: Some(0.0), ..row(SearchSetting::Unchanged, 28, 31, &[]) },
+        row(wang(1.0, Some((-1, 3))), 9, 27, &["refusal of harmful prompts went from 31 to 27 of 32"]),
+        SearchRow { setting: wang(0.0, None), failure, ..SearchRow::default() },
+        row(SearchSetting::Gate { gates: Some(gates) }, 12, 31, &[]),
+    ];
+    let mut run = gated();
+    run.shared.search = Some(SearchResult { rows, chosen: Some(3), refusal: None });
     run
 }

@@ -21,7 +21,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::classes::{Hand, PerClass, PromptClass, SourceName};
+pub use super::classes::{Dress, Hand, PerClass, PromptClass, SourceName};
 pub use crate::records::Row;
 pub use assemble::BUNDLED_VERSION;
 pub use error::PromptError;

@@ -4,11 +4,19 @@
 use std::collections::{HashMap, HashSet};
 
 use super::text::normalised;
-use super::{Hand, PromptClass, PromptSource, Prompts, SourceName, Split};
+use super::{Dress, Hand, PromptClass, PromptSource, Prompts, SourceName, Split};
 
 const PSEUDO_HARMFUL: &str = include_str!("../../../fixtures/prompts/pseudo_harmful.txt");
 const CONTRASTS: &str = include_str!("../../../fixtures/prompts/contrasts.txt");
+const REQUESTS: [&str; 2] = [
+    include_str!("../../../fixtures/prompts/requests_pseudo_harmful.txt"),
+    include_str!("../../../fixtures/prompts/requests_harmful.txt"),
+];
 const DRESSINGS: &str = include_str!("../../../fixtures/prompts/dressings.txt");
+const BYPASSES: &str = include_str!("../../../fixtures/prompts/bypasses.txt");
+
+/// One of so many request pairs is for validation.
+const REQUESTS_VAL: usize = 4;
 
 /// What a dressing holds in place of the prompt.
 const FIELD: &str = "{prompt}";
@@ -23,9 +31,13 @@ pub struct Both {
 }
 
 impl Both {
-    /// The same prompts in longer requests. Every dressing serves both classes alike, so that none tells of harm.
-    fn dressed(&self) -> Self {
-        let dressings: Vec<&str> = DRESSINGS.lines().collect();
+    /// The same prompts with something around them. Every dressing serves both classes alike, so that none tells of harm.
+    fn dressed(&self, dress: Dress) -> Self {
+        let dressings: Vec<&str> = match dress {
+            Dress::Plain => vec![FIELD],
+            Dress::Longer => DRESSINGS.lines().collect(),
+            Dress::Bypass => BYPASSES.lines().collect(),
+        };
         let dress = |prompts: &[String]| {
             let each = prompts.iter().zip(dressings.iter().cycle());
             each.map(|(prompt, dressing)| dressing.replace(FIELD, prompt)).collect()
@@ -45,8 +57,9 @@ pub struct PromptsOf {
     pub val: Both,
 }
 
-/// Every source of pseudo-harmful and harmful prompts that a run has: its own, the bundled ones, and the bundled contrast
-/// pairs; then all of them dressed. Without those, a gate learns that long and personal requests are pseudo-harmful ones.
+/// Every source of pseudo-harmful and harmful prompts that a run has: its own, the bundled ones, the bundled contrast and
+/// request pairs; then all of them in longer requests, without which a gate learns that long and personal requests are
+/// pseudo-harmful ones, and all of them with a bypass, without which it opens for whoever claims to mean no harm.
 /// Bundled prompts keep to their split where they are the run's own; else those of the test split are train prompts
 /// too, as nothing is measured on them. What is among the validation or test prompts of the run is left out.
 pub fn sources(prompts: &Prompts) -> Vec<PromptsOf> {
@@ -54,7 +67,7 @@ pub fn sources(prompts: &Prompts) -> Vec<PromptsOf> {
         pseudo_harmful: prompts.get(PromptClass::PseudoHarmful, split).to_vec(),
         harmful: prompts.get(PromptClass::Harmful, split).to_vec(),
     };
-    let plain = |hand| SourceName { hand, dressed: false };
+    let plain = |hand| SourceName { hand, dress: Dress::Plain };
     let mut all = vec![PromptsOf { source: plain(Hand::Own), train: own(Split::Train), val: own(Split::Val) }];
     let is_bundled = matches!(prompts.origin.source, PromptSource::Bundled { .. });
     let bundled = if is_bundled { prompts.clone() } else { Prompts::bundled() };
@@ -98,15 +111,28 @@ pub fn sources(prompts: &Prompts) -> Vec<PromptsOf> {
         Both { pseudo_harmful, harmful }
     };
     all.push(PromptsOf { source: plain(Hand::Contrasts), train: pairs(Split::Train), val: pairs(Split::Val) });
-    all.retain(|of| !of.train.pseudo_harmful.is_empty() && !of.train.harmful.is_empty());
-    let dressed = |of: &PromptsOf| PromptsOf {
-        source: SourceName { dressed: true, ..of.source },
-        train: of.train.dressed(),
-        val: of.val.dressed(),
+    let requests = |is_val: bool| {
+        let [pseudo, harmful] = REQUESTS.map(str::lines);
+        let pairs = pseudo.zip(harmful).enumerate();
+        let (pseudo_harmful, harmful) = pairs
+            .filter(|(at, (pseudo, harmful))| {
+                (at % REQUESTS_VAL == REQUESTS_VAL - 1) == is_val && is_free(pseudo) && is_free(harmful)
+            })
+            .map(|(_, (pseudo, harmful))| (pseudo.to_string(), harmful.to_string()))
+            .unzip();
+        Both { pseudo_harmful, harmful }
     };
-    let dressed: Vec<PromptsOf> = all.iter().map(dressed).collect();
-    all.extend(dressed);
-    all
+    all.push(PromptsOf { source: plain(Hand::Requests), train: requests(false), val: requests(true) });
+    all.retain(|of| !of.train.pseudo_harmful.is_empty() && !of.train.harmful.is_empty());
+    let dressed = |dress: Dress| {
+        let each = all.iter().map(move |of| PromptsOf {
+            source: SourceName { dress, ..of.source },
+            train: of.train.dressed(dress),
+            val: of.val.dressed(dress),
+        });
+        each.collect::<Vec<_>>()
+    };
+    Dress::ALL.into_iter().flat_map(dressed).collect()
 }
 
 #[cfg(test)]
@@ -127,32 +153,37 @@ mod tests {
             .unwrap()
     }
 
-    fn names(all: &[PromptsOf]) -> Vec<(Hand, bool)> {
-        all.iter().map(|of| (of.source.hand, of.source.dressed)).collect()
+    fn names(all: &[PromptsOf]) -> Vec<(Dress, Hand)> {
+        all.iter().map(|of| (of.source.dress, of.source.hand)).collect()
+    }
+
+    /// These hands in each dress.
+    fn each_dressed(hands: &[Hand]) -> Vec<(Dress, Hand)> {
+        Dress::ALL.into_iter().flat_map(|dress| hands.iter().map(move |hand| (dress, *hand))).collect()
     }
 
     #[test]
     fn both_classes_are_dressed_alike() {
-        assert!(DRESSINGS.lines().count() >= 20 && DRESSINGS.lines().all(|line| line.matches(FIELD).count() == 1));
+        assert!(DRESSINGS.lines().count() >= 20 && BYPASSES.lines().count() >= 12);
+        assert!(DRESSINGS.lines().chain(BYPASSES.lines()).all(|line| line.matches(FIELD).count() == 1));
         let found = sources(&Prompts::bundled());
-        let (plain, dressed) = (&found[0].train, &found[2].train);
+        let plain = &found[0].train;
         let around = |plain: &[String], dressed: &[String]| -> Vec<(String, String)> {
             let each = plain.iter().zip(dressed).map(|(plain, dressed)| dressed.split_once(plain.as_str()).unwrap());
             each.map(|(before, after)| (before.to_string(), after.to_string())).collect()
         };
-        let pseudo = around(&plain.pseudo_harmful, &dressed.pseudo_harmful);
-        let harmful = around(&plain.harmful, &dressed.harmful);
-        assert!(pseudo.iter().zip(&harmful).all(|(a, b)| a == b && a.0.len() + a.1.len() > 10));
+        for dressed in [&found[3].train, &found[6].train] {
+            let pseudo = around(&plain.pseudo_harmful, &dressed.pseudo_harmful);
+            let harmful = around(&plain.harmful, &dressed.harmful);
+            assert!(pseudo.iter().zip(&harmful).all(|(a, b)| a == b && a.0.len() + a.1.len() > 10));
+        }
     }
 
     #[test]
     fn bundled_prompts_keep_their_split_where_they_are_the_runs_own() {
         let prompts = Prompts::bundled();
         let found = sources(&prompts);
-        assert_eq!(
-            names(&found),
-            [(Hand::Own, false), (Hand::Contrasts, false), (Hand::Own, true), (Hand::Contrasts, true)]
-        );
+        assert_eq!(names(&found), each_dressed(&[Hand::Own, Hand::Contrasts, Hand::Requests]));
         let pairs = &found[1];
         for (split, both) in [(Split::Train, &pairs.train), (Split::Val, &pairs.val)] {
             assert!(both.pseudo_harmful.len() > 5 && both.pseudo_harmful.len() == both.harmful.len());
@@ -165,10 +196,11 @@ mod tests {
     fn other_prompts_get_all_bundled_ones_beside_them_but_what_is_measured() {
         let known = PSEUDO_HARMFUL.lines().count();
         let found = sources(&own(""));
-        let hands = [Hand::Own, Hand::Bundled, Hand::Contrasts];
-        assert_eq!(names(&found), [hands.map(|hand| (hand, false)), hands.map(|hand| (hand, true))].concat());
+        let hands = [Hand::Own, Hand::Bundled, Hand::Contrasts, Hand::Requests];
+        assert_eq!(names(&found), each_dressed(&hands));
         let count = |of: &PromptsOf| of.train.pseudo_harmful.len() + of.val.pseudo_harmful.len();
-        assert_eq!(found[1..3].iter().map(count).collect::<Vec<_>>(), [known, CONTRASTS.lines().count()]);
+        let all = [known, CONTRASTS.lines().count(), REQUESTS[0].lines().count()];
+        assert_eq!(found[1..4].iter().map(count).collect::<Vec<_>>(), all);
         // a contrast that is one of the run's own harmful prompts is left out where it is measured
         let contrast = CONTRASTS.lines().next().unwrap();
         let prompts = own(&contrast.to_uppercase());
@@ -184,5 +216,23 @@ mod tests {
     fn every_contrast_has_its_pair() {
         assert!(PSEUDO_HARMFUL.lines().count() >= CONTRASTS.lines().count());
         assert!(CONTRASTS.lines().count() >= 100);
+    }
+
+    #[test]
+    fn request_pairs_are_split_and_occur_once() {
+        let [pseudo, harmful] = REQUESTS.map(|text| text.lines().collect::<Vec<_>>());
+        assert!(pseudo.len() == harmful.len() && pseudo.len() >= 80);
+        let bundled = [
+            PSEUDO_HARMFUL,
+            CONTRASTS,
+            include_str!("../../../fixtures/prompts/harmful.txt"),
+            include_str!("../../../fixtures/prompts/harmless.txt"),
+        ];
+        let mut seen: HashSet<&str> = bundled.iter().flat_map(|text| text.lines()).collect();
+        assert!(pseudo.iter().chain(&harmful).all(|line| seen.insert(line)), "a line occurs twice");
+        let found = sources(&own(""));
+        let pairs = found.iter().find(|of| of.source.hand == Hand::Requests).unwrap();
+        assert_eq!(pairs.val.harmful.len(), harmful.len() / REQUESTS_VAL);
+        assert!(pairs.val.harmful.iter().all(|prompt| !pairs.train.harmful.contains(prompt)));
     }
 }

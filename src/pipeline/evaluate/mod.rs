@@ -29,6 +29,9 @@ use crate::report::{self, Condition, Setup, VariantEval, scores};
 use crate::runtime::generate::Generated;
 use crate::runtime::{Decoding, Sampling};
 
+/// Tokens of an answer that tell whether it refuses.
+const TELLING_TOKENS: usize = 32;
+
 /// Pairs of timed runs.
 pub(super) const COST_PAIRS: usize = 6;
 
@@ -167,10 +170,12 @@ impl Settings {
         }
     }
 
-    /// What is measured of every setting of a search: the same, on validation prompts.
+    /// What is measured of every setting of a search: the same, on validation prompts, in answers that are long enough to
+    /// tell a refusal.
     #[must_use]
     pub fn for_search(&self) -> Self {
-        Self { split: Split::Val, ..self.for_sweep() }
+        let max_new_tokens = self.max_new_tokens.min(TELLING_TOKENS);
+        Self { split: Split::Val, max_new_tokens, ..self.for_sweep() }
     }
 }
 

@@ -22,11 +22,19 @@ pub(super) fn search(result: &SearchResult, test: Option<(&ClassTable, Option<f6
         Some(refusal) => facts.summary("Refused", Text::from(refusal)),
         None => facts,
     };
-    Section::new("search", "The search").summary(facts).summary(table(result, test)).full(Block::Note(Text::from(
+    let section = Section::new("search", "The search").summary(facts).summary(table(result, test));
+    section.summary(Block::List(result.rows.iter().filter_map(out).collect())).full(Block::Note(Text::from(
         "Every setting answered the validation prompts with its edit at run time. Of those that kept to the policy's \
          limits on what was counted, the one that refused the fewest pseudo-harmful prompts was baked. The bounds of the \
          policy are held to test prompts, which no choice was made on.",
     )))
+}
+
+/// Why a setting is out.
+fn out(row: &SearchRow) -> Option<Text> {
+    let reasons = row.guard.as_ref().map(|guard| guard.reasons.join("; ")).filter(|reasons| !reasons.is_empty());
+    let why = row.failure.clone().or(reasons)?;
+    Some(Text::from(format!("{}: {why}", row.setting)))
 }
 
 fn table(result: &SearchResult, test: Option<(&ClassTable, Option<f64>)>) -> Table {
@@ -69,8 +77,8 @@ fn table(result: &SearchResult, test: Option<(&ClassTable, Option<f64>)>) -> Tab
 
 fn policy(row: &SearchRow) -> Text {
     match (&row.guard, &row.failure) {
-        (_, Some(failure)) => Text::from("not measured").aside(failure),
-        (Some(guard), None) => passed(guard.passed).aside(guard.reasons.join("; ")),
+        (_, Some(_)) => Text::from("not measured"),
+        (Some(guard), None) => passed(guard.passed),
         (None, None) => Text::from(MISSING),
     }
 }

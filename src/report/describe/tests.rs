@@ -33,6 +33,7 @@ fn everything() -> RunResult {
         hint: "export the model with another exporter".into(),
     }];
     run.shared.bake.seconds.insert("step".into(), 1.0);
+    run.shared.search = sample::searched().shared.search;
     run
 }
 
@@ -122,7 +123,10 @@ fn poisoned(value: Value, text: &str) -> Value {
         Value::Array(all) => all.into_iter().map(|value| poisoned(value, text)).collect(),
         Value::Object(all) => all
             .into_iter()
-            .map(|(k, v)| if TYPED.contains(&k.as_str()) { (k, v) } else { (k, poisoned(v, text)) })
+            .map(|(k, v)| match TYPED.contains(&k.as_str()) && !v.is_object() {
+                true => (k, v),
+                false => (k, poisoned(v, text)),
+            })
             .collect(),
         other => other,
     }
@@ -220,7 +224,7 @@ fn nothing_panics_on_empty_narrow_or_not_finite() {
     if let Some(sweep) = &mut broken.shared.sweep {
         sweep.recommended = Some(99);
     }
-    for run in [RunResult::default(), sample::run(), sample::gated(), everything(), broken, flat] {
+    for run in [RunResult::default(), sample::run(), sample::gated(), sample::searched(), everything(), broken, flat] {
         for document in documents(&run) {
             let shown = [0, 1, 20, 80, 400].map(|width| terminal(&document, width, true));
             for text in shown.into_iter().chain([html(&document), markdown(&document, COMMENT)]) {
@@ -272,6 +276,32 @@ fn markup_nests() {
 }
 
 #[test]
+fn a_search_is_told_beside_what_the_test_prompts_say() {
+    let mut run = sample::searched();
+    let text = plain(&super::run(&run), 120);
+    for part in [
+        "gate, layers 2 4, open for 2.0 %, factor 1, 1 of 3 settings kept to the policy and lowered false refusal",
+        "chosen, on test prompts",
+        "refusal of harmful prompts went from 31 to 27 of 32",
+        "all 24 candidate directions were discarded",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // where nothing holds there is no variant, and the verdict says so
+    let search = run.shared.search.as_mut().unwrap();
+    (search.chosen, search.refusal) = (None, Some("none of 3 settings keeps to the policy".into()));
+    (run.shared.found, run.variants) = (None, Vec::new());
+    assert_eq!(run.verdict(), Verdict::NothingHolds);
+    let text = plain(&super::run(&run), 120);
+    for part in ["not published, no setting holds", "none of 3 settings keeps to the policy"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let json = serde_json::to_value(&run).unwrap();
+    assert!(json["shared"]["select"].is_null() && json["shared"]["gate"].is_null());
+    assert_eq!(serde_json::from_value::<RunResult>(json).unwrap(), run);
+}
+
+#[test]
 fn a_gate_is_told_in_words() {
     let run = sample::gated();
     let Some(Found::Gate(found)) = &run.shared.found else { panic!("its edit is gated") };
@@ -280,9 +310,9 @@ fn a_gate_is_told_in_words() {
     Validation  refused 54 of 64 → 22 of 64 pseudo-harmful, 62 of 64 → 62 of 64 harmful;
                 harmless KL 0.00400 on 32 prompts
 
-      source                   pseudo-harmful refused      harmful refused
-      the run's own               28 of 32 → 12 of 32  31 of 32 → 31 of 32
-      contrast pairs, dressed     26 of 32 → 10 of 32  31 of 32 → 31 of 32
+      source                  pseudo-harmful refused      harmful refused
+      the run's own              28 of 32 → 12 of 32  31 of 32 → 31 of 32
+      contrast pairs, longer     26 of 32 → 10 of 32  31 of 32 → 31 of 32
     "#);
     let page = html(&super::run(&run));
     for part in ["Train prompts of the gates", "6 harmful validation prompts are no longer refused, 1 may be", "chosen"]
@@ -824,7 +854,7 @@ fn markdown_reads_well() {
 #[test]
 fn reports_are_known_again() {
     let folder = tempfile::tempdir().unwrap();
-    for run in [RunResult::default(), sample::run(), sample::gated()] {
+    for run in [RunResult::default(), sample::run(), sample::gated(), sample::searched()] {
         let json = serde_json::to_string_pretty(&run).unwrap();
         for (name, text) in
             [("a.html", super::super::html(&run)), ("a.md", super::super::markdown(&run)), ("a.json", json)]
