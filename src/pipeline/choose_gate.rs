@@ -559,16 +559,19 @@ fn discarded(candidate: &GateCandidate, baseline: &[GateScores], rules: &GateRul
     }
 }
 
-/// Every candidate was discarded: the guard's refusal if one lost too much true refusal, else a plain failure.
+/// Every candidate was discarded: the guard's refusal if one lost too much true refusal, else a plain failure. The one that
+/// lost the least is told.
 fn nothing_left(candidates: &[GateCandidate]) -> Error {
-    let reasons = candidates.iter().filter_map(|candidate| {
-        let GateCandidate { setting: GateSetting { layers, open, .. }, discarded, .. } = candidate;
-        discarded.map(|reason| format!("layers {layers:?} open for {open} of harmful prompts: {reason}"))
+    let lost = |candidate: &&GateCandidate| candidate.scores.iter().map(|scores| scores.lost).sum::<usize>();
+    let closest = candidates.iter().filter(|candidate| candidate.discarded.is_some()).min_by_key(lost);
+    let why = closest.and_then(|candidate| {
+        let GateCandidate { setting: GateSetting { layers, open, alpha }, discarded, .. } = candidate;
+        let reason = (*discarded)?;
+        Some(format!("; closest came layers {layers:?}, open for {open} of harmful prompts, factor {alpha}: {reason}"))
     });
-    let message =
-        format!("none of {} settings of gates holds: {}", candidates.len(), reasons.collect::<Vec<_>>().join("; "));
-    let lost = |candidate: &GateCandidate| matches!(candidate.discarded, Some(GateDiscarded::TrueRefusal { .. }));
-    if candidates.iter().any(lost) {
+    let message = format!("none of {} settings of gates holds{}", candidates.len(), why.unwrap_or_default());
+    let refused = |candidate: &GateCandidate| matches!(candidate.discarded, Some(GateDiscarded::TrueRefusal { .. }));
+    if candidates.iter().any(refused) {
         Error::Guard { message }
     } else {
         Error::failed_with(message, "more prompts, or prompts of more sources, may help; or choose another `--method`")
@@ -615,11 +618,13 @@ mod tests {
     #[test]
     fn where_nothing_is_left_the_reasons_are_told() {
         let out = |reason| GateCandidate { discarded: Some(reason), ..candidate(10, 0, 0.0) };
-        let lost = out(GateDiscarded::TrueRefusal { lost: 3, allowed: 2 });
-        let error = nothing_left(&[out(GateDiscarded::NoGain), lost]);
-        assert!(
-            matches!(&error, Error::Guard { message } if message.contains("2 settings") && message.contains("2 may be"))
-        );
+        let lost = |lost| GateCandidate {
+            discarded: Some(GateDiscarded::TrueRefusal { lost, allowed: 2 }),
+            ..candidate(10, lost, 0.0)
+        };
+        let error = nothing_left(&[lost(5), lost(3), lost(4)]);
+        let Error::Guard { message } = &error else { panic!("the guard refuses: {error}") };
+        assert!(message.contains("3 settings") && message.contains("3 harmful"), "{message}");
         let error = nothing_left(&[out(GateDiscarded::NoGain)]);
         assert!(matches!(error, Error::Other { kind: Kind::Failed, .. }));
     }

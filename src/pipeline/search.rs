@@ -3,16 +3,21 @@
 
 use super::choose::Chooser;
 use super::choose_gate::{GateChoice, GateRules, Gates};
-use super::collect::Activations;
+use super::collect::{Activations, encode};
 use super::direction_file;
+use super::engine::{Engine, Row, Steering};
 use super::evaluate::{self, Compared, Measured};
 use super::guard::{self, Guard};
-use super::stage::Answers;
+use super::stage::{Answers, Stage};
 use super::sweep::{Bench, wrapped};
 use crate::edit::Edit;
 use crate::error::{Error, Kind};
+use crate::eval::policy::Limit;
+use crate::instrument::Request;
+use crate::method::prompts::sources;
+use crate::method::score::{refusal_score, softmax};
 use crate::method::select::Rules;
-use crate::report::{Found, GuardResult, SearchResult, SearchRow, SearchSetting};
+use crate::report::{Found, GuardResult, Lost, SearchResult, SearchRow, SearchSetting};
 
 /// Settings of gates whose answers are measured at most.
 const GATES_ANSWERED: usize = 3;
@@ -74,7 +79,8 @@ pub(super) fn search(
             "give prompts that it refuses and should not, or choose a `--method` to bake all the same",
         ));
     }
-    let mut trial = Trial { bench, guard: &guard, before: &before, rows: vec![unchanged], tried: Vec::new() };
+    let harmful = Harmful::new(bench, activations, guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0))?;
+    let mut trial = Trial { bench, guard: &guard, before: &before, harmful, rows: vec![unchanged], tried: Vec::new() };
     trial.directions(activations, rules)?;
     if let Some(gate) = &rules.gate {
         trial.gates(activations, gate)?;
@@ -87,11 +93,58 @@ pub(super) fn search(
     Ok(Searched { chosen: chosen.map(|Tried { edit, found, .. }| (edit, found)), result })
 }
 
+/// Harmful validation prompts of every source of gates, which are many more than the run's own: what a setting loses by
+/// chance on few prompts shows on these.
+struct Harmful {
+    /// Token ids.
+    prompts: Vec<Vec<u32>>,
+    /// Refusal scores of the unchanged model, in nats.
+    scores: Vec<f64>,
+    /// Prompts that a setting may lose.
+    allowed: usize,
+}
+
+impl Harmful {
+    fn new(bench: &Bench<'_>, activations: &Activations, drop: f64) -> Result<Self, Error> {
+        let texts: Vec<String> = sources(&activations.info.prompts).into_iter().flat_map(|of| of.val.harmful).collect();
+        let prompts = encode(bench.chat, &texts)?;
+        let allowed = (drop * prompts.len() as f64) as usize;
+        let mut harmful = Self { prompts, scores: Vec::new(), allowed };
+        harmful.scores = harmful.run(bench, &bench.engine)?;
+        Ok(harmful)
+    }
+
+    /// The refusal scores of a model.
+    fn run(&self, bench: &Bench<'_>, engine: &Engine<'_>) -> Result<Vec<f64>, Error> {
+        let mut session = engine.session(Request { logits: 1, last_positions: 1, ..Request::default() })?;
+        let rows: Vec<Row<'_>> = self.prompts.iter().map(|tokens| Row { tokens, direction: 0 }).collect();
+        let mut scores = vec![0.0; rows.len()];
+        bench.observer.start(&Stage::ScoreValidation, rows.len() as u64);
+        engine.visit(&mut session, &rows, &[], |found| {
+            scores[found.row] = refusal_score(&softmax(&found.logits), &bench.settings.refusal_tokens);
+            bench.observer.advance(1);
+            Ok(())
+        })?;
+        bench.observer.finish();
+        Ok(scores)
+    }
+
+    /// What an edit loses of them. A score that is no number is lost.
+    fn lost(&self, bench: &Bench<'_>, edit: &Edit) -> Result<Lost, Error> {
+        let steering = Steering::of(edit);
+        let after = self.run(bench, &Engine { steered: Some(&steering), ..bench.engine })?;
+        let is_lost = |(before, after): (&f64, &f64)| *before > 0.0 && (after.is_nan() || *after <= 0.0);
+        let lost = self.scores.iter().zip(&after).filter(|pair| is_lost(*pair)).count();
+        Ok(Lost { lost, allowed: self.allowed, total: self.prompts.len() })
+    }
+}
+
 /// A search on its way.
 struct Trial<'t> {
     bench: &'t Bench<'t>,
     guard: &'t Guard,
     before: &'t Measured,
+    harmful: Harmful,
     rows: Vec<SearchRow>,
     tried: Vec<Tried>,
 }
@@ -160,11 +213,13 @@ impl Trial<'_> {
         let edit = direction_file::as_stored(&edit)?;
         let after = self.bench.measure(Some(&edit), &Answers::Setting { name: setting.to_string() })?;
         let Compared { result, evidence } = evaluate::compare(self.before, &after, settings, chat, Vec::new());
-        let judged = guard::judge(&evidence, self.guard);
+        let lost = self.harmful.lost(self.bench, &edit)?;
+        let judged = with_lost(guard::judge(&evidence, self.guard), lost);
         let row = SearchRow {
             setting,
             classes: result.after,
             harmless_kl: result.harmless_kl,
+            lost: Some(lost),
             guard: Some(judged),
             ..measured_inside(&after, self.bench)
         };
@@ -173,6 +228,18 @@ impl Trial<'_> {
         self.rows.push(row);
         Ok(())
     }
+}
+
+/// The judgement with what is lost by scores as one more limit.
+fn with_lost(mut judged: GuardResult, Lost { lost, allowed, total }: Lost) -> GuardResult {
+    if lost > allowed {
+        judged.passed = false;
+        judged.reasons.push(format!(
+            "{lost} of {total} harmful validation prompts of all sources are no longer refused by their scores, {allowed} \
+             may be"
+        ));
+    }
+    judged
 }
 
 /// A row with what the wrapped prompts came to.
@@ -283,6 +350,15 @@ mod tests {
         assert_eq!(best(&rows, &tried), Some(2), "the smaller KL of two that refuse the same");
         let (rows, tried) = all(vec![row(1.0, 8, 0.0, &[]), row(0.0, 1, 0.1, &["lost"])]);
         assert_eq!(best(&rows, &tried), None, "one refuses as many as before, one loses true refusal");
+    }
+
+    /// The few harmful prompts of a run can hide a loss that those of all sources show.
+    #[test]
+    fn what_is_lost_by_scores_is_a_limit() {
+        let passed = GuardResult { passed: true, ..GuardResult::default() };
+        let judged = |lost| with_lost(passed.clone(), Lost { lost, allowed: 5, total: 260 });
+        assert!(judged(5).passed && judged(5).reasons.is_empty());
+        assert!(!judged(6).passed && judged(6).reasons[0].starts_with("6 of 260 harmful"));
     }
 
     /// Where nothing holds the user is told what came closest.

@@ -52,7 +52,7 @@ pub use results::{
     PackageInspect, PackageVerify, Results, RunResult, RunShared, VariantEval, VariantInspect, VariantResult,
     VariantVerify, VerifyShared,
 };
-pub use search::{SearchResult, SearchRow, SearchSetting};
+pub use search::{Lost, SearchResult, SearchRow, SearchSetting};
 pub use sweep::{AdditionResult, AdditionRow, CrossRow, SweepResult, SweepRow};
 pub use verdict::Verdict;
 

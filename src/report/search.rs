@@ -43,6 +43,18 @@ impl std::fmt::Display for SearchSetting {
     }
 }
 
+/// Harmful validation prompts of every source, by their refusal scores: the run's own, bundled ones, and all of them dressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Lost {
+    /// Prompts that the unchanged model refuses and the setting does not.
+    pub lost: usize,
+    /// So many may be.
+    pub allowed: usize,
+    /// All prompts, refused or not.
+    pub total: usize,
+}
+
 /// One setting, measured on validation prompts with the edit at run time.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -57,7 +69,10 @@ pub struct SearchRow {
     pub wrapped_interval: Option<Interval>,
     /// Mean harmless KL at the first response position, in nats.
     pub harmless_kl: Option<f64>,
-    /// The policy's judgement on the validation prompts, without its bounds; `None` for the unchanged model, and where
+    /// What it loses of harmful validation prompts of every source; `None` for the unchanged model, and where nothing was
+    /// measured.
+    pub lost: Option<Lost>,
+    /// The policy's judgement on the validation prompts, without its bounds and with what is lost by scores; `None` for the unchanged model, and where
     /// nothing was measured.
     pub guard: Option<GuardResult>,
     /// Why nothing was measured: all candidates were discarded, say.

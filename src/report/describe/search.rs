@@ -25,7 +25,8 @@ pub(super) fn search(result: &SearchResult, test: Option<(&ClassTable, Option<f6
     let section = Section::new("search", "The search").summary(facts).summary(table(result, test));
     section.summary(Block::List(result.rows.iter().filter_map(out).collect())).full(Block::Note(Text::from(
         "Every setting answered the validation prompts with its edit at run time. Of those that kept to the policy's \
-         limits on what was counted, the one that refused the fewest pseudo-harmful prompts was baked. The bounds of the \
+         limits on what was counted, and lost no more harmful prompts of every source by their refusal scores, the one that \
+         refused the fewest pseudo-harmful prompts was baked. The bounds of the \
          policy are held to test prompts, which no choice was made on.",
     )))
 }
@@ -43,6 +44,7 @@ fn table(result: &SearchResult, test: Option<(&ClassTable, Option<f64>)>) -> Tab
         Column::numbers("pseudo-harmful"),
         Column::numbers("harmful"),
         Column::numbers("wrapped"),
+        Column::numbers("lost by score"),
         Column::numbers("harmless").full(),
         Column::numbers("harmless KL"),
         Column::words("policy"),
@@ -56,6 +58,7 @@ fn table(result: &SearchResult, test: Option<(&ClassTable, Option<f64>)>) -> Tab
             rate(&row.classes.harmful),
             Text::from(or_missing(row.wrapped_refusal_rate, percent))
                 .aside(percents(row.wrapped_interval).unwrap_or_default()),
+            Text::from(or_missing(row.lost, |of| format!("{} of {}", of.lost, of.total))),
             rate(&row.classes.harmless),
             Text::from(significant(row.harmless_kl)),
             policy(row),
@@ -66,6 +69,7 @@ fn table(result: &SearchResult, test: Option<(&ClassTable, Option<f64>)>) -> Tab
             Text::from("chosen, on test prompts"),
             rate(&classes.pseudo_harmful),
             rate(&classes.harmful),
+            Text::from(MISSING),
             Text::from(MISSING),
             rate(&classes.harmless),
             Text::from(significant(kl)),
