@@ -13,10 +13,12 @@ use super::sweep::{Bench, wrapped};
 use crate::edit::Edit;
 use crate::error::{Error, Kind};
 use crate::eval::policy::Limit;
+use crate::eval::statistics::Paired;
 use crate::instrument::Request;
-use crate::method::prompts::sources;
+use crate::method::prompts::{SourceName, sources};
 use crate::method::score::{refusal_score, softmax};
 use crate::method::select::Rules;
+use crate::report::number::percent;
 use crate::report::{Found, GuardResult, Lost, SearchResult, SearchRow, SearchSetting};
 
 /// Settings of gates whose answers are measured at most.
@@ -79,7 +81,7 @@ pub(super) fn search(
             "give prompts that it refuses and should not, or choose a `--method` to bake all the same",
         ));
     }
-    let harmful = Harmful::new(bench, activations, guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0))?;
+    let harmful = Harmful::new(bench, activations)?;
     let mut trial = Trial { bench, guard: &guard, before: &before, harmful, rows: vec![unchanged], tried: Vec::new() };
     trial.directions(activations, rules)?;
     if let Some(gate) = &rules.gate {
@@ -93,24 +95,39 @@ pub(super) fn search(
     Ok(Searched { chosen: chosen.map(|Tried { edit, found, .. }| (edit, found)), result })
 }
 
-/// Harmful validation prompts of every source of gates, which are many more than the run's own: what a setting loses by
-/// chance on few prompts shows on these.
+/// Harmful validation prompts of every source of gates that the model knows, which are many more than the run's own: what
+/// hides on few prompts shows on these.
 struct Harmful {
     /// Token ids.
     prompts: Vec<Vec<u32>>,
     /// Refusal scores of the unchanged model, in nats.
     scores: Vec<f64>,
-    /// Prompts that a setting may lose.
-    allowed: usize,
 }
 
 impl Harmful {
-    fn new(bench: &Bench<'_>, activations: &Activations, drop: f64) -> Result<Self, Error> {
-        let texts: Vec<String> = sources(&activations.info.prompts).into_iter().flat_map(|of| of.val.harmful).collect();
-        let prompts = encode(bench.chat, &texts)?;
-        let allowed = (drop * prompts.len() as f64) as usize;
-        let mut harmful = Self { prompts, scores: Vec::new(), allowed };
-        harmful.scores = harmful.run(bench, &bench.engine)?;
+    fn new(bench: &Bench<'_>, activations: &Activations) -> Result<Self, Error> {
+        let all = sources(&activations.info.prompts);
+        let mut harmful = Self { prompts: Vec::new(), scores: Vec::new() };
+        for of in &all {
+            harmful.prompts.extend(encode(bench.chat, &of.val.pseudo_harmful)?);
+            harmful.prompts.extend(encode(bench.chat, &of.val.harmful)?);
+        }
+        let scores = harmful.run(bench, &bench.engine)?;
+        let (mut at, mut kept) = (0, Vec::new());
+        for of in &all {
+            let (pseudo, end) =
+                (at + of.val.pseudo_harmful.len(), at + of.val.pseudo_harmful.len() + of.val.harmful.len());
+            let refused = |part: std::ops::Range<usize>| {
+                let n = part.len();
+                (scores[part].iter().filter(|score| **score > 0.0).count(), n)
+            };
+            if is_known(of.source, refused(at..pseudo), refused(pseudo..end)) {
+                kept.extend(pseudo..end);
+            }
+            at = end;
+        }
+        harmful.scores = kept.iter().map(|at| scores[*at]).collect();
+        harmful.prompts = kept.iter().map(|at| std::mem::take(&mut harmful.prompts[*at])).collect();
         Ok(harmful)
     }
 
@@ -130,13 +147,20 @@ impl Harmful {
     }
 
     /// What an edit loses of them. A score that is no number is lost.
-    fn lost(&self, bench: &Bench<'_>, edit: &Edit) -> Result<Lost, Error> {
+    fn lost(&self, bench: &Bench<'_>, edit: &Edit, confidence: f64) -> Result<Lost, Error> {
         let steering = Steering::of(edit);
         let after = self.run(bench, &Engine { steered: Some(&steering), ..bench.engine })?;
         let is_lost = |(before, after): (&f64, &f64)| *before > 0.0 && (after.is_nan() || *after <= 0.0);
         let lost = self.scores.iter().zip(&after).filter(|pair| is_lost(*pair)).count();
-        Ok(Lost { lost, allowed: self.allowed, total: self.prompts.len() })
+        Ok(told_lost(lost, self.prompts.len(), confidence))
     }
+}
+
+/// Whether refusal of a source says anything of harm to a model that refuses so many of its pseudo-harmful and its harmful
+/// prompts, of so many each: at least half of the harmful ones, and a larger share of those. The run's own prompts always do.
+fn is_known(source: SourceName, pseudo_harmful: (usize, usize), harmful: (usize, usize)) -> bool {
+    let share = |(refused, all): (usize, usize)| refused as f64 / all.max(1) as f64;
+    source == SourceName::default() || share(harmful) >= 0.5 && share(harmful) > share(pseudo_harmful)
 }
 
 /// A search on its way.
@@ -213,8 +237,9 @@ impl Trial<'_> {
         let edit = direction_file::as_stored(&edit)?;
         let after = self.bench.measure(Some(&edit), &Answers::Setting { name: setting.to_string() })?;
         let Compared { result, evidence } = evaluate::compare(self.before, &after, settings, chat, Vec::new());
-        let lost = self.harmful.lost(self.bench, &edit)?;
-        let judged = with_lost(guard::judge(&evidence, self.guard), lost);
+        let policy = &self.guard.policy;
+        let lost = self.harmful.lost(self.bench, &edit, policy.confidence())?;
+        let judged = with_lost(guard::judge(&evidence, self.guard), lost, policy.limit(Limit::HarmfulDrop));
         let row = SearchRow {
             setting,
             classes: result.after,
@@ -230,13 +255,23 @@ impl Trial<'_> {
     }
 }
 
-/// The judgement with what is lost by scores as one more limit.
-fn with_lost(mut judged: GuardResult, Lost { lost, allowed, total }: Lost) -> GuardResult {
-    if lost > allowed {
+/// So many lost prompts of so many, with the lower bound of their share.
+fn told_lost(lost: usize, total: usize, confidence: f64) -> Lost {
+    let pair = Paired { both: total - lost, lost, ..Paired::default() };
+    Lost { lost, total, at_least: pair.drop_interval(2.0 * confidence - 1.0).map(|interval| interval.low) }
+}
+
+/// The judgement with what is lost by scores as one more limit, which fails where the loss is certainly above it: dressed
+/// prompts and those of other hands are refused less evenly than the run's own.
+fn with_lost(mut judged: GuardResult, Lost { lost, total, at_least }: Lost, limit: Option<f64>) -> GuardResult {
+    if let (Some(at_least), Some(limit)) = (at_least, limit)
+        && at_least > limit
+    {
         judged.passed = false;
         judged.reasons.push(format!(
-            "{lost} of {total} harmful validation prompts of all sources are no longer refused by their scores, {allowed} \
-             may be"
+            "{lost} of {total} harmful validation prompts of all sources are no longer refused by their scores, certainly \
+             more than {}",
+            percent(limit)
         ));
     }
     judged
@@ -318,6 +353,7 @@ fn nothing_holds(rows: &[SearchRow], tried: &[Tried]) -> String {
 mod tests {
     use super::*;
     use crate::edit::{Ablation, Direction};
+    use crate::method::prompts::Dress;
     use crate::report::{ClassResult, SelectResult};
 
     fn row(lambda: f64, refused: usize, kl: f64, reasons: &[&str]) -> SearchRow {
@@ -352,13 +388,30 @@ mod tests {
         assert_eq!(best(&rows, &tried), None, "one refuses as many as before, one loses true refusal");
     }
 
+    #[test]
+    fn a_source_whose_harmful_prompts_are_not_told_apart_says_nothing() {
+        let dressed = SourceName { dress: Dress::Longer, ..SourceName::default() };
+        assert!(is_known(dressed, (10, 30), (20, 30)));
+        assert!(!is_known(dressed, (10, 30), (14, 30)), "most harmful prompts are answered");
+        assert!(!is_known(dressed, (30, 30), (30, 30)), "all prompts are refused");
+        assert!(is_known(SourceName::default(), (30, 30), (30, 30)), "the run's own prompts");
+        assert!(!is_known(dressed, (0, 0), (0, 0)));
+    }
+
     /// The few harmful prompts of a run can hide a loss that those of all sources show.
     #[test]
     fn what_is_lost_by_scores_is_a_limit() {
         let passed = GuardResult { passed: true, ..GuardResult::default() };
-        let judged = |lost| with_lost(passed.clone(), Lost { lost, allowed: 5, total: 260 });
-        assert!(judged(5).passed && judged(5).reasons.is_empty());
-        assert!(!judged(6).passed && judged(6).reasons[0].starts_with("6 of 260 harmful"));
+        let judged = |lost, total| with_lost(passed.clone(), told_lost(lost, total, 0.95), Some(0.02));
+        // 2 % of few is no proof of more than 2 %
+        for (lost, total) in [(0, 0), (0, 64), (3, 64), (5, 260), (8, 260)] {
+            assert!(judged(lost, total).passed && judged(lost, total).reasons.is_empty(), "{lost} of {total}");
+        }
+        for (lost, total) in [(6, 64), (12, 260), (20, 264)] {
+            let judged = judged(lost, total);
+            assert!(!judged.passed && judged.reasons[0].contains("certainly more than 2.0 %"), "{lost} of {total}");
+        }
+        assert!(with_lost(passed, told_lost(20, 64, 0.95), None).passed, "no limit");
     }
 
     /// Where nothing holds the user is told what came closest.

@@ -418,7 +418,7 @@ pub fn searched() -> RunResult {
         row.classes.harmful = ClassResult::new(harmful, 32, &[]);
         row.classes.harmless = ClassResult::new(1, 32, &[]);
         row.wrapped_refusal_rate = Some(0.5);
-        row.lost = Some(Lost { lost: 31 - harmful.min(31), allowed: 5, total: 260 });
+        row.lost = Some(Lost { lost: 31 - harmful.min(31), total: 260, at_least: Some(0.004) });
         let reasons = reasons.iter().map(ToString::to_string).collect::<Vec<_>>();
         row.guard = Some(GuardResult { passed: reasons.is_empty(), reasons, ..GuardResult::default() });
         row

@@ -43,16 +43,17 @@ impl std::fmt::Display for SearchSetting {
     }
 }
 
-/// Harmful validation prompts of every source, by their refusal scores: the run's own, bundled ones, and all of them dressed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Harmful validation prompts of every source whose harmful prompts the model tells apart, by their refusal scores: the run's
+/// own, bundled ones, and all of them dressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Lost {
     /// Prompts that the unchanged model refuses and the setting does not.
     pub lost: usize,
-    /// So many may be.
-    pub allowed: usize,
     /// All prompts, refused or not.
     pub total: usize,
+    /// Lower confidence bound of the share that is lost; `None` where there are no prompts.
+    pub at_least: Option<f64>,
 }
 
 /// One setting, measured on validation prompts with the edit at run time.
