@@ -21,9 +21,6 @@ use crate::method::select::Rules;
 use crate::report::number::percent;
 use crate::report::{Found, GuardResult, Lost, SearchResult, SearchRow, SearchSetting};
 
-/// Settings of gates whose answers are measured at most.
-const GATES_ANSWERED: usize = 3;
-
 /// What is tried.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SearchRules {
@@ -207,7 +204,7 @@ impl Trial<'_> {
             Ok(gates) => gates,
             Err(error) => return self.failed(SearchSetting::Gate { gates: None }, error),
         };
-        for rank in 0..gates.len().min(GATES_ANSWERED) {
+        for rank in 0..gates.len() {
             let GateChoice { edit, result } = gates.choice(rank)?;
             let setting = SearchSetting::Gate { gates: Some(result.selected.clone()) };
             self.measure(setting, edit, Found::Gate(result))?;
