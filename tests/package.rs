@@ -588,11 +588,9 @@ fn run_bakes_and_measures_every_variant_and_bake_measures_the_same() {
         "--no-cost",
         "--kl-positions",
         "1",
-        "--method",
-        "wang",
         "--json",
     ];
-    let mut run = sandbox.lancet(&["run", "pkg", "-o", "out", "--variant", "model_fp16"]);
+    let mut run = sandbox.lancet(&["run", "pkg", "-o", "out", "--variant", "model_fp16", "--method", "wang"]);
     let run = json(run.args(sizes), 0);
     assert_eq!(run["variants"][1]["guard"]["passed"], true);
     assert!(run["shared"]["outputs"]["model"].as_str().unwrap().ends_with("out/onnx/model_fp16.onnx"));
