@@ -188,7 +188,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Ending> {
 
 /// Prints what a run did and says how it ended.
 pub fn finish_run(context: &Context, result: &RunResult) -> anyhow::Result<Ending> {
-    if let Some(why) = result.nothing_holds().filter(|_| !result.shared.bake.published) {
+    if let Some(why) = result.nothing_holds() {
         print(context, result, || describe::run(result))?;
         context.ui.say(&format!("nothing was published: {why}"));
         return Ok(Ending::Guarded);

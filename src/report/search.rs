@@ -73,8 +73,8 @@ pub struct SearchRow {
     /// What it loses of harmful validation prompts of every source; `None` for the unchanged model, and where nothing was
     /// measured.
     pub lost: Option<Lost>,
-    /// The policy's judgement on the validation prompts, without its bounds and with what is lost by scores; `None` for the unchanged model, and where
-    /// nothing was measured.
+    /// The policy's judgement on the validation prompts, without its bounds and with what is lost by scores; `None` for the
+    /// unchanged model, and where nothing was measured.
     pub guard: Option<GuardResult>,
     /// Why nothing was measured: all candidates were discarded, say.
     pub failure: Option<String>,
