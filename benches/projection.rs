@@ -5,7 +5,9 @@
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
-use lancet::bake::kernel::{Columns, Scratch, Tally, add_components, edit_columns, edit_rows, encode, width};
+use lancet::bake::kernel::{
+    Along, AlongColumns, Columns, Scratch, Tally, add_components, edit_columns, edit_rows, encode, width,
+};
 use lancet::edit::Direction;
 use lancet::onnx::DataType;
 
@@ -61,7 +63,8 @@ fn projection(criterion: &mut Criterion) {
         // the first pass finds the component of every column, the second takes it off
         let (mut c, mut after) = (vec![0.0; K], vec![0.0; K]);
         add_components(dtype, block, 0, r, &mut c, scratch);
-        let mut columns = Columns { r, c: &c, strength: 1.0, spend: None, after: &mut after };
+        let along = Along { r, strength: 1.0 };
+        let mut columns = Columns(vec![AlongColumns { along, c: &c, spend: None, after: &mut after }]);
         let mut tally = Tally::default();
         edit_columns(dtype, block, 0, &mut columns, scratch, &mut tally);
         tally

@@ -1,12 +1,14 @@
 //! What is done to the residual stream of a model: one description that every method gives, and that run-time steering,
 //! the bake, `verify` and direction files take.
 //!
-//! The parts act in this order, at every position: each write loses its component along a direction ([`Ablation`]), a
-//! vector joins `resid_pre` of one layer ([`Addition`]), and terms that depend on the stream itself are added to
-//! `resid_pre` of their layers ([`GatedTerm`]).
+//! The parts act in this order, at every position: writes lose their components along directions ([`Ablation`]), vectors
+//! join `resid_pre` of some layers ([`Addition`]), and terms that depend on the stream itself are added to `resid_pre` of
+//! their layers ([`GatedTerm`]).
 
+mod ablation;
 mod direction;
 
+pub use ablation::{Ablated, Ablation, WriteKind, Writes};
 pub use direction::{Direction, DirectionError};
 
 use crate::linalg::dot;
@@ -20,6 +22,30 @@ pub enum EditError {
     /// No part is left that changes anything.
     #[error("the edit changes nothing: it has no direction to ablate, no vector to add and no gated term")]
     Nothing,
+    /// No directions to ablate, or more than anybody needs.
+    #[error("an ablation of {got} directions, and 1 to {} are possible", Ablation::MOST_DIRECTIONS)]
+    Directions {
+        /// How many.
+        got: usize,
+    },
+    /// A direction that adds nothing to those before it.
+    #[error("direction {index} to ablate is a sum of those before it")]
+    Dependent {
+        /// Which, counted from 0.
+        index: usize,
+    },
+    /// A direction that should be orthogonal to those before it.
+    #[error("direction {index} to ablate is not orthogonal to those before it")]
+    NotOrthogonal {
+        /// Which, counted from 0.
+        index: usize,
+    },
+    /// Two vectors to add to the stream at one place.
+    #[error("two vectors are added at layer {layer}")]
+    SameLayer {
+        /// Their layer.
+        layer: usize,
+    },
     /// A gated term that cannot be computed.
     #[error("the gated term of layer {layer} is no term: {problem}")]
     Gate {
@@ -67,49 +93,12 @@ impl EditError {
         match self {
             Self::Direction(error) => error.hint(),
             Self::Nothing => Some("give a direction, a vector to add, or a gated term".into()),
+            Self::Directions { .. } => Some("give fewer directions, or at least one".into()),
+            Self::Dependent { .. } => Some("leave that direction out: without it the same is ablated".into()),
+            Self::NotOrthogonal { .. } => Some("give an orthonormal basis of what is to be ablated".into()),
+            Self::SameLayer { .. } => Some("give their sum".into()),
             Self::Gate { .. } => Some("fit the term again, on activations of this model".into()),
         }
-    }
-}
-
-/// Ablation of a direction from every write to the stream (Wang et al. 2025, eq. 4): `x <- x - s (x.r) r`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Ablation {
-    direction: Direction,
-    strength: f64,
-}
-
-impl Ablation {
-    /// The ablation of all of the component along `direction`, strength 1.
-    pub fn new(direction: Direction) -> Self {
-        Self { direction, strength: 1.0 }
-    }
-
-    /// The same with strength `s`, above 0 and at most 1: the share of the component that is ablated.
-    #[must_use]
-    pub fn with_strength(self, strength: f64) -> Self {
-        Self { strength, ..self }
-    }
-
-    /// The direction.
-    pub fn direction(&self) -> &Direction {
-        &self.direction
-    }
-
-    /// The unit vector `r`, `[d_model]`.
-    pub fn unit(&self) -> &[f64] {
-        self.direction.unit()
-    }
-
-    /// The share of the component that is ablated, above 0 and at most 1.
-    pub fn strength(&self) -> f64 {
-        self.strength
-    }
-
-    /// The vector `sqrt(s) r` as float32, `[d_model]`: `x - (x.v) v` is then `x - s (x.r) r`.
-    pub fn hook(&self) -> Vec<f32> {
-        let root = self.strength.sqrt();
-        self.unit().iter().map(|v| (root * v) as f32).collect()
     }
 }
 
@@ -297,7 +286,7 @@ impl GatedTerm {
 ///
 /// let r = Direction::new(vec![3.0, 0.0, 4.0])?;
 /// let edit = Edit::from(Ablation::new(r).with_strength(0.5));
-/// assert_eq!(edit.ablation().map(Ablation::strength), Some(0.5));
+/// assert_eq!(edit.ablation().map(Ablation::strengths), Some(vec![0.5]));
 ///
 /// // x + v max(x_0 - 1, 0)
 /// let factor = Factor { weights: vec![1.0, 0.0], offset: -1.0, shape: Shape::Relu };
@@ -305,19 +294,19 @@ impl GatedTerm {
 /// let (mut below, mut above) = ([0.5, 1.0], [4.0, 1.0]);
 /// assert_eq!((term.apply(&mut below), term.apply(&mut above)), (0.0, 3.0));
 /// assert_eq!((below, above), ([0.5, 1.0], [4.0, 7.0]));
-/// assert_eq!(Edit::new(None, None, vec![term])?.width(), 2);
+/// assert_eq!(Edit::new(None, vec![], vec![term])?.width(), 2);
 /// # Ok::<(), lancet::edit::EditError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Edit {
     ablation: Option<Ablation>,
-    addition: Option<Addition>,
+    additions: Vec<Addition>,
     gates: Vec<GatedTerm>,
 }
 
 impl From<Ablation> for Edit {
     fn from(ablation: Ablation) -> Self {
-        Self { ablation: Some(ablation), addition: None, gates: Vec::new() }
+        Self { ablation: Some(ablation), additions: Vec::new(), gates: Vec::new() }
     }
 }
 
@@ -331,23 +320,19 @@ impl Edit {
     /// The edit of these parts. An addition with `alpha = 0` is none.
     ///
     /// # Errors
-    /// [`EditError::Nothing`] where no part is left.
-    pub fn new(
-        ablation: Option<Ablation>,
-        addition: Option<Addition>,
-        gates: Vec<GatedTerm>,
-    ) -> Result<Self, EditError> {
-        let addition = addition.filter(|addition| addition.alpha != 0.0);
-        if ablation.is_none() && addition.is_none() && gates.is_empty() {
+    /// [`EditError::Nothing`] where no part is left, [`EditError::SameLayer`] where two additions have one layer.
+    pub fn new(ablation: Option<Ablation>, additions: Vec<Addition>, gates: Vec<GatedTerm>) -> Result<Self, EditError> {
+        let additions = in_order(additions)?;
+        if ablation.is_none() && additions.is_empty() && gates.is_empty() {
             return Err(EditError::Nothing);
         }
-        Ok(Self { ablation, addition, gates })
+        Ok(Self { ablation, additions, gates })
     }
 
-    /// The same with an addition, or without one; one with `alpha = 0` is none.
+    /// The same with one addition and no other, or with none; one with `alpha = 0` is none.
     #[must_use]
     pub fn with_addition(self, addition: Option<Addition>) -> Self {
-        Self { addition: addition.filter(|a| a.alpha != 0.0), ..self }
+        Self { additions: addition.into_iter().filter(|a| a.alpha != 0.0).collect(), ..self }
     }
 
     /// What is ablated.
@@ -355,9 +340,9 @@ impl Edit {
         self.ablation.as_ref()
     }
 
-    /// What is added.
-    pub fn addition(&self) -> Option<&Addition> {
-        self.addition.as_ref()
+    /// What is added, in the order of the layers, each of which is there once.
+    pub fn additions(&self) -> &[Addition] {
+        &self.additions
     }
 
     /// Terms that depend on the stream.
@@ -367,9 +352,9 @@ impl Edit {
 
     /// The vectors of the parts, `[d_model]` each.
     fn vectors(&self) -> impl Iterator<Item = &[f64]> {
-        let ablation = self.ablation.iter().map(Ablation::unit);
-        let addition = self.addition.iter().map(|addition| addition.vector.as_slice());
-        ablation.chain(addition).chain(self.gates.iter().map(GatedTerm::vector))
+        let ablated = self.ablation.iter().flat_map(Ablation::vectors).map(Ablated::unit);
+        let added = self.additions.iter().map(|addition| addition.vector.as_slice());
+        ablated.chain(added).chain(self.gates.iter().map(GatedTerm::vector))
     }
 
     /// `d_model` of the model that it is for.
@@ -377,11 +362,11 @@ impl Edit {
         self.vectors().next().map_or(0, <[f64]>::len)
     }
 
-    /// Whether the whole component along a direction is ablated and nothing else is done, so that nothing of it may be
-    /// left in the stream.
+    /// Whether whole components are ablated from every write and nothing else is done, so that nothing of them may be left
+    /// in the stream.
     pub fn leaves_nothing(&self) -> bool {
-        self.ablation.as_ref().is_some_and(|ablation| ablation.strength >= 1.0)
-            && self.addition.is_none()
+        self.ablation.as_ref().is_some_and(|ablation| !ablation.is_partial() && ablation.writes().is_all())
+            && self.additions.is_empty()
             && self.gates.is_empty()
     }
 
@@ -397,6 +382,16 @@ impl Edit {
     }
 }
 
+/// Additions that add something, by their layers.
+fn in_order(mut additions: Vec<Addition>) -> Result<Vec<Addition>, EditError> {
+    additions.retain(|addition| addition.alpha != 0.0);
+    additions.sort_by_key(|addition| addition.layer);
+    match additions.windows(2).find(|pair| pair[0].layer == pair[1].layer) {
+        Some(pair) => Err(EditError::SameLayer { layer: pair[0].layer }),
+        None => Ok(additions),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -406,29 +401,28 @@ mod tests {
     }
 
     #[test]
-    fn a_scaled_vector_ablates_a_share() {
-        let x = [0.3, -1.25, 2.0];
-        for strength in [1.0, 0.5, 0.04] {
-            let ablation = Ablation::new(Direction::new(vec![1.0, 2.0, -0.5]).unwrap()).with_strength(strength);
-            let v: Vec<f64> = ablation.hook().iter().map(|v| f64::from(*v)).collect();
-            let (by_hook, by_strength) = (dot(&x, &v), strength * dot(&x, ablation.unit()));
-            for ((x, v), r) in x.iter().zip(&v).zip(ablation.unit()) {
-                assert!((x - by_hook * v - (x - by_strength * r)).abs() < 1e-6, "{strength}");
-            }
-        }
+    fn an_edit_without_parts_is_none() {
+        let addition = |layer, alpha| Addition { vector: vec![1.0, 2.0], layer, position: -1, alpha };
+        let edit = Edit::from(Direction::new(vec![1.0, 1.0]).unwrap());
+        assert_eq!(edit.clone().with_addition(Some(addition(1, 0.0))), edit);
+        assert!(edit.leaves_nothing());
+        let added = edit.with_addition(Some(addition(1, 2.0)));
+        assert_eq!(added.additions()[0].scaled(), [2.0, 4.0]);
+        assert!(!added.leaves_nothing());
+        assert_eq!(Edit::new(None, vec![addition(1, 0.0)], Vec::new()), Err(EditError::Nothing));
+        assert_eq!(Edit::new(None, vec![addition(1, 1.0)], Vec::new()).unwrap().width(), 2);
+        let two = Edit::new(None, vec![addition(3, 1.0), addition(2, 1.0)], Vec::new()).unwrap();
+        assert_eq!(two.additions().iter().map(|one| one.layer).collect::<Vec<_>>(), [2, 3]);
+        let twice = Edit::new(None, vec![addition(3, 1.0), addition(2, 1.0), addition(3, 4.0)], Vec::new());
+        assert_eq!(twice, Err(EditError::SameLayer { layer: 3 }));
     }
 
     #[test]
-    fn an_edit_without_parts_is_none() {
-        let addition = |alpha| Some(Addition { vector: vec![1.0, 2.0], layer: 1, position: -1, alpha });
-        let edit = Edit::from(Direction::new(vec![1.0, 1.0]).unwrap());
-        assert_eq!(edit.clone().with_addition(addition(0.0)), edit);
-        assert!(edit.leaves_nothing());
-        let added = edit.with_addition(addition(2.0));
-        assert_eq!(added.addition().unwrap().scaled(), [2.0, 4.0]);
-        assert!(!added.leaves_nothing());
-        assert_eq!(Edit::new(None, addition(0.0), Vec::new()), Err(EditError::Nothing));
-        assert_eq!(Edit::new(None, addition(1.0), Vec::new()).unwrap().width(), 2);
+    fn only_a_whole_ablation_of_every_write_leaves_nothing() {
+        let whole = Ablation::new(Direction::new(vec![1.0, 1.0]).unwrap());
+        assert!(Edit::from(whole.clone()).leaves_nothing());
+        assert!(!Edit::from(whole.clone().with_strength(0.5)).leaves_nothing());
+        assert!(!Edit::from(whole.on(Writes::of_layers([1]))).leaves_nothing());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
-use crate::edit::GatedTerm;
+use crate::edit::{GatedTerm, Writes};
 use crate::lm::interface::Line;
 use crate::lm::projection::{self, AdditionSource, DirectionSource, Steps};
 use crate::lm::residual::SKIP_SUM_OUTPUT;
@@ -26,11 +26,17 @@ use crate::onnx::proto::{
 };
 use crate::onnx::{DataType, Graph, Model, NodeId, OnnxError, Storage, Use};
 
-/// Name of the graph input that holds a direction a batch row, float32 `[batch, 1, d_model]`.
-pub const DIRECTION_INPUT: &str = "lancet.direction";
+/// Name of the graph input that holds direction `n` of those that are ablated, one a batch row, float32
+/// `[batch, 1, d_model]`.
+pub fn direction_input(n: usize) -> String {
+    if n == 0 { "lancet.direction".into() } else { format!("lancet.direction.{n}") }
+}
 
-/// Name of the graph input that holds a vector to add a batch row, float32 `[batch, 1, d_model]`.
-pub const ADDITION_INPUT: &str = "lancet.addition";
+/// Name of the graph input that holds vector `n` of those that are added, one a batch row, float32
+/// `[batch, 1, d_model]`.
+pub fn addition_input(n: usize) -> String {
+    if n == 0 { "lancet.addition".into() } else { format!("lancet.addition.{n}") }
+}
 
 /// Tensors above this size are referenced where they lie instead of being copied into the session's model.
 const REFERENCE_ABOVE: u64 = 1024;
@@ -56,11 +62,13 @@ pub struct Request {
     pub logits: usize,
     /// Return the KV cache.
     pub cache: bool,
-    /// Ablate the direction given as graph input [`DIRECTION_INPUT`] from every write.
-    pub ablation: bool,
-    /// Add the vector given as graph input [`ADDITION_INPUT`] to `resid_pre` of this layer, at least 1, after the ablation
-    /// of the write that it joins.
-    pub addition: Option<usize>,
+    /// Ablate so many directions, given as graph inputs ([`direction_input`]), from the writes that `writes` names.
+    pub directions: usize,
+    /// The writes that directions are ablated from.
+    pub writes: Writes,
+    /// Add the vectors given as graph inputs ([`addition_input`]) to `resid_pre` of these layers, at least 1 and each once,
+    /// after the ablation of the write that they join.
+    pub additions: Vec<usize>,
     /// Gated terms to add to the stream, after the ablation and the addition.
     pub gates: Vec<GatedTerm>,
     /// Merged decoders: the branch that reads a KV cache.
@@ -95,6 +103,9 @@ pub struct SessionModel {
     pub scope: Scope,
     /// Names of the inputs that are left after pruning.
     pub inputs: Vec<String>,
+    /// Names of the inputs that hold what is done to the stream, directions before vectors to add, as they were before
+    /// pruning.
+    pub steering: Vec<String>,
 }
 
 /// Name of a probe's output.
@@ -189,7 +200,9 @@ pub fn instrument(
     let defaults: HashSet<&str> = main.initializer.iter().chain(sparse).filter_map(|t| t.name.as_deref()).collect();
     let inputs =
         main.input.iter().filter_map(|i| i.name.clone()).filter(|name| !defaults.contains(name.as_str())).collect();
-    Ok(SessionModel { bytes: proto.encode_to_vec(), probes, logits, scope, inputs })
+    let added = (0..request.additions.len()).map(addition_input);
+    let steering = (0..request.directions).map(direction_input).chain(added).collect();
+    Ok(SessionModel { bytes: proto.encode_to_vec(), probes, logits, scope, inputs, steering })
 }
 
 /// Refuses a file that has values of names that the session's own nodes and inputs have.
@@ -225,8 +238,8 @@ fn output_name(graph: &Graph<'_>, patch: &mut Patch, node: NodeId, slot: usize) 
     name
 }
 
-/// Puts what an edit does into the stream: the ablation into every write, the addition into the one that it joins, and
-/// the gated terms behind the sums of their layers.
+/// Puts what an edit does into the stream: the ablation into writes, each addition into the write that it joins, and the
+/// gated terms behind the sums of their layers.
 ///
 /// # Errors
 /// A gated term that cannot be added at its layer.
@@ -238,23 +251,26 @@ fn steer(graph: &Graph<'_>, stream: &ResidualStream, request: &Request, patch: &
     Ok(())
 }
 
-/// Puts the ablation into every write, and the addition into the one that it joins.
+/// Puts the ablation into the writes that it acts on, and each addition into the write that it joins.
 fn project(graph: &Graph<'_>, stream: &ResidualStream, request: &Request, patch: &mut Patch) {
-    let mut inputs = Vec::new();
-    inputs.extend(request.ablation.then_some(DIRECTION_INPUT));
-    inputs.extend(request.addition.map(|_| ADDITION_INPUT));
-    let Some(first) = inputs.first() else { return };
-    for name in &inputs {
+    let directions: Vec<String> = (0..request.directions).map(direction_input).collect();
+    let vectors: Vec<String> = (0..request.additions.len()).map(addition_input).collect();
+    let Some(first) = directions.first().or(vectors.first()) else { return };
+    for name in directions.iter().chain(&vectors) {
         patch.inputs.push(value_info(name, DataType::FLOAT, &["lancet_batch", "1", "lancet_d_model"]));
     }
     projection::prepare(patch, first);
-    let direction = DirectionSource::Input(DIRECTION_INPUT.into());
-    let vector = AdditionSource::Input(ADDITION_INPUT.into());
-    let joined = request.addition.and_then(|layer| stream.last_before(layer)).and_then(|c| c.site);
+    let joined: Vec<Option<Use>> =
+        request.additions.iter().map(|layer| stream.last_before(*layer).and_then(|c| c.site)).collect();
+    let vectors: Vec<AdditionSource> = vectors.into_iter().map(AdditionSource::Input).collect();
+    let ablates = !directions.is_empty();
+    let directions = DirectionSource::Inputs(directions);
     for (index, contribution) in stream.writes(graph).iter().enumerate() {
+        let (kind, layer) = (contribution.role.of_write(), contribution.layer.map(|layer| layer.0));
+        let added = joined.iter().position(|site| site.is_some() && *site == contribution.site);
         let steps = Steps {
-            ablation: request.ablation.then_some(&direction),
-            addition: (joined.is_some() && contribution.site == joined).then_some(&vector),
+            ablation: (ablates && request.writes.contains(kind, layer)).then_some(&directions),
+            addition: added.map(|at| &vectors[at]),
         };
         if steps.ablation.is_some() || steps.addition.is_some() {
             projection::steer(graph, patch, contribution, steps, &format!("ablate.{index}"));

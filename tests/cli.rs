@@ -242,17 +242,21 @@ Treatment:
 
 Method:
       --method <METHOD>
-          How the edit is found. If not given: `auto` for `run` and `demo`, `wang` for `select` and
-          wherever `--lambda`, `--strength`, `--add`, `--paper`, `--exhaustive` or `--sweep` pin a
-          setting of it
-
+          How the edit is found (docs/methods.md). If not given: `auto` for `run` and `demo`, `wang`
+          for `select` and wherever `--lambda`, `--strength`, `--add`, `--paper`, `--exhaustive` or
+          `--sweep` pin a setting of it
+          
           Possible values:
-          - auto: Settings of the others are tried on validation prompts, and the best within the
-            policy is taken
+          - auto: Settings of wang and gate are tried on validation prompts, and the best within the
+          policy is taken
           - wang: One direction is ablated at every write (Wang et al. 2025)
+          - rank:K: A direction for each of K groups of pseudo-harmful prompts is ablated
+          - sra: The direction loses what abilities have of it
+          - ace: What is ablated is replaced by what harmless prompts have there
+          - layers: Only writes of layers that matter are ablated
           - gate: Refusal is taken off at a few layers, where a gate tells that the prompt only
-            looks harmful (docs/methods.md)
-
+          looks harmful
+          
           [alias: --setting]
 
       --lambda <LAMBDA>

@@ -44,7 +44,7 @@ fn a_gate_is_fitted_and_chosen_and_what_it_makes_is_proved() {
 
     // the file holds a term a layer: two clipped factors that open, and one that takes off what is above the floor
     let edit = direction_file::load(&out.join("lancet.direction.safetensors")).unwrap();
-    assert!(edit.ablation().is_none() && edit.addition().is_none());
+    assert!(edit.ablation().is_none() && edit.additions().is_empty());
     let layers: Vec<usize> = edit.gates().iter().map(GatedTerm::layer).collect();
     let told: Vec<usize> = serde_json::from_value(gate["selected"]["layers"].clone()).unwrap();
     assert_eq!(layers, told);

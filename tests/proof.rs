@@ -115,7 +115,7 @@ fn written(opened: &Opened, folder: &Path) -> Result<Opened, lancet::Error> {
 
 /// The same direction with its entries in another order.
 fn another(edit: &Edit) -> Edit {
-    let mut values = edit.ablation().expect("a direction").unit().to_vec();
+    let mut values = edit.ablation().expect("a direction").units();
     values.rotate_left(1);
     Direction::new(values).unwrap().into()
 }

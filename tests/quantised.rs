@@ -378,8 +378,13 @@ impl Ran {
         let mut probes: Vec<(usize, ResidPoint)> =
             (0..=last).flat_map(|layer| [(layer, ResidPoint::Pre), (layer, ResidPoint::Mid)]).collect();
         probes.push((last, ResidPoint::Post));
-        let request =
-            Request { probes, last_positions: n_pos, logits: n_pos, ablation: ablated.is_some(), ..Request::default() };
+        let request = Request {
+            probes,
+            last_positions: n_pos,
+            logits: n_pos,
+            directions: usize::from(ablated.is_some()),
+            ..Request::default()
+        };
         let unit: Vec<f32> = direction().unit().iter().map(|v| *v as f32).collect();
         let directions: Vec<Vec<f32>> = ablated.iter().map(|_| unit.clone()).collect();
         let rows: Vec<Row<'_>> = prompts.iter().map(|ids| Row { tokens: ids, direction: 0 }).collect();

@@ -19,6 +19,7 @@ MADE_BY = [
     ("scores/", "written for this project"),
     ("chat", "tools/train_chat_model.py, tools/export_chat_models.py"),
     ("prompts/", "written by hand"),
+    ("directions/", "tools/make_direction_files.py"),
     ("generation/", "tools/generation_reference.py"),
     ("hostile/", "tools/make_hostile.py"),
 ]

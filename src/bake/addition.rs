@@ -12,7 +12,7 @@ use super::error::BakeError;
 use super::hash::sha256;
 use super::metadata::own_metadata;
 use super::plan::{Part, TensorEdit};
-use crate::edit::{Ablation, Addition, Edit};
+use crate::edit::{Ablation, Addition, Edit, Writes};
 use crate::lm::projection::{AdditionSource, Steps, steer, write_type};
 use crate::lm::{Layer, Writer};
 use crate::onnx::patch::Patch;
@@ -20,6 +20,7 @@ use crate::onnx::{DataType, Graph, Model, TensorId, ValueId};
 
 /// Metadata keys, behind the prefix.
 const STRENGTH: &str = "strength";
+const WRITES: &str = "writes";
 const ALPHA: &str = "addition_alpha";
 const LAYER: &str = "addition_layer";
 const SHA256: &str = "addition_sha256";
@@ -59,14 +60,18 @@ pub(super) struct Joined<'w> {
     pub name: &'w str,
     pub writer: &'w Writer,
     addition: &'w Addition,
+    /// Whether the edit adds no other vector.
+    sole: bool,
 }
 
-/// The writer that ends the block before the layer of the addition; `None` where this file does not hold it.
-pub(super) fn joined<'w>(named: &'w [(String, &'w Writer)], edit: &'w Edit) -> Option<Joined<'w>> {
-    let addition = edit.addition()?;
-    let before = Layer(addition.layer.checked_sub(1)?);
-    let (name, writer) = named.iter().rev().find(|(_, writer)| writer.layer == Some(before))?;
-    Some(Joined { name, writer, addition })
+/// The writers that end the blocks before the layers of the additions, of those that this file holds.
+pub(super) fn joined<'w>(named: &'w [(String, &'w Writer)], edit: &'w Edit) -> Vec<Joined<'w>> {
+    let joined = |addition: &'w Addition| {
+        let before = Layer(addition.layer.checked_sub(1)?);
+        let (name, writer) = named.iter().rev().find(|(_, writer)| writer.layer == Some(before))?;
+        Some(Joined { name, writer, addition, sole: edit.additions().len() == 1 })
+    };
+    edit.additions().iter().filter_map(joined).collect()
 }
 
 /// Adds the vector to a bias that is edited in place anyway, added to the whole write as it is, and read by nothing
@@ -123,7 +128,10 @@ pub(super) fn constant(
     dtype: DataType,
     patch: &mut Patch,
 ) -> Result<AdditionSource, BakeError> {
-    let name = graph.fresh_name("lancet.addition.vector");
+    let name = match joined.sole {
+        true => graph.fresh_name("lancet.addition.vector"),
+        false => graph.fresh_name(&format!("lancet.addition.vector.{}", joined.addition.layer)),
+    };
     let dims = vec![joined.addition.vector.len() as i64];
     store(graph, dtype, (&name, &joined.addition.scaled(), dims), patch)?;
     Ok(AdditionSource::Constant(name))
@@ -147,24 +155,55 @@ pub(super) fn node(graph: &Graph<'_>, joined: &Joined<'_>, patch: &mut Patch) ->
     Ok(Added { place: AddedTo::Nodes, target })
 }
 
-/// The metadata entries that tell the strength and the addition. They are written where the strength is below 1 or
-/// there is an addition, and where an earlier bake of the model wrote them. `verify` takes both from its own options
-/// and compares.
+/// The metadata entries that tell the strength, the writes and the additions. They are written where the strength is below
+/// 1, where not all writes are ablated, where there are additions, and where an earlier bake of the model wrote them.
+/// `verify` takes them from its own options and compares.
 pub(super) fn metadata(model: &Model, edit: &Edit) -> Vec<(String, String)> {
     let mut entries = Vec::new();
-    if let Some(strength) = edit.ablation().map(Ablation::strength)
-        && (strength < 1.0 || own_metadata(model, STRENGTH).is_some())
-    {
-        entries.push((STRENGTH.to_string(), strength.to_string()));
+    if let Some(ablation) = edit.ablation() {
+        if ablation.is_partial() || own_metadata(model, STRENGTH).is_some() {
+            entries.push((STRENGTH.to_string(), strengths(ablation)));
+        }
+        if !ablation.writes().is_all() || own_metadata(model, WRITES).is_some() {
+            entries.push((WRITES.to_string(), writes(ablation.writes())));
+        }
     }
-    match edit.addition() {
-        Some(addition) => entries.extend([
-            (ALPHA.to_string(), addition.alpha.to_string()),
-            (LAYER.to_string(), addition.layer.to_string()),
-            (SHA256.to_string(), sha256(&addition.vector)),
-        ]),
-        None if own_metadata(model, ALPHA).is_some() => entries.push((ALPHA.to_string(), "0".to_string())),
-        None => {}
+    let each = |of: &dyn Fn(&Addition) -> String| edit.additions().iter().map(of).collect::<Vec<_>>().join(" ");
+    match edit.additions() {
+        [] if own_metadata(model, ALPHA).is_some() => entries.push((ALPHA.to_string(), "0".to_string())),
+        [] => {}
+        all => {
+            let vectors: Vec<f64> = all.iter().flat_map(|addition| addition.vector.iter().copied()).collect();
+            entries.extend([
+                (ALPHA.to_string(), each(&|addition| addition.alpha.to_string())),
+                (LAYER.to_string(), each(&|addition| addition.layer.to_string())),
+                (SHA256.to_string(), sha256(&vectors)),
+            ]);
+        }
     }
     entries
+}
+
+/// The strengths of an ablation: one number where all are the same.
+fn strengths(ablation: &Ablation) -> String {
+    let mut all: Vec<String> = ablation.strengths().iter().map(f64::to_string).collect();
+    all.dedup();
+    match all.as_slice() {
+        [only] => only.clone(),
+        _ => ablation.strengths().iter().map(f64::to_string).collect::<Vec<_>>().join(" "),
+    }
+}
+
+/// The writes that are ablated, as `layers 3 4, attn_out mlp_out`; `all` for all of them.
+fn writes(writes: &Writes) -> String {
+    let layers = writes.layers.as_ref().map(|layers| {
+        let names: Vec<String> = layers.iter().map(usize::to_string).collect();
+        format!("layers {}", names.join(" "))
+    });
+    let kinds = writes.kinds.as_ref().map(|kinds| {
+        let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
+        names.join(" ")
+    });
+    let parts: Vec<String> = layers.into_iter().chain(kinds).collect();
+    if parts.is_empty() { "all".into() } else { parts.join(", ") }
 }

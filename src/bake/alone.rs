@@ -3,8 +3,9 @@
 use super::constants::FREE_INITIALIZERS;
 use super::error::BakeError;
 use super::plan::{Part, TensorEdit};
-use crate::edit::Ablation;
+use crate::edit::{Ablation, Direction};
 use crate::lm::alone::{Replacement, replacements, turned};
+use crate::lm::path::Turn;
 use crate::lm::{Writer, WriterKind, tensor_label};
 use crate::onnx::patch::{Patch, Place};
 use crate::onnx::{Graph, Storage};
@@ -26,14 +27,14 @@ pub(super) fn edits(
     for one in found.into_iter().filter(|one| graph.model.tensor(one.target.tensor).elements() > 0) {
         let unit = match one.turns.is_empty() {
             true => None,
-            false if ablation.strength() < 1.0 => {
+            false if ablation.is_partial() => {
                 return Err(refused(
                     "a norm behind it turns the direction, and only the whole component can be taken off through it"
                         .into(),
                 ));
             }
-            false => Some(turned(ablation.unit(), &one.turns).ok_or_else(|| {
-                refused("the norm behind it takes the direction off altogether, or its scale is not finite".into())
+            false => Some(all_turned(ablation, &one.turns).ok_or_else(|| {
+                refused("the norm behind it takes a direction off altogether, or its scale is not finite".into())
             })?),
         };
         let known = edits
@@ -43,7 +44,6 @@ pub(super) fn edits(
             Some(edit) => edit.copy.clone(),
             None => {
                 let edit = edit(graph, writer, &one, unit, edits.len(), name)?;
-                let edit = TensorEdit { strength: ablation.strength(), ..edit };
                 let copy = edit.copy.clone();
                 patch.promised.extend(copy.clone());
                 edits.push(edit);
@@ -57,11 +57,22 @@ pub(super) fn edits(
     Ok(edits)
 }
 
+/// The directions of an ablation as the norms behind a tensor turn them, made orthonormal again; `None` where one goes.
+fn all_turned(ablation: &Ablation, turns: &[Turn]) -> Option<Vec<Vec<f64>>> {
+    let turned = ablation.vectors().iter().map(|one| turned(one.unit(), turns)).collect::<Option<Vec<_>>>()?;
+    let [only] = turned.as_slice() else {
+        let directions = turned.into_iter().map(Direction::new).collect::<Result<_, _>>().ok()?;
+        let span = Ablation::of_span(directions).ok()?;
+        return Some(span.vectors().iter().map(|one| one.unit().to_vec()).collect());
+    };
+    Some(vec![only.clone()])
+}
+
 fn edit(
     graph: &Graph<'_>,
     writer: &Writer,
     one: &Replacement,
-    turned: Option<Vec<f64>>,
+    turned: Option<Vec<Vec<f64>>>,
     number: usize,
     name: &str,
 ) -> Result<TensorEdit, BakeError> {
@@ -93,7 +104,6 @@ fn edit(
         copy: one.copy.then(|| graph.fresh_name(&format!("lancet.{name}.copy.{number}"))),
         turned,
         quantised: one.target.quantised,
-        strength: 1.0,
         plus: None,
         writer: name.to_string(),
     })

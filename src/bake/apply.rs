@@ -257,7 +257,7 @@ impl Writing<'_> {
         let (input, output) = (place.pair.input()?, place.pair.output(self.total)?);
         tensor::edit(
             planned,
-            self.plan.unit_of(planned),
+            &self.plan.along(planned),
             self.options.hash,
             &|block, offset| self.get(place, &input, block, offset),
             &mut |block| {
@@ -301,7 +301,7 @@ impl Writing<'_> {
                 quantised::edit(
                     &planned.name,
                     quantised,
-                    self.plan.unit_of(planned),
+                    self.plan.only(planned),
                     &tables,
                     &|block, offset| self.get(place, &input, block, offset),
                     &mut |block, offset| self.put(place.pair, &output, block, place.at + offset),

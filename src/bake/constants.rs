@@ -3,7 +3,7 @@
 use super::error::BakeError;
 use super::kernel;
 use crate::edit::Ablation;
-use crate::lm::projection::DirectionSource;
+use crate::lm::projection::{Constant, DirectionSource};
 use crate::onnx::lower::constant;
 use crate::onnx::patch::{Patch, Place};
 use crate::onnx::proto::TensorProto;
@@ -54,7 +54,7 @@ pub(super) fn put(graph: &Graph<'_>, tensor: TensorProto, patch: &mut Patch) {
     }
 }
 
-/// Initializers with the direction, one pair an element type: the column as it is, the row times the strength.
+/// Initializers with the directions, a pair each for every element type: the column as it is, the row times the strength.
 #[derive(Default)]
 pub(super) struct Constants {
     known: Vec<(DataType, DirectionSource)>,
@@ -77,11 +77,17 @@ impl Constants {
             store(graph, dtype, (&name, values, dims), patch)?;
             Ok::<String, BakeError>(name)
         };
-        let unit = ablation.unit();
-        let d = unit.len() as i64;
-        let row: Vec<f64> = unit.iter().map(|v| ablation.strength() * v).collect();
-        let source =
-            DirectionSource::Constants { column: add("column", unit, vec![d, 1])?, row: add("row", &row, vec![d])? };
+        let mut constants = Vec::new();
+        for (at, one) in ablation.vectors().iter().enumerate() {
+            let number = if at == 0 { String::new() } else { format!(".{at}") };
+            let (unit, d) = (one.unit(), one.unit().len() as i64);
+            let row: Vec<f64> = unit.iter().map(|v| one.strength() * v).collect();
+            constants.push(Constant {
+                column: add(&format!("column{number}"), unit, vec![d, 1])?,
+                row: add(&format!("row{number}"), &row, vec![d])?,
+            });
+        }
+        let source = DirectionSource::Constants(constants);
         self.known.push((dtype, source.clone()));
         Ok(source)
     }

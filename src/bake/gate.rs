@@ -75,11 +75,11 @@ pub fn sha256(terms: &[GatedTerm]) -> String {
     hex(&hasher.finalize())
 }
 
-/// SHA-256 of an edit that ablates nothing: of its addition (layer, and what is added), where it has one, and of its terms
+/// SHA-256 of an edit that ablates nothing: of its additions (layer, and what is added), and of its terms
 /// ([`sha256`]).
 pub(super) fn edit_sha256(edit: &Edit) -> String {
     let mut hasher = Sha256::new();
-    if let Some(addition) = edit.addition() {
+    for addition in edit.additions() {
         hasher.update((addition.layer as u64).to_le_bytes());
         addition.scaled().iter().for_each(|v| hasher.update((*v as f32).to_le_bytes()));
     }

@@ -1,14 +1,16 @@
 //! The edit of one block of a tensor: `W' = W - r r^T W` in float64, rounded once.
 //!
 //! Baking makes every write to the residual stream orthogonal to the unit direction `r` (Wang et al.
-//! 2025, eq. 4: `x <- x - r r^T x`) by editing what writes (Arditi et al. 2024, appendix E). A tensor has
+//! 2025, eq. 4: `x <- x - r r^T x`) by editing what writes (Arditi et al. 2024, appendix E). Several orthonormal
+//! directions, the rows of `Q`, go at once: `W' = W - Q^T S Q W`. A tensor has
 //! `d_model` on its last axis (`[K, D]`, vectors: one pass, row by row) or on its first (`[D, K]`: a pass
 //! for `c = r^T W`, then one for `W - r c`). Elements are little-endian float32, float16, bfloat16 or
 //! float64.
 //!
 //! Nearest rounding of 16-bit types leaves `e = r^T W'` about `2^-12` (float16) of `W`. A few entries of each
 //! `d_model`-vector, mostly such that lie near the middle between two representable values, then take the other
-//! one of the two, where that mends enough of what is left of `e`. `|e|` never grows.
+//! one of the two, where that mends enough of what is left of `e`. `|e|` never grows; with several directions it is the
+//! length of the vector of what is left along each ([`joint`]).
 //!
 //! The result is the same on every machine and with any number of threads, so that `verify` can make it again and
 //! compare every byte: sums are taken in a fixed order (eight lanes, or row by row), by one thread a tensor, in float64
@@ -16,6 +18,7 @@
 //! rounded to nearest, ties to even, by instruction or by software alike.
 
 mod floats;
+mod joint;
 
 use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
@@ -35,36 +38,68 @@ const LEAK_TARGET: f64 = 1.0 / (1 << 18) as f64;
 /// An entry is sent to its second-nearest value only if this leaves at most this share of the leak.
 const FLIP_LEAVES: f64 = 0.875;
 
-/// What an edit makes of a vector `w` of `d_model` entries: `w - strength r (r.w) + plus`.
+/// A direction that an edit takes off.
 #[derive(Debug, Clone, Copy)]
-pub struct Aim<'a> {
+pub struct Along<'a> {
     /// Unit direction, `[D]`.
     pub r: &'a [f64],
     /// Share of the component that is taken off; 1 takes off all of it.
     pub strength: f64,
+}
+
+/// What an edit makes of a vector `w` of `d_model` entries: `w - s r (r.w) - .. + plus`.
+#[derive(Debug, Clone)]
+pub struct Aim<'a> {
+    /// What is taken off: one direction or more, orthonormal.
+    pub along: Vec<Along<'a>>,
     /// What is added, `[D]`.
     pub plus: Option<&'a [f64]>,
 }
 
 impl<'a, T: AsRef<[f64]> + ?Sized> From<&'a T> for Aim<'a> {
     fn from(r: &'a T) -> Self {
-        Self { r: r.as_ref(), strength: 1.0, plus: None }
+        Self { along: vec![Along { r: r.as_ref(), strength: 1.0 }], plus: None }
     }
 }
 
 impl Aim<'_> {
-    /// The exact edit of `stored` with component `c`; returns the component that it keeps.
+    /// `d_model`.
+    fn width(&self) -> usize {
+        self.along.first().map_or(0, |along| along.r.len())
+    }
+
+    /// The components of `values` along each direction, `[k]`.
     #[inline(always)]
-    fn exact(&self, stored: &[f64], c: f64, exact: &mut [f64]) -> f64 {
-        let off = self.strength * c;
-        for ((y, x), r) in exact.iter_mut().zip(stored).zip(self.r) {
+    fn components(&self, values: &[f64], components: &mut [f64]) {
+        for (c, along) in components.iter_mut().zip(&self.along) {
+            *c = dot(values, along.r);
+        }
+    }
+
+    /// The exact edit of `stored` with the components `c`, `[k]`, and the components that it keeps, `[k]`.
+    #[inline(always)]
+    fn exact(&self, stored: &[f64], c: &[f64], exact: &mut [f64], keeps: &mut [f64]) {
+        let (first, further) = self.along.split_first().expect("an edit takes off one direction at least");
+        let off = first.strength * c[0];
+        for ((y, x), r) in exact.iter_mut().zip(stored).zip(first.r) {
             *y = x - off * r;
         }
-        let Some(plus) = self.plus else { return (1.0 - self.strength) * c };
+        for (along, c) in further.iter().zip(&c[1..]) {
+            let off = along.strength * c;
+            for (y, r) in exact.iter_mut().zip(along.r) {
+                *y -= off * r;
+            }
+        }
+        for ((keeps, along), c) in keeps.iter_mut().zip(&self.along).zip(c) {
+            *keeps = (1.0 - along.strength) * c;
+        }
+        let Some(plus) = self.plus else { return };
         for (y, p) in exact.iter_mut().zip(plus) {
             *y += p;
         }
-        (1.0 - self.strength) * c + dot(plus, self.r)
+        for (keeps, along) in keeps.iter_mut().zip(&self.along) {
+            *keeps += dot(plus, along.r);
+        }
     }
 }
 
@@ -75,9 +110,9 @@ pub struct NotFinite;
 /// What an edit did to the blocks seen so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Tally {
-    /// Sum over columns of `(r^T W)^2`.
+    /// Sum over columns and directions of `(r^T W)^2`.
     pub before: f64,
-    /// Sum over columns of `(r^T W')^2`, of the stored values.
+    /// Sum over columns and directions of `(r^T W')^2`, of the stored values.
     pub after: f64,
     /// Largest `|W' - W|`.
     pub max_abs_delta: f64,
@@ -157,7 +192,7 @@ pub fn edit_rows<'a>(
     scratch: &mut Scratch,
     tally: &mut Tally,
 ) -> Result<(), NotFinite> {
-    Arch::new().dispatch(EditRows { dtype, rows, first, aim: aim.into(), scratch, tally })
+    Arch::new().dispatch(EditRows { dtype, rows, first, aim: &aim.into(), scratch, tally })
 }
 
 /// The arguments of [`edit_rows`]. Each pass of this file is such a value, as pulp compiles it for every set of vector
@@ -166,7 +201,7 @@ struct EditRows<'a> {
     dtype: DataType,
     rows: &'a mut [u8],
     first: u64,
-    aim: Aim<'a>,
+    aim: &'a Aim<'a>,
     scratch: &'a mut Scratch,
     tally: &'a mut Tally,
 }
@@ -186,49 +221,62 @@ fn edit_rows_inlined(
     dtype: DataType,
     rows: &mut [u8],
     first: u64,
-    aim: Aim<'_>,
+    aim: &Aim<'_>,
     scratch: &mut Scratch,
     tally: &mut Tally,
 ) -> Result<(), NotFinite> {
-    let r = aim.r;
+    let (d_model, k) = (aim.width(), aim.along.len());
     let size = width(dtype);
-    let typical = (r.len() as f64).sqrt().recip();
-    let (stored, exact, rounded) = scratch.sized(r.len());
-    for (number, row) in (first..).zip(rows.chunks_exact_mut(size * r.len())) {
+    let typical = (d_model as f64).sqrt().recip();
+    let (stored, exact, rounded) = scratch.sized(d_model);
+    let (mut c, mut keeps, mut e) = (vec![0.0f64; k], vec![0.0f64; k], vec![0.0f64; k]);
+    for (number, row) in (first..).zip(rows.chunks_exact_mut(size * d_model)) {
         decode(dtype, row, stored);
-        let c = dot(stored, r);
-        if !c.is_finite() {
+        aim.components(stored, &mut c);
+        if c.iter().any(|c| !c.is_finite()) {
             return Err(NotFinite);
         }
-        let keeps = aim.exact(stored, c, exact);
+        aim.exact(stored, &c, exact, &mut keeps);
         encode(dtype, exact, row);
         decode(dtype, row, rounded);
-        let mut e = dot(rounded, r) - keeps;
-        if !e.is_finite() {
+        left_over(aim, rounded, &keeps, &mut e);
+        if e.iter().any(|e| !e.is_finite()) {
             return Err(NotFinite);
         }
         if is_half(dtype) {
             // Each row starts elsewhere, so that flips do not gather in the first dimensions.
-            let start = (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % r.len();
-            let target = LEAK_TARGET * c.abs();
-            for (tried, d) in (start..r.len()).chain(0..start).enumerate() {
-                if e.abs() <= target {
-                    break;
+            let start = (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % d_model;
+            if let [only] = aim.along.as_slice() {
+                let (r, e, target) = (only.r, &mut e[0], LEAK_TARGET * c[0].abs());
+                for (tried, d) in (start..d_model).chain(0..start).enumerate() {
+                    if e.abs() <= target {
+                        break;
+                    }
+                    let off = off(tried, d_model);
+                    if let Some(step) = worthwhile(dtype, rounded[d], exact[d], r[d], *e, (typical, off)) {
+                        rounded[d] += step;
+                        encode(dtype, &rounded[d..=d], &mut row[d * size..(d + 1) * size]);
+                        *e += r[d] * step;
+                        tally.flips += 1;
+                    }
                 }
-                if let Some(step) = worthwhile(dtype, rounded[d], exact[d], r[d], e, (typical, off(tried, r.len()))) {
-                    rounded[d] += step;
-                    encode(dtype, &rounded[d..=d], &mut row[d * size..(d + 1) * size]);
-                    e += r[d] * step;
-                    tally.flips += 1;
-                }
+            } else {
+                tally.flips += joint::flip_row(dtype, row, start, (&aim.along, &c), (exact, rounded), &mut e);
             }
-            e = dot(rounded, r) - keeps;
+            left_over(aim, rounded, &keeps, &mut e);
         }
-        tally.before += c * c;
-        tally.after += (e + keeps) * (e + keeps);
+        tally.before += c.iter().map(|c| c * c).sum::<f64>();
+        tally.after += e.iter().zip(&keeps).map(|(e, keeps)| (e + keeps) * (e + keeps)).sum::<f64>();
         tally.max_abs_delta = tally.max_abs_delta.max(largest_difference(stored, rounded));
     }
     Ok(())
+}
+
+/// What rounded values hold along each direction beside what the edit keeps of it, `[k]`.
+#[inline(always)]
+fn left_over(aim: &Aim<'_>, rounded: &[f64], keeps: &[f64], e: &mut [f64]) {
+    aim.components(rounded, e);
+    e.iter_mut().zip(keeps).for_each(|(e, keeps)| *e -= keeps);
 }
 
 #[inline(always)]
@@ -294,19 +342,57 @@ impl WithSimd for AddComponents<'_> {
     }
 }
 
-/// A tensor with `d_model` first, while it is edited.
+/// A tensor with `d_model` first, while it is edited: what is known of it along each direction that is taken off, which is
+/// one or more.
 #[derive(Debug)]
-pub struct Columns<'a> {
-    /// Unit direction, `[D]`.
-    pub r: &'a [f64],
+pub struct Columns<'a>(pub Vec<AlongColumns<'a>>);
+
+/// What is known of the columns of a tensor along one direction.
+#[derive(Debug)]
+pub struct AlongColumns<'a> {
+    /// The direction.
+    pub along: Along<'a>,
     /// `r^T W`, `[K]`.
     pub c: &'a [f64],
-    /// Share of it that is taken off.
-    pub strength: f64,
     /// For 16-bit types: what nearest rounding leaves of `r^T W'` beside what the edit keeps, `[K]`; spent by flips.
     pub spend: Option<&'a mut [f64]>,
     /// Grows to `r^T W'` of the stored values, `[K]`.
     pub after: &'a mut [f64],
+}
+
+impl Columns<'_> {
+    /// `K`.
+    fn count(&self) -> usize {
+        self.0.first().map_or(0, |part| part.c.len())
+    }
+
+    /// The exact edit of the stretch `stored` of a row, from `column` on.
+    #[inline(always)]
+    fn exact(&self, row: usize, column: usize, stored: &[f64], exact: &mut [f64]) {
+        let (first, further) = self.0.split_first().expect("an edit takes off one direction at least");
+        let of = |part: &AlongColumns<'_>| (part.along.r[row], part.along.strength);
+        let (r, strength) = of(first);
+        for ((y, x), c) in exact.iter_mut().zip(stored).zip(&first.c[column..]) {
+            *y = x - r * (strength * c);
+        }
+        for part in further {
+            let (r, strength) = of(part);
+            for (y, c) in exact.iter_mut().zip(&part.c[column..]) {
+                *y -= r * (strength * c);
+            }
+        }
+    }
+
+    /// Takes in what a stretch of a row holds, from `column` on.
+    #[inline(always)]
+    fn take(&mut self, row: usize, column: usize, values: &[f64]) {
+        for part in &mut self.0 {
+            let r = part.along.r[row];
+            for (after, v) in part.after[column..].iter_mut().zip(values) {
+                *after += r * v;
+            }
+        }
+    }
 }
 
 /// Edits a stretch of a `[D, K]` tensor, from element `first` on, given `c = r^T W`.
@@ -350,19 +436,18 @@ fn edit_columns_inlined(
     tally: &mut Tally,
 ) {
     let size = width(dtype);
-    let typical = (columns.r.len() as f64).sqrt().recip();
-    for (row, column, at, length) in stretches(first, block.len() / size, columns.c.len()) {
+    let d_model = columns.0.first().map_or(0, |part| part.along.r.len());
+    let typical = (d_model as f64).sqrt().recip();
+    for (row, column, at, length) in stretches(first, block.len() / size, columns.count()) {
         let bytes = &mut block[at * size..(at + length) * size];
         let (stored, exact, rounded) = scratch.sized(length);
-        let off = off(row, columns.r.len());
-        let (r, c) = (columns.r[row], &columns.c[column..column + length]);
+        let off = off(row, d_model);
         decode(dtype, bytes, stored);
-        for ((y, x), c) in exact.iter_mut().zip(&*stored).zip(c) {
-            *y = x - r * (columns.strength * c);
-        }
+        columns.exact(row, column, stored, exact);
         encode(dtype, exact, bytes);
         decode(dtype, bytes, rounded);
-        if let Some(spend) = columns.spend.as_deref_mut() {
+        if let [AlongColumns { along, c, spend: Some(spend), .. }] = columns.0.as_mut_slice() {
+            let (r, c) = (along.r[row], &c[column..column + length]);
             for (k, e) in spend[column..column + length].iter_mut().enumerate() {
                 if e.abs() > LEAK_TARGET * c[k].abs()
                     && let Some(step) = worthwhile(dtype, rounded[k], exact[k], r, *e, (typical, off))
@@ -373,10 +458,10 @@ fn edit_columns_inlined(
                     tally.flips += 1;
                 }
             }
+        } else if columns.0.iter().all(|part| part.spend.is_some()) {
+            tally.flips += joint::flip_stretch(dtype, bytes, (row, column), columns, (exact, rounded), off);
         }
-        for (after, v) in columns.after[column..column + length].iter_mut().zip(&*rounded) {
-            *after += r * v;
-        }
+        columns.take(row, column, rounded);
         tally.max_abs_delta = tally.max_abs_delta.max(largest_difference(stored, rounded));
     }
 }
@@ -390,14 +475,14 @@ pub fn check_rows<'a>(
     aim: impl Into<Aim<'a>>,
     scratch: &mut Scratch,
 ) -> (f64, f64) {
-    Arch::new().dispatch(CheckRows { dtype, base, out, aim: aim.into(), scratch })
+    Arch::new().dispatch(CheckRows { dtype, base, out, aim: &aim.into(), scratch })
 }
 
 struct CheckRows<'a> {
     dtype: DataType,
     base: &'a [u8],
     out: &'a [u8],
-    aim: Aim<'a>,
+    aim: &'a Aim<'a>,
     scratch: &'a mut Scratch,
 }
 
@@ -412,17 +497,18 @@ impl WithSimd for CheckRows<'_> {
 }
 
 #[inline(always)]
-fn check_rows_inlined(dtype: DataType, base: &[u8], out: &[u8], aim: Aim<'_>, scratch: &mut Scratch) -> (f64, f64) {
-    let r = aim.r;
-    let bytes = width(dtype) * r.len();
-    let (stored, exact, found) = scratch.sized(r.len());
+fn check_rows_inlined(dtype: DataType, base: &[u8], out: &[u8], aim: &Aim<'_>, scratch: &mut Scratch) -> (f64, f64) {
+    let (d_model, k) = (aim.width(), aim.along.len());
+    let bytes = width(dtype) * d_model;
+    let (stored, exact, found) = scratch.sized(d_model);
+    let (mut c, mut keeps) = (vec![0.0f64; k], vec![0.0f64; k]);
     let (mut after, mut worst) = (0.0, 0.0f64);
     for (base, out) in base.chunks_exact(bytes).zip(out.chunks_exact(bytes)) {
         decode(dtype, base, stored);
         decode(dtype, out, found);
-        let c = dot(stored, r);
-        aim.exact(stored, c, exact);
-        after += dot(found, r).powi(2);
+        aim.components(stored, &mut c);
+        aim.exact(stored, &c, exact, &mut keeps);
+        after += aim.along.iter().map(|along| dot(found, along.r).powi(2)).sum::<f64>();
         worst = worst.max(worst_spacing(dtype, exact, found));
     }
     (after, worst)
@@ -468,18 +554,13 @@ fn check_columns_inlined(
 ) -> f64 {
     let size = width(dtype);
     let mut worst = 0.0f64;
-    for (row, column, at, length) in stretches(first, base.len() / size, columns.c.len()) {
+    for (row, column, at, length) in stretches(first, base.len() / size, columns.count()) {
         let range = at * size..(at + length) * size;
         let (stored, exact, found) = scratch.sized(length);
         decode(dtype, &base[range.clone()], stored);
         decode(dtype, &out[range], found);
-        let (r, c) = (columns.r[row], &columns.c[column..column + length]);
-        for ((y, x), c) in exact.iter_mut().zip(&*stored).zip(c) {
-            *y = x - r * (columns.strength * c);
-        }
-        for (after, v) in columns.after[column..column + length].iter_mut().zip(&*found) {
-            *after += r * v;
-        }
+        columns.exact(row, column, stored, exact);
+        columns.take(row, column, found);
         worst = worst.max(worst_spacing(dtype, exact, found));
     }
     worst
@@ -511,6 +592,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::edit::{Ablation, Direction};
     use crate::linalg::norm;
 
     const TYPES: [DataType; 4] = [DataType::FLOAT, DataType::FLOAT16, DataType::BFLOAT16, DataType::DOUBLE];
@@ -559,12 +641,13 @@ mod tests {
         for (n, part) in bytes.chunks(step).enumerate() {
             add_components(dtype, part, (n * block) as u64, r, &mut c, &mut scratch);
         }
-        let mut nearest = Columns { r, c: &c, strength: 1.0, spend: None, after: &mut spend };
+        let along = Along { r, strength: 1.0 };
+        let mut nearest = Columns(vec![AlongColumns { along, c: &c, spend: None, after: &mut spend }]);
         for (n, part) in bytes.to_vec().chunks_mut(step).enumerate() {
             edit_columns(dtype, part, (n * block) as u64, &mut nearest, &mut scratch, &mut Tally::default());
         }
         let spend = is_half(dtype).then_some(spend.as_mut_slice());
-        let mut state = Columns { r, c: &c, strength: 1.0, spend, after: &mut after };
+        let mut state = Columns(vec![AlongColumns { along, c: &c, spend, after: &mut after }]);
         for (n, part) in bytes.chunks_mut(step).enumerate() {
             edit_columns(dtype, part, (n * block) as u64, &mut state, &mut scratch, &mut tally);
         }
@@ -623,6 +706,53 @@ mod tests {
         }
     }
 
+    fn parts<'a>(along: &[Along<'a>], c: &'a [Vec<f64>], after: &'a mut [Vec<f64>]) -> Columns<'a> {
+        let all = along.iter().zip(c).zip(after);
+        Columns(all.map(|((along, c), after)| AlongColumns { along: *along, c, spend: None, after }).collect())
+    }
+
+    /// Along several directions at once, in both layouts: little more is left than along one.
+    #[test]
+    fn several_directions_leave_little() {
+        let (d, k) = (1024, 24);
+        for (dtype, limit) in TYPES.into_iter().zip([1e-6, 1e-4, 1e-3, 1e-13]) {
+            for count in [2, 4] {
+                let units: Vec<_> = (0..count).map(|n| Direction::new(unit(30 + n, d)).unwrap()).collect();
+                let span = Ablation::of_span(units).unwrap();
+                let along: Vec<Along<'_>> =
+                    span.vectors().iter().map(|one| Along { r: one.unit(), strength: 1.0 }).collect();
+                let original = packed(dtype, &weights(9, d * k));
+                let (mut last, mut scratch, mut tally) = (original.clone(), Scratch::default(), Tally::default());
+                let aim = Aim { along: along.clone(), plus: None };
+                edit_rows(dtype, &mut last, 0, aim.clone(), &mut scratch, &mut tally).unwrap();
+                let ratio = (tally.after / tally.before).sqrt();
+                assert!(ratio < limit, "{dtype} {count}: {ratio:e}");
+                let (after, worst) = check_rows(dtype, &original, &last, aim, &mut scratch);
+                assert!((after - tally.after).abs() <= 1e-9 * tally.before, "{dtype} {count}: {after}");
+                assert!(worst <= if is_half(dtype) { 1.0 } else { 0.5 + 1e-9 }, "{dtype} {count}: {worst}");
+
+                let mut first = transposed(dtype, &original, d);
+                let mut c = vec![vec![0.0; k]; along.len()];
+                for (along, c) in along.iter().zip(&mut c) {
+                    add_components(dtype, &first, 0, along.r, c, &mut scratch);
+                }
+                let (mut spend, mut left) = (vec![vec![0.0; k]; along.len()], vec![vec![0.0; k]; along.len()]);
+                let mut nearest = parts(&along, &c, &mut spend);
+                edit_columns(dtype, &mut first.clone(), 0, &mut nearest, &mut scratch, &mut Tally::default());
+                let mut state = parts(&along, &c, &mut left);
+                if is_half(dtype) {
+                    for (part, spend) in state.0.iter_mut().zip(&mut spend) {
+                        part.spend = Some(spend);
+                    }
+                }
+                edit_columns(dtype, &mut first, 0, &mut state, &mut scratch, &mut Tally::default());
+                let after: f64 = left.iter().flatten().map(|e| e * e).sum();
+                let ratio = (after / tally.before).sqrt();
+                assert!(ratio < limit, "{dtype} {count} columns: {ratio:e}");
+            }
+        }
+    }
+
     /// A strength below 1 leaves the rest of the component, and what is added stays: to the same precision as the whole edit.
     #[test]
     fn shares_and_additions_keep_what_they_should() {
@@ -630,9 +760,10 @@ mod tests {
         let (r, plus) = (unit(5, d), noise(6, d, 0.1));
         for (dtype, limit) in TYPES.into_iter().zip([1e-6, 1e-4, 1e-3, 1e-13]) {
             let original = packed(dtype, &weights(7, d * k));
-            let aim = Aim { r: &r, strength, plus: Some(&plus) };
+            let along = Along { r: &r, strength };
+            let aim = Aim { along: vec![along], plus: Some(&plus) };
             let (mut last, mut scratch) = (original.clone(), Scratch::default());
-            edit_rows(dtype, &mut last, 0, aim, &mut scratch, &mut Tally::default()).unwrap();
+            edit_rows(dtype, &mut last, 0, aim.clone(), &mut scratch, &mut Tally::default()).unwrap();
             let (_, worst) = check_rows(dtype, &original, &last, aim, &mut scratch);
             assert!(worst <= if is_half(dtype) { 1.0 } else { 0.5 + 1e-9 }, "{dtype}: {worst}");
             let (before, after) = (plain(dtype, &original), plain(dtype, &last));
@@ -647,14 +778,14 @@ mod tests {
             let mut first = transposed(dtype, &original, d);
             let c: Vec<f64> = before.chunks(d).map(|w| dot(w, &r)).collect();
             let mut spend = vec![0.0; k];
-            let mut state = Columns { r: &r, c: &c, strength, spend: None, after: &mut spend };
+            let mut state = Columns(vec![AlongColumns { along, c: &c, spend: None, after: &mut spend }]);
             edit_columns(dtype, &mut first.clone(), 0, &mut state, &mut scratch, &mut Tally::default());
             for (e, c) in spend.iter_mut().zip(&c) {
                 *e -= (1.0 - strength) * c;
             }
             let mut after = vec![0.0; k];
             let spend = is_half(dtype).then_some(spend.as_mut_slice());
-            let mut state = Columns { r: &r, c: &c, strength, spend, after: &mut after };
+            let mut state = Columns(vec![AlongColumns { along, c: &c, spend, after: &mut after }]);
             edit_columns(dtype, &mut first, 0, &mut state, &mut scratch, &mut Tally::default());
             let off: f64 = after.iter().zip(&c).map(|(e, c)| (e - (1.0 - strength) * c).powi(2)).sum();
             assert!((off / all).sqrt() < limit, "{dtype} columns: {:e}", (off / all).sqrt());

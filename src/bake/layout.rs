@@ -8,7 +8,7 @@ use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
 
 use super::error::BakeError;
-use super::kernel;
+use super::kernel::{self, Along};
 use super::plan::{BakePlan, TensorEdit};
 use super::tensor::{self, Measured};
 use crate::files;
@@ -106,7 +106,7 @@ impl Layout {
         let mut done = Vec::new();
         for (index, edit) in plan.tensors.iter().enumerate() {
             if let Storage::Varints { offset, length } = model.tensor(edit.tensor).storage {
-                let (splice, measured) = edit_varints(model, edit, plan.unit_of(edit), offset..offset + length)?;
+                let (splice, measured) = edit_varints(model, edit, &plan.along(edit), offset..offset + length)?;
                 splices.push(splice);
                 done.push((index, measured));
             }
@@ -434,7 +434,7 @@ fn check_group(
 fn edit_varints(
     model: &Model,
     edit: &TensorEdit,
-    unit: &[f64],
+    along: &[Along<'_>],
     payload: Range<u64>,
 ) -> Result<(Splice, Measured), BakeError> {
     let unsupported = |reason: &str| BakeError::Unsupported { tensor: edit.name.clone(), reason: reason.into() };
@@ -456,7 +456,7 @@ fn edit_varints(
     let mut edited = plain.clone();
     let measured = tensor::edit(
         edit,
-        unit,
+        along,
         true,
         &|block, at| {
             let at = usize::try_from(at).expect("it is in memory");

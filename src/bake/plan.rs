@@ -9,10 +9,10 @@ use super::constants::Constants;
 use super::error::BakeError;
 use super::gate::{self, Gated};
 use super::hash::sha256;
-use super::kernel::{self, Aim};
+use super::kernel::{self, Aim, Along};
 use super::layout::check_aliases;
 use super::metadata::{fresh, keys, own_metadata};
-use crate::edit::{Ablation, Edit};
+use crate::edit::{Ablated, Ablation, Edit, Writes};
 use crate::lm::projection::{Steps, steer, write_type};
 use crate::lm::{
     EmbeddingFile, LanguageModel, Layer, Reason, ResidualStream, Treatment, Writer, WriterKind, tensor_label,
@@ -105,13 +105,11 @@ pub struct TensorEdit {
     pub same_bytes_as: Option<usize>,
     /// The name of a new initializer that holds the edited values, where others read the tensor too.
     pub copy: Option<String>,
-    /// Where a norm follows the write: the direction as that norm turns it, `[d_model]`, length 1. `None` where the
-    /// plan's own direction is taken off.
-    pub turned: Option<Vec<f64>>,
+    /// Where a norm follows the write: the directions as that norm turns them, `[d_model]` each, orthonormal. `None` where
+    /// the plan's own directions are taken off.
+    pub turned: Option<Vec<Vec<f64>>>,
     /// How the weight is quantised; the shape is then that of the matrix.
     pub quantised: Option<Quantised>,
-    /// Share of the component that is taken off.
-    pub strength: f64,
     /// What is added to a bias besides, `[d_model]`.
     pub plus: Option<Vec<f64>>,
     /// The writer that it belongs to, as in [`NodeEdit::writer`].
@@ -124,9 +122,9 @@ impl TensorEdit {
         self.quantised.filter(|q| q.own_scales && self.copy.is_none()).map(|q| q.scales)
     }
 
-    /// The edit along `r`, `[d_model]`.
-    pub(super) fn aim<'a>(&'a self, r: &'a [f64]) -> Aim<'a> {
-        Aim { r, strength: self.strength, plus: self.plus.as_deref() }
+    /// What the edit makes of each vector of the tensor, where it takes off what is `along`.
+    pub(super) fn aim<'a>(&'a self, along: &[Along<'a>]) -> Aim<'a> {
+        Aim { along: along.to_vec(), plus: self.plus.as_deref() }
     }
 
     /// Whether `d_model` is the axis along which elements lie side by side.
@@ -209,16 +207,16 @@ pub struct BakePlan {
     /// The insertion.
     pub patch: Patch,
     pub(super) splices: Vec<Splice>,
-    /// Where the vector of an addition went, where this file has its layer.
-    pub added: Option<Added>,
+    /// Where the vectors of additions went, in the order of their layers, of those whose layer this file has.
+    pub added: Vec<Added>,
     /// Where the gated terms went, in the order of the edit; none in a file without a stream.
     pub gated: Vec<Gated>,
     /// `metadata_props` entries to add.
     pub metadata: Vec<(String, String)>,
-    /// SHA-256 of the unit direction as little-endian float32; empty where none is ablated.
+    /// SHA-256 of the unit directions, one behind the other, as little-endian float32; empty where none is ablated.
     pub direction_sha256: String,
-    /// The unit direction that is ablated, `[d_model]`; empty where none is.
-    pub(super) unit: Vec<f64>,
+    /// What is ablated; empty where nothing is.
+    ablated: Vec<Ablated>,
     d_model: usize,
 }
 
@@ -262,27 +260,29 @@ impl BakePlan {
         edit.check_width(d_model)?;
         let named = named(writers);
         let ablation = edit.ablation();
-        let choice = Choice { options, ablation };
+        let choice = Choice::new(options, ablation, &named);
         let mut needing = choice.needing_nodes(&named)?;
-        let edited = named.iter().filter(|(n, w)| w.treatment != Treatment::Elsewhere && !choice.by_nodes(n, w));
+        let by_weights =
+            |n: &str, w: &Writer| w.treatment != Treatment::Elsewhere && choice.acts_on(w) && !choice.by_nodes(n, w);
+        let edited = named.iter().filter(|(n, w)| by_weights(n, w));
         let tensors = match ablation {
             Some(ablation) => tensor_edits(graph, edited, ablation)?,
             None => Vec::new(),
         };
         let mut tensors = check_aliases(graph.model, tensors)?;
         let joined = addition::joined(&named, edit);
-        let added = match &joined {
-            Some(joined) if !choice.by_nodes(joined.name, joined.writer) => {
-                addition::into_bias(graph, joined, &mut tensors)
+        let mut added = vec![None; joined.len()];
+        for (joined, added) in joined.iter().zip(&mut added) {
+            if !choice.by_nodes(joined.name, joined.writer) {
+                *added = addition::into_bias(graph, joined, &mut tensors);
             }
-            _ => None,
-        };
-        if let Some(joined) = joined.as_ref().filter(|_| added.is_none() && options.weights_only) {
-            let reason = "the vector of the addition needs a bias of its own there".to_string();
-            return Err(BakeError::NeedsNodes { writer: joined.name.to_string(), reason });
+            if let (None, true) = (&added, options.weights_only) {
+                let reason = "the vector of the addition needs a bias of its own there".to_string();
+                return Err(BakeError::NeedsNodes { writer: joined.name.to_string(), reason });
+            }
         }
         let (patch, nodes, constants) = (Patch::default(), Vec::new(), Constants::default());
-        let mut insertion = Insertion { graph, choice, joined, constants, patch, nodes, added };
+        let mut insertion = Insertion { graph, choice: &choice, joined, constants, patch, nodes, added };
         if let Some(ablation) = ablation.filter(|_| options.weights_only) {
             for (name, writer) in needing.drain(..) {
                 tensors.extend(super::alone::edits(graph, writer, name, d_model, ablation, &mut insertion.patch)?);
@@ -292,14 +292,15 @@ impl BakePlan {
             insertion.project(name, writer)?;
         }
         let Insertion { joined, mut patch, nodes, mut added, .. } = insertion;
-        if let Some(joined) = joined.as_ref().filter(|_| added.is_none()) {
-            added = Some(addition::node(graph, joined, &mut patch)?);
+        for (joined, added) in joined.iter().zip(&mut added).filter(|(_, added)| added.is_none()) {
+            *added = Some(addition::node(graph, joined, &mut patch)?);
         }
+        let added = added.into_iter().flatten().collect();
         let known = own_metadata(graph.model, gate::SHA256);
         let gated = gate::terms(graph, &streams, edit.gates(), (options.weights_only, known), &mut patch)?;
         patch.check(graph);
         let splices = splices(&patch, graph)?;
-        let direction_sha256 = ablation.map(|ablation| sha256(ablation.unit())).unwrap_or_default();
+        let direction_sha256 = ablation.map(|ablation| sha256(&ablation.units())).unwrap_or_default();
         let mut extra = options.metadata.clone();
         if named.iter().any(|(_, w)| w.treatment == Treatment::Rounded) {
             extra.push(("quantised".into(), options.quantised.name().into()));
@@ -313,8 +314,8 @@ impl BakePlan {
             None => ("edit_sha256", gate::edit_sha256(edit)),
         };
         let metadata = metadata(graph.model, identity, &extra);
-        let unit = ablation.map(|ablation| ablation.unit().to_vec()).unwrap_or_default();
-        Ok(Self { tensors, nodes, patch, splices, added, gated, metadata, direction_sha256, unit, d_model })
+        let ablated = ablation.map(|ablation| ablation.vectors().to_vec()).unwrap_or_default();
+        Ok(Self { tensors, nodes, patch, splices, added, gated, metadata, direction_sha256, ablated, d_model })
     }
 
     /// Names of the tensors whose edit is not exact, because a norm behind it depends on the edited weight, or because
@@ -326,14 +327,31 @@ impl BakePlan {
         turned.map(|edit| edit.name.clone()).collect()
     }
 
-    /// The direction that an edit takes off, `[d_model]`.
-    pub(super) fn unit_of<'a>(&'a self, edit: &'a TensorEdit) -> &'a [f64] {
-        edit.turned.as_deref().unwrap_or(&self.unit)
+    /// What an edit takes off.
+    pub(super) fn along<'a>(&'a self, edit: &'a TensorEdit) -> Vec<Along<'a>> {
+        match &edit.turned {
+            // only whole components are taken off through a norm
+            Some(turned) => turned.iter().map(|r| Along { r, strength: 1.0 }).collect(),
+            None => self.ablated.iter().map(|one| Along { r: one.unit(), strength: one.strength() }).collect(),
+        }
     }
 
-    /// The unit direction that is ablated, `[d_model]`; empty where none is.
-    pub fn unit(&self) -> &[f64] {
-        &self.unit
+    /// The one direction that the edit of a quantised weight takes off, `[d_model]`.
+    pub(super) fn only<'a>(&'a self, edit: &'a TensorEdit) -> &'a [f64] {
+        match self.along(edit).as_slice() {
+            [only] => only.r,
+            _ => unreachable!("quantised weights are edited along one direction, by nodes along more"),
+        }
+    }
+
+    /// Whether a part of a component is to stay.
+    pub(super) fn is_partial(&self) -> bool {
+        self.ablated.iter().any(|one| one.strength() < 1.0)
+    }
+
+    /// What is ablated; empty where nothing is.
+    pub fn ablated(&self) -> &[Ablated] {
+        &self.ablated
     }
 
     /// Width of the stream.
@@ -343,30 +361,60 @@ impl BakePlan {
 }
 
 /// Which writers are edited by weights and which by nodes.
-#[derive(Clone, Copy)]
 struct Choice<'a> {
     options: &'a PlanOptions,
     ablation: Option<&'a Ablation>,
+    /// Which writes it acts on.
+    writes: Writes,
+    /// Tensors of the writers that it does not act on, with the names of these.
+    outside: HashMap<TensorId, &'a str>,
 }
 
-impl Choice<'_> {
-    /// Whether a part of the component is to stay.
-    fn partial(&self) -> bool {
-        self.ablation.is_some_and(|ablation| ablation.strength() < 1.0)
+impl<'a> Choice<'a> {
+    fn new(options: &'a PlanOptions, ablation: Option<&'a Ablation>, named: &'a [(String, &'a Writer)]) -> Self {
+        let writes = ablation.map(|ablation| ablation.writes().clone()).unwrap_or_default();
+        let choice = Self { options, ablation, writes, outside: HashMap::new() };
+        let mut outside = HashMap::new();
+        for (name, writer) in named.iter().filter(|(_, writer)| !choice.acts_on(writer)) {
+            let targets = writer.weights.iter().chain(&writer.biases);
+            outside.extend(targets.map(|target| (target.tensor, name.as_str())));
+        }
+        Self { outside, ..choice }
+    }
+
+    /// Whether the write of a writer is ablated.
+    fn acts_on(&self, writer: &Writer) -> bool {
+        self.ablation.is_some() && self.writes.contains(writer.kind.of_write(), writer.layer.map(|layer| layer.0))
+    }
+
+    /// A writer that is not to be edited and reads a tensor of this one.
+    fn shared_with(&self, writer: &Writer) -> Option<&str> {
+        let mut tensors = writer.weights.iter().chain(&writer.biases);
+        tensors.find_map(|target| self.outside.get(&target.tensor).copied())
+    }
+
+    /// Why quantised weights cannot be rounded for what is ablated.
+    fn no_rounding(&self) -> Option<Reason> {
+        let ablation = self.ablation?;
+        match ablation.vectors() {
+            _ if ablation.is_partial() => Some(Reason::PartialStrength),
+            [_] => None,
+            _ => Some(Reason::SeveralDirections),
+        }
     }
 
     /// Whether the projection of a writer is inserted as nodes.
     fn by_nodes(&self, name: &str, writer: &Writer) -> bool {
         match writer.treatment {
-            _ if self.ablation.is_none() => false,
+            _ if !self.acts_on(writer) => false,
             Treatment::Nodes => true,
-            Treatment::Rounded if self.partial() => true,
+            Treatment::Elsewhere => false,
+            _ if self.shared_with(writer).is_some() => true,
+            Treatment::Rounded if self.no_rounding().is_some() => true,
             Treatment::Rounded => {
                 self.options.quantised == QuantisedMode::Nodes || self.options.by_nodes.contains(name)
             }
-            Treatment::Weights | Treatment::Copy | Treatment::Turned | Treatment::TurnedCopy | Treatment::Elsewhere => {
-                false
-            }
+            Treatment::Weights | Treatment::Copy | Treatment::Turned | Treatment::TurnedCopy => false,
         }
     }
 
@@ -376,20 +424,24 @@ impl Choice<'_> {
     /// If the options forbid what one of them needs.
     fn needing_nodes<'w>(&self, named: &'w [(String, &'w Writer)]) -> Result<Vec<&'w (String, &'w Writer)>, BakeError> {
         let round = self.options.quantised == QuantisedMode::Round;
-        let rounded = |writer: &Writer| writer.treatment == Treatment::Rounded;
+        let rounded = |writer: &Writer| writer.treatment == Treatment::Rounded && self.acts_on(writer);
         if round
-            && self.partial()
+            && let Some(reason) = self.no_rounding()
             && let Some((name, _)) = named.iter().find(|(_, w)| rounded(w))
         {
-            return Err(BakeError::CannotRound { writer: name.clone(), reason: Reason::PartialStrength.to_string() });
+            return Err(BakeError::CannotRound { writer: name.clone(), reason: reason.to_string() });
         }
         let needing: Vec<&(String, &Writer)> = named.iter().filter(|(n, w)| self.by_nodes(n, w)).collect();
-        if let Some((name, _)) = needing.iter().find(|(_, w)| self.options.weights_only && rounded(w)) {
-            let reason = match self.partial() {
-                true => Reason::PartialStrength.to_string(),
-                false => "its weight is quantised, and `--quantised nodes` was asked for".to_string(),
-            };
-            return Err(BakeError::NeedsNodes { writer: name.clone(), reason });
+        if self.options.weights_only {
+            if let Some((name, other)) = needing.iter().find_map(|(n, w)| Some((n, self.shared_with(w)?))) {
+                let reason = format!("its weight is also that of `{other}`, which is not to be edited");
+                return Err(BakeError::NeedsNodes { writer: name.clone(), reason });
+            }
+            if let Some((name, _)) = needing.iter().find(|(_, w)| rounded(w)) {
+                let asked = || "its weight is quantised, and `--quantised nodes` was asked for".to_string();
+                let reason = self.no_rounding().map_or_else(asked, |reason| reason.to_string());
+                return Err(BakeError::NeedsNodes { writer: name.clone(), reason });
+            }
         }
         if round && let Some((name, reason)) = needing.iter().find_map(|(n, w)| Some((n, w.cannot_be_rounded()?))) {
             return Err(BakeError::CannotRound { writer: name.clone(), reason: reason.into() });
@@ -399,11 +451,14 @@ impl Choice<'_> {
 
     /// Why a writer got nodes.
     fn reason(&self, name: &str, writer: &Writer) -> Reason {
-        match &writer.reason {
-            Some(reason) => reason.clone(),
-            None if self.options.by_nodes.contains(name) => Reason::TooCoarse,
-            None if self.partial() => Reason::PartialStrength,
-            None => Reason::NodesAsked,
+        match (&writer.reason, self.shared_with(writer), self.no_rounding()) {
+            (Some(reason), ..) => reason.clone(),
+            (None, Some(other), _) => {
+                Reason::Shared { detail: format!("`{other}`, which is not to be edited, has the same weight") }
+            }
+            (None, None, _) if self.options.by_nodes.contains(name) => Reason::TooCoarse,
+            (None, None, Some(reason)) => reason,
+            (None, None, None) => Reason::NodesAsked,
         }
     }
 }
@@ -411,21 +466,21 @@ impl Choice<'_> {
 /// Nodes while they are inserted, writer by writer.
 struct Insertion<'a> {
     graph: &'a Graph<'a>,
-    choice: Choice<'a>,
-    /// The writer that the vector of an addition joins.
-    joined: Option<addition::Joined<'a>>,
+    choice: &'a Choice<'a>,
+    /// The writers that vectors of additions join.
+    joined: Vec<addition::Joined<'a>>,
     constants: Constants,
     patch: Patch,
     nodes: Vec<NodeEdit>,
-    /// Where that vector went.
-    added: Option<Added>,
+    /// Where each of these vectors went.
+    added: Vec<Option<Added>>,
 }
 
 impl Insertion<'_> {
     /// Inserts the projection of a writer's write, in each branch of a merged decoder.
     fn project(&mut self, name: &str, writer: &Writer) -> Result<(), BakeError> {
         let graph = self.graph;
-        let joined = self.joined.as_ref().filter(|joined| joined.name == name);
+        let joined = self.joined.iter().position(|joined| joined.name == name);
         let Some(ablation) = self.choice.ablation else { return Ok(()) };
         for (branch, write) in writer.writes.iter().enumerate() {
             let dtype = write_type(graph, write).unwrap_or(DataType::FLOAT);
@@ -436,15 +491,15 @@ impl Insertion<'_> {
             let source = self.constants.source(graph, dtype, ablation, &mut self.patch)?;
             let tag = if branch == 0 { name.to_string() } else { format!("{name}.cached") };
             let vector = match joined {
-                Some(joined) => Some(addition::constant(graph, joined, dtype, &mut self.patch)?),
+                Some(at) => Some(addition::constant(graph, &self.joined[at], dtype, &mut self.patch)?),
                 None => None,
             };
             let steps = Steps { ablation: Some(&source), addition: vector.as_ref() };
             steer(graph, &mut self.patch, write, steps, &tag);
         }
         let written = writer.writes[0].value;
-        if joined.is_some() {
-            self.added = Some(Added { place: AddedTo::Nodes, target: graph.name(written).into() });
+        if let Some(at) = joined {
+            self.added[at] = Some(Added { place: AddedTo::Nodes, target: graph.name(written).into() });
         }
         let target = writer.weights.first();
         let dtype = match target {
@@ -506,7 +561,7 @@ fn tensor_edits<'w>(
             if !tensor.dtype.is_float() && target.quantised.is_none() {
                 return Err(unsupported(&format!("it is {}", tensor.dtype)));
             }
-            ablation.direction().check_width(usize::try_from(target.width(graph.model)).unwrap_or(usize::MAX))?;
+            ablation.check_width(usize::try_from(target.width(graph.model)).unwrap_or(usize::MAX))?;
             match tensor.storage {
                 Storage::Embedded { .. } | Storage::External { .. } => {}
                 Storage::Varints { .. } if kernel::is_half(tensor.dtype) => {}
@@ -524,7 +579,6 @@ fn tensor_edits<'w>(
                 copy: None,
                 turned: None,
                 quantised: target.quantised,
-                strength: ablation.strength(),
                 plus: None,
                 writer: writer_name.clone(),
                 name,

@@ -124,7 +124,7 @@ impl Extent {
             Self::Edited
         } else if tensors.is_empty() {
             Self::Nothing
-        } else if plan.tensors.iter().any(|edit| edit.strength < 1.0 || edit.plus.is_some()) {
+        } else if plan.is_partial() || plan.tensors.iter().any(|edit| edit.plus.is_some()) {
             Self::Void
         } else {
             Self::Already

@@ -36,7 +36,7 @@ pub fn rehearse(model: &Model, plan: &BakePlan, cancelled: &AtomicBool) -> Resul
         let found = quantised::edit(
             &edit.name,
             quantised,
-            plan.unit_of(edit),
+            plan.only(edit),
             &tables,
             &read,
             &mut |_, _| Ok(()),

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::BakeError;
 use super::hash::hex;
-use super::kernel::{self, Columns, Scratch, Tally};
+use super::kernel::{self, Along, AlongColumns, Columns, Scratch, Tally};
 use super::plan::TensorEdit;
 use crate::onnx::DataType;
 
@@ -139,15 +139,15 @@ impl Geometry {
     }
 }
 
-/// Edits a tensor, block by block: `W' = W - s r r^T W`, with `s = 1` unless the edit says otherwise (Wang et al. 2025,
-/// eq. 4; Arditi et al. 2024, appendix E). It needs memory for two blocks, and for three vectors of the other axis
-/// where `d_model` is first.
+/// Edits a tensor, block by block: `W' = W - s r r^T W` for each of the orthonormal directions `along` (Wang et al. 2025,
+/// eq. 4; Arditi et al. 2024, appendix E). It needs memory for two blocks, and for three vectors of the other axis a
+/// direction where `d_model` is first.
 ///
 /// # Errors
 /// Whatever `read` and `take` report, or [`BakeError::NotFinite`].
 pub(super) fn edit(
     edit: &TensorEdit,
-    r: &[f64],
+    along: &[Along<'_>],
     hash: bool,
     read: Read<'_>,
     take: Take<'_>,
@@ -155,7 +155,7 @@ pub(super) fn edit(
     let geometry = Geometry::new(edit);
     let mut work = Work {
         edit,
-        r,
+        along,
         geometry,
         read,
         take,
@@ -181,7 +181,7 @@ pub(super) fn edit(
 /// The edit of a tensor while it is made.
 struct Work<'a> {
     edit: &'a TensorEdit,
-    r: &'a [f64],
+    along: &'a [Along<'a>],
     geometry: Geometry,
     read: Read<'a>,
     take: Take<'a>,
@@ -206,7 +206,7 @@ impl Work<'_> {
             let (before, after) = (&mut self.before[..length], &mut self.after[..length]);
             (self.read)(before, at)?;
             after.copy_from_slice(before);
-            let (first, aim) = (at / (d * size) as u64, self.edit.aim(self.r));
+            let (first, aim) = (at / (d * size) as u64, self.edit.aim(self.along));
             let (scratch, tally, hashes) = (&mut self.scratch, &mut self.tally, &mut self.hashes);
             let before = &*before;
             let (edited, ()) = join(
@@ -223,36 +223,40 @@ impl Work<'_> {
     /// nearest rounding leaves of them where the type is coarse, and one for the edit.
     fn matrix(&mut self, start: u64, columns: usize) -> Result<(), BakeError> {
         let Geometry { dtype, size, .. } = self.geometry;
-        let (r, strength) = (self.r, self.edit.strength);
-        let mut c = vec![0.0f64; columns];
+        let mut c = vec![vec![0.0f64; columns]; self.along.len()];
         for (at, length) in self.geometry.blocks() {
             let block = &mut self.before[..length];
             (self.read)(block, start + at)?;
             let (block, scratch, hashes) = (&*block, &mut self.scratch, &mut self.hashes);
             join(
-                || kernel::add_components(dtype, block, at / size as u64, r, &mut c, scratch),
+                || {
+                    for (along, c) in self.along.iter().zip(&mut c) {
+                        kernel::add_components(dtype, block, at / size as u64, along.r, c, scratch);
+                    }
+                },
                 || hashes.0.iter_mut().for_each(|h| h.0.update(block)),
             );
         }
-        if c.iter().any(|c| !c.is_finite()) {
+        if c.iter().flatten().any(|c| !c.is_finite()) {
             return Err(self.not_finite());
         }
-        let mut spend = vec![0.0f64; if kernel::is_half(dtype) { columns } else { 0 }];
-        if !spend.is_empty() {
-            let mut nearest = Columns { r, c: &c, strength, spend: None, after: &mut spend };
+        let mut spend: Option<Vec<Vec<f64>>> = None;
+        if kernel::is_half(dtype) {
+            let mut left = vec![vec![0.0f64; columns]; self.along.len()];
+            let mut nearest = columns_of(self.along, &c, None, &mut left);
             for (at, length) in self.geometry.blocks() {
                 let block = &mut self.after[..length];
                 (self.read)(block, start + at)?;
                 let unseen = &mut Tally::default();
                 kernel::edit_columns(dtype, block, at / size as u64, &mut nearest, &mut self.scratch, unseen);
             }
-            for (e, c) in spend.iter_mut().zip(&c) {
-                *e -= (1.0 - strength) * c;
+            for ((along, left), c) in self.along.iter().zip(&mut left).zip(&c) {
+                left.iter_mut().zip(c).for_each(|(e, c)| *e -= (1.0 - along.strength) * c);
             }
+            spend = Some(left);
         }
-        let mut left = vec![0.0f64; columns];
-        let spend = (!spend.is_empty()).then_some(spend.as_mut_slice());
-        let mut state = Columns { r, c: &c, strength, spend, after: &mut left };
+        let mut left = vec![vec![0.0f64; columns]; self.along.len()];
+        let mut state = columns_of(self.along, &c, spend.as_mut(), &mut left);
         for (at, length) in self.geometry.blocks() {
             let (before, after) = (&mut self.before[..length], &mut self.after[..length]);
             (self.read)(before, start + at)?;
@@ -260,11 +264,11 @@ impl Work<'_> {
             kernel::edit_columns(dtype, after, at / size as u64, &mut state, &mut self.scratch, &mut self.tally);
             self.finish_block(start + at, length)?;
         }
-        if left.iter().any(|e| !e.is_finite()) {
+        if left.iter().flatten().any(|e| !e.is_finite()) {
             return Err(self.not_finite());
         }
-        self.tally.before += c.iter().map(|c| c * c).sum::<f64>();
-        self.tally.after += left.iter().map(|e| e * e).sum::<f64>();
+        self.tally.before += c.iter().flatten().map(|c| c * c).sum::<f64>();
+        self.tally.after += left.iter().flatten().map(|e| e * e).sum::<f64>();
         Ok(())
     }
 
@@ -276,43 +280,68 @@ impl Work<'_> {
     }
 }
 
+/// A matrix with `d_model` first and what is known of its columns, a vector of each a direction.
+fn columns_of<'a>(
+    along: &'a [Along<'a>],
+    c: &'a [Vec<f64>],
+    spend: Option<&'a mut Vec<Vec<f64>>>,
+    after: &'a mut [Vec<f64>],
+) -> Columns<'a> {
+    let mut spend = spend.into_iter().flatten();
+    let parts = along.iter().zip(c).zip(after);
+    let part = |((along, c), after): ((&Along<'a>, &'a Vec<f64>), &'a mut Vec<f64>)| AlongColumns {
+        along: *along,
+        c,
+        spend: spend.next().map(Vec::as_mut_slice),
+        after,
+    };
+    Columns(parts.map(part).collect())
+}
+
 /// Compares an edited tensor with the exact edit of the original one, entry by entry in float64, and with what editing
 /// the original one again gives, byte by byte. The output is read once, block by block, and the original one as often as
 /// the edit needs; where `d_model` is first, once more for components of the check's own.
 ///
 /// # Errors
 /// Whatever the readers report, or [`BakeError::NotFinite`].
-pub(super) fn check(edit: &TensorEdit, r: &[f64], base: Read<'_>, out: Read<'_>) -> Result<TensorCheck, BakeError> {
+pub(super) fn check(
+    edit: &TensorEdit,
+    along: &[Along<'_>],
+    base: Read<'_>,
+    out: Read<'_>,
+) -> Result<TensorCheck, BakeError> {
     let geometry = Geometry::new(edit);
     let mut scratch = Scratch::default();
     let mut found = vec![0u8; geometry.block()];
     // `r^T W` and `r^T W'` of the matrix that is looked at
-    let mut c = vec![0.0f64; geometry.columns.unwrap_or(0)];
+    let mut c = vec![vec![0.0f64; geometry.columns.unwrap_or(0)]; along.len()];
     let mut leaks = c.clone();
     let mut seen = 0;
     let mut checked = TensorCheck { leak_after: 0.0, max_ulp: 0.0, differing_bytes: 0, changed: false };
-    let again = self::edit(edit, r, false, base, &mut |block| {
+    let again = self::edit(edit, along, false, base, &mut |block| {
         let found = &mut found[..block.after.len()];
         out(found, block.at)?;
         seen += found.len() as u64;
         checked.differing_bytes += differing_in(block.after, found);
         if geometry.columns.is_none() {
-            let (sum, off) = kernel::check_rows(geometry.dtype, block.before, found, edit.aim(r), &mut scratch);
+            let (sum, off) = kernel::check_rows(geometry.dtype, block.before, found, edit.aim(along), &mut scratch);
             checked.leak_after += sum;
             checked.max_ulp = checked.max_ulp.max(off);
             return Ok(());
         }
         let within = block.at % geometry.bytes;
         if within == 0 {
-            components(geometry, r, base, block.at, &mut c)?;
+            for (along, c) in along.iter().zip(&mut c) {
+                components(geometry, along.r, base, block.at, c)?;
+            }
         }
-        let mut state = Columns { r, c: &c, strength: edit.strength, spend: None, after: &mut leaks };
+        let mut state = columns_of(along, &c, None, &mut leaks);
         let (first, pair) = (within / geometry.size as u64, (block.before, &*found));
         let off = kernel::check_columns(geometry.dtype, pair, first, &mut state, &mut scratch);
         checked.max_ulp = checked.max_ulp.max(off);
         if within + found.len() as u64 == geometry.bytes {
-            checked.leak_after += leaks.iter().map(|e| e * e).sum::<f64>();
-            leaks.fill(0.0);
+            checked.leak_after += leaks.iter().flatten().map(|e| e * e).sum::<f64>();
+            leaks.iter_mut().for_each(|leaks| leaks.fill(0.0));
         }
         Ok(())
     })?;

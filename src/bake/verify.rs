@@ -84,8 +84,8 @@ pub fn verify_bytes(base: &Model, out: &Model, plan: &BakePlan) -> Result<ByteRe
         let count: u64 = differences.iter().map(|(.., count)| count).sum();
         findings.add(Finding { kind: FindingKind::Model, ..files[0].differs(*first, count, &layout.files[0]) });
     }
-    let added = plan.added.as_ref().is_some_and(|added| added.place == AddedTo::Nodes);
-    let by_nodes = plan.nodes.len() + usize::from(added) + plan.gated.len();
+    let added = plan.added.iter().filter(|added| added.place == AddedTo::Nodes).count();
+    let by_nodes = plan.nodes.len() + added + plan.gated.len();
     Ok(ByteReport {
         changed_bytes_outside_plan: differences.iter().map(|(.., count)| count).sum(),
         first_difference: differences
@@ -347,7 +347,7 @@ fn check_edits(
             return Ok(lost);
         }
         let found =
-            tensor::check(edit, plan.unit_of(edit), &|block, at| was.read(block, at), &|block, at| is.read(block, at))?;
+            tensor::check(edit, &plan.along(edit), &|block, at| was.read(block, at), &|block, at| is.read(block, at))?;
         Ok(TensorReport {
             initializer: edit.name.clone(),
             leak_after: found.leak_after,
@@ -404,7 +404,7 @@ fn check_quantised(
     let tables_after = quantised::Tables::open(out, &after, &edit.name)?;
     let found = quantised::check(
         quantised,
-        plan.unit_of(edit),
+        plan.only(edit),
         (&|block, at| was.read(block, at), &tables),
         (&|block, at| is.read(block, at), &tables_after),
     )?;
@@ -448,7 +448,7 @@ fn round_again(
     let found = quantised::edit(
         &edit.name,
         quantised,
-        plan.unit_of(edit),
+        plan.only(edit),
         tables,
         &|block, at| was.read(block, at),
         &mut |bytes, at| {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::measuring::{GuardArgs, MeasuringArgs};
+use super::method::{METHODS, MethodName};
 
 /// Where models run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -103,24 +104,27 @@ pub struct PromptArgs {
     pub n_test: usize,
 }
 
-/// How the edit is found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum MethodName {
-    /// Settings of the others are tried on validation prompts, and the best within the policy is taken.
-    Auto,
-    /// One direction is ablated at every write (Wang et al. 2025).
-    Wang,
-    /// Refusal is taken off at a few layers, where a gate tells that the prompt only looks harmful (docs/methods.md).
-    Gate,
+/// A direction file, and what of it is meant.
+#[derive(Debug, Args)]
+pub struct DirectionArgs {
+    /// Direction: safetensors with a tensor `direction`, `.npy`, or a file of `torch.save`, of shape [d_model]; or a control
+    /// vector in GGUF, which is added.
+    #[arg(long, value_name = "FILE")]
+    pub direction: PathBuf,
+    /// The tensor to take, where the file of another program holds several.
+    #[arg(long, value_name = "NAME")]
+    pub direction_tensor: Option<String>,
+    /// The vector to take from an array of several: its index along each axis but the last, such as 12 or -1,12.
+    #[arg(long, value_name = "INDEX", value_delimiter = ',', allow_negative_numbers = true)]
+    pub direction_row: Vec<i64>,
 }
 
 /// The method's settings.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Method")]
 pub struct MethodArgs {
-    /// How the edit is found. If not given: `auto` for `run` and `demo`, `wang` for `select` and wherever `--lambda`,
-    /// `--strength`, `--add`, `--paper`, `--exhaustive` or `--sweep` pin a setting of it.
-    #[arg(long, visible_alias = "setting", value_enum)]
+    /// How the edit is found (docs/methods.md).
+    #[arg(long, visible_alias = "setting", long_help = METHODS)]
     pub method: Option<MethodName>,
     /// Partial orthogonalisation: 1 removes all of the true-refusal component, 0 none of it; 1 if not given.
     #[arg(long, value_parser = unit_interval)]
@@ -344,9 +348,8 @@ pub struct SweepArgs {
 pub struct BakeArgs {
     /// An `.onnx` file, or a folder: every model in it is baked, and everything else in it copied.
     pub model: PathBuf,
-    /// Direction: safetensors with a tensor `direction`, or `.npy`, of shape [d_model].
-    #[arg(long, value_name = "FILE")]
-    pub direction: PathBuf,
+    #[command(flatten)]
+    pub direction: DirectionArgs,
     /// New folder, or new `.onnx` file.
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
@@ -441,9 +444,8 @@ pub struct VerifyArgs {
     pub base: PathBuf,
     /// The model after.
     pub out: PathBuf,
-    /// The direction.
-    #[arg(long, value_name = "FILE")]
-    pub direction: PathBuf,
+    #[command(flatten)]
+    pub direction: DirectionArgs,
     /// Share of the direction's component that was ablated, if not what the direction file says.
     #[arg(long, value_parser = above_zero)]
     pub strength: Option<f64>,

@@ -17,6 +17,7 @@ use lancet::pipeline::collect::{self, Activations, RefusalTokens};
 use lancet::pipeline::consumer::Consumer;
 use lancet::pipeline::engine::Engine;
 use lancet::pipeline::prove::Runs;
+use lancet::pipeline::refine::Refiner;
 use lancet::pipeline::running::Running;
 use lancet::pipeline::understood::UnderstoodVariant;
 use lancet::pipeline::variant::Measuring;
@@ -33,11 +34,11 @@ use lancet::runtime::session::Runtime;
 use serde::Serialize;
 
 use super::args::{
-    BakeArgs, ChatArgs, CollectArgs, EvalArgs, InspectArgs, MeasureArgs, PromptArgs, Quantised, RunArgs, SelectArgs,
-    TokenArgs, TreatmentArgs, VariantArgs, VerifyArgs,
+    BakeArgs, ChatArgs, CollectArgs, DirectionArgs, EvalArgs, InspectArgs, MeasureArgs, PromptArgs, Quantised, RunArgs,
+    SelectArgs, TokenArgs, TreatmentArgs, VariantArgs, VerifyArgs,
 };
 use super::measuring;
-use super::method::{gates_of_select, method, rules};
+use super::method::{SelectMethod, method, of_select, rules};
 use super::runtime::{at_hand, load_runtime};
 use super::ui::{self, Ui};
 
@@ -364,8 +365,8 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Ending> {
         cancelled: &context.cancelled,
         steered: None,
     };
-    let (edit, found) = match gates_of_select(&args.method, args.max_harmful_drop)? {
-        None => {
+    let (edit, found) = match of_select(&args.method, args.max_harmful_drop)? {
+        SelectMethod::Direction(refinement) => {
             let rules = rules(&args.method, args.max_harmful_drop);
             let mut chooser = choose::Chooser::new(&engine, &chat, &activations, rules, &context.ui)?;
             let (lambda, strength) = (args.method.lambda.unwrap_or(1.0), args.method.strength.unwrap_or(1.0));
@@ -375,9 +376,13 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Ending> {
                 let (vector, _) = pipeline::add::choose(&engine, &chat, &activations, alpha, &rules, &context.ui)?;
                 choice.edit = choice.edit.with_addition(Some(vector));
             }
+            if let Some(how) = refinement {
+                let refiner = Refiner { engine, chat: &chat, activations: &activations, observer: &context.ui };
+                choice = refiner.refine(choice, how)?;
+            }
             (choice.edit, Found::Select(choice.result))
         }
-        Some(rules) => {
+        SelectMethod::Gate(rules) => {
             let GateChoice { edit, result } = choose_gate::choose(&engine, &chat, &activations, &rules, &context.ui)?;
             (edit, Found::Gate(result))
         }
@@ -409,8 +414,10 @@ fn bake_options<'a>(context: &'a Context, treatment: TreatmentArgs, out: &'a Pat
 }
 
 /// The edit of a file, with the strength and the addition that the flags give instead of its own.
-fn steered(file: &Path, strength: Option<f64>, add: Option<f64>) -> Result<Edit, Error> {
-    let edit = direction_file::load(file)?;
+fn steered(from: &DirectionArgs, strength: Option<f64>, add: Option<f64>) -> Result<Edit, Error> {
+    let file = &from.direction;
+    let pick = direction_file::Pick { tensor: from.direction_tensor.clone(), row: from.direction_row.clone() };
+    let edit = direction_file::load_picked(file, &pick)?;
     let ablation = match (edit.ablation().cloned(), strength) {
         (Some(ablation), Some(strength)) => Some(ablation.with_strength(strength)),
         (None, Some(_)) => {
@@ -421,17 +428,18 @@ fn steered(file: &Path, strength: Option<f64>, add: Option<f64>) -> Result<Edit,
         }
         (ablation, None) => ablation,
     };
-    let addition = match (edit.addition().cloned(), add) {
-        (Some(addition), alpha) => Some(Addition { alpha: alpha.unwrap_or(addition.alpha), ..addition }),
-        (None, Some(alpha)) if alpha != 0.0 => {
+    let with = |addition: &Addition| Addition { alpha: add.unwrap_or(addition.alpha), ..addition.clone() };
+    let additions = edit.additions().iter().map(with).collect();
+    match (edit.additions(), add) {
+        ([], Some(alpha)) if alpha != 0.0 => {
             return Err(Error::usage(
                 format!("`{}` holds no vector to add", file.display()),
                 "make one with `lancet run --add` or `lancet sweep --add`",
             ));
         }
-        (None, _) => None,
-    };
-    Ok(Edit::new(ablation, addition, edit.gates().to_vec())?)
+        _ => {}
+    }
+    Ok(Edit::new(ablation, additions, edit.gates().to_vec())?)
 }
 
 /// `lancet bake`.

@@ -1,12 +1,67 @@
 //! How the edit is found: what the flags mean.
 
+use lancet::edit::Ablation;
 use lancet::error::Error;
+use lancet::method::refine::Refinement;
 use lancet::method::select::{Rules, Search};
 use lancet::pipeline::Method;
 use lancet::pipeline::choose_gate::GateRules;
 use lancet::pipeline::search::SearchRules;
 
-use super::args::{MethodArgs, MethodName};
+use super::args::MethodArgs;
+
+/// How the edit is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MethodName {
+    /// Settings of `wang` and `gate` are tried on validation prompts, and the best within the policy is taken.
+    Auto,
+    /// One direction is ablated at every write (Wang et al. 2025).
+    Wang,
+    /// Refusal is taken off at a few layers, where a gate tells that the prompt only looks harmful.
+    Gate,
+    /// What a further method makes of the direction that `wang` selects.
+    Refined(Refinement),
+}
+
+impl std::str::FromStr for MethodName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let most = Ablation::MOST_DIRECTIONS;
+        let other = || {
+            format!(
+                "the methods are `auto`, `wang`, `gate`, `rank:K` with K from 1 to {most}, `sra`, `ace` and `layers`"
+            )
+        };
+        Ok(match text {
+            "auto" => Self::Auto,
+            "wang" => Self::Wang,
+            "gate" => Self::Gate,
+            "sra" => Self::Refined(Refinement::Abilities),
+            "ace" => Self::Refined(Refinement::Affine),
+            "layers" => Self::Refined(Refinement::Layers),
+            _ => {
+                let count = text.strip_prefix("rank:").and_then(|count| count.parse().ok());
+                let count = count.filter(|count| (1..=most).contains(count)).ok_or_else(other)?;
+                Self::Refined(Refinement::Groups { count })
+            }
+        })
+    }
+}
+
+/// What `--method` takes.
+pub const METHODS: &str =
+    "How the edit is found (docs/methods.md). If not given: `auto` for `run` and `demo`, `wang` for \
+    `select` and wherever `--lambda`, `--strength`, `--add`, `--paper`, `--exhaustive` or `--sweep` pin a setting of it
+
+Possible values:
+- auto: Settings of wang and gate are tried on validation prompts, and the best within the policy is taken
+- wang: One direction is ablated at every write (Wang et al. 2025)
+- rank:K: A direction for each of K groups of pseudo-harmful prompts is ablated
+- sra: The direction loses what abilities have of it
+- ace: What is ablated is replaced by what harmless prompts have there
+- layers: Only writes of layers that matter are ablated
+- gate: Refusal is taken off at a few layers, where a gate tells that the prompt only looks harmful";
 
 /// Share of the mean activation's norm below which a candidate is rounding noise.
 const NEGLIGIBLE_NORM: f64 = 1e-4;
@@ -43,6 +98,8 @@ pub fn method(args: &MethodArgs, max_harmful_drop: f64, sweeps: bool) -> Result<
     match args.method {
         Some(MethodName::Wang) => Ok(Method::Wang),
         None if pinned => Ok(Method::Wang),
+        Some(MethodName::Refined(_)) if args.add != 0.0 || args.paper || sweeps => Err(only_wang()),
+        Some(MethodName::Refined(how)) => Ok(Method::Refined(how)),
         Some(MethodName::Gate | MethodName::Auto) if pinned => Err(another()),
         Some(MethodName::Gate) => Ok(Method::Gate(gates(args, max_harmful_drop))),
         None | Some(MethodName::Auto) => Ok(Method::Auto(SearchRules {
@@ -54,18 +111,29 @@ pub fn method(args: &MethodArgs, max_harmful_drop: f64, sweeps: bool) -> Result<
     }
 }
 
-/// How `select` finds the edit: the rules of gates, or none for directions. It answers no prompts and so cannot search.
+/// How `select` finds the edit. It answers no prompts and so cannot search.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SelectMethod {
+    /// A direction, and what a further method makes of it.
+    Direction(Option<Refinement>),
+    /// Gates.
+    Gate(GateRules),
+}
+
+/// How `select` finds the edit, as the flags tell.
 ///
 /// # Errors
 /// Usage: flags of one method beside another, and the method `auto`.
-pub fn gates_of_select(args: &MethodArgs, max_harmful_drop: f64) -> Result<Option<GateRules>, Error> {
+pub fn of_select(args: &MethodArgs, max_harmful_drop: f64) -> Result<SelectMethod, Error> {
     match args.method {
-        None | Some(MethodName::Wang) => Ok(None),
+        None | Some(MethodName::Wang) => Ok(SelectMethod::Direction(None)),
+        Some(MethodName::Refined(_)) if args.add != 0.0 || args.paper => Err(only_wang()),
+        Some(MethodName::Refined(how)) => Ok(SelectMethod::Direction(Some(how))),
         Some(MethodName::Gate) if pins_wang(args) => Err(another()),
-        Some(MethodName::Gate) => Ok(Some(gates(args, max_harmful_drop))),
+        Some(MethodName::Gate) => Ok(SelectMethod::Gate(gates(args, max_harmful_drop))),
         Some(MethodName::Auto) => Err(Error::usage(
             "`select` scores candidates of one method and answers no prompts, so it cannot search over methods",
-            "choose `--method wang` or `--method gate`, or let `lancet run` find the setting",
+            "choose another method, or let `lancet run` find the setting",
         )),
     }
 }
@@ -79,6 +147,13 @@ fn gates(args: &MethodArgs, max_harmful_drop: f64) -> GateRules {
         opens: vec![max_harmful_drop, max_harmful_drop / 2.0],
         ..default
     }
+}
+
+fn only_wang() -> Error {
+    Error::usage(
+        "`--add`, `--paper` and `--sweep` belong to the method `wang` alone",
+        "leave them out, or choose `--method wang`",
+    )
 }
 
 fn another() -> Error {

@@ -11,10 +11,11 @@ use lancet::pipeline::{self, direction_file};
 use lancet::prompt_files;
 use lancet::report::{Found, describe};
 
-use super::args::{CrossSet, MethodArgs, MethodName, PromptArgs, SweepArgs};
+use super::args::{CrossSet, MethodArgs, PromptArgs, SweepArgs};
 use super::commands::{self, Context, Ending};
 use super::measuring;
 use super::method;
+use super::method::MethodName;
 use super::runtime::load_runtime;
 use super::ui::{self, Ui};
 

@@ -6,11 +6,13 @@ use std::collections::HashSet;
 use prost::Message;
 
 use super::{
-    Request, flat_model, join_embedding, names_are_free, output_name, prune, reference_weights, steer, widen_bfloat16,
+    Request, direction_input, flat_model, join_embedding, names_are_free, output_name, prune, reference_weights, steer,
+    widen_bfloat16,
 };
 use crate::lm::{EmbeddingFile, ResidualStream};
+use crate::onnx::captured::captured;
 use crate::onnx::patch::Patch;
-use crate::onnx::proto::ValueInfoProto;
+use crate::onnx::proto::{GraphProto, ValueInfoProto};
 use crate::onnx::{Graph, NodeId, OnnxError, ValueId};
 
 /// A value to return.
@@ -29,8 +31,8 @@ pub struct Whole<'a> {
     pub wanted: &'a [Wanted],
     /// The file that makes the embeddings, and the input that takes them.
     pub embedding: Option<(&'a EmbeddingFile<'a>, &'a str)>,
-    /// A stream to ablate the direction given as graph input from, at every write that was found.
-    pub ablated: Option<&'a ResidualStream>,
+    /// A stream to ablate so many directions from, given as graph inputs, at every write that was found.
+    pub ablated: Option<(&'a ResidualStream, usize)>,
     /// Compute bfloat16 graphs in float32.
     pub widen_bfloat16: bool,
 }
@@ -41,6 +43,8 @@ pub struct WholeModel {
     pub bytes: Vec<u8>,
     /// Names of the outputs.
     pub outputs: Vec<String>,
+    /// Whether each of them depends on the directions that are ablated.
+    pub steered: Vec<bool>,
 }
 
 /// Builds the model.
@@ -49,8 +53,8 @@ pub struct WholeModel {
 /// If tensor data that must be copied cannot be read.
 pub fn whole(graph: &Graph<'_>, how: &Whole<'_>) -> Result<WholeModel, OnnxError> {
     let mut patch = Patch::default();
-    if let Some(stream) = how.ablated {
-        steer(graph, stream, &Request { ablation: true, ..Request::default() }, &mut patch)?;
+    if let Some((stream, directions)) = how.ablated {
+        steer(graph, stream, &Request { directions, ..Request::default() }, &mut patch)?;
     }
     let mut outputs = Vec::new();
     for wanted in how.wanted {
@@ -79,5 +83,26 @@ pub fn whole(graph: &Graph<'_>, how: &Whole<'_>) -> Result<WholeModel, OnnxError
     if how.widen_bfloat16 {
         widen_bfloat16(proto.graph.as_mut().expect("still there"));
     }
-    Ok(WholeModel { bytes: proto.encode_to_vec(), outputs })
+    let main = proto.graph.as_ref().expect("still there");
+    let directions = how.ablated.map_or(0, |(_, directions)| directions);
+    let reached = reached(main, (0..directions).map(direction_input));
+    let steered = outputs.iter().map(|name| reached.contains(name)).collect();
+    Ok(WholeModel { bytes: proto.encode_to_vec(), outputs, steered })
+}
+
+/// The names of all values that depend on `from`.
+fn reached(graph: &GraphProto, from: impl Iterator<Item = String>) -> HashSet<String> {
+    let mut found: HashSet<String> = from.collect();
+    loop {
+        let before = found.len();
+        for node in &graph.node {
+            let reads = |name: &String| found.contains(name);
+            if node.input.iter().any(reads) || captured(node).iter().any(reads) {
+                found.extend(node.output.iter().filter(|name| !name.is_empty()).cloned());
+            }
+        }
+        if found.len() == before {
+            return found;
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! The projection `x <- x - (x.r) r` (Wang et al. 2025, eq. 4) and the addition `x <- x + v` (eq. 5) as standard ONNX
+//! The projection `x <- x - (x.r) r` (Wang et al. 2025, eq. 4), along one or more orthonormal directions, and the addition `x <- x + v` (eq. 5) as standard ONNX
 //! operators.
 
 use super::residual::{Contribution, SKIP_SUM_OUTPUT};
@@ -8,19 +8,24 @@ use crate::onnx::patch::{Patch, Place};
 use crate::onnx::proto::{NodeProto, TensorProto, attr_int, attr_ints, node};
 use crate::onnx::{DataType, Use, ValueId};
 
-/// Where the direction comes from.
+/// Where the directions come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DirectionSource {
-    /// A graph input of this name: float32 `[batch, 1, d_model]`, one direction a row; a zero row changes nothing.
-    Input(String),
-    /// Two initializers: the direction as a column `[d_model, 1]` and as a row `[d_model]`, in the
-    /// type of the values they are applied to.
-    Constants {
-        /// Name of the column.
-        column: String,
-        /// Name of the row.
-        row: String,
-    },
+    /// Graph inputs of these names, at least one: float32 `[batch, 1, d_model]`, one direction a row of the batch; a zero
+    /// row changes nothing. They are projected out one after the other.
+    Inputs(Vec<String>),
+    /// Initializers, a pair for each direction, in the type of the values they are applied to. They are projected out one
+    /// after the other.
+    Constants(Vec<Constant>),
+}
+
+/// A direction in two initializers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Constant {
+    /// Name of the one that holds it as a column, `[d_model, 1]`.
+    pub column: String,
+    /// Name of the one that holds it as a row, `[d_model]`, times its strength.
+    pub row: String,
 }
 
 /// Where an added vector comes from.
@@ -34,7 +39,7 @@ pub enum AdditionSource {
 
 impl DirectionSource {
     fn is_fed(&self) -> bool {
-        matches!(self, Self::Input(_))
+        matches!(self, Self::Inputs(_))
     }
 }
 
@@ -237,14 +242,16 @@ impl Emit<'_> {
         }
     }
 
-    /// `result = value - (value.r) r`.
+    /// `result = value - (value.r) r`, along every direction.
     fn ablation(&self, source: &DirectionSource, patch: &mut Patch, place: Place, value: &str, result: &str) {
-        let constants = match source {
-            DirectionSource::Constants { column, row } => {
-                Some([column, row].map(|constant| self.like(patch, place, (constant, value))))
-            }
-            DirectionSource::Input(_) => None,
+        let constants: Vec<[String; 2]> = match source {
+            DirectionSource::Constants(all) => all
+                .iter()
+                .map(|Constant { column, row }| [column, row].map(|name| self.like(patch, place, (name, value))))
+                .collect(),
+            DirectionSource::Inputs(_) => Vec::new(),
         };
+        let part = |name: &str, at: usize| if at == 0 { name.to_string() } else { format!("{name}.{at}") };
         let mut add = |op: &str, part: &str, inputs: &[&str], attributes: Vec<_>| {
             let label = self.graph.fresh_name(&format!(
                 "lancet.{}.{}",
@@ -255,14 +262,17 @@ impl Emit<'_> {
             patch.nodes.push((place, node(op, &label, inputs, &[output.as_str()], attributes)));
             output
         };
-        match (source, constants) {
-            (_, Some([column, row])) => {
-                let component = add("MatMul", "component", &[value, &column], vec![]);
-                let along = add("Mul", "along", &[&component, &row], vec![]);
-                add("Sub", "", &[value, &along], vec![]);
+        match source {
+            DirectionSource::Constants(_) => {
+                let mut ablated = value.to_string();
+                for (at, [column, row]) in constants.iter().enumerate() {
+                    let component = add("MatMul", &part("component", at), &[&ablated, column], vec![]);
+                    let along = add("Mul", &part("along", at), &[&component, row], vec![]);
+                    let name = if at + 1 == constants.len() { String::new() } else { part("ablated", at) };
+                    ablated = add("Sub", &name, &[&ablated, &along], vec![]);
+                }
             }
-            (DirectionSource::Constants { .. }, None) => unreachable!("constants were made above"),
-            (DirectionSource::Input(direction), None) => {
+            DirectionSource::Inputs(directions) => {
                 let float = self.dtype == Some(DataType::FLOAT);
                 let cast = |to: DataType| vec![attr_int("to", i64::from(to.0))];
                 let mut wide =
@@ -271,22 +281,23 @@ impl Emit<'_> {
                 if self.flat {
                     wide = add("Reshape", "rows", &[&wide, ROWS], vec![]);
                 }
-                let product = add("Mul", "product", &[&wide, direction], vec![]);
-                // ReduceSum takes its axes as an input from opset 13 on; MatMul with a column of ones would do
-                // as well, but keeps ONNX Runtime from fusing.
-                let component = if self.graph.model.opset("").unwrap_or(0) >= 13 {
-                    add("ReduceSum", "component", &[&product, LAST_AXIS], vec![attr_int("keepdims", 1)])
-                } else {
-                    add(
-                        "ReduceSum",
-                        "component",
-                        &[&product],
-                        vec![attr_ints("axes", vec![-1]), attr_int("keepdims", 1)],
-                    )
-                };
-                let along = add("Mul", "along", &[&component, direction], vec![]);
-                let last = if float && !self.flat { "" } else { "ablated" };
-                let mut ablated = add("Sub", last, &[&wide, &along], vec![]);
+                let mut ablated = wide;
+                for (at, direction) in directions.iter().enumerate() {
+                    let product = add("Mul", &part("product", at), &[&ablated, direction], vec![]);
+                    // ReduceSum takes its axes as an input from opset 13 on; MatMul with a column of ones would do
+                    // as well, but keeps ONNX Runtime from fusing.
+                    let component = part("component", at);
+                    let component = if self.graph.model.opset("").unwrap_or(0) >= 13 {
+                        add("ReduceSum", &component, &[&product, LAST_AXIS], vec![attr_int("keepdims", 1)])
+                    } else {
+                        let axes = vec![attr_ints("axes", vec![-1]), attr_int("keepdims", 1)];
+                        add("ReduceSum", &component, &[&product], axes)
+                    };
+                    let along = add("Mul", &part("along", at), &[&component, direction], vec![]);
+                    let is_last = at + 1 == directions.len() && float && !self.flat;
+                    let name = if is_last { String::new() } else { part("ablated", at) };
+                    ablated = add("Sub", &name, &[&ablated, &along], vec![]);
+                }
                 if self.flat {
                     let shape = add("Shape", "shape", &[value], vec![]);
                     ablated = add("Reshape", if float { "" } else { "restored" }, &[&ablated, &shape], vec![]);
@@ -300,7 +311,7 @@ impl Emit<'_> {
     }
 }
 
-/// Nodes and initializers that a patch with [`DirectionSource::Input`] needs besides the input itself.
+/// Nodes and initializers that a patch with [`DirectionSource::Inputs`] needs besides the input itself.
 pub fn prepare(patch: &mut Patch, direction: &str) {
     patch.initializers.push(int64s(LAST_AXIS, &[-1]));
     patch.initializers.push(int64s("lancet.batch_axis", &[0]));

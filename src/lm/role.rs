@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::Interface;
 use super::rows::{picks_weight, root};
+use crate::edit::WriteKind;
 use crate::onnx::{Graph, NodeId, ValueId};
 
 /// What a contribution comes from.
@@ -15,6 +16,17 @@ pub enum Role {
     Attn,
     /// Anything that works on one token at a time.
     Mlp,
+}
+
+impl Role {
+    /// The kind of write that comes from it.
+    pub fn of_write(self) -> WriteKind {
+        match self {
+            Self::Embed => WriteKind::Embed,
+            Self::Attn => WriteKind::AttnOut,
+            Self::Mlp => WriteKind::MlpOut,
+        }
+    }
 }
 
 /// Operators that mix tokens.

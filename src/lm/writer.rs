@@ -10,6 +10,7 @@ use super::path::{EditTarget, WeightPath};
 use super::residual::{Contribution, ResidualStream};
 use super::weight::{Stop, trace_weight};
 use super::{Layer, Role};
+use crate::edit::WriteKind;
 use crate::onnx::ops::WeightLayout;
 use crate::onnx::{Graph, Model, NodeId, Quantised, Storage, TensorId, Use, ValueId};
 
@@ -37,6 +38,15 @@ impl WriterKind {
             Self::PosEmbed => "pos_embed",
             Self::AttnOut => "attn_out",
             Self::MlpOut => "mlp_out",
+        }
+    }
+
+    /// The kind of what it writes.
+    pub fn of_write(self) -> WriteKind {
+        match self {
+            Self::Embed | Self::PosEmbed => WriteKind::Embed,
+            Self::AttnOut => WriteKind::AttnOut,
+            Self::MlpOut => WriteKind::MlpOut,
         }
     }
 
@@ -121,6 +131,8 @@ pub enum Reason {
     },
     /// Its weight is quantised and the strength is below 1: rounding can take off the whole component only.
     PartialStrength,
+    /// Its weight is quantised and several directions are ablated: rounding can take off one only.
+    SeveralDirections,
     /// Rounding its quantised weight leaves too much of the direction, or costs too much.
     TooCoarse,
     /// Its weight is quantised, and nodes were asked for.
@@ -132,7 +144,14 @@ pub enum Reason {
 impl Reason {
     /// Whether it is that the weight is quantised.
     pub fn is_quantised(&self) -> bool {
-        matches!(self, Self::Unroundable { .. } | Self::PartialStrength | Self::TooCoarse | Self::NodesAsked)
+        matches!(
+            self,
+            Self::Unroundable { .. }
+                | Self::PartialStrength
+                | Self::SeveralDirections
+                | Self::TooCoarse
+                | Self::NodesAsked
+        )
     }
 }
 
@@ -143,6 +162,7 @@ impl std::fmt::Display for Reason {
             Self::PartialStrength => {
                 "its weight is quantised, and rounding knows how to take off the whole component only"
             }
+            Self::SeveralDirections => "its weight is quantised, and rounding knows how to take off one direction only",
             Self::TooCoarse => "its weight is quantised too coarsely: rounding leaves too much, or costs too much",
             Self::NodesAsked => "its weight is quantised, and nodes were asked for",
             Self::Turned => {

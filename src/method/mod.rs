@@ -8,5 +8,6 @@ pub mod gate;
 pub mod layers;
 pub mod prompts;
 pub mod race;
+pub mod refine;
 pub mod score;
 pub mod select;

@@ -41,7 +41,7 @@ pub fn choose(
         if here.is_empty() {
             continue;
         }
-        let request = Request { logits: 1, last_positions: 1, addition: Some(layer), ..Request::default() };
+        let request = Request { logits: 1, last_positions: 1, additions: vec![layer], ..Request::default() };
         let mut session = engine.session(request)?;
         // the first adds nothing: the base model
         let mut vectors = vec![vec![0.0f32; 2 * width]];

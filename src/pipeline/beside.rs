@@ -11,7 +11,7 @@ use super::opened::Opened;
 use super::package::{Package, shown};
 use super::walk::{Thing, everything};
 use crate::bake::sha256;
-use crate::edit::{Ablation, Edit, GatedTerm};
+use crate::edit::{Addition, Edit, GatedTerm};
 use crate::error::Error;
 use crate::files::{self, Place};
 use crate::onnx::Model;
@@ -194,7 +194,7 @@ fn own_files(base: &Package, out: &Path, edit: &Edit, reports: &BTreeSet<&str>) 
             changed(JSON, &problem);
         }
     }
-    if reports.contains(DIRECTION) && !same_edit(&out.join(DIRECTION), edit, run.as_ref()) {
+    if reports.contains(DIRECTION) && !same_edit(&out.join(DIRECTION), edit) {
         changed(DIRECTION, "holds another edit than the one that was given, or something else beside it");
     }
     for (name, text) in [
@@ -255,7 +255,7 @@ fn inconsistencies(run: &RunResult, base: &Package, edit: &Edit) -> Result<Vec<S
     if !hashes.contains(&run.shared.provenance.model_sha256) {
         problems.push("names another model than the base".into());
     }
-    let ablated = edit.ablation().map(|ablation| sha256(ablation.unit()));
+    let ablated = edit.ablation().map(|ablation| sha256(&ablation.units()));
     if run.shared.bake.direction_sha256 != ablated.unwrap_or_default() {
         problems.push("names another direction than the one that was given".into());
     }
@@ -266,15 +266,21 @@ fn inconsistencies(run: &RunResult, base: &Package, edit: &Edit) -> Result<Vec<S
 }
 
 /// Whether a direction file beside a model holds `edit`, and nothing else.
-fn same_edit(path: &Path, edit: &Edit, run: Option<&RunResult>) -> bool {
+fn same_edit(path: &Path, edit: &Edit) -> bool {
     let Ok(found) = direction_file::load(path) else { return false };
     let Ok(bytes) = files::read(path, files::MAX_DIRECTION) else { return false };
     let close = |a: &[f64], b: &[f64]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= SAME);
-    let strength = match (found.ablation(), run) {
-        (Some(ablation), Some(run)) => (ablation.strength() - run.shared.provenance.strength).abs() <= SAME,
-        _ => true,
+    let ablated = match (found.ablation(), edit.ablation()) {
+        (Some(found), Some(edit)) => {
+            close(&found.units(), &edit.units())
+                && close(&found.strengths(), &edit.strengths())
+                && found.writes() == edit.writes()
+        }
+        (found, edit) => found.is_none() && edit.is_none(),
     };
-    let unit = |edit: &Edit| edit.ablation().map(Ablation::unit).unwrap_or_default().to_vec();
+    let same = |(a, b): (&Addition, &Addition)| a.layer == b.layer && close(&a.scaled(), &b.scaled());
+    let (added, wanted) = (found.additions(), edit.additions());
+    let added = added.len() == wanted.len() && added.iter().zip(wanted).all(same);
     let gates = |edit: &Edit| edit.gates().iter().map(GatedTerm::rounded).collect::<Vec<_>>();
-    close(&unit(&found), &unit(edit)) && gates(&found) == gates(edit) && strength && direction_file::is_plain(&bytes)
+    ablated && added && gates(&found) == gates(edit) && direction_file::is_plain(&bytes)
 }

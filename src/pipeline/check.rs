@@ -2,7 +2,7 @@
 //! what is left of the direction in the stream.
 
 use super::engine::{Engine, Row, Steering};
-use crate::edit::{Ablation, Edit};
+use crate::edit::{Ablated, Ablation, Edit};
 use crate::error::Error;
 use crate::instrument::Request;
 use crate::linalg::{dot_f32, norm};
@@ -65,6 +65,11 @@ fn quantises_activations(graph: &Graph<'_>) -> bool {
     graph.nodes().any(|node| graph.rounding(node) != ActivationRounding::No)
 }
 
+/// The components of a value of the stream, `[d_model]`, along each direction.
+fn components<'a>(x: &'a [f32], directions: &'a [Ablated]) -> impl Iterator<Item = f64> + 'a {
+    directions.iter().map(|one| dot_f32(x, one.unit()))
+}
+
 /// Compares `out` with `base` under run-time steering by `edit` (METHOD steps 8 and 9).
 ///
 /// # Errors
@@ -77,14 +82,14 @@ pub fn logits(base: &Engine<'_>, out: &Engine<'_>, edit: &Edit, prompts: &[Vec<u
     // what the steered stream itself keeps of the direction: nothing, unless it is told to
     let mut kept = vec![Vec::new(); rows.len()];
     let whole = edit.leaves_nothing();
-    let unit = edit.ablation().map(Ablation::unit);
+    let directions = edit.ablation().map(Ablation::vectors).unwrap_or_default();
     let mut probes: Vec<(usize, ResidPoint)> = (0..out.model.lm.n_layers()).map(|l| (l, ResidPoint::Pre)).collect();
     probes.push((out.model.lm.n_layers() - 1, ResidPoint::Post));
     let request = Request { probes, last_positions: 1, logits: 1, ..Request::default() };
-    let own = if whole || unit.is_none() { Vec::new() } else { request.probes.clone() };
+    let own = if whole || directions.is_empty() { Vec::new() } else { request.probes.clone() };
     let mut hooked = base.brief_session(Request { probes: own, ..request.clone() })?;
     base.visit(&mut hooked, &rows, &[], |found| {
-        kept[found.row] = unit.iter().flat_map(|unit| found.probes.iter().map(|probe| dot_f32(probe, unit))).collect();
+        kept[found.row] = found.probes.iter().flat_map(|probe| components(probe, directions)).collect();
         expected[found.row] = found.logits;
         Ok(())
     })?;
@@ -101,11 +106,13 @@ pub fn logits(base: &Engine<'_>, out: &Engine<'_>, edit: &Edit, prompts: &[Vec<u
             scale = scale.max(f64::from(*a).abs());
         }
         kl.push(kl_divergence(&softmax(want), &softmax(&found.logits)));
-        for (at, probe) in found.probes.iter().enumerate() {
-            let Some(unit) = unit else { break };
+        let mut kept = kept[found.row].iter();
+        for probe in &found.probes {
             let x: Vec<f64> = probe.iter().map(|v| f64::from(*v)).collect();
-            let kept = kept[found.row].get(at).copied().unwrap_or(0.0);
-            leak = leak.max((dot_f32(probe, unit) - kept).abs() / norm(&x).max(1e-30));
+            for component in components(probe, directions) {
+                let kept = kept.next().copied().unwrap_or(0.0);
+                leak = leak.max((component - kept).abs() / norm(&x).max(1e-30));
+            }
         }
         Ok(())
     })?;

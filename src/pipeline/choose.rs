@@ -74,7 +74,7 @@ impl<'a> Chooser<'a> {
         let info = &activations.info;
         let prompts = PerClass::try_from_fn(|class| encode(chat, info.prompts.get(class, Split::Val)))?;
         let mut session =
-            engine.session(Request { logits: 1, last_positions: 1, ablation: true, ..Request::default() })?;
+            engine.session(Request { logits: 1, last_positions: 1, directions: 1, ..Request::default() })?;
         // a zero direction: the base model, bit for bit
         let zero = [vec![0.0f32; engine.model.lm.d_model()]];
         let places: Vec<(PromptClass, usize)> =
@@ -151,6 +151,7 @@ impl<'a> Chooser<'a> {
             paper: Rules { search: Rules::PAPER.search, ..self.rules } == Rules::PAPER,
             search: self.rules.search,
             layers: projections(&activations.means, winner.position, lambda, direction.unit()),
+            refined: None,
         };
         Ok(Choice { edit: Ablation::new(direction).with_strength(strength).into(), result })
     }
@@ -221,7 +222,7 @@ impl<'a> Chooser<'a> {
 /// What is ablated when a candidate is tried, `[d_model]`; `None` where it has no direction.
 fn hook(candidate: &Candidate, strength: f64) -> Option<Vec<f32>> {
     let direction = candidate.direction.clone()?;
-    Some(Ablation::new(direction).with_strength(strength).hook())
+    Some(Ablation::new(direction).with_strength(strength).vectors()[0].hook())
 }
 
 fn bits(vector: &[f32]) -> Vec<u32> {

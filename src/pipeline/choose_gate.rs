@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::collect::{Activations, encode, labelled};
 use super::engine::{Engine, Observer, Row, Steering};
-use super::observe::{self, LastPosition, Positions};
+use super::observe::{self, AtPosition, Positions};
 use super::stage::Stage;
 use crate::chat::Chat;
 use crate::edit::{Direction, Edit, Factor, GatedTerm};
@@ -361,7 +361,7 @@ impl Gates {
         observer: &dyn Observer,
     ) -> Result<GateCandidate, Error> {
         let gates = self.terms(setting)?.iter().map(GatedTerm::rounded).collect();
-        let steering = Steering { direction: None, addition: None, gates };
+        let steering = Steering::of(&Edit::new(None, vec![], gates)?);
         let steered = Engine { steered: Some(&steering), ..*engine };
         let divergence = |row: usize, q: Vec<f64>| kl_divergence(&validation.base[row], &q);
         let (scores, kl) = validation.run(&steered, refusal_tokens, observer, divergence)?;
@@ -413,7 +413,7 @@ impl Gates {
             |at: usize| self.fitted[at].row(&self.fitted[at].fit.gate(chosen.open), &self.positions[at], &self.sources);
         let terms = self.picked(chosen.count).into_iter().map(row).collect();
         let result = GateResult { selected: self.told(chosen), terms, ..self.result.clone() };
-        Ok(GateChoice { edit: Edit::new(None, None, self.terms(chosen)?)?, result })
+        Ok(GateChoice { edit: Edit::new(None, vec![], self.terms(chosen)?)?, result })
     }
 }
 
@@ -461,7 +461,7 @@ fn fit(
         prompts.extend(encode(chat, texts)?);
         ends.push(prompts.len());
     }
-    let LastPosition { layers: observed, scores } =
+    let AtPosition { layers: observed, scores } =
         observe::last_position(engine, &layers, &prompts, &info.refusal_tokens, observer)?;
     // only what the model refuses tells false from true refusal, and only that can be lost
     let refused = |part: usize| -> Vec<usize> { (ends[part]..ends[part + 1]).filter(|at| scores[*at] > 0.0).collect() };

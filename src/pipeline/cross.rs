@@ -142,5 +142,5 @@ fn means(
 
 /// Cosine of what two edits ablate.
 fn cosine_of(one: &Edit, other: &Edit) -> Option<f64> {
-    finite(cosine(one.ablation()?.unit(), other.ablation()?.unit()))
+    finite(cosine(one.ablation()?.vectors()[0].unit(), other.ablation()?.vectors()[0].unit()))
 }

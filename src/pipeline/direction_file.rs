@@ -1,29 +1,42 @@
 //! Direction files: safetensors with a tensor `direction`, or `.npy`.
 
+mod floats;
+mod gguf;
 mod npy;
+mod pickle;
+mod vectors;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use crate::edit::{Ablation, Addition, Edit, Factor, GatedTerm, Shape};
-use crate::edit::{Direction, DirectionError};
+use crate::edit::{Ablation, Addition, Direction, Edit, EditError, Factor, GatedTerm, Shape, WriteKind, Writes};
 use crate::error::Error;
 use crate::files;
 use crate::report::{Found, GateResult, SelectResult};
+use vectors::Vectors;
 
 /// What the metadata of a file says of how its edit was found.
 fn origin(found: &Found) -> Vec<(&'static str, String)> {
     match found {
-        Found::Select(SelectResult { selected, .. }) => vec![
-            ("lancet.layer", selected.layer.to_string()),
-            ("lancet.position", selected.position.to_string()),
-            ("lancet.lambda", selected.lambda.to_string()),
-            ("lancet.refusal_score", selected.refusal_score.to_string()),
-            ("lancet.harmful_refusal_score", selected.harmful_refusal_score.to_string()),
-            ("lancet.kl", selected.kl.to_string()),
-        ],
+        Found::Select(SelectResult { selected, refined, .. }) => {
+            let scores = match refined {
+                Some(refined) => [refined.refusal_score, refined.harmful_refusal_score, refined.kl],
+                None => [selected.refusal_score, selected.harmful_refusal_score, selected.kl],
+            };
+            let [refusal_score, harmful_refusal_score, kl] = scores.map(|score| score.to_string());
+            let method = refined.as_ref().map(|refined| ("lancet.method", refined.by.name().to_string()));
+            let own = [
+                ("lancet.layer", selected.layer.to_string()),
+                ("lancet.position", selected.position.to_string()),
+                ("lancet.lambda", selected.lambda.to_string()),
+                ("lancet.refusal_score", refusal_score),
+                ("lancet.harmful_refusal_score", harmful_refusal_score),
+                ("lancet.kl", kl),
+            ];
+            own.into_iter().chain(method).collect()
+        }
         Found::Gate(GateResult { selected, .. }) => vec![
             ("lancet.method", "gate".to_string()),
             ("lancet.layers", selected.layers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
@@ -32,10 +45,11 @@ fn origin(found: &Found) -> Vec<(&'static str, String)> {
     }
 }
 
-/// Writes an edit with its provenance, numbers as float32: what is ablated as the tensor `direction`, `[d_model]`, with
-/// its strength; the vector of an addition as `addition`, `[d_model]`, before its factor; the gated term `n` as
-/// `gate.n.vector`, `[d_model]`, `gate.n.weights`, `[factors, d_model]`, and `gate.n.offsets`, `[factors]`. Files with
-/// gated terms are of version 2, all others of version 1.
+/// Writes an edit with its provenance, numbers as float32: what is ablated as the tensor `direction`, `[d_model]`, or
+/// `[k, d_model]` for several directions, with the strength or strengths, and the writes where not all are meant; the vector
+/// of an addition as `addition`, `[d_model]`, before its factor, those of several as `addition.n`; the gated term `n` as
+/// `gate.n.vector`, `[d_model]`, `gate.n.weights`, `[factors, d_model]`, and `gate.n.offsets`, `[factors]`. Files of one
+/// direction at every write and one addition at most are of version 1, all others of version 2.
 ///
 /// # Errors
 /// If it cannot be written.
@@ -51,16 +65,36 @@ fn encode(edit: &Edit, mut metadata: HashMap<String, String>) -> Result<Vec<u8>,
     let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
     let single = |values: &mut dyn Iterator<Item = f64>| values.flat_map(|v| (v as f32).to_le_bytes()).collect();
     if let Some(ablation) = edit.ablation() {
-        let unit = ablation.unit();
-        tensors.push(("direction".into(), vec![unit.len()], single(&mut unit.iter().copied())));
-        metadata.insert(STRENGTH.into(), ablation.strength().to_string());
+        let (units, k) = (ablation.units(), ablation.vectors().len());
+        let shape = if k == 1 { vec![ablation.width()] } else { vec![k, ablation.width()] };
+        tensors.push(("direction".into(), shape, single(&mut units.iter().copied())));
+        let mut strengths: Vec<String> = ablation.strengths().iter().map(f64::to_string).collect();
+        if strengths.iter().all(|strength| *strength == strengths[0]) {
+            strengths.truncate(1);
+        }
+        metadata.insert(STRENGTH.into(), strengths.join(" "));
+        let Writes { layers, kinds } = ablation.writes();
+        if let Some(layers) = layers {
+            metadata.insert(LAYERS.into(), layers.iter().map(usize::to_string).collect::<Vec<_>>().join(" "));
+        }
+        if let Some(kinds) = kinds {
+            metadata.insert(KINDS.into(), kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(" "));
+        }
+        if k > 1 || !ablation.writes().is_all() {
+            metadata.insert(FORMAT.into(), "2".into());
+        }
     }
-    if let Some(addition) = edit.addition() {
+    let several = edit.additions().len() > 1;
+    for (n, addition) in edit.additions().iter().enumerate() {
         let vector = &addition.vector;
-        tensors.push(("addition".into(), vec![vector.len()], single(&mut vector.iter().copied())));
-        metadata.insert(LAYER.into(), addition.layer.to_string());
-        metadata.insert(POSITION.into(), addition.position.to_string());
-        metadata.insert(ALPHA.into(), addition.alpha.to_string());
+        let Keys { tensor, layer, position, alpha } = Keys::of(several.then_some(n));
+        tensors.push((tensor, vec![vector.len()], single(&mut vector.iter().copied())));
+        metadata.insert(layer, addition.layer.to_string());
+        metadata.insert(position, addition.position.to_string());
+        metadata.insert(alpha, addition.alpha.to_string());
+        if several {
+            metadata.insert(FORMAT.into(), "2".into());
+        }
     }
     for (n, term) in edit.gates().iter().enumerate() {
         let (width, factors) = (term.vector().len(), term.factors());
@@ -113,21 +147,44 @@ pub fn as_stored(edit: &Edit) -> Result<Edit, Error> {
     let single = |values: &[f64]| values.iter().map(|v| f64::from(*v as f32)).collect::<Vec<f64>>();
     let ablation = match edit.ablation() {
         Some(found) => {
-            let direction = Direction::new(single(found.unit()))?;
-            Some(Ablation::new(direction).with_strength(found.strength()))
+            let directions = found.vectors().iter().map(|one| Direction::new(single(one.unit())));
+            let stored = Ablation::of_orthonormal(directions.collect::<Result<_, _>>()?)?;
+            Some(stored.with_strengths(&found.strengths()).on(found.writes().clone()))
         }
         None => None,
     };
-    let addition = edit.addition().map(|a| Addition { vector: single(&a.vector), ..a.clone() });
-    Ok(Edit::new(ablation, addition, edit.gates().iter().map(GatedTerm::rounded).collect())?)
+    let addition = |a: &Addition| Addition { vector: single(&a.vector), ..a.clone() };
+    let additions = edit.additions().iter().map(addition).collect();
+    Ok(Edit::new(ablation, additions, edit.gates().iter().map(GatedTerm::rounded).collect())?)
 }
 
 /// Metadata of a direction file.
 const FORMAT: &str = "lancet.format";
 const STRENGTH: &str = "lancet.strength";
+const LAYERS: &str = "lancet.writes_layers";
+const KINDS: &str = "lancet.writes_kinds";
 const LAYER: &str = "lancet.addition_layer";
 const POSITION: &str = "lancet.addition_position";
 const ALPHA: &str = "lancet.addition_alpha";
+
+/// Where a direction file holds an addition: its tensor, and the keys of its metadata.
+struct Keys {
+    tensor: String,
+    layer: String,
+    position: String,
+    alpha: String,
+}
+
+impl Keys {
+    /// Of addition `n` of several, or of the only one.
+    fn of(n: Option<usize>) -> Self {
+        let of = |key: &str| n.map_or_else(|| key.to_string(), |n| format!("{key}.{n}"));
+        Self { tensor: of("addition"), layer: of(LAYER), position: of(POSITION), alpha: of(ALPHA) }
+    }
+}
+
+/// Additions that are read, at most.
+const MOST_ADDITIONS: usize = 1024;
 
 /// Gated terms that are read, at most.
 const MOST_GATES: usize = 64;
@@ -135,29 +192,63 @@ const MOST_GATES: usize = 64;
 /// Layers and positions are below this.
 const MOST_PLACES: u64 = 1 << 20;
 
+/// Which vector is meant of a file that holds several.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pick {
+    /// The tensor, where a file has several.
+    pub tensor: Option<String>,
+    /// Its place in an array of vectors: a number for each axis but the last, where those below 0 count from the end.
+    pub row: Vec<i64>,
+}
+
 /// Reads a direction: the tensor `direction` of a safetensors file (or its only tensor), or a `.npy` of
 /// shape `[d_model]`; float16, float32 or float64 of either byte order, in safetensors also bfloat16. A file of Lancet's
-/// own also says the strength, and may hold an addition and gated terms ([`save`]); with gated terms it may lack the
-/// direction.
+/// own also says the strength, and may hold several directions, additions and gated terms ([`save`]); with additions or
+/// gated terms of version 2 it may lack the direction.
 ///
 /// # Errors
 /// If the file is neither, the direction is zero or not finite, or it is of a later version.
 pub fn load(path: &Path) -> Result<Edit, Error> {
+    load_picked(path, &Pick::default())
+}
+
+/// The same, of files that other programs write too: an array of vectors in `.npy` or safetensors, tensors of PyTorch's
+/// `torch.save`, of which `pick` names one, and control vectors in GGUF, which are added and not ablated
+/// (docs/edits.md).
+///
+/// # Errors
+/// As [`load`], and where `pick` names nothing, or one thing of several is to be named.
+pub fn load_picked(path: &Path, pick: &Pick) -> Result<Edit, Error> {
     let bad = |what: String| {
         Error::usage(
             format!("`{}` holds no direction: {what}", path.display()),
             "give a safetensors file with a tensor `direction` of shape [d_model], or a `.npy` of that shape",
         )
     };
-    let bytes = files::read(path, files::MAX_DIRECTION).map_err(|e| bad(e.to_string()))?;
+    let start = || files::first_bytes(path, GGUF_START);
+    let bytes = match files::read(path, files::MAX_DIRECTION) {
+        Ok(bytes) => bytes,
+        // a model is larger, and its beginning says what it is
+        Err(_) if gguf::is(&start()) => start(),
+        Err(error) => return Err(bad(error.to_string())),
+    };
     if bytes.is_empty() {
         return Err(bad("it is empty".into()));
     }
+    let elsewhere = Elsewhere { path, pick };
     if npy::is(&bytes) {
-        return Ok(Direction::new(npy::vector(&bytes).map_err(bad)?)?.into());
+        let vectors = npy::read(&bytes).map_err(|error| bad(error.to_string()))?;
+        return elsewhere.row(&vectors);
     }
-    let tensors =
-        SafeTensors::deserialize(&bytes).map_err(|e| bad(format!("it is neither `.npy` nor safetensors ({e})")))?;
+    if gguf::is(&bytes) {
+        return elsewhere.control_vector(&bytes);
+    }
+    let tensors = match SafeTensors::deserialize(&bytes) {
+        Ok(tensors) => tensors,
+        // the size of a header may look like the beginning of a pickle, so these come second
+        Err(_) if pickle::is(&bytes) => return elsewhere.torch(&bytes),
+        Err(e) => return Err(bad(format!("it is neither `.npy` nor safetensors ({e})"))),
+    };
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
     let metadata = header.metadata().clone().unwrap_or_default();
     if let Some(version) = metadata.get(FORMAT).filter(|version| !matches!(version.as_str(), "1" | "2")) {
@@ -167,11 +258,16 @@ pub fn load(path: &Path) -> Result<Edit, Error> {
             "use the version of Lancet that wrote it",
         ));
     }
+    if *pick != Pick::default() {
+        return elsewhere.tensor(&tensors);
+    }
     let gates = gates(&metadata, &tensors).map_err(|what| bad(format!("its gated terms are damaged: {what}")))?;
+    let additions = additions(&metadata, &tensors).map_err(|what| bad(format!("its addition is damaged: {what}")))?;
+    let own = metadata.contains_key(FORMAT);
     let names = tensors.names();
     let view = match tensors.tensor("direction") {
         Ok(view) => Some(view),
-        Err(_) if !gates.is_empty() => None,
+        Err(_) if !gates.is_empty() || (own && !additions.is_empty()) => None,
         Err(_) if names.len() == 1 => Some(tensors.tensor(names[0]).map_err(|e| bad(e.to_string()))?),
         Err(_) => {
             let shown: Vec<String> = names.iter().take(8).map(|name| format!("`{name}`")).collect();
@@ -181,17 +277,88 @@ pub fn load(path: &Path) -> Result<Edit, Error> {
     let ablation = match view {
         Some(view) => Some(ablation(&metadata, &view).map_err(|error| match error {
             Unread::Words(what) => bad(what),
-            Unread::Direction(error) => error.into(),
+            Unread::Edit(error) => error.into(),
         })?),
         None => None,
     };
-    let addition = match tensors.tensor("addition") {
-        Err(_) => None,
-        Ok(vector) => {
-            Some(addition(&metadata, &vector).map_err(|what| bad(format!("its addition is damaged: {what}")))?)
+    Ok(Edit::new(ablation, additions, gates)?)
+}
+
+/// Bytes from which a GGUF file tells what it is.
+const GGUF_START: u64 = 1 << 16;
+
+/// A file of another program, and what is meant of it.
+struct Elsewhere<'a> {
+    path: &'a Path,
+    pick: &'a Pick,
+}
+
+impl Elsewhere<'_> {
+    fn bad(&self, what: &dyn std::fmt::Display, hint: String) -> Error {
+        Error::usage(format!("`{}` holds no direction: {what}", self.path.display()), hint)
+    }
+
+    /// The picked vector of an array, ablated everywhere.
+    fn row(&self, vectors: &Vectors) -> Result<Edit, Error> {
+        let row = vectors.row(&self.pick.row).map_err(|error| self.bad(&error, error.hint()))?;
+        Ok(Direction::new(row.to_vec())?.into())
+    }
+
+    /// The picked tensor of a safetensors file.
+    fn tensor(&self, tensors: &SafeTensors<'_>) -> Result<Edit, Error> {
+        let names = tensors.names();
+        let name = match &self.pick.tensor {
+            Some(name) => name.as_str(),
+            None if names.len() == 1 => names[0],
+            None => "direction",
+        };
+        let view = tensors.tensor(name).map_err(|_| self.no_tensor(name, &names))?;
+        let vectors = Vectors::of_tensor(&view)
+            .map_err(|error| self.bad(&error, "name another tensor with `--direction-tensor`".into()))?;
+        self.row(&vectors)
+    }
+
+    /// The picked tensor of a file of PyTorch.
+    fn torch(&self, bytes: &[u8]) -> Result<Edit, Error> {
+        let all = pickle::tensors(bytes).map_err(|error| self.bad(&error, error.hint()))?;
+        let names: Vec<&str> = all.iter().map(|one| one.name.as_str()).collect();
+        let found = match (&self.pick.tensor, all.as_slice()) {
+            (Some(name), all) => {
+                all.iter().find(|one| one.name == *name).ok_or_else(|| self.no_tensor(name, &names))?
+            }
+            (None, [only]) => only,
+            (None, all) => {
+                all.iter().find(|one| one.name == "direction").ok_or_else(|| self.no_tensor("direction", &names))?
+            }
+        };
+        self.row(&found.vectors)
+    }
+
+    fn no_tensor(&self, name: &str, names: &[&str]) -> Error {
+        let list: Vec<String> = names.iter().take(8).map(|name| format!("`{}`", shown(name))).collect();
+        let more = if names.len() > list.len() { ", .." } else { "" };
+        let what = format!("of its {} tensors none is `{}`: {}{more}", names.len(), shown(name), list.join(", "));
+        self.bad(&what, "name one with `--direction-tensor`".into())
+    }
+
+    /// A control vector: what it holds for block `N` joins `resid_post[N]`, which is `resid_pre[N + 1]`, as llama.cpp adds
+    /// it.
+    fn control_vector(&self, bytes: &[u8]) -> Result<Edit, Error> {
+        let found = gguf::control_vector(bytes).map_err(|error| self.bad(&error, error.hint()))?;
+        if *self.pick != Pick::default() {
+            return Err(Error::usage(
+                format!("`{}` is a control vector, and all of its layers are added", self.path.display()),
+                "leave `--direction-tensor` and `--direction-row` out; `--add` scales it",
+            ));
         }
-    };
-    Ok(Edit::new(ablation, addition, gates)?)
+        let addition = |(block, vector)| Addition { vector, layer: block + 1, position: -1, alpha: 1.0 };
+        Ok(Edit::new(None, found.layers.into_iter().map(addition).collect(), Vec::new())?)
+    }
+}
+
+/// The start of a text of a file, for a message: at most 40 characters, control characters spelled out.
+fn shown(text: &str) -> String {
+    text.chars().take(40).flat_map(char::escape_debug).collect()
 }
 
 /// Why a direction was not read.
@@ -199,22 +366,63 @@ enum Unread {
     /// In words.
     Words(String),
     /// It is none.
-    Direction(DirectionError),
+    Edit(EditError),
 }
 
-/// The direction of a file with its strength.
-fn ablation(metadata: &HashMap<String, String>, view: &TensorView<'_>) -> Result<Ablation, Unread> {
-    if view.shape().iter().filter(|d| **d != 1).count() > 1 {
-        return Err(Unread::Words(format!("its shape is {:?}", view.shape())));
+impl From<EditError> for Unread {
+    fn from(error: EditError) -> Self {
+        Self::Edit(error)
     }
-    let strength = match metadata.get(STRENGTH) {
-        None => 1.0,
-        Some(text) => number(text)
-            .filter(|s| *s > 0.0 && *s <= 1.0)
-            .ok_or_else(|| Unread::Words("its strength is not above 0 and at most 1".into()))?,
+}
+
+/// The directions of a file with their strengths, and the writes that they are ablated from. Only files of version 2 hold
+/// several: the rows of other programs' matrices are no basis, but a direction a layer, say.
+fn ablation(metadata: &HashMap<String, String>, view: &TensorView<'_>) -> Result<Ablation, Unread> {
+    let words = |what: String| Unread::Words(what);
+    let rows = match view.shape() {
+        [rows, _] if metadata.contains_key(FORMAT) => *rows,
+        shape if shape.iter().filter(|d| **d != 1).count() > 1 => {
+            return Err(words(format!("its shape is {shape:?}; name a row of it with `--direction-row`")));
+        }
+        _ => 1,
     };
-    let values = decode(view).ok_or_else(|| Unread::Words(format!("its type is {:?}", view.dtype())))?;
-    Ok(Ablation::new(Direction::new(values).map_err(Unread::Direction)?).with_strength(strength))
+    let values = decode(view).ok_or_else(|| words(format!("its type is {:?}", view.dtype())))?;
+    let directions: Vec<Direction> = match rows {
+        0 | 1 => vec![Direction::new(values).map_err(EditError::from)?],
+        rows if rows > Ablation::MOST_DIRECTIONS => return Err(EditError::Directions { got: rows }.into()),
+        rows => {
+            let of = values.chunks((values.len() / rows).max(1));
+            of.map(|row| Direction::new(row.to_vec())).collect::<Result<_, _>>().map_err(EditError::from)?
+        }
+    };
+    let strengths = match metadata.get(STRENGTH) {
+        None => vec![1.0],
+        Some(text) => (text.split(' ').map(number).collect::<Option<Vec<f64>>>())
+            .filter(|all| all.iter().all(|s| *s > 0.0 && *s <= 1.0) && [1, directions.len()].contains(&all.len()))
+            .ok_or_else(|| words("its strength is not above 0 and at most 1".into()))?,
+    };
+    let ablation = Ablation::of_orthonormal(directions)?;
+    let ablation = match strengths.as_slice() {
+        [one] => ablation.with_strength(*one),
+        each => ablation.with_strengths(each),
+    };
+    Ok(ablation.on(writes(metadata).map_err(words)?))
+}
+
+/// The writes that the metadata name; all where they name none.
+fn writes(metadata: &HashMap<String, String>) -> Result<Writes, String> {
+    let start = |text: &str| text.chars().take(40).collect::<String>();
+    let layer = |word: &str| {
+        let layer = word.parse::<u64>().ok().filter(|layer| *layer < MOST_PLACES);
+        layer.and_then(|layer| usize::try_from(layer).ok()).ok_or_else(|| format!("`{}` is no layer", start(word)))
+    };
+    let kind = |word: &str| {
+        let kind = WriteKind::ALL.into_iter().find(|kind| kind.name() == word);
+        kind.ok_or_else(|| format!("`{}` is no kind of write", start(word)))
+    };
+    let layers = metadata.get(LAYERS).map(|text| text.split(' ').map(layer).collect()).transpose()?;
+    let kinds = metadata.get(KINDS).map(|text| text.split(' ').map(kind).collect()).transpose()?;
+    Ok(Writes { layers, kinds })
 }
 
 /// The gated terms of a file, or what is wrong with them in words.
@@ -268,22 +476,37 @@ fn number(text: &str) -> Option<f64> {
     text.parse::<f64>().ok().filter(|v| v.is_finite())
 }
 
-/// The addition of a file, or what is wrong with it in words.
-fn addition(metadata: &HashMap<String, String>, vector: &TensorView<'_>) -> Result<Addition, String> {
+/// The additions of a file, or what is wrong with them in words.
+fn additions(metadata: &HashMap<String, String>, tensors: &SafeTensors<'_>) -> Result<Vec<Addition>, String> {
+    if let Ok(vector) = tensors.tensor("addition") {
+        return Ok(vec![addition(metadata, &vector, &Keys::of(None))?]);
+    }
+    let keys = (0..MOST_ADDITIONS).map(|n| Keys::of(Some(n)));
+    let vectors = keys.map_while(|keys| Some((tensors.tensor(&keys.tensor).ok()?, keys)));
+    let found: Vec<Addition> =
+        vectors.map(|(vector, keys)| addition(metadata, &vector, &keys)).collect::<Result<_, _>>()?;
+    match tensors.names().into_iter().filter(|name| name.starts_with("addition.")).count() == found.len() {
+        true => Ok(found),
+        false => Err("a part of one is missing".into()),
+    }
+}
+
+/// The addition that a tensor and the metadata under `keys` make, or what is wrong with it in words.
+fn addition(metadata: &HashMap<String, String>, vector: &TensorView<'_>, keys: &Keys) -> Result<Addition, String> {
     let text = |key: &str| metadata.get(key).ok_or_else(|| format!("it lacks `{key}`"));
     let odd = |key: &str, text: &str, expected: &str| {
         let start: String = text.chars().take(40).collect();
         format!("`{key}` is `{start}`, not {expected}")
     };
-    let layer = text(LAYER)?;
+    let layer = text(&keys.layer)?;
     let at = layer.parse::<u64>().ok().filter(|layer| (1..MOST_PLACES).contains(layer));
-    let at = at.ok_or_else(|| odd(LAYER, layer, "a layer from 1"))?;
-    let alpha = text(ALPHA)?;
-    let position = match metadata.get(POSITION) {
+    let at = at.ok_or_else(|| odd(&keys.layer, layer, "a layer from 1"))?;
+    let alpha = text(&keys.alpha)?;
+    let position = match metadata.get(&keys.position) {
         None => -1,
         Some(text) => {
             let position = text.parse::<i64>().ok().filter(|p| *p < 0 && p.unsigned_abs() < MOST_PLACES);
-            position.ok_or_else(|| odd(POSITION, text, "a negative position"))?
+            position.ok_or_else(|| odd(&keys.position, text, "a negative position"))?
         }
     };
     let values = decode(vector).ok_or_else(|| format!("its type is {:?}", vector.dtype()))?;
@@ -292,9 +515,9 @@ fn addition(metadata: &HashMap<String, String>, vector: &TensorView<'_>) -> Resu
     }
     Ok(Addition {
         vector: values,
-        layer: usize::try_from(at).map_err(|_| odd(LAYER, layer, "a layer from 1"))?,
+        layer: usize::try_from(at).map_err(|_| odd(&keys.layer, layer, "a layer from 1"))?,
         position,
-        alpha: number(alpha).ok_or_else(|| odd(ALPHA, alpha, "a number"))?,
+        alpha: number(alpha).ok_or_else(|| odd(&keys.alpha, alpha, "a number"))?,
     })
 }
 
@@ -304,8 +527,11 @@ pub(super) fn is_plain(bytes: &[u8]) -> bool {
         return false;
     };
     let metadata = header.metadata().clone().unwrap_or_default();
-    let ours = |name: &str| matches!(name, "direction" | "addition") || name.starts_with("gate.");
+    let ours = |name: &str| {
+        matches!(name, "direction" | "addition") || name.starts_with("gate.") || name.starts_with("addition.")
+    };
     gates(&metadata, &tensors).is_ok()
+        && additions(&metadata, &tensors).is_ok()
         && tensors.iter().all(|(name, view)| ours(name) && view.dtype() == Dtype::F32)
         && metadata.keys().all(|key| key.starts_with("lancet."))
 }
@@ -327,6 +553,44 @@ fn decode(view: &TensorView<'_>) -> Option<Vec<f64>> {
 mod tests {
     use super::*;
 
+    /// Calls `read` with `times` changed copies of a file: bytes replaced by random and by extreme ones, numbers of 8
+    /// bytes by powers of 2 and their neighbours, parts cut out, doubled or cut off. The same copies every time.
+    pub(super) fn changed(whole: &[u8], times: usize, read: impl Fn(&[u8])) {
+        // xorshift64, Marsaglia 2003
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        let mut random = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as usize % below
+        };
+        for _ in 0..times {
+            let mut bytes = whole.to_vec();
+            for _ in 0..=random(3) {
+                let (start, end) = (random(bytes.len()), random(bytes.len()));
+                match random(6) {
+                    0 => bytes[start] = random(256) as u8,
+                    1 => bytes[start] = [0, 0xff, 0x7f, 0x80][random(4)],
+                    2 => {
+                        let number = (1u64 << random(64)).wrapping_add(random(3) as u64).wrapping_sub(1);
+                        let end = bytes.len().min(start + 8);
+                        bytes[start..end].copy_from_slice(&number.to_le_bytes()[..end - start]);
+                    }
+                    3 if start < end && end - start < bytes.len() => drop(bytes.drain(start..end)),
+                    4 if start < end => bytes.extend_from_within(start..end),
+                    _ => bytes.truncate(start.max(1)),
+                }
+            }
+            read(&bytes);
+        }
+    }
+
+    #[test]
+    fn texts_are_shown_harmlessly() {
+        assert_eq!(super::shown("a\u{1b}[0m\n"), "a\\u{1b}[0m\\n");
+        assert_eq!(super::shown(&"x".repeat(100)).len(), 40);
+    }
+
     fn file(metadata: &[(&str, &str)], addition: &[f32]) -> Vec<u8> {
         let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
         let (direction, addition) = (bytes(&[3.0, 4.0]), bytes(addition));
@@ -347,7 +611,7 @@ mod tests {
     fn numbers_of_an_addition_are_read_exactly_or_refused() {
         let good = [(LAYER, "3"), (POSITION, "-2"), (ALPHA, "0.5")];
         let direction = load_bytes(&file(&good, &[1.0, 2.0])).unwrap();
-        let found = direction.addition().unwrap();
+        let found = &direction.additions()[0];
         assert_eq!((found.layer, found.position, found.alpha), (3, -2, 0.5));
         for (key, text) in [
             (LAYER, "1e300"),
@@ -380,7 +644,12 @@ mod tests {
             GatedTerm::new(3, vec![0.1, 0.0, -2.0], two).unwrap(),
             GatedTerm::new(1, vec![1.0, 1.0, 1e-3], vec![factor(-1.0, Shape::Identity)]).unwrap(),
         ];
-        Edit::new(None, None, gates).unwrap()
+        Edit::new(None, vec![], gates).unwrap()
+    }
+
+    fn span() -> Ablation {
+        let rows = [vec![1.0, 2.0, -0.5], vec![0.3, 0.1, 7.0]];
+        Ablation::of_span(rows.into_iter().map(|row| Direction::new(row).unwrap()).collect()).unwrap()
     }
 
     #[test]
@@ -392,8 +661,12 @@ mod tests {
         for edit in [
             gated(),
             Edit::from(ablation.clone()),
-            Edit::new(Some(ablation.clone()), Some(addition.clone()), terms.clone()).unwrap(),
-            Edit::new(None, Some(addition), terms).unwrap(),
+            Edit::new(Some(ablation.clone()), vec![addition.clone()], terms.clone()).unwrap(),
+            Edit::new(None, vec![addition.clone()], terms).unwrap(),
+            Edit::new(None, vec![Addition { layer: 5, ..addition.clone() }, addition], vec![]).unwrap(),
+            Edit::from(ablation.clone().on(Writes::of_layers([2, 3]))),
+            Edit::from(span().with_strengths(&[1.0, 0.25])),
+            Edit::from(span().on(Writes { layers: None, kinds: Some([WriteKind::AttnOut].into()) })),
         ] {
             let stored = as_stored(&edit).unwrap();
             let bytes = encode(&stored, HashMap::new()).unwrap();
@@ -403,6 +676,32 @@ mod tests {
         // what an older Lancet reads says nothing of versions
         let (_, header) = SafeTensors::read_metadata(&encode(&ablation.into(), HashMap::new()).unwrap()).unwrap();
         assert_eq!(header.metadata().as_ref().unwrap().get(FORMAT), None);
+    }
+
+    #[test]
+    fn a_matrix_of_another_program_is_no_basis() {
+        let bytes = encode(&Edit::from(span()), HashMap::new()).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let with = |metadata: &[(&str, &str)]| {
+            let metadata = metadata.iter().map(|(key, value)| ((*key).to_string(), (*value).to_string())).collect();
+            load_bytes(&safetensors::serialize(tensors.tensors(), Some(metadata)).unwrap())
+        };
+        assert_eq!(with(&[(FORMAT, "2")]).unwrap().ablation().unwrap().vectors().len(), 2);
+        for (metadata, words) in [
+            (&[][..], "its shape is [2, 3]; name a row of it with `--direction-row`"),
+            (&[(FORMAT, "2"), (STRENGTH, "1 0.5 1")], "its strength is not"),
+            (&[(FORMAT, "2"), (STRENGTH, "1 0")], "its strength is not"),
+            (&[(FORMAT, "2"), (LAYERS, "1 x")], "`x` is no layer"),
+            (&[(FORMAT, "2"), (KINDS, "attn_out heads")], "`heads` is no kind of write"),
+        ] {
+            let message = with(metadata).unwrap_err().to_string();
+            assert!(message.contains(words), "{metadata:?}: {message}");
+        }
+        let rows: Vec<u8> = [1.0f32, 0.0, 1.0, 0.5].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let view = TensorView::new(Dtype::F32, vec![2, 2], &rows).unwrap();
+        let metadata = HashMap::from([(FORMAT.to_string(), "2".to_string())]);
+        let bytes = safetensors::serialize([("direction", view)], Some(metadata)).unwrap();
+        assert!(load_bytes(&bytes).unwrap_err().to_string().contains("not orthogonal"));
     }
 
     #[test]
@@ -452,5 +751,48 @@ mod tests {
             assert!(error.to_string().contains(words), "{error}");
             assert!(error.hint().is_some());
         }
+    }
+
+    fn fixture(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/directions").join(name)
+    }
+
+    #[test]
+    fn a_control_vector_is_added_behind_its_blocks() {
+        let edit = load(&fixture("repeng.gguf")).unwrap();
+        let layers: Vec<usize> = edit.additions().iter().map(|one| one.layer).collect();
+        assert_eq!((layers, edit.ablation()), (vec![2, 4], None));
+        assert_eq!(edit.additions()[0].scaled(), [0.5, -1.0, 0.25, 2.0]);
+        let pick = Pick { tensor: None, row: vec![1] };
+        let error = load_picked(&fixture("repeng.gguf"), &pick).unwrap_err();
+        assert!(error.to_string().contains("all of its layers are added"), "{error}");
+    }
+
+    #[test]
+    fn a_vector_of_several_is_named() {
+        let pick = |tensor: Option<&str>, row: &[i64]| Pick { tensor: tensor.map(str::to_string), row: row.to_vec() };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.npy");
+        let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }";
+        let numbers = [1.0f32, 0.0, 0.0, 0.0, 3.0, 4.0].into_iter().flat_map(f32::to_le_bytes);
+        let start = [b"\x93NUMPY\x01\x00".as_slice(), &u16::try_from(header.len()).unwrap().to_le_bytes()].concat();
+        std::fs::write(&path, start.into_iter().chain(header.bytes()).chain(numbers).collect::<Vec<u8>>()).unwrap();
+        let error = load(&path).unwrap_err();
+        assert!(error.hint().unwrap().contains("--direction-row"), "{error}");
+        let unit = |edit: Edit| edit.ablation().unwrap().units();
+        assert_eq!(unit(load_picked(&path, &pick(None, &[1])).unwrap()), [0.0, 0.6, 0.8]);
+        assert_eq!(unit(load_picked(&path, &pick(None, &[-2])).unwrap()), [1.0, 0.0, 0.0]);
+        assert!(load_picked(&path, &pick(None, &[2])).is_err());
+
+        let several = load(&fixture("dictionary.pt")).unwrap_err();
+        assert!(several.hint().unwrap().contains("--direction-tensor"), "{several}");
+        let named = pickle::tensors(&std::fs::read(fixture("dictionary.pt")).unwrap()).unwrap();
+        for one in named {
+            let row = if one.vectors.axes().is_empty() { vec![] } else { vec![0; one.vectors.axes().len()] };
+            let found = load_picked(&fixture("dictionary.pt"), &pick(Some(&one.name), &row)).unwrap();
+            assert_eq!(found.width(), one.vectors.width(), "{}", one.name);
+        }
+        assert!(load_picked(&fixture("dictionary.pt"), &pick(Some("no such"), &[])).is_err());
+        assert!(load(&fixture("view.pt")).unwrap().ablation().is_some());
     }
 }

@@ -7,9 +7,9 @@ use ndarray::{Array3, ArrayD, Axis};
 
 use super::opened::Understood;
 use super::stage::Stage;
-use crate::edit::{Ablation, Addition, Edit, GatedTerm};
+use crate::edit::{Ablated, Addition, Edit, GatedTerm, Writes};
 use crate::error::Error;
-use crate::instrument::{self, ADDITION_INPUT, Cut, DIRECTION_INPUT, Request, SessionModel};
+use crate::instrument::{self, Cut, Request, SessionModel};
 use crate::lm::{Interface, Padding, ResidPoint};
 use crate::onnx::ops::{ActivationRounding, WeightLayout};
 use crate::onnx::{DataType, Graph};
@@ -71,11 +71,6 @@ pub(super) fn integers(graph: &Graph<'_>) -> Integers {
     }
 }
 
-/// Whether an input holds what is done to the stream.
-fn is_steering(input: &str) -> bool {
-    input == DIRECTION_INPUT || input == ADDITION_INPUT
-}
-
 /// Says nothing.
 pub struct Silent;
 
@@ -92,10 +87,12 @@ impl Observer for Silent {
 /// What a whole engine does to the stream while it runs, in every session that it builds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Steering {
-    /// Vector `v` of the ablation `x - (x.v) v`, `[d_model]` ([`Ablation::hook`]), where there is one.
-    pub direction: Option<Vec<f32>>,
-    /// Layer and vector of an addition, `[d_model]`.
-    pub addition: Option<(usize, Vec<f32>)>,
+    /// Vectors `v` of the ablation `x - (x.v) v`, `[d_model]` each ([`Ablated::hook`]).
+    pub directions: Vec<Vec<f32>>,
+    /// The writes that they are ablated from.
+    pub writes: Writes,
+    /// Layer and vector of each addition, `[d_model]`.
+    pub additions: Vec<(usize, Vec<f32>)>,
     /// Gated terms, which sessions hold as constants.
     pub gates: Vec<GatedTerm>,
 }
@@ -105,18 +102,24 @@ impl Steering {
     pub fn of(edit: &Edit) -> Self {
         let single = |a: &Addition| (a.layer, a.scaled().iter().map(|v| *v as f32).collect());
         Self {
-            direction: edit.ablation().map(Ablation::hook),
-            addition: edit.addition().map(single),
+            directions: edit.ablation().iter().flat_map(|all| all.vectors()).map(Ablated::hook).collect(),
+            writes: edit.ablation().map(|ablation| ablation.writes().clone()).unwrap_or_default(),
+            additions: edit.additions().iter().map(single).collect(),
             gates: edit.gates().to_vec(),
         }
     }
 
     /// The vectors by the inputs that a session has for them.
     fn inputs(&self, built: &SessionModel) -> Vec<(String, Vec<f32>)> {
-        let added = self.addition.iter().map(|(_, vector)| (ADDITION_INPUT, vector));
-        let all = self.direction.iter().map(|vector| (DIRECTION_INPUT, vector)).chain(added);
-        let wanted = all.filter(|(name, _)| built.inputs.iter().any(|input| input == name));
-        wanted.map(|(name, vector)| (name.to_string(), vector.clone())).collect()
+        let all = built.steering.iter().zip(self.vectors());
+        let wanted = all.filter(|(name, _)| built.inputs.contains(name));
+        wanted.map(|(name, vector)| (name.clone(), vector.to_vec())).collect()
+    }
+
+    /// All vectors, in the order of the inputs of a session.
+    fn vectors(&self) -> impl Iterator<Item = &[f32]> {
+        let added = self.additions.iter().map(|(_, vector)| vector);
+        self.directions.iter().chain(added).map(Vec::as_slice)
     }
 }
 
@@ -279,7 +282,7 @@ impl Engine<'_> {
 
     fn open(&self, mut request: Request, weights: Weights) -> Result<Session, Error> {
         self.feedable()?;
-        let steers = request.ablation || request.addition.is_some() || self.steered.is_some();
+        let steers = request.directions > 0 || !request.additions.is_empty() || self.steered.is_some();
         // what steers must know how the stream lies, though nobody asked for it
         let guarded = steers && request.probes.is_empty();
         if guarded {
@@ -350,8 +353,9 @@ impl Engine<'_> {
 
     fn load(&self, mut request: Request, weights: Weights) -> Result<Session, Error> {
         if let Some(steering) = self.steered {
-            request.ablation = steering.direction.is_some();
-            request.addition = steering.addition.as_ref().map(|(layer, _)| *layer);
+            request.directions = steering.directions.len();
+            request.writes.clone_from(&steering.writes);
+            request.additions = steering.additions.iter().map(|(layer, _)| *layer).collect();
             request.gates.clone_from(&steering.gates);
         }
         // the cache of a common beginning serves many rows
@@ -398,9 +402,10 @@ impl Engine<'_> {
         models.any(|model| model.tensors.iter().any(|t| t.dtype == DataType::BFLOAT16))
     }
 
-    /// Runs every row and hands the results on, in no particular order. `directions` holds a direction
-    /// `[d_model]` each, with a vector to add `[d_model]` behind it for sessions with an addition (none adds nothing); it is
-    /// read only by sessions that steer, and not where the whole engine does.
+    /// Runs every row and hands the results on, in no particular order. `directions` holds what is done to the stream
+    /// meanwhile: the directions that are ablated, `[d_model]` each, and behind them the vectors that are added, as many of
+    /// each as the session was asked for (what is missing does nothing). It is read only by sessions that steer, and not
+    /// where the whole engine does.
     ///
     /// # Errors
     /// If a run fails, if logits are not finite, or on cancellation.
@@ -418,7 +423,8 @@ impl Engine<'_> {
             return Err(RuntimeError::Vocabulary { token: *token, vocabulary: width }.into());
         }
         // rows are told apart by what is done to them, where they do not all get the same
-        let keyed = self.steered.is_none() && session.built.inputs.iter().any(|input| is_steering(input));
+        let keyed =
+            self.steered.is_none() && session.built.steering.iter().any(|name| session.built.inputs.contains(name));
         let keys: Vec<usize> = match keyed {
             true => {
                 let known: Vec<usize> = directions.iter().map(|direction| session.begun.key(direction)).collect();
@@ -533,23 +539,19 @@ impl Engine<'_> {
     ) -> Result<Vec<(String, Value)>, RuntimeError> {
         let width = self.model.lm.d_model();
         let mut feeds = Vec::new();
-        for (name, part) in [(DIRECTION_INPUT, 0), (ADDITION_INPUT, 1)] {
-            if !built.inputs.iter().any(|input| input == name) {
-                continue;
-            }
+        for (part, name) in built.steering.iter().enumerate().filter(|(_, name)| built.inputs.contains(name)) {
             let mut values = Array3::zeros((rows.len(), 1, width));
             for (at, row) in rows.iter().enumerate() {
-                let vector = match (self.steered, part) {
-                    (Some(steering), 0) => steering.direction.as_deref(),
-                    (Some(steering), _) => steering.addition.as_ref().map(|(_, vector)| vector.as_slice()),
-                    (None, part) => row.get(part * width..(part + 1) * width),
+                let vector = match self.steered {
+                    Some(steering) => steering.vectors().nth(part),
+                    None => row.get(part * width..(part + 1) * width),
                 };
                 if let Some(vector) = vector {
                     let vector = ndarray::ArrayView2::from_shape((1, width), vector).expect("a vector is d_model wide");
                     values.index_axis_mut(Axis(0), at).assign(&vector);
                 }
             }
-            feeds.push((name.to_string(), model.upload(Tensor::F32(values.into_dyn()), DataType::FLOAT)?));
+            feeds.push((name.clone(), model.upload(Tensor::F32(values.into_dyn()), DataType::FLOAT)?));
         }
         Ok(feeds)
     }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::engine::cost::Workload;
 use super::engine::{Engine, Generation, Observer};
 use super::evaluate::{self, Settings};
+use super::refine;
 use super::search::SearchRules;
 use super::stage::Stage;
 use super::{Method, RunOptions};
@@ -148,6 +149,10 @@ impl Job<'_> {
         let directions = |search, n: usize| val + n as f64 * share(search) * (positions * layers) as f64 * val;
         let (select, tried) = match &options.method {
             Method::Wang => (directions(options.rules.search, 1), 0),
+            Method::Refined(how) => {
+                let more = refine::prompt_runs(*how, self.prompts, layers) as f64;
+                (directions(options.rules.search, 1) + more, 0)
+            }
             Method::Gate(rules) => (rules.prompt_runs(self.prompts) as f64, 0),
             Method::Auto(SearchRules { lambdas, gate, rules, .. }) => {
                 let gates = gate.as_ref().map_or(0.0, |gate| gate.prompt_runs(self.prompts) as f64);

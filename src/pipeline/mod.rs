@@ -27,6 +27,7 @@ pub mod package;
 pub mod perplexity;
 pub mod prove;
 mod publish;
+pub mod refine;
 pub mod running;
 pub mod search;
 pub mod stage;
@@ -47,6 +48,7 @@ use crate::chat::Chat;
 use crate::edit::Edit;
 use crate::error::Error;
 use crate::method::prompts::{PromptClass, Prompts, Split};
+use crate::method::refine::Refinement;
 use crate::method::select::Rules;
 use crate::report::{
     AdditionResult, ClassCounts, CollectSummary, Found, Outputs, PackageBake, Provenance, RunResult, RunShared,
@@ -54,6 +56,7 @@ use crate::report::{
 };
 use crate::runtime::session::Runtime;
 
+use choose::Choice;
 use choose_gate::{GateChoice, GateRules};
 use collect::{Activations, RefusalTokens};
 use engine::{Engine, Observer};
@@ -62,6 +65,7 @@ pub use guard::Guard;
 pub use opened::{Opened, Understood};
 pub use package::{Package, Variant};
 pub use publish::{Ready, preflight};
+use refine::Refiner;
 use running::Running;
 use search::{SearchRules, Searched};
 use sweep::Bench;
@@ -126,11 +130,14 @@ pub enum Method {
     Auto(SearchRules),
     /// One direction is selected and ablated everywhere (Wang et al. 2025).
     Wang,
+    /// A direction is selected, and a further method makes something of it.
+    Refined(Refinement),
     /// A gate is fitted at each layer, and the one that validation prompts choose opens an ablation at its layer.
     Gate(GateRules),
 }
 
-/// Everything `run` can be told. Lambda, strength, factor and rules of the selection are read by [`Method::Wang`] alone.
+/// Everything `run` can be told. Lambda, strength, factor and rules of the selection are read by [`Method::Wang`] and
+/// [`Method::Refined`] alone.
 pub struct RunOptions<'a> {
     /// How the edit is found.
     pub method: Method,
@@ -286,7 +293,7 @@ pub fn run(
         None => Vec::new(),
     };
     if let (Some(addition), Some(baked)) = (&mut found.addition, outcomes.get(chosen)) {
-        addition.baked.clone_from(&baked.added);
+        addition.baked = baked.added.first().cloned();
     }
 
     // 5. what became of them; a variant that fails or is refused stops them all
@@ -359,6 +366,17 @@ fn find(
             Ok(FoundEdit { edit, found, search: Some(result), ..FoundEdit::default() })
         }
         Method::Wang => select(running, engine, activations, options, clock, observer),
+        Method::Refined(how) => {
+            let found = select(running, engine, activations, options, clock, observer)?;
+            let refiner = Refiner { engine, chat, activations, observer };
+            match (found.edit, found.found) {
+                (Some(edit), Some(Found::Select(result))) => {
+                    let Choice { edit, result } = refiner.refine(Choice { edit, result }, *how)?;
+                    Ok(FoundEdit { edit: Some(edit), found: Some(Found::Select(result)), ..found })
+                }
+                (edit, other) => Ok(FoundEdit { edit, found: other, ..found }),
+            }
+        }
         Method::Gate(rules) => {
             let GateChoice { edit, result } = choose_gate::choose(&engine, chat, activations, rules, observer)?;
             Ok(FoundEdit { edit: Some(edit), found: Some(Found::Gate(result)), ..FoundEdit::default() })
@@ -377,7 +395,7 @@ fn select(
 ) -> Result<FoundEdit, Error> {
     let chat = running.chat;
     let mut chooser = choose::Chooser::new(&engine, chat, activations, options.rules, observer)?;
-    let choose::Choice { mut edit, result } = chooser.choose(options.lambda, options.strength, observer)?;
+    let Choice { mut edit, result } = chooser.choose(options.lambda, options.strength, observer)?;
     let mut addition = None;
     if options.alpha != 0.0 {
         let (vector, chosen) = add::choose(&engine, chat, activations, options.alpha, &options.rules, observer)?;

@@ -15,8 +15,8 @@ const POSITIONS: usize = 64;
 /// Tokens of each answer that it looks at.
 const ANSWERED: usize = 16;
 
-/// What is seen at the last position of prompts.
-pub struct LastPosition {
+/// What is seen at one position of prompts.
+pub struct AtPosition {
     /// The stream, `resid_pre[layer]` for each layer that was asked for, `[prompts, d_model]` each.
     pub layers: Vec<Array2<f32>>,
     /// Refusal score of each prompt, in nats.
@@ -33,8 +33,33 @@ pub fn last_position(
     prompts: &[Vec<u32>],
     refusal_tokens: &[u32],
     observer: &dyn Observer,
-) -> Result<LastPosition, Error> {
-    let mut session = engine.session(Request { logits: 1, ..request(layers, 1) })?;
+) -> Result<AtPosition, Error> {
+    at_position(engine, (layers, -1), prompts, refusal_tokens, observer)
+}
+
+/// The stream at a position, negative from the end, and a layer, for every prompt, and the refusal scores.
+///
+/// # Errors
+/// If a run fails.
+pub fn at(
+    engine: &Engine<'_>,
+    (position, layer): (i64, usize),
+    prompts: &[Vec<u32>],
+    refusal_tokens: &[u32],
+    observer: &dyn Observer,
+) -> Result<AtPosition, Error> {
+    at_position(engine, (&[layer], position), prompts, refusal_tokens, observer)
+}
+
+fn at_position(
+    engine: &Engine<'_>,
+    (layers, position): (&[usize], i64),
+    prompts: &[Vec<u32>],
+    refusal_tokens: &[u32],
+    observer: &dyn Observer,
+) -> Result<AtPosition, Error> {
+    let back = usize::try_from(-position).expect("positions count from the end");
+    let mut session = engine.session(Request { logits: 1, ..request(layers, back) })?;
     let rows: Vec<Row<'_>> = prompts.iter().map(|tokens| Row { tokens, direction: 0 }).collect();
     let width = engine.model.lm.d_model();
     let mut all = vec![Array2::zeros((prompts.len(), width)); layers.len()];
@@ -42,14 +67,15 @@ pub fn last_position(
     observer.start(&Stage::ObservePrompts, rows.len() as u64);
     engine.visit(&mut session, &rows, &[], |found| {
         for (layer, values) in all.iter_mut().zip(&found.probes) {
-            layer.row_mut(found.row).assign(&ArrayView1::from(&values[values.len() - width..]));
+            let from = values.len() - back * width;
+            layer.row_mut(found.row).assign(&ArrayView1::from(&values[from..from + width]));
         }
         scores[found.row] = refusal_score(&softmax(&found.logits), refusal_tokens);
         observer.advance(1);
         Ok(())
     })?;
     observer.finish();
-    Ok(LastPosition { layers: all, scores })
+    Ok(AtPosition { layers: all, scores })
 }
 
 /// The stream of a layer at positions of prompts and of their answers.

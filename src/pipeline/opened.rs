@@ -236,11 +236,11 @@ impl<'m> Understood<'m> {
     /// # Errors
     /// An edit of another width, or a writer that cannot be edited as `options` want it.
     pub fn plan(&self, edit: &Edit, options: &PlanOptions) -> Result<Plans, Error> {
-        if let Some(addition) = edit.addition() {
+        for addition in edit.additions() {
             let reason = match (self.lm.n_layers(), &self.lm.cached) {
                 (_, Some(_)) => "a merged decoder holds every write twice; export the model without merging".into(),
-                (n, None) if !(1..n).contains(&addition.layer) => {
-                    format!("its layer is {}, the model has layers 1 to {} to add to", addition.layer, n - 1)
+                (n, None) if !(1..=n).contains(&addition.layer) => {
+                    format!("its layer is {}, the model has layers 1 to {n} to add to", addition.layer)
                 }
                 _ => String::new(),
             };

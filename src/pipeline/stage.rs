@@ -11,7 +11,7 @@ pub enum Stage {
     ChooseRefusalTokens,
     /// Train prompts are run, for their mean activations.
     CollectActivations,
-    /// Prompts of every source are run, for the activations that a gate is fitted on.
+    /// Prompts are run for their own activations, not for the mean alone.
     ObservePrompts,
     /// Some prompts are answered and run, for the activations at other positions than the last.
     ObservePositions,
@@ -23,6 +23,8 @@ pub enum Stage {
     ScoreGates,
     /// Validation prompts are run under each candidate of an addition.
     ScoreAdditions,
+    /// Validation prompts are run under what a method makes of the selected direction.
+    ScoreRefined,
     /// A model is written; progress is in bytes.
     WriteModel {
         /// Its path in the package, where there are several.
@@ -109,12 +111,13 @@ impl std::fmt::Display for Stage {
             Self::MeasureSpeed => f.write_str("measure the speed"),
             Self::ChooseRefusalTokens => f.write_str("choose refusal tokens"),
             Self::CollectActivations => f.write_str("collect activations"),
-            Self::ObservePrompts => f.write_str("observe prompts for a gate"),
+            Self::ObservePrompts => f.write_str("observe prompts"),
             Self::ObservePositions => f.write_str("observe positions for a gate"),
             Self::ScoreValidation => f.write_str("score validation prompts"),
             Self::ScoreCandidates => f.write_str("score candidates"),
             Self::ScoreGates => f.write_str("score gates"),
             Self::ScoreAdditions => f.write_str("score additions"),
+            Self::ScoreRefined => f.write_str("score the refined edit"),
             Self::WriteModel { variant: None } => f.write_str("write the model"),
             Self::WriteModel { variant: Some(variant) } => write!(f, "write the model, {variant}"),
             Self::WriteOtherFiles => f.write_str("write the other files"),

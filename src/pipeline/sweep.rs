@@ -205,7 +205,7 @@ fn setting_name(lambda: f64, strength: f64, alpha: f64) -> String {
 fn cosine_with_true(activations: &Activations, edit: &Edit, position: i64, layer: usize) -> Option<f64> {
     let mean = |class| activations.of(class).mean(position, layer);
     let r = diff_in_means(&mean(PromptClass::Harmful), &mean(PromptClass::Harmless));
-    crate::report::finite(cosine(edit.ablation()?.unit(), &r))
+    crate::report::finite(cosine(edit.ablation()?.vectors()[0].unit(), &r))
 }
 
 /// Prompts, ready to be asked under one edit after another.

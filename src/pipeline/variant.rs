@@ -58,7 +58,7 @@ pub struct Baked {
     /// SHA-256 of the ablated direction, hexadecimal; empty where none is.
     pub direction_sha256: String,
     /// Where the vector of an activation addition went.
-    pub added: Option<baking::Added>,
+    pub added: Vec<baking::Added>,
 }
 
 /// Seconds by what they were spent on.

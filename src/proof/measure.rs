@@ -80,6 +80,14 @@ impl Rows {
         open
     }
 
+    /// Adds a vector, `[d_model]`, to every row, in float64. Returns at how many positions.
+    pub fn add(&mut self, vector: &[f64]) -> usize {
+        for row in self.values.chunks_exact_mut(self.d_model.max(1)) {
+            row.iter_mut().zip(vector).for_each(|(x, v)| *x = (f64::from(*x) + v) as f32);
+        }
+        self.len()
+    }
+
     /// The largest difference of a number from `other`'s, as a multiple of what rounding explains: the share `rounding` of
     /// the largest number of its row. Infinite where the rows are others.
     #[must_use]

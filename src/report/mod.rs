@@ -12,6 +12,7 @@ mod layers;
 pub mod layout;
 mod measured;
 pub mod number;
+mod refined;
 pub mod results;
 #[cfg(test)]
 mod rich;
@@ -47,6 +48,7 @@ pub use measured::{
     Answer, AnswerPair, BeforeAfter, ClassRow, ClassTable, ConditionResult, Cost, Decoding, EvalResult, GuardResult,
     Latency, Measured, ModelEval, OneCondition, Ratio, SetRow, Setup,
 };
+pub use refined::{LayerGroup, Refined, RefinedBy};
 pub use results::{
     BakeResult, BakeShared, EvalShared, FileKind, FileRow, Found, InspectShared, PackageBake, PackageEval,
     PackageInspect, PackageVerify, Results, RunResult, RunShared, VariantEval, VariantInspect, VariantResult,
@@ -205,6 +207,9 @@ pub struct SelectResult {
     /// The mean activations of the classes along the two directions, a layer each, at the selected position.
     #[serde(default)]
     pub layers: Vec<LayerProjection>,
+    /// What a further method made of the selected direction, where one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refined: Option<Refined>,
 }
 
 /// What `lancet collect` did.

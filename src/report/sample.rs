@@ -274,6 +274,7 @@ pub fn run() -> RunResult {
             paper: false,
             search: Search::Exhaustive,
             layers: vec![],
+            refined: None,
         })),
         search: None,
         addition: None,

@@ -247,7 +247,7 @@ pub fn check(entry: &Entry, runtime: &Runtime) -> Outcome {
     }
     let mut hooked = vec![Vec::new(); rows.len()];
     let unit: Vec<f32> = reference.direction.unit().iter().map(|v| *v as f32).collect();
-    let request = Request { logits: n_pos, ablation: true, ..Request::default() };
+    let request = Request { logits: n_pos, directions: 1, ..Request::default() };
     let ran = engine.session(request).and_then(|mut session| {
         engine.visit(&mut session, &rows, &[unit], |found| {
             hooked[found.row] = found.logits;

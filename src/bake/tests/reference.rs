@@ -4,6 +4,7 @@
 use half::{bf16, f16};
 use proptest::prelude::*;
 
+use super::super::kernel::Along;
 use super::super::plan::{Part, TensorEdit};
 use super::super::tensor;
 use crate::lm::{Layer, WriterKind};
@@ -73,12 +74,42 @@ fn unit(seed: u64, d: usize) -> Vec<f64> {
     r
 }
 
+/// So many orthonormal vectors of `d` entries: each one less what it has of those before it.
+fn basis(seed: u64, d: usize, k: usize) -> Vec<Vec<f64>> {
+    let mut found: Vec<Vec<f64>> = Vec::new();
+    for n in 0..k {
+        let mut next = unit(seed + 100 * n as u64, d);
+        for _ in 0..3 {
+            for q in &found {
+                let mut c = 0.0;
+                for i in 0..d {
+                    c += q[i] * next[i];
+                }
+                for i in 0..d {
+                    next[i] -= c * q[i];
+                }
+            }
+            let mut square = 0.0;
+            for v in &next {
+                square += v * v;
+            }
+            for v in &mut next {
+                *v /= square.sqrt();
+            }
+        }
+        found.push(next);
+    }
+    found
+}
+
 /// What is edited: `shape` with `d_model` on `axis`.
 #[derive(Debug, Clone)]
 struct Case {
     dtype: DataType,
     shape: Vec<usize>,
     axis: usize,
+    /// How many directions are taken off.
+    directions: usize,
     strength: f64,
     plus: bool,
     seed: u64,
@@ -86,9 +117,9 @@ struct Case {
 
 #[allow(clippy::needless_range_loop, reason = "plain lines, as one would write them on paper")]
 fn check(case: &Case) {
-    let Case { dtype, shape, axis, strength, .. } = case.clone();
+    let Case { dtype, shape, axis, directions, strength, .. } = case.clone();
     let d = shape[axis];
-    let r = unit(case.seed + 1, d);
+    let basis = basis(case.seed + 1, d, directions.min(d));
     let plus = case.plus.then(|| values(case.seed + 2, d));
     let elements: usize = shape.iter().product();
     let stored: Vec<u64> = values(case.seed, elements).iter().map(|v| nearest(dtype, *v)).collect();
@@ -106,7 +137,6 @@ fn check(case: &Case) {
         copy: None,
         turned: None,
         quantised: None,
-        strength,
         plus: plus.clone(),
         writer: "layer.0.mlp_out".into(),
     };
@@ -114,7 +144,7 @@ fn check(case: &Case) {
     let mut out = vec![0u8; bytes.len()];
     tensor::edit(
         &edit,
-        &r,
+        &basis.iter().map(|r| Along { r, strength }).collect::<Vec<_>>(),
         true,
         &|block, at| {
             block.copy_from_slice(&bytes[at as usize..at as usize + block.len()]);
@@ -134,13 +164,18 @@ fn check(case: &Case) {
     for outer in 0..elements / d / inner {
         for column in 0..inner {
             let at = |k: usize| (outer * d + k) * inner + column;
-            let mut c = 0.0;
-            for k in 0..d {
-                c += r[k] * before[at(k)];
+            let mut c = vec![0.0; basis.len()];
+            for j in 0..basis.len() {
+                for k in 0..d {
+                    c[j] += basis[j][k] * before[at(k)];
+                }
             }
-            let (mut kept, mut left, mut coarse) = (0.0, 0.0, 0.0f64);
+            let (mut kept, mut left, mut coarse) = (vec![0.0; basis.len()], vec![0.0; basis.len()], 0.0f64);
             for k in 0..d {
-                let exact = before[at(k)] - strength * c * r[k] + plus.as_ref().map_or(0.0, |p| p[k]);
+                let mut exact = before[at(k)] + plus.as_ref().map_or(0.0, |p| p[k]);
+                for j in 0..basis.len() {
+                    exact -= strength * c[j] * basis[j][k];
+                }
                 let is = plain(dtype, found[at(k)]);
                 let near = nearest(dtype, exact);
                 // the values on both sides of the nearest one
@@ -157,13 +192,17 @@ fn check(case: &Case) {
                     let toss = (exact - plain(dtype, near)).abs() > 0.5 * spacing - slack;
                     assert!(found[at(k)] == near || toss || is == 0.0, "{case:?}: {is} for {exact}");
                 }
-                kept += r[k] * exact;
-                left += r[k] * is;
+                for j in 0..basis.len() {
+                    kept[j] += basis[j][k] * exact;
+                    left[j] += basis[j][k] * is;
+                }
                 coarse = coarse.max(spacing);
             }
             // what nearest rounding of every entry may leave at most, and usually leaves much less
             let most = if dtype == DataType::DOUBLE { 1e-12 } else { 0.5 * coarse * (d as f64).sqrt() + 1e-12 };
-            assert!((left - kept).abs() <= most, "{case:?}: {left} is left where {kept} was to be");
+            for (left, kept) in left.iter().zip(&kept) {
+                assert!((left - kept).abs() <= most, "{case:?}: {left} is left where {kept} was to be");
+            }
         }
     }
 }
@@ -184,13 +223,13 @@ fn every_type_axis_and_kind_of_edit() {
     ];
     for dtype in TYPES {
         for (shape, axis) in shapes {
-            for strength in [1.0, 0.3] {
-                check(&Case { dtype, shape: shape.to_vec(), axis, strength, plus: false, seed: 7 });
+            for (directions, strength) in [(1, 1.0), (1, 0.3), (2, 1.0), (5, 0.3)] {
+                check(&Case { dtype, shape: shape.to_vec(), axis, directions, strength, plus: false, seed: 7 });
             }
         }
-        for strength in [1.0, 0.5] {
-            check(&Case { dtype, shape: vec![96], axis: 0, strength, plus: true, seed: 9 });
-            check(&Case { dtype, shape: vec![1, 96], axis: 1, strength, plus: true, seed: 9 });
+        for (directions, strength) in [(1, 1.0), (1, 0.5), (3, 1.0)] {
+            check(&Case { dtype, shape: vec![96], axis: 0, directions, strength, plus: true, seed: 9 });
+            check(&Case { dtype, shape: vec![1, 96], axis: 1, directions, strength, plus: true, seed: 9 });
         }
     }
 }
@@ -203,16 +242,18 @@ proptest! {
         outer in 1usize..4,
         d in 1usize..140,
         inner in 1usize..40,
+        directions in 1usize..5,
         strength in prop_oneof![Just(1.0), 0.01f64..1.0],
         seed in 1u64..1_000_000,
     ) {
         let (shape, axis) = if inner == 1 { (vec![outer, d], 1) } else { (vec![outer, d, inner], 1) };
-        check(&Case { dtype: TYPES[which], shape, axis, strength, plus: false, seed });
+        check(&Case { dtype: TYPES[which], shape, axis, directions, strength, plus: false, seed });
     }
 
     #[test]
     fn the_result_does_not_depend_on_the_threads(seed in 1u64..1_000_000, which in 0usize..4) {
-        let case = Case { dtype: TYPES[which], shape: vec![33, 96], axis: 1, strength: 1.0, plus: false, seed };
+        let case =
+            Case { dtype: TYPES[which], shape: vec![33, 96], axis: 1, directions: 1, strength: 1.0, plus: false, seed };
         for threads in [1, 3] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| check(&case));

@@ -7,6 +7,7 @@
 //! pseudo-harmful, harmful. [`Prompts::sample`] takes the same prompts; harmless test, which the paper does
 //! not draw, comes last and so changes nothing before it.
 
+mod abilities;
 mod assemble;
 mod error;
 mod origin;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::classes::{Dress, Hand, PerClass, PromptClass, SourceName};
 pub use crate::records::Row;
+pub use abilities::{Ability, abilities};
 pub use assemble::BUNDLED_VERSION;
 pub use error::PromptError;
 pub use origin::{Overlap, Place, PromptFile, PromptOrigin, PromptSource, RowSelection};

@@ -2,8 +2,8 @@
 
 use ndarray::ArrayD;
 
-use super::run::{Branch, Found, Looked, ROUNDING_OF_SINGLES, Run, rounding_of};
-use crate::edit::{Ablation, Edit, GatedTerm};
+use super::run::{Branch, Found, Look, Looked, ROUNDING_OF_SINGLES, Run, rounding_of};
+use crate::edit::{Ablated, Ablation, Addition, Edit, GatedTerm};
 use crate::error::Error;
 use crate::lm::{Refusal, StreamValue, Treatment};
 use crate::onnx::DataType;
@@ -40,26 +40,25 @@ impl Judged<'_> {
                 .unchecked
                 .push("the numbers of the gated terms: a direction is ablated from the stream before them".into());
         }
-        let unit = ablation.unit();
+        let directions = ablation.vectors();
         let allowed = Allowed::for_base(self.base);
-        let (mut was, mut is) = (Kept::default(), Kept::default());
+        let (mut was, mut is) = (Along::of(directions), Along::of(directions));
         let ran = self.run.visit(before, None, |look| {
-            was.take(&look.values, unit, allowed.at(look.rounding), 0.0);
+            was.take(&look, &allowed, None);
             Ok(())
         });
         if let Some(reason) = self.run.failed(ran)? {
             found.unchecked.push(format!("what the stream keeps: ONNX Runtime cannot run the base: {reason}"));
             return Ok(());
         }
-        if was.not_finite {
+        if was.not_finite() {
             found.unchecked.push("what the stream keeps: that of the base holds numbers that are not finite".into());
             return Ok(());
         }
-        let largest = was.component;
         let mut apart = Some((0.0f64, 0.0f64));
         let mut coarsest = allowed.arithmetic;
         let ran = self.run.visit(after, None, |look| {
-            is.take(&look.values, unit, allowed.at(look.rounding), largest);
+            is.take(&look, &allowed, Some(&was));
             coarsest = coarsest.max(look.rounding);
             if let Some(written) = written {
                 let more = difference(&written[look.prompt], &look.logits);
@@ -72,16 +71,22 @@ impl Judged<'_> {
             return Ok(());
         }
         self.as_loaded(before, (apart, coarsest), found)?;
-        if is.positions == 0 {
+        if is.worst().positions == 0 {
             found.failures.push(
                 "nothing that a normalisation or the unembedding reads is as wide as the direction in the output"
                     .into(),
             );
             return Ok(());
         }
-        let judged = self.without_the_rest(after, &allowed, largest)?.unwrap_or_else(|| is.clone());
+        let judged = self.without_the_rest(after, &allowed, &was)?.unwrap_or_else(|| is.clone());
+        let not_finite = judged.not_finite();
+        let judged = judged.worst();
+        if judged.positions == 0 {
+            found.failures.push("no write that was found leads to what the normalisations of the output read".into());
+            return Ok(());
+        }
         let name = after.0.name(after.1.reads[judged.largest].place);
-        if judged.not_finite {
+        if not_finite {
             found.failures.push("the stream of the output holds numbers that are not finite".into());
         } else if judged.excess.is_nan() || judged.excess > 1.0 {
             let reader = after.0.graph.node(after.1.reads[judged.largest].reader).label();
@@ -91,17 +96,17 @@ impl Judged<'_> {
                 judged.excess
             ));
         }
-        if was.excess <= 1.0 {
+        if was.worst().excess <= 1.0 {
             found.unchecked.push(
                 "the stream of the base holds nothing along the direction on these prompts, so nothing can be seen to go"
                     .into(),
             );
         }
         proof.probes += after.1.reads.len();
-        proof.positions += is.positions;
-        proof.share_before = proof.share_before.max(was.share);
-        if proof.largest.is_empty() || is.share > proof.share_after {
-            proof.share_after = is.share;
+        proof.positions += is.worst().positions;
+        proof.share_before = proof.share_before.max(was.share());
+        if proof.largest.is_empty() || is.share() > proof.share_after {
+            proof.share_after = is.share();
             proof.largest = name;
         }
         Ok(())
@@ -123,8 +128,8 @@ impl Judged<'_> {
         Ok(())
     }
 
-    /// Holds what each read of the output shows to what the first gated terms make of the base in float64: the same up to
-    /// the layer of these terms, and there the terms' own numbers.
+    /// Holds what each read of the output shows to what the first addition or gated terms make of the base in float64: the
+    /// same up to their layer, and there their own numbers.
     fn terms(
         &self,
         before: (&Looked<'_>, &Branch),
@@ -132,26 +137,27 @@ impl Judged<'_> {
         written: Option<&Vec<ArrayD<f32>>>,
         found: &mut Found,
     ) -> Result<(), Error> {
-        let first = self.first_terms(before, after);
+        let first = self.first_change(before, after);
         if let Err(why) = &first {
-            found.unchecked.push(format!("the numbers of the gated terms: {why}"));
+            found.unchecked.push(format!("the numbers of what is added: {why}"));
         }
         let first = first.ok();
         let allowed = Allowed::for_base(self.base);
         let mut expected: Vec<Vec<(usize, Rows)>> = Vec::new();
         let mut opened = 0usize;
-        let ran = first.as_ref().map_or(Ok(()), |(changed, terms)| {
+        let ran = first.as_ref().map_or(Ok(()), |change| {
             self.run.visit(before, None, |mut look| {
-                look.values.retain(|(at, _)| at <= changed);
-                for (_, rows) in look.values.iter_mut().filter(|(at, _)| at == changed) {
-                    opened += rows.change(terms);
+                look.values.retain(|(at, _)| *at <= change.read);
+                for (_, rows) in look.values.iter_mut().filter(|(at, _)| *at == change.read) {
+                    opened += change.added.as_ref().map_or(0, |added| rows.add(added));
+                    opened += rows.change(&change.terms);
                 }
                 expected.push(look.values);
                 Ok(())
             })
         });
         if let Some(reason) = self.run.failed(ran)? {
-            found.unchecked.push(format!("the gated terms: ONNX Runtime cannot run the base: {reason}"));
+            found.unchecked.push(format!("what is added: ONNX Runtime cannot run the base: {reason}"));
             return Ok(());
         }
         let (mut apart, mut coarsest) = (Some((0.0f64, 0.0f64)), allowed.arithmetic);
@@ -178,12 +184,12 @@ impl Judged<'_> {
             return Ok(());
         }
         self.as_loaded(before, (apart, coarsest), found)?;
-        let Some((changed, _)) = first else { return Ok(()) };
+        let Some(First { read: changed, .. }) = first else { return Ok(()) };
         match worst {
-            None => found.failures.push("nothing that a normalisation reads is as wide as the gated terms".into()),
+            None => found.failures.push("nothing that a normalisation reads is as wide as what is added".into()),
             Some((at, excess)) if excess.is_nan() || excess > 1.0 => {
                 let read = &after.1.reads[at];
-                let what = if at == changed { "what the gated terms make of it" } else { "what it is in the base" };
+                let what = if at == changed { "what the edit makes of it" } else { "what it is in the base" };
                 found.failures.push(format!(
                     "`{}`, which node `{}` reads, is not {what}: it is {excess:.1} times as far from it as rounding explains",
                     after.0.name(read.place),
@@ -198,51 +204,96 @@ impl Judged<'_> {
         Ok(())
     }
 
-    /// The read at which the first gated terms show, by its place in the branch, and these terms; or why their numbers
-    /// cannot be held to the base's.
-    fn first_terms(
-        &self,
-        before: (&Looked<'_>, &Branch),
-        after: (&Looked<'_>, &Branch),
-    ) -> Result<(usize, Vec<GatedTerm>), String> {
-        let gates = self.edit.gates();
-        let layer = gates.iter().map(GatedTerm::layer).min().ok_or("the edit has none")?;
-        if self.edit.addition().is_some() {
-            return Err("a vector is added to the stream before them".into());
-        }
-        // in the base: where `resid_pre` of the layer is read
+    /// What the edit adds at the first layer that it changes, or why its numbers cannot be held to the base's.
+    fn first_change(&self, before: (&Looked<'_>, &Branch), after: (&Looked<'_>, &Branch)) -> Result<First, String> {
+        let (additions, gates) = (self.edit.additions(), self.edit.gates());
+        let layers = additions.iter().map(|one| one.layer).chain(gates.iter().map(GatedTerm::layer));
+        let layer = layers.min().ok_or("the edit adds nothing")?;
+        // in the base: where the stream is read that enters the layer, or leaves the last one
         let graph = &self.base.graph;
         let cached = graph.value(&self.run.interface.logits) != Some(before.1.logits);
-        let sum = self.base.lm.stream(cached).blocks.get(layer).map(|block| block.pre.source(graph));
+        let blocks = &self.base.lm.stream(cached).blocks;
+        let stream = blocks.get(layer).map(|block| block.pre).or(blocks.last().map(|block| block.post));
+        let sum = stream.map(|value| value.source(graph));
         let of = |read: &Read| match read.place {
             Place::Value(value) => StreamValue::Value(value).source(graph),
             Place::UnnamedSum(node) => StreamValue::Sum(node),
         };
-        let changed = before.1.reads.iter().position(|read| Some(of(read)) == sum);
-        let changed = changed.filter(|_| before.1.reads.len() == after.1.reads.len());
-        let changed = changed.ok_or_else(|| format!("nothing reads the stream at layer {layer}"))?;
-        Ok((changed, gates.iter().filter(|term| term.layer() == layer).map(GatedTerm::rounded).collect()))
+        let read = before.1.reads.iter().position(|read| Some(of(read)) == sum);
+        let read = read.filter(|_| before.1.reads.len() == after.1.reads.len());
+        let read = read.ok_or_else(|| format!("nothing reads the stream at layer {layer}"))?;
+        let added = additions.iter().find(|one| one.layer == layer).map(Addition::scaled);
+        let terms = gates.iter().filter(|term| term.layer() == layer).map(GatedTerm::rounded).collect();
+        Ok(First { read, added, terms })
     }
 
-    /// Where a part of the direction stays by intention, whether a write was missed is seen where all of it is taken off
+    /// Where a part of a direction stays by intention, whether a write was missed is seen where all of it is taken off
     /// at run time, at the writes that were found. `None` where nothing stays.
     fn without_the_rest(
         &self,
         after: (&Looked<'_>, &Branch),
         allowed: &Allowed,
-        largest: f64,
-    ) -> Result<Option<Kept>, Error> {
+        was: &Along<'_>,
+    ) -> Result<Option<Along<'_>>, Error> {
         if self.edit.leaves_nothing() {
             return Ok(None);
         }
         let understood = self.out.map_err(Clone::clone)?;
-        let unit = self.edit.ablation().map(Ablation::unit).unwrap_or_default();
-        let mut kept = Kept::default();
-        self.run.visit(after, Some((&understood.lm.residual, unit)), |look| {
-            kept.take(&look.values, unit, allowed.at(look.rounding), largest);
+        let directions = self.edit.ablation().map(Ablation::vectors).unwrap_or_default();
+        let cached = understood.graph.value(&self.run.interface.logits) != Some(after.1.logits);
+        let mut kept = Along::of(directions);
+        self.run.visit(after, Some((understood.lm.stream(cached), directions)), |look| {
+            kept.take(&look, allowed, Some(was));
             Ok(())
         })?;
         Ok(Some(kept))
+    }
+}
+
+/// What is added to the stream at the first layer that an edit changes.
+struct First {
+    /// The read at which it shows, by its place in the branch.
+    read: usize,
+    /// The vector, `[d_model]`.
+    added: Option<Vec<f64>>,
+    /// The gated terms, which come after it.
+    terms: Vec<GatedTerm>,
+}
+
+/// What a model keeps along each direction of an ablation.
+#[derive(Clone)]
+struct Along<'a> {
+    directions: &'a [Ablated],
+    kept: Vec<Kept>,
+}
+
+impl<'a> Along<'a> {
+    fn of(directions: &'a [Ablated]) -> Self {
+        Self { directions, kept: vec![Kept::default(); directions.len()] }
+    }
+
+    /// Takes in what a run of one prompt shows; `base` is what the base keeps.
+    fn take(&mut self, look: &Look, allowed: &Allowed, base: Option<&Along<'_>>) {
+        for (n, (kept, direction)) in self.kept.iter_mut().zip(self.directions).enumerate() {
+            let largest = base.map_or(0.0, |base| base.kept[n].component);
+            kept.take(&look.values, direction.unit(), allowed.at(look.rounding), largest);
+        }
+    }
+
+    /// That of the direction which most is left of, by what rounding explains.
+    fn worst(&self) -> &Kept {
+        let order = |kept: &&Kept| if kept.excess.is_nan() { f64::INFINITY } else { kept.excess };
+        let worst = self.kept.iter().max_by(|a, b| order(a).total_cmp(&order(b)));
+        worst.expect("an ablation has a direction")
+    }
+
+    /// The largest share of a position's length that lies along one of the directions.
+    fn share(&self) -> f64 {
+        self.kept.iter().map(|kept| kept.share).fold(0.0, f64::max)
+    }
+
+    fn not_finite(&self) -> bool {
+        self.kept.iter().any(|kept| kept.not_finite)
     }
 }
 

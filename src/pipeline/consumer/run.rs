@@ -5,8 +5,9 @@ use std::sync::atomic::AtomicBool;
 
 use ndarray::{Array2, ArrayD, IxDyn};
 
+use crate::edit::Ablated;
 use crate::error::Error;
-use crate::instrument::{DIRECTION_INPUT, Wanted, Whole, WholeModel, whole};
+use crate::instrument::{Wanted, Whole, WholeModel, direction_input, whole};
 use crate::lm::{EmbeddingFile, Interface, ResidualStream};
 use crate::onnx::{DataType, Graph, ValueId};
 use crate::pipeline::engine::integers;
@@ -244,7 +245,7 @@ impl Run<'_> {
     pub fn visit(
         &self,
         (looked, branch): (&Looked<'_>, &Branch),
-        ablated: Option<(&ResidualStream, &[f64])>,
+        ablated: Option<(&ResidualStream, &[Ablated])>,
         mut each: impl FnMut(Look) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let runtime = self.consumer.runtime;
@@ -252,25 +253,29 @@ impl Run<'_> {
         let how = Whole {
             wanted: &wanted,
             embedding: looked.embedding.zip(self.interface.inputs_embeds.as_deref()),
-            ablated: ablated.map(|(stream, _)| stream),
+            ablated: ablated.map(|(stream, all)| (stream, all.len())),
             widen_bfloat16: runtime.provider() == "cpu" && looked.bfloat16(),
         };
-        let WholeModel { bytes, outputs } = whole(looked.graph, &how)?;
+        let WholeModel { bytes, outputs, steered } = whole(looked.graph, &how)?;
         let mut model = runtime.session(&bytes, integers(looked.graph), Weights::Mapped)?;
         for (index, prompt) in self.prompts.iter().enumerate() {
             self.check_cancelled()?;
             let mut feeds = self.feeds(&model, prompt)?;
-            if let Some((_, unit)) = ablated {
+            // where nothing depends on them, the inputs are gone
+            let acts = ablated.filter(|_| steered.contains(&true));
+            for (n, one) in acts.iter().flat_map(|(_, all)| all.iter().enumerate()) {
                 let rows = self.ids(&model, prompt).nrows();
-                let row: Vec<f32> = unit.iter().map(|v| *v as f32).collect::<Vec<_>>().repeat(rows);
-                let row = ArrayD::from_shape_vec(IxDyn(&[rows, 1, unit.len()]), row).expect("one vector a row");
-                feeds.push((DIRECTION_INPUT.into(), model.upload(Tensor::F32(row), DataType::FLOAT)?));
+                let row: Vec<f32> = one.direction().hook().repeat(rows);
+                let row = ArrayD::from_shape_vec(IxDyn(&[rows, 1, one.unit().len()]), row).expect("one vector a row");
+                feeds.push((direction_input(n), model.upload(Tensor::F32(row), DataType::FLOAT)?));
             }
             let inputs = feeds.iter().map(|(name, value)| (name.clone(), value)).collect();
             let mut found = model.run(inputs, &outputs)?;
             let logits = model.download(&found.pop().expect("the logits were wanted last"))?;
             let mut look = Look { prompt: index, values: Vec::new(), rounding: 0.0, logits };
-            for (at, value) in found.iter().enumerate() {
+            // what no steered write leads to is as it was
+            let seen = found.iter().enumerate().filter(|(at, _)| ablated.is_none() || steered[*at]);
+            for (at, value) in seen {
                 let Some(of_type) = rounding_of(OrtModel::element_type(value)) else { continue };
                 if let Some(rows) = Rows::of(&model.download(value)?, branch.reads[at].width, looked.width) {
                     look.rounding = look.rounding.max(of_type);

@@ -1,53 +1,71 @@
-//! One vector from a `.npy` file (NumPy's format 1.0 to 3.0). Sizes are checked before anything is allocated.
+//! Arrays of floating-point numbers from `.npy` files (NumPy's format 1.0 to 3.0). Sizes are checked before anything is
+//! allocated.
+
+use super::floats::{ByteOrder, Float};
+use super::shown;
+use super::vectors::{Vectors, VectorsError};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
+/// Why a `.npy` file was not read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NpyError {
+    /// The header is cut short or of an unknown version.
+    #[error("its `.npy` header is damaged")]
+    Header,
+    /// An entry of the header is missing or has an unknown form.
+    #[error("its `.npy` header tells no {what}")]
+    Untold {
+        /// What the entry tells.
+        what: &'static str,
+    },
+    /// Elements with fields.
+    #[error("it is a structured array, not one of floats")]
+    Structured,
+    /// Elements that are no floating-point numbers.
+    #[error("its type is `{got}`; expected float16, float32 or float64")]
+    Type {
+        /// The type as NumPy spells it.
+        got: String,
+    },
+    /// An unknown mark before the type.
+    #[error("its byte order is `{got}`")]
+    Order {
+        /// The mark.
+        got: String,
+    },
+    /// Shape and elements disagree.
+    #[error("its shape is {shape:?}, and it holds {bytes} bytes of elements")]
+    Size {
+        /// The shape.
+        shape: Vec<usize>,
+        /// Bytes behind the header.
+        bytes: usize,
+    },
+    /// No vectors.
+    #[error(transparent)]
+    Vectors(#[from] VectorsError),
+}
+
 /// Whether a file begins as one.
-pub(super) fn is(bytes: &[u8]) -> bool {
+pub fn is(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC)
 }
 
-/// How an element is stored.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Width {
-    Half,
-    Single,
-    Double,
-}
-
-/// The elements of an array with one dimension that is not 1.
+/// The array of a file, with its last axis as the vectors. Arrays in Fortran order are turned.
 ///
 /// # Errors
-/// What is wrong with it, in words.
-pub(super) fn vector(bytes: &[u8]) -> Result<Vec<f64>, String> {
-    let (header, data) = parts(bytes).ok_or("its `.npy` header is damaged")?;
-    let descr = quoted(header, "descr").ok_or_else(|| match header.contains("'descr': [") {
-        true => "it is a structured array, not one of floats".to_owned(),
-        false => "its `.npy` header tells no type".to_owned(),
-    })?;
-    let (order, code) = descr.split_at_checked(1).ok_or("its `.npy` header tells no type")?;
-    let width = match code {
-        "f2" => Width::Half,
-        "f4" => Width::Single,
-        "f8" => Width::Double,
-        _ => return Err(format!("its type is `{}`; expected float16, float32 or float64", shown(descr))),
-    };
-    let shape = shape(header).ok_or("its `.npy` header tells no shape")?;
-    if shape.iter().filter(|d| **d != 1).count() > 1 || shape.is_empty() {
-        return Err(format!("its shape is {shape:?}"));
+/// [`NpyError`].
+pub fn read(bytes: &[u8]) -> Result<Vectors, NpyError> {
+    let (header, data) = parts(bytes).ok_or(NpyError::Header)?;
+    let (float, order) = element(header)?;
+    let shape = shape(header).ok_or(NpyError::Untold { what: "shape" })?;
+    let fortran = fortran(header).ok_or(NpyError::Untold { what: "order of its axes" })?;
+    if size(&shape, float) != Some(data.len()) {
+        return Err(NpyError::Size { shape, bytes: data.len() });
     }
-    let size = [2, 4, 8][width as usize];
-    let elements = shape.iter().try_fold(1u64, |product, d| product.checked_mul(*d));
-    if elements.and_then(|n| n.checked_mul(size)) != Some(data.len() as u64) {
-        return Err(format!("its shape is {shape:?}, and it holds {} bytes of elements", data.len()));
-    }
-    let big = match order {
-        "<" => false,
-        ">" => true,
-        "=" | "|" => cfg!(target_endian = "big"),
-        _ => return Err(format!("its byte order is `{}`", shown(order))),
-    };
-    Ok(data.chunks_exact(size as usize).map(|element| value(element, big)).collect())
+    let values = float.decode(data, order);
+    Ok(Vectors::new(&shape, if fortran { turned(&values, &shape) } else { values })?)
 }
 
 /// The header's text and the elements behind it.
@@ -69,6 +87,29 @@ fn parts(bytes: &[u8]) -> Option<(&str, &[u8])> {
     Some((std::str::from_utf8(header).ok()?, data))
 }
 
+/// How an element is stored.
+fn element(header: &str) -> Result<(Float, ByteOrder), NpyError> {
+    let untold = NpyError::Untold { what: "type" };
+    let descr = quoted(header, "descr").ok_or_else(|| match behind(header, "descr") {
+        Some(text) if text.starts_with('[') => NpyError::Structured,
+        _ => untold.clone(),
+    })?;
+    let (order, code) = descr.split_at_checked(1).ok_or(untold)?;
+    let float = match code {
+        "f2" => Float::F16,
+        "f4" => Float::F32,
+        "f8" => Float::F64,
+        _ => return Err(NpyError::Type { got: shown(descr) }),
+    };
+    let order = match order {
+        "<" => ByteOrder::Little,
+        ">" => ByteOrder::Big,
+        "=" | "|" => ByteOrder::NATIVE,
+        _ => return Err(NpyError::Order { got: shown(order) }),
+    };
+    Ok((float, order))
+}
+
 /// What stands behind a key of the header's dictionary.
 fn behind<'a>(header: &'a str, key: &str) -> Option<&'a str> {
     let key = ["'", "\""].iter().find_map(|quote| header.split_once(&format!("{quote}{key}{quote}")))?;
@@ -81,29 +122,47 @@ fn quoted<'a>(header: &'a str, key: &str) -> Option<&'a str> {
     text[1..].split_once(quote).map(|(inside, _)| inside)
 }
 
-fn shape(header: &str) -> Option<Vec<u64>> {
+fn shape(header: &str) -> Option<Vec<usize>> {
     let (inside, _) = behind(header, "shape")?.strip_prefix('(')?.split_once(')')?;
     let sizes = inside.split(',').map(str::trim).filter(|size| !size.is_empty());
     // Python 2 wrote long integers with an `L`
     sizes.map(|size| size.trim_end_matches('L').parse().ok()).collect()
 }
 
-fn value(element: &[u8], big: bool) -> f64 {
-    let mut bytes = [0; 8];
-    bytes[..element.len()].copy_from_slice(element);
-    if big {
-        bytes[..element.len()].reverse();
-    }
-    let [a, b, c, d, ..] = bytes;
-    match element.len() {
-        2 => half::f16::from_le_bytes([a, b]).to_f64(),
-        4 => f64::from(f32::from_le_bytes([a, b, c, d])),
-        _ => f64::from_le_bytes(bytes),
-    }
+/// Whether the first axis is the fastest.
+fn fortran(header: &str) -> Option<bool> {
+    let text = behind(header, "fortran_order")?;
+    [("True", true), ("False", false)].into_iter().find_map(|(word, value)| text.starts_with(word).then_some(value))
 }
 
-fn shown(text: &str) -> String {
-    text.chars().take(20).collect()
+/// Bytes of all elements.
+fn size(shape: &[usize], float: Float) -> Option<usize> {
+    shape.iter().try_fold(float.size(), |product, size| product.checked_mul(*size))
+}
+
+/// An array whose first axis is the fastest, with the last axis as the fastest.
+fn turned(values: &[f64], shape: &[usize]) -> Vec<f64> {
+    // axes of size 1 change no place, and without them there are at most as many as an integer has bits
+    let axes: Vec<usize> = shape.iter().copied().filter(|size| *size != 1).collect();
+    let mut index = vec![0; axes.len()];
+    let mut turned = Vec::with_capacity(values.len());
+    for _ in 0..values.len() {
+        let place = index.iter().zip(&axes).rev().fold(0, |place, (at, size)| place * size + at);
+        turned.push(values[place]);
+        advance(&mut index, &axes);
+    }
+    turned
+}
+
+/// The next index, with the last axis as the fastest; behind the last one comes the first.
+fn advance(index: &mut [usize], axes: &[usize]) {
+    for (at, size) in index.iter_mut().zip(axes).rev() {
+        *at += 1;
+        if *at < *size {
+            return;
+        }
+        *at = 0;
+    }
 }
 
 #[cfg(test)]
@@ -122,6 +181,10 @@ mod tests {
         format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n")
     }
 
+    fn from_hex(hex: &str) -> Vec<u8> {
+        (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
+    }
+
     /// python -c "import numpy as n; [print(t, n.array([1.5, -2, 0.25]).astype(t).tobytes().hex()) for t in
     /// ('<f2', '>f2', '<f4', '>f4', '<f8', '>f8')]"
     #[test]
@@ -134,17 +197,39 @@ mod tests {
             ("<f8", "000000000000f83f00000000000000c0000000000000d03f"),
             (">f8", "3ff8000000000000c0000000000000003fd0000000000000"),
         ] {
-            let data: Vec<u8> =
-                (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect();
             for shape in ["(3,)", "(1, 3)", "(3, 1)", "(3L,)"] {
-                let found = vector(&file(&header(descr, shape), &data)).unwrap();
-                assert_eq!(found, [1.5, -2.0, 0.25], "{descr} {shape}");
+                let found = read(&file(&header(descr, shape), &from_hex(hex))).unwrap();
+                assert_eq!(found.row(&[]).unwrap(), [1.5, -2.0, 0.25], "{descr} {shape}");
             }
         }
     }
 
+    /// What `numpy.save` writes for `numpy.arange(6, dtype="<f2").reshape(2, 3)` and for its `numpy.asfortranarray`.
     #[test]
-    fn what_is_no_vector_is_told_in_words() {
+    fn matrices_of_numpy_are_read_in_both_orders() {
+        let pad = |text: &str| format!("{text:117}\n");
+        let straight = pad("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 3), }");
+        let turned = pad("{'descr': '<f2', 'fortran_order': True, 'shape': (2, 3), }");
+        for (header, hex) in [(straight, "0000003c0040004200440045"), (turned, "00000042003c004400400045")] {
+            let found = read(&file(&header, &from_hex(hex))).unwrap();
+            assert_eq!((found.axes(), found.width()), (&[2][..], 3));
+            assert_eq!(found.row(&[0]).unwrap(), [0.0, 1.0, 2.0]);
+            assert_eq!(found.row(&[1]).unwrap(), [3.0, 4.0, 5.0]);
+        }
+    }
+
+    /// The numbers are those of `numpy.arange(24).reshape(2, 3, 4)`, as `ravel(order="F")` gives them.
+    #[test]
+    fn cubes_are_turned_too() {
+        let fortran: Vec<f64> = (0..24).map(|n| f64::from(n % 2 * 12 + n / 2 % 3 * 4 + n / 6)).collect();
+        let straight: Vec<f64> = (0..24).map(f64::from).collect();
+        assert_eq!(turned(&fortran, &[2, 3, 4]), straight);
+        assert_eq!(turned(&fortran, &[1, 2, 1, 3, 4]), straight);
+        assert_eq!(turned(&[7.0], &[1, 1]), [7.0]);
+    }
+
+    #[test]
+    fn what_is_no_array_of_vectors_is_told_in_words() {
         let data = [0u8; 16];
         for (descr, shape, words) in [
             ("<i8", "(2,)", "its type is `<i8`; expected float16, float32 or float64"),
@@ -153,7 +238,8 @@ mod tests {
             ("<f8", "(4294967296, 4294967296, 4)", "its shape is"),
             ("<f8", "(4294967296, 1, 1)", "it holds 16 bytes"),
             ("<f8", "(3,)", "it holds 16 bytes"),
-            ("<f8", "(2, 2)", "its shape is [2, 2]"),
+            ("<f8", "(3, 2)", "its shape is [3, 2], and it holds 16 bytes"),
+            ("<f8", "(0, 2)", "it holds 16 bytes"),
             ("<f8", "()", "its shape is []"),
             ("<f8", "(-2,)", "tells no shape"),
             ("<f8", "(99999999999999999999999,)", "tells no shape"),
@@ -162,19 +248,31 @@ mod tests {
             ("", "(2,)", "tells no type"),
             ("é", "(2,)", "tells no type"),
         ] {
-            let message = vector(&file(&header(descr, shape), &data)).unwrap_err();
+            let message = read(&file(&header(descr, shape), &data)).unwrap_err().to_string();
             assert!(message.contains(words), "{descr} {shape}: {message}");
         }
         let structured = "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2,), }";
-        assert!(vector(&file(structured, &data)).unwrap_err().contains("structured"));
-        let whole = file(&header("<f8", "(2,)"), &data);
+        assert_eq!(read(&file(structured, &data)), Err(NpyError::Structured));
+        let unordered = "{'descr': '<f8', 'fortran_order': Maybe, 'shape': (2,), }";
+        assert_eq!(read(&file(unordered, &data)), Err(NpyError::Untold { what: "order of its axes" }));
+        assert_eq!(
+            read(&file(&header("<f8", "()"), &data[..8])),
+            Err(NpyError::Vectors(VectorsError::Empty { shape: vec![] }))
+        );
+        assert!(read(&file(&header("<f8", "(0, 2)"), &[])).is_err());
+    }
+
+    #[test]
+    fn cut_files_and_unknown_versions_are_refused() {
+        let whole = file(&header("<f8", "(2,)"), &[0; 16]);
+        assert!(is(&whole));
         for cut in 0..whole.len() {
-            assert!(vector(&whole[..cut]).is_err(), "{cut}");
+            assert!(read(&whole[..cut]).is_err(), "{cut}");
         }
         for major in [0, 4, 255] {
             let mut other = whole.clone();
             other[6] = major;
-            assert!(vector(&other).is_err());
+            assert_eq!(read(&other), Err(NpyError::Header));
         }
     }
 }

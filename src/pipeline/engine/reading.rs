@@ -4,7 +4,7 @@ use ndarray::ArrayD;
 
 use super::{Engine, Fed, Row, RowResult, Session};
 use crate::error::Error;
-use crate::instrument::{Cut, DIRECTION_INPUT, Scope};
+use crate::instrument::{Cut, Scope, direction_input};
 use crate::lm::{Padding, Refusal};
 use crate::onnx::ops::ActivationRounding;
 use crate::onnx::{DataType, Graph};
@@ -113,7 +113,7 @@ const LEFT: f64 = 0.02;
 /// # Errors
 /// If a run fails, or if the ablation misses.
 pub fn check_ablation(engine: &Engine<'_>, session: &mut Session) -> Result<(), Error> {
-    if !session.built.inputs.iter().any(|input| input == DIRECTION_INPUT) {
+    if !session.built.inputs.contains(&direction_input(0)) {
         return Ok(());
     }
     let width = engine.model.lm.d_model();

@@ -8,8 +8,8 @@ use super::super::layers::pattern;
 use super::super::layout::{is_unsafe, shorten};
 use super::super::number::{MISSING, count, score, seconds, setting, significant};
 use super::super::{
-    AdditionResult, CandidateRow, CollectSummary, Discarded, LayerProjection, PerClass, PromptClass, Search,
-    SelectResult,
+    AdditionResult, CandidateRow, CollectSummary, Discarded, LayerProjection, PerClass, PromptClass, Refined,
+    RefinedBy, Search, SelectResult,
 };
 use super::words::or_missing;
 
@@ -96,13 +96,59 @@ fn facts(select: &SelectResult, more: Detail) -> Facts {
         Search::Racing => "what was likely to change the choice",
     };
     let measured = format!("{}: {search}", count(measured, "prompt run"));
-    Facts::default()
+    let mut facts = Facts::default()
         .summary("Direction", place.aside("lambda 1 keeps it clear of true refusal, 0 is the raw vector"))
-        .summary("Validation", validation)
+        .summary("Validation", validation);
+    if let Some(refined) = &select.refined {
+        let after = format!(
+            "refusal score {} pseudo-harmful, {} harmful; harmless KL {}",
+            score(refined.refusal_score),
+            score(refined.harmful_refusal_score),
+            significant(refined.kl),
+        );
+        facts = facts.summary("Method", method(refined)).summary("Validation of the method", after);
+    }
+    facts
         .at(more, "Kept", kept)
         .at(more, "Refusal tokens", tokens)
         .at(more, "Procedure", procedure)
         .at(more, "Measured", measured)
+}
+
+/// What a further method made of the direction.
+fn method(refined: &Refined) -> Text {
+    let cosines: Vec<String> = refined.cosines.iter().map(|cosine| significant(*cosine)).collect();
+    let beside = match cosines.as_slice() {
+        [one] => format!("cosine {one} with the selected direction"),
+        all => format!("cosines {} with the selected direction", all.join(", ")),
+    };
+    let sizes = |of: &[usize]| of.iter().map(usize::to_string).collect::<Vec<_>>().join(" + ");
+    let name = |name: &str| Text::of(Look::Code, name);
+    match &refined.by {
+        RefinedBy::Groups { pseudo_harmful, harmful } => {
+            name(&format!("rank:{}", refined.cosines.len())).then(format!(
+                ": {} of groups of {} pseudo-harmful prompts, freed of true refusal in groups of {}; {beside}",
+                count(refined.cosines.len(), "direction"),
+                sizes(pseudo_harmful),
+                sizes(harmful),
+            ))
+        }
+        RefinedBy::Abilities { abilities } => {
+            name("sra").then(format!(": without what {} have of it; {beside}", abilities.join(", ")))
+        }
+        RefinedBy::Affine => name("ace").then(": the component of the harmless mean is put back at every layer"),
+        RefinedBy::Layers { groups } => {
+            let of = |ablated: bool| {
+                let layers = groups.iter().filter(|group| group.ablated == ablated);
+                layers.map(|group| format!("{} to {}", group.first, group.last)).collect::<Vec<_>>().join(", ")
+            };
+            let left_out = of(false);
+            match left_out.is_empty() {
+                true => name("layers").then(": every layer matters"),
+                false => name("layers").then(format!(": ablated at layers {}, not at {left_out}", of(true))),
+            }
+        }
+    }
 }
 
 fn is_selected(select: &SelectResult, candidate: &CandidateRow) -> bool {

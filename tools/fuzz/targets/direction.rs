@@ -10,8 +10,10 @@ fuzz_target!(|data: &[u8]| {
     let path = write("direction/d.bin", data);
     if let Ok(edit) = direction_file::load(&path) {
         if let Some(ablation) = edit.ablation() {
-            assert!((norm(ablation.unit()) - 1.0).abs() < 1e-9);
-            assert!(ablation.strength() > 0.0 && ablation.strength() <= 1.0);
+            for one in ablation.vectors() {
+                assert!((norm(one.unit()) - 1.0).abs() < 1e-9);
+                assert!(one.strength() > 0.0 && one.strength() <= 1.0);
+            }
         }
         for term in edit.gates() {
             assert!(term.layer() >= 1 && (1..=4).contains(&term.factors().len()));

@@ -1,0 +1,77 @@
+//! What a further method made of the selected direction.
+
+use serde::{Deserialize, Serialize};
+
+/// What a further method made of the selected direction, and what it came to on validation prompts.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Refined {
+    /// The method, and what it did.
+    #[serde(flatten)]
+    pub by: RefinedBy,
+    /// Cosine of each direction that is ablated with the selected one; `None` where it is no number.
+    pub cosines: Vec<Option<f64>>,
+    /// Mean refusal score on pseudo-harmful val, in nats.
+    pub refusal_score: f64,
+    /// Mean refusal score on harmful val, in nats.
+    pub harmful_refusal_score: f64,
+    /// Mean harmless `KL(base || edited)` at the first response position, in nats.
+    pub kl: f64,
+}
+
+/// A method that starts from the selected direction.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(tag = "method", rename_all = "snake_case")]
+pub enum RefinedBy {
+    /// `rank:K`: a direction for each group of pseudo-harmful prompts.
+    #[serde(rename = "rank")]
+    Groups {
+        /// Refused pseudo-harmful train prompts of each group, the largest first.
+        pseudo_harmful: Vec<usize>,
+        /// Refused harmful train prompts of each group whose true refusal the directions are freed of.
+        harmful: Vec<usize>,
+    },
+    /// `sra`: the direction loses what abilities have of it.
+    #[serde(rename = "sra")]
+    Abilities {
+        /// The abilities.
+        abilities: Vec<String>,
+    },
+    /// `ace`: the harmless mean's component is put back.
+    #[default]
+    #[serde(rename = "ace")]
+    Affine,
+    /// `layers`: only writes of layers that matter are ablated.
+    Layers {
+        /// The groups of layers that were looked at.
+        groups: Vec<LayerGroup>,
+    },
+}
+
+/// Neighbouring layers, and what leaving them out costs.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct LayerGroup {
+    /// The first layer.
+    pub first: usize,
+    /// The last layer.
+    pub last: usize,
+    /// Mean refusal score on pseudo-harmful val with the writes of all other layers ablated, in nats.
+    pub without: f64,
+    /// Whether its writes are ablated.
+    pub ablated: bool,
+}
+
+impl RefinedBy {
+    /// The name of the method, as `--method` takes it; `rank` without its number.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Groups { .. } => "rank",
+            Self::Abilities { .. } => "sra",
+            Self::Affine => "ace",
+            Self::Layers { .. } => "layers",
+        }
+    }
+}

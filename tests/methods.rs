@@ -1,0 +1,294 @@
+//! `--method rank:K`, `sra`, `ace` and `layers`: what each finds is computed again in plain float64, baked, and proved.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use common::{fixture, json, lancet, onnx_runtime, onnxruntime_library};
+use lancet::chat::{Chat, ChatOptions};
+use lancet::edit::{Ablation, Edit};
+use lancet::instrument::Request;
+use lancet::lm::ResidPoint;
+use lancet::method::prompts::{PromptClass, abilities};
+use lancet::pipeline::collect::{Activations, encode};
+use lancet::pipeline::engine::{Engine, Row};
+use lancet::pipeline::{Opened, direction_file, pad_token};
+use lancet::runtime::session::{Device, Runtime};
+use serde_json::Value;
+
+/// Activations of the bundled chat model, and what each method makes of them.
+struct Selected {
+    folder: tempfile::TempDir,
+}
+
+impl Selected {
+    fn new() -> Self {
+        onnx_runtime();
+        let folder = tempfile::tempdir().unwrap();
+        let mut collect = lancet();
+        collect.arg("collect").arg(fixture("chat")).arg("--prompts").arg(fixture("chat/prompts")).args([
+            "--n-train",
+            "48",
+            "--n-val",
+            "12",
+            "--n-test",
+            "8",
+        ]);
+        collect.arg("-o").arg(folder.path().join("acts")).assert().success();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The result of `select`, and the edit in its file.
+    fn select(&self, method: &str) -> (Value, Edit) {
+        self.select_with(method, method, &[])
+    }
+
+    fn select_with(&self, method: &str, file: &str, extra: &[&str]) -> (Value, Edit) {
+        let mut command = lancet();
+        command.arg("select").arg(fixture("chat")).arg("--activations").arg(self.path("acts")).args(extra);
+        let result = json(command.args(["--json", "--method", method, "-o"]).arg(self.path(file)), 0);
+        (result, direction_file::load(&self.path(file)).unwrap())
+    }
+
+    fn activations(&self) -> Activations {
+        Activations::load(&self.path("acts")).unwrap()
+    }
+
+    /// Bakes what a method found; the proof holds for it and for no other method's edit.
+    fn bakes(&self, method: &str, other: &str) {
+        let out = self.path(&format!("out-{method}"));
+        let mut bake = lancet();
+        bake.arg("bake").arg(fixture("chat")).arg("--direction").arg(self.path(method)).arg("-o").arg(&out);
+        bake.assert().success();
+        let verify = |direction: &str, code: i32| {
+            let mut command = lancet();
+            command.arg("verify").arg(fixture("chat")).arg(&out).arg("--json");
+            json(command.arg("--direction").arg(self.path(direction)), code)
+        };
+        let proved = verify(method, 0);
+        assert_eq!(proved["shared"]["passed"], true, "{method}");
+        assert_eq!(verify(other, 1)["shared"]["passed"], false, "{method} beside {other}");
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn minus(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a - b).collect()
+}
+
+fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+fn place(result: &Value) -> (i64, usize) {
+    let selected = &result["selected"];
+    (selected["position"].as_i64().unwrap(), usize::try_from(selected["layer"].as_u64().unwrap()).unwrap())
+}
+
+fn units(edit: &Edit) -> Vec<Vec<f64>> {
+    edit.ablation().unwrap().vectors().iter().map(|one| one.unit().to_vec()).collect()
+}
+
+/// The mean of `resid_pre` of some prompts at a place, computed by a session of its own.
+fn mean_of(engine: &Engine<'_>, prompts: &[Vec<u32>], (position, layer): (i64, usize)) -> Vec<f64> {
+    let width = engine.model.lm.d_model();
+    let back = usize::try_from(-position).unwrap();
+    let request = Request { probes: vec![(layer, ResidPoint::Pre)], last_positions: back, ..Request::default() };
+    let mut session = engine.session(request).unwrap();
+    let mut sum = vec![0.0; width];
+    for tokens in prompts {
+        engine
+            .visit(&mut session, &[Row { tokens, direction: 0 }], &[], |found| {
+                let x = &found.probes[0][found.probes[0].len() - back * width..][..width];
+                sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += f64::from(*x));
+                Ok(())
+            })
+            .unwrap();
+    }
+    sum.iter().map(|sum| sum / prompts.len() as f64).collect()
+}
+
+/// Solves `A x = b` by Gaussian elimination with pivots.
+fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<f64>) -> Vec<f64> {
+    let n = b.len();
+    for column in 0..n {
+        let pivot = (column..n).max_by(|i, j| a[*i][column].abs().total_cmp(&a[*j][column].abs())).unwrap();
+        a.swap(column, pivot);
+        b.swap(column, pivot);
+        for row in column + 1..n {
+            let share = a[row][column] / a[column][column];
+            let above = a[column].clone();
+            a[row].iter_mut().zip(&above).for_each(|(x, y)| *x -= share * y);
+            b[row] -= share * b[column];
+        }
+    }
+    for row in (0..n).rev() {
+        let known: f64 = (row + 1..n).map(|at| a[row][at] * b[at]).sum();
+        b[row] = (b[row] - known) / a[row][row];
+    }
+    b
+}
+
+#[test]
+fn each_method_finds_what_its_equation_says() {
+    let selected = Selected::new();
+    let activations = selected.activations();
+    let (published, wang) = selected.select("wang");
+    let at = place(&published);
+    let mean = |class: PromptClass, layer: usize| activations.of(class).mean(at.0, layer);
+    let harmless = mean(PromptClass::Harmless, at.1);
+    let w = minus(&mean(PromptClass::PseudoHarmful, at.1), &harmless);
+    let r = minus(&mean(PromptClass::Harmful, at.1), &harmless);
+    let unit = &units(&wang)[0];
+    assert!(published["refined"].is_null());
+
+    // one group is the published direction
+    let (one, edit) = selected.select("rank:1");
+    assert_eq!(place(&one), at);
+    assert!(cosine(&units(&edit)[0], unit) > 1.0 - 1e-9);
+    assert_eq!(one["refined"]["pseudo_harmful"][0], published["kept"]["pseudo_harmful"]);
+
+    // several groups: orthonormal, and clear of true refusal
+    let (three, edit) = selected.select("rank:3");
+    let basis = units(&edit);
+    assert_eq!(basis.len(), 3);
+    assert_eq!(three["refined"]["cosines"].as_array().unwrap().len(), 3);
+    for (i, a) in basis.iter().enumerate() {
+        assert!(cosine(a, &r).abs() < 1e-5, "{}", cosine(a, &r));
+        for (j, b) in basis.iter().enumerate() {
+            assert!((dot(a, b) - f64::from(u8::from(i == j))).abs() < 1e-6);
+        }
+    }
+    // with lambda 0 nothing is freed, and the span holds the difference of the means of all prompts together
+    let (raw, edit) = selected.select_with("rank:3", "raw", &["--lambda", "0"]);
+    let at_raw = place(&raw);
+    let of = |class: PromptClass| activations.of(class).mean(at_raw.0, at_raw.1);
+    let whole = minus(&of(PromptClass::PseudoHarmful), &of(PromptClass::Harmless));
+    let within: f64 = units(&edit).iter().map(|q| dot(q, &whole).powi(2)).sum();
+    assert!((within / dot(&whole, &whole) - 1.0).abs() < 1e-5, "{within}");
+
+    // the harmless mean's component at every layer
+    let (_, edit) = selected.select("ace");
+    assert_eq!(units(&edit), units(&wang));
+    let n_layers = activations.of(PromptClass::Harmless).shape().1;
+    let mut component = 0.0;
+    for layer in 1..n_layers {
+        let added = edit.additions().iter().filter(|one| one.layer == layer);
+        component += added.map(|one| dot(&one.scaled(), unit)).sum::<f64>();
+        let wanted = dot(&mean(PromptClass::Harmless, layer), unit);
+        assert!((component - wanted).abs() < 1e-5 * (1.0 + wanted.abs()), "layer {layer}: {component} for {wanted}");
+    }
+    assert!(edit.additions().iter().all(|one| cosine(&one.vector, unit).abs() > 1.0 - 1e-9));
+
+    // what abilities have of the direction, by activations of a session of our own
+    let (sra, edit) = selected.select("sra");
+    let opened = Opened::new(&fixture("chat").join("model.onnx")).unwrap();
+    let model = opened.understand().unwrap();
+    let runtime = Runtime::load(&onnxruntime_library(), Device::Cpu, 1).unwrap();
+    let never = AtomicBool::new(false);
+    let chat = Chat::load(&[&fixture("chat")], ChatOptions::default()).unwrap();
+    let engine =
+        Engine { runtime: &runtime, model: &model, batch: 1, pad: pad_token(&chat), cancelled: &never, steered: None };
+    let atoms: Vec<Vec<f64>> = abilities()
+        .iter()
+        .map(|ability| minus(&mean_of(&engine, &encode(&chat, &ability.prompts).unwrap(), at), &harmless))
+        .collect();
+    let ridge = 0.01 * atoms.iter().map(|atom| dot(atom, atom)).sum::<f64>() / atoms.len() as f64;
+    let gram = |i: usize, j: usize| dot(&atoms[i], &atoms[j]) + if i == j { ridge } else { 0.0 };
+    let n = atoms.len();
+    let weights = solve(
+        (0..n).map(|i| (0..n).map(|j| gram(i, j)).collect()).collect(),
+        atoms.iter().map(|atom| dot(atom, &w)).collect(),
+    );
+    let mut left = w.clone();
+    for (atom, weight) in atoms.iter().zip(weights) {
+        left.iter_mut().zip(atom).for_each(|(left, atom)| *left -= weight * atom);
+    }
+    let along = dot(&left, &r) / dot(&r, &r);
+    left.iter_mut().zip(&r).for_each(|(left, r)| *left -= along * r);
+    assert!(cosine(&units(&edit)[0], &left) > 1.0 - 1e-8, "{}", cosine(&units(&edit)[0], &left));
+    assert!(cosine(&left, unit) < 1.0 - 1e-4, "the abilities take something off: {}", cosine(&left, unit));
+    assert_eq!(sra["refined"]["abilities"].as_array().unwrap().len(), 5);
+
+    // layers that leaving out costs more than a twentieth of the effect
+    let (layers, edit) = selected.select("layers");
+    let score = |value: &Value| value.as_f64().unwrap();
+    let (base, all) = (score(&layers["baseline"]["refusal_score"]), score(&layers["selected"]["refusal_score"]));
+    let groups = layers["refined"]["groups"].as_array().unwrap();
+    let mut kept: Vec<usize> = Vec::new();
+    for group in groups {
+        let matters = score(&group["without"]) - all > 0.05 * (base - all);
+        assert_eq!(group["ablated"], matters, "{group}");
+        let of = |key: &str| usize::try_from(group[key].as_u64().unwrap()).unwrap();
+        kept.extend((of("first")..=of("last")).filter(|_| matters));
+    }
+    let writes = edit.ablation().map(Ablation::writes).unwrap();
+    assert!(!kept.is_empty() && kept.len() < n_layers, "{kept:?}");
+    assert_eq!(writes.layers.as_ref().unwrap().iter().copied().collect::<Vec<_>>(), kept);
+    assert_eq!(units(&edit), units(&wang));
+
+    selected.bakes("rank:3", "rank:1");
+    selected.bakes("ace", "wang");
+    selected.bakes("layers", "wang");
+    assert_eq!(names(&selected.path("out-layers")), names(&fixture("chat")));
+}
+
+/// The model files of a folder.
+fn names(folder: &Path) -> Vec<String> {
+    let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = files.filter(|name| name.ends_with(".onnx")).collect();
+    names.sort();
+    names
+}
+
+/// The whole job with such a method: published under the guard, told in the report, and found again by `verify`.
+#[test]
+fn a_run_with_a_further_method_is_told_and_proved() {
+    onnx_runtime();
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let mut run = lancet();
+    run.arg("run").arg(fixture("chat")).arg("-o").arg(&out).args(["--json", "--method", "rank:2"]);
+    run.arg("--prompts").arg(fixture("chat/prompts"));
+    run.args(["--n-train", "48", "--n-val", "12", "--no-cost", "--kl-positions", "1"]);
+    run.args(["--wrapped-prompts", "0", "--max-new-tokens", "12"]);
+    let result = json(&mut run, 0);
+    assert_eq!(result["shared"]["published"], true);
+    let refined = &result["shared"]["select"]["refined"];
+    assert_eq!((&refined["method"], refined["cosines"].as_array().unwrap().len()), (&Value::from("rank"), 2));
+    let page = std::fs::read_to_string(out.join("lancet.html")).unwrap();
+    assert!(page.contains("rank:2"), "the report tells the method");
+    let mut verify = lancet();
+    verify
+        .arg("verify")
+        .arg(fixture("chat"))
+        .arg(&out)
+        .arg("--direction")
+        .arg(out.join("lancet.direction.safetensors"));
+    verify.assert().success();
+}
+
+#[test]
+fn a_method_that_there_is_not_is_refused() {
+    for name in ["rank", "rank:0", "rank:17", "rank:x", "svd"] {
+        let output = lancet().arg("run").arg(fixture("chat")).args(["-o", "x", "--method", name]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(told.contains("rank:K") && told.contains("layers"), "{told}");
+    }
+    for extra in [&["--paper"][..], &["--add", "1"], &["--sweep", "0.5"]] {
+        let mut run = lancet();
+        run.arg("run").arg(fixture("chat")).args(["-o", "x", "--method", "ace"]).args(extra);
+        let output = run.output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{extra:?}");
+        assert!(String::from_utf8(output.stderr).unwrap().contains("--method wang"), "{extra:?}");
+    }
+}
