@@ -95,7 +95,6 @@ const CIRCLES: &[&[&str]] = &[
     &["eval::patterns", "eval::text"],
     &["onnx::check", "onnx::flat", "onnx::index", "onnx::ops", "onnx::tensor", "onnx::twins", "onnx::unfuse"],
     &["onnx::constant", "onnx::facts", "onnx::graph", "onnx::shape"],
-    &["pipeline::cross", "pipeline::sweep"],
 ];
 
 /// Lines before the tests of a file.

@@ -40,8 +40,8 @@ Commands:
            and why
   collect  Mean activations and refusal scores a class; continues where it was stopped
   select   Candidate directions, their scores, and the selected one
-  sweep    Several lambdas, strengths and additions on one collection: the trade-off, and which
-           setting is best within the limits
+  compare  Methods and settings on one collection: the trade-off, and which is best within the
+           policy; writes no model
   bake     The rewritten model from a direction; needs no runtime
   verify   Proves the change: bytes, leak, logits against run-time ablation
   eval     Answers, refusal rates and refusal scores of a model

@@ -4,7 +4,7 @@ use lancet::error::Error;
 use lancet::method::select::{Rules, Search};
 use lancet::pipeline::Method;
 use lancet::pipeline::choose_gate::GateRules;
-use lancet::pipeline::search::SearchRules;
+use lancet::pipeline::settings::SearchRules;
 
 use super::args::{MethodArgs, MethodName};
 
@@ -47,9 +47,11 @@ pub fn method(args: &MethodArgs, max_harmful_drop: f64, sweeps: bool) -> Result<
         Some(MethodName::Gate) => Ok(Method::Gate(gates(args, max_harmful_drop))),
         None | Some(MethodName::Auto) => Ok(Method::Auto(SearchRules {
             lambdas: LAMBDAS.to_vec(),
-            strength: 1.0,
+            strengths: vec![1.0],
+            alphas: vec![0.0],
             rules: rules(args, max_harmful_drop),
             gate: Some(gates(args, max_harmful_drop)),
+            refusal: false,
         })),
     }
 }
@@ -71,7 +73,7 @@ pub fn gates_of_select(args: &MethodArgs, max_harmful_drop: f64) -> Result<Optio
 }
 
 /// The rules of gates.
-fn gates(args: &MethodArgs, max_harmful_drop: f64) -> GateRules {
+pub fn gates(args: &MethodArgs, max_harmful_drop: f64) -> GateRules {
     let default = GateRules::default();
     GateRules {
         kl_threshold: args.kl_threshold.min(default.kl_threshold),

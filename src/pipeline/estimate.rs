@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::engine::cost::Workload;
 use super::engine::{Engine, Generation, Observer};
 use super::evaluate::{self, Settings};
-use super::search::SearchRules;
+use super::settings::SearchRules;
 use super::stage::Stage;
 use super::{Method, RunOptions};
 use crate::error::Error;

@@ -79,7 +79,7 @@ fn documents(of: &RunResult) -> Vec<Document> {
         verify(&verified),
     ];
     all.extend((!of.variants.is_empty()).then(|| eval(&evaluated(of))));
-    all.extend(of.shared.sweep.as_ref().map(sweep));
+    all.extend(of.shared.sweep.as_ref().map(compare));
     all.extend(of.shared.found.as_ref().map(|found| match found {
         Found::Select(found) => select(found),
         Found::Gate(found) => select_gate(found),
@@ -222,7 +222,7 @@ fn nothing_panics_on_empty_narrow_or_not_finite() {
     let mut flat = sample::run();
     sample::select(&mut flat).candidates.iter_mut().for_each(|c| (c.refusal_score, c.kl) = (None, Some(0.0)));
     if let Some(sweep) = &mut broken.shared.sweep {
-        sweep.recommended = Some(99);
+        sweep.recommendation = Recommendation::Row { row: 99, reason: WhyBest::OnlyOne, second: None };
     }
     for run in [RunResult::default(), sample::run(), sample::gated(), sample::searched(), everything(), broken, flat] {
         for document in documents(&run) {
@@ -351,7 +351,7 @@ fn never_longer_than_a_comment_may_be() {
         (answer.prompt, answer.before, answer.after) = (long.clone(), long.clone(), long.clone());
     }
     if let Some(sweep) = &mut run.shared.sweep {
-        sweep.reason.clone_from(&long);
+        sweep.rows.iter_mut().for_each(|row| row.name.clone_from(&long));
     }
     let text = super::super::markdown(&run);
     assert!(text.chars().count() <= COMMENT, "{}", text.chars().count());
@@ -729,9 +729,9 @@ fn stages_read_well() {
 }
 
 #[test]
-fn sweep_reads_well() {
+fn a_comparison_reads_well() {
     let found = rich::run().shared.sweep.expect("the rich run has one");
-    insta::assert_snapshot!(plain(&sweep(&found), 92), @r#"
+    insta::assert_snapshot!(plain(&compare(&found), 92), @r#"
       setting            pseudo-harmful  harmful  wrapped  harmless KL  policy
       unchanged                  92.2 %  100.0 %   71.2 %            –  –
       λ 1                        34.4 %  100.0 %   68.9 %      0.00870  passed
