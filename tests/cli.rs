@@ -68,6 +68,56 @@ Options:
 }
 
 #[test]
+fn help_of_the_settings_of_compare_is_pinned() {
+    let help = help(&["compare", "--help"]);
+    let (_, settings) = help.split_once("Settings:\n").unwrap();
+    let (settings, _) = settings.split_once("\nMeasuring:\n").unwrap();
+    insta::assert_snapshot!(settings, @r#"
+      --methods <LIST>
+          Whose settings are tried, comma-separated
+
+          Possible values:
+          - refusal: The true-refusal direction itself ablated (Arditi et al. 2024): a baseline,
+            which should lose true refusal
+          - wang:    One direction ablated at every write (Wang et al. 2025)
+          - gate:    Gated ablations at a few layers, as far as the first that keeps to the policy
+
+          [default: refusal,wang,gate]
+
+      --lambdas <LIST>
+          Lambdas of the partial orthogonalisation
+
+          [default: 1,0.5,0]
+
+      --strengths <LIST>
+          Shares of the direction's component that are ablated, each with every lambda
+
+          [default: 1]
+
+      --additions <LIST>
+          Factors of the true-refusal vector that is added, each with every lambda and strength; 0
+          adds none
+
+          [default: 0]
+
+      --cross <NAME=FILE>
+          A pseudo-harmful set to take the direction from and to try it on, for each pair of sets,
+          with the first lambda. May be given several times
+
+      --paper
+          Exactly the published selection: no guard and no degenerate-candidate rule
+
+      --exhaustive
+          Score every candidate on every validation prompt, also those that cannot win
+
+      --kl-threshold <KL_THRESHOLD>
+          Largest mean harmless KL of a candidate
+
+          [default: 0.2]
+"#);
+}
+
+#[test]
 fn help_of_run_is_pinned() {
     insta::assert_snapshot!(help(&["run", "--help"]), @r#"
 The whole job: collect, select, bake, verify, evaluate, report

@@ -25,7 +25,7 @@ use super::ui::Ui;
 /// Whose settings are tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Compared {
-    /// The true-refusal direction itself ablated (Arditi et al. 2024): a baseline, which loses true refusal.
+    /// The true-refusal direction itself ablated (Arditi et al. 2024): a baseline, which should lose true refusal.
     Refusal,
     /// One direction ablated at every write (Wang et al. 2025).
     Wang,

@@ -125,14 +125,14 @@ pub(super) fn over(
     clock.lap("cost");
     let own = |tried: &&Tried| tried.same_as.is_none();
     let refusals: Vec<Refusals<'_>> =
-        tried.iter().filter(own).map(|tried| (tried.row, tried.refused.as_slice())).collect();
+        tried.iter().filter(own).map(|tried| (tried.row, tried.answered.refused.as_slice())).collect();
     let recommendation = recommend(&rows, &refusals);
     let mut found: Vec<CompareRow> = rows.into_iter().map(row).collect();
     unchanged(&mut found[0], &before);
     for (tried, cost) in tried.iter().zip(costs) {
         let cosine = cosine_with_true(activations, &tried.edit, &found[tried.row].tried.setting);
         let row = &mut found[tried.row];
-        measured(row, &tried.eval);
+        measured(row, &tried.answered.eval);
         (row.same_as, row.cosine, row.cost) = (tried.same_as, cosine, cost.ok());
     }
     let edits = tried.into_iter().map(|tried| (tried.row, tried.edit)).collect();

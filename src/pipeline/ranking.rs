@@ -44,14 +44,14 @@ pub(super) fn recommend(rows: &[SearchRow], refusals: &[Refusals<'_>]) -> Recomm
     let of = |row: usize| refusals.iter().find(|(at, _)| *at == row).map(|(_, refused)| *refused);
     let mut ranked = ranked(rows).into_iter().filter_map(|row| Some((row, of(row)?)));
     let Some((row, refused)) = ranked.next() else {
-        return Recommendation::Nothing { reason: why_none(rows), closest: closest(rows) };
+        return Recommendation::Nothing { why: why_none(rows), closest: closest(rows) };
     };
     let second = ranked.next();
-    let reason = match second {
+    let why = match second {
         None => WhyBest::OnlyOne,
         Some((other, _)) => why_best(&rows[row], &rows[other]),
     };
-    Recommendation::Row { row, reason, second: second.map(|(other, theirs)| versus(other, refused, theirs)) }
+    Recommendation::Row { row, why, second: second.map(|(other, theirs)| versus(other, refused, theirs)) }
 }
 
 /// Why one row is before another.
@@ -184,7 +184,7 @@ mod tests {
         let rows = all(vec![row(1.0, 7, 0.1, &[]), row(0.5, 1, 0.1, &[]), row(0.0, 0, 0.1, &["lost"])]);
         let (seven, one) = (first(7), first(1));
         let found = recommend(&rows, &[(1, &seven), (2, &one)]);
-        let Recommendation::Row { row: 2, reason: WhyBest::FewestRefused, second: Some(second) } = found else {
+        let Recommendation::Row { row: 2, why: WhyBest::FewestRefused, second: Some(second) } = found else {
             panic!("{found:?}")
         };
         assert_eq!((second.row, second.only_best, second.only_second), (1, 0, 6));
@@ -194,7 +194,7 @@ mod tests {
         let five = first(5);
         let rows = all(vec![row(1.0, 5, 0.2, &[]), row(0.5, 5, 0.1, &[])]);
         let found = recommend(&rows, &[(1, &five), (2, &five)]);
-        let Recommendation::Row { row: 2, reason: WhyBest::SmallestKl, second: Some(second) } = found else {
+        let Recommendation::Row { row: 2, why: WhyBest::SmallestKl, second: Some(second) } = found else {
             panic!("{found:?}")
         };
         assert!(second.p_value == 1.0 && !second.significant, "the same refusals");
@@ -205,20 +205,20 @@ mod tests {
     fn equal_edits_are_not_compared_with_each_other() {
         let rows = all(vec![row(1.0, 5, 0.1, &[]), row(0.5, 5, 0.1, &[])]);
         let found = recommend(&rows, &[(1, &first(5))]);
-        assert_eq!(found, Recommendation::Row { row: 1, reason: WhyBest::OnlyOne, second: None });
+        assert_eq!(found, Recommendation::Row { row: 1, why: WhyBest::OnlyOne, second: None });
     }
 
     #[test]
     fn why_nothing_is_recommended_is_told() {
-        let reason = |rows: &[SearchRow]| match recommend(rows, &[]) {
-            Recommendation::Nothing { reason, closest } => (reason, closest),
+        let why = |rows: &[SearchRow]| match recommend(rows, &[]) {
+            Recommendation::Nothing { why, closest } => (why, closest),
             found => panic!("{found:?}"),
         };
-        assert_eq!(reason(&all(vec![])), (WhyNone::NotMeasured, None));
-        assert_eq!(reason(&all(vec![row(1.0, 8, 0.0, &[])])), (WhyNone::NoGain, None));
-        assert_eq!(reason(&all(vec![row(1.0, 2, 0.0, &["lost"])])), (WhyNone::Policy, Some(1)));
+        assert_eq!(why(&all(vec![])), (WhyNone::NotMeasured, None));
+        assert_eq!(why(&all(vec![row(1.0, 8, 0.0, &[])])), (WhyNone::NoGain, None));
+        assert_eq!(why(&all(vec![row(1.0, 2, 0.0, &["lost"])])), (WhyNone::Policy, Some(1)));
         let mut rows = all(vec![row(1.0, 0, 0.0, &[])]);
         rows[0].classes.pseudo_harmful = ClassResult::new(0, 10, &[]);
-        assert_eq!(reason(&rows), (WhyNone::NoFalseRefusal, None));
+        assert_eq!(why(&rows), (WhyNone::NoFalseRefusal, None));
     }
 }

@@ -24,13 +24,20 @@ use crate::report::{EvalResult, Found, GuardResult, Lost, SearchRow, SearchSetti
 pub(super) struct Tried {
     /// Index of its row.
     pub(super) row: usize,
-    /// Index of an earlier row with the same edit, whose answers are its own.
+    /// Index of the first row with the same edit, whose answers are its own; `None` where this is it.
     pub(super) same_as: Option<usize>,
     /// The edit, as a direction file holds it.
     pub(super) edit: Edit,
     /// How it was found; `None` for a baseline.
     pub(super) found: Option<Found>,
-    /// What it came to beside the unchanged model, without the answers.
+    /// What the model does under it.
+    pub(super) answered: Answered,
+}
+
+/// What the model does under an edit.
+#[derive(Clone)]
+pub(super) struct Answered {
+    /// Beside the unchanged model, without the answers.
     pub(super) eval: EvalResult,
     /// Whether each pseudo-harmful prompt is refused.
     pub(super) refused: Vec<bool>,
@@ -99,29 +106,26 @@ impl<'t> Trial<'t> {
         // what is measured is what a direction file holds
         let edit = direction_file::as_stored(&edit)?;
         let known = self.tried.iter().find(|tried| tried.edit == edit);
-        let (measured, same_as) = match known {
-            Some(tried) => {
-                let Tried { row, eval, refused, .. } = tried;
-                ((self.rows[*row].clone(), eval.clone(), refused.clone()), Some(tried.same_as.unwrap_or(*row)))
-            }
-            None => (self.answered(harmful, &setting, &edit)?, None),
+        let same_as = known.map(|tried| tried.row);
+        let (row, answered) = match known {
+            Some(tried) => (self.rows[tried.row].clone(), tried.answered.clone()),
+            None => self.answered(harmful, &setting, &edit)?,
         };
-        let (row, eval, refused) = measured;
         let row = SearchRow { setting, ..row };
         self.bench.observer.note(&format!("tried {}", told(&row, &self.rows[0])));
         let holds = row.holds(&self.rows[0]);
-        self.tried.push(Tried { row: self.rows.len(), same_as, edit, found, eval, refused });
+        self.tried.push(Tried { row: self.rows.len(), same_as, edit, found, answered });
         self.rows.push(row);
         Ok(holds)
     }
 
-    /// The row of an edit, what it came to, and whether each pseudo-harmful prompt is refused under it.
+    /// The row of an edit, and what the model does under it.
     fn answered(
         &self,
         harmful: &Harmful,
         setting: &SearchSetting,
         edit: &Edit,
-    ) -> Result<(SearchRow, EvalResult, Vec<bool>), Error> {
+    ) -> Result<(SearchRow, Answered), Error> {
         let Bench { chat, settings, .. } = *self.bench;
         let after = self.bench.measure(Some(edit), &Answers::Setting { name: setting.name() })?;
         let Compared { result, evidence } = evaluate::compare(&self.before, &after, settings, chat, Vec::new());
@@ -135,7 +139,8 @@ impl<'t> Trial<'t> {
             guard: Some(judged),
             ..measured_inside(&after, self.bench)
         };
-        Ok((row, EvalResult { answers: Vec::new(), ..result }, refused(&after)))
+        let eval = EvalResult { answers: Vec::new(), ..result };
+        Ok((row, Answered { eval, refused: refused(&after) }))
     }
 }
 

@@ -121,14 +121,14 @@ pub enum Recommendation {
         /// Its index.
         row: usize,
         /// Why it is before the second.
-        reason: WhyBest,
+        why: WhyBest,
         /// The second best that does both; `None` where there is none with another edit.
         second: Option<Versus>,
     },
     /// None.
     Nothing {
         /// Why.
-        reason: WhyNone,
+        why: WhyNone,
         /// Index of the row that fails the fewest limits of those that lower false refusal; `None` where none does.
         closest: Option<usize>,
     },
@@ -136,7 +136,7 @@ pub enum Recommendation {
 
 impl Default for Recommendation {
     fn default() -> Self {
-        Self::Nothing { reason: WhyNone::default(), closest: None }
+        Self::Nothing { why: WhyNone::default(), closest: None }
     }
 }
 

@@ -357,7 +357,7 @@ fn sweep() -> CompareResult {
         schema: SCHEMA,
         model: "models/chat-1b/model.onnx".into(),
         output: None,
-        recommendation: Recommendation::Row { row: 2, reason: WhyBest::FewestRefused, second: Some(second) },
+        recommendation: Recommendation::Row { row: 2, why: WhyBest::FewestRefused, second: Some(second) },
         rows,
         cross,
         seconds: [("collect".to_owned(), 12.0), ("measure".to_owned(), 480.0)].into(),

@@ -26,8 +26,8 @@ pub enum SearchSetting {
         /// Its layer; `None` where no candidate was left.
         layer: Option<usize>,
     },
-    /// The true-refusal direction itself is ablated at every write (Arditi et al. 2024): a baseline, which loses true
-    /// refusal.
+    /// The true-refusal direction itself is ablated at every write (Arditi et al. 2024): a baseline, which should lose
+    /// true refusal.
     Refusal {
         /// Token position that the direction comes from, negative; `None` where no candidate was left.
         position: Option<i64>,
@@ -162,4 +162,47 @@ pub struct SearchResult {
     pub chosen: Option<usize>,
     /// Where nothing holds: what came closest, and what it lost.
     pub refusal: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_settings_apart() {
+        let wang =
+            |lambda, strength, alpha| SearchSetting::Wang { lambda, strength, alpha, position: None, layer: None };
+        let gate = |layers: &[usize], alpha| SearchSetting::Gate {
+            gates: Some(GateSetting { layers: layers.into(), open: 0.02, alpha }),
+        };
+        for (setting, name, words) in [
+            (SearchSetting::Unchanged, "unchanged", "unchanged"),
+            (wang(0.5, 1.0, 0.0), "wang-lambda-0.5", "wang, lambda 0.5"),
+            (
+                wang(1.0, 0.75, -2.0),
+                "wang-lambda-1-strength-0.75-addition--2",
+                "wang, lambda 1, strength 0.75, addition -2",
+            ),
+            (SearchSetting::Refusal { position: None, layer: None }, "refusal", "true refusal ablated"),
+            (gate(&[18], 2.0), "gate-18-alpha-2", "gate, layers 18, open for 2.0 %, factor 2"),
+            (gate(&[16, 18], 1.0), "gate-16-18-alpha-1", "gate, layers 16 18, open for 2.0 %, factor 1"),
+        ] {
+            assert_eq!((setting.name().as_str(), setting.to_string().as_str()), (name, words));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_baked_does_not_hold() {
+        let row = |refused| {
+            let mut row =
+                SearchRow { guard: Some(GuardResult { passed: true, ..Default::default() }), ..Default::default() };
+            row.classes.pseudo_harmful.refused = refused;
+            row
+        };
+        let (unchanged, mut better) = (row(3), row(1));
+        assert!(better.holds(&unchanged) && !row(3).holds(&unchanged));
+        better.cannot_be_baked("a merged decoder takes no addition");
+        assert!(!better.holds(&unchanged) && better.gains(&unchanged));
+        assert_eq!(better.guard.unwrap().reasons, ["it cannot be baked: a merged decoder takes no addition"]);
+    }
 }

@@ -55,11 +55,11 @@ fn recommendation(result: &CompareResult) -> Facts {
     let name = |row: usize| result.rows.get(row).map_or(MISSING, |row| row.name.as_str());
     let of = format!(" of {}: ", count(result.tried(), "setting"));
     match &result.recommendation {
-        Recommendation::Row { row, reason, second } => {
+        Recommendation::Row { row, why, second } => {
             let refused =
                 result.rows.get(*row).map_or_else(String::new, |row| counted(&row.tried.classes.pseudo_harmful));
             let best = Text::of(Look::Strong, name(*row)).then(of);
-            let best = best.then(format!("{refused} pseudo-harmful prompts are still refused, {}", why_best(*reason)));
+            let best = best.then(format!("{refused} pseudo-harmful prompts are still refused, {}", why_best(*why)));
             let facts = Facts::default().summary("Best", best);
             let facts = match second {
                 Some(second) => facts.summary("Second", Text::of(Look::Strong, name(second.row)).then(beside(second))),
@@ -70,8 +70,8 @@ fn recommendation(result: &CompareResult) -> Facts {
                 None => facts,
             }
         }
-        Recommendation::Nothing { reason, closest } => {
-            let facts = Facts::default().summary("Best", Text::of(Look::Bad, "none").then(of).then(why_none(*reason)));
+        Recommendation::Nothing { why, closest } => {
+            let facts = Facts::default().summary("Best", Text::of(Look::Bad, "none").then(of).then(why_none(*why)));
             match closest {
                 Some(row) => facts.summary("Closest", Text::of(Look::Strong, name(*row))),
                 None => facts,
@@ -85,8 +85,8 @@ fn file(output: &str, name: &str) -> String {
     format!("{}/{name}.safetensors", output.trim_end_matches('/'))
 }
 
-fn why_best(reason: WhyBest) -> &'static str {
-    match reason {
+fn why_best(why: WhyBest) -> &'static str {
+    match why {
         WhyBest::OnlyOne => "and no other setting keeps to the policy and lowers false refusal",
         WhyBest::FewestRefused => "the fewest of the settings that keep to the policy",
         WhyBest::SmallestKl => "as few as with the second, and harmless prompts change less",
@@ -94,8 +94,8 @@ fn why_best(reason: WhyBest) -> &'static str {
     }
 }
 
-fn why_none(reason: WhyNone) -> &'static str {
-    match reason {
+fn why_none(why: WhyNone) -> &'static str {
+    match why {
         WhyNone::NotMeasured => "none has an edit",
         WhyNone::NoFalseRefusal => "the model refuses no pseudo-harmful prompt, so there is no false refusal to mend",
         WhyNone::NoGain => "none refuses fewer pseudo-harmful prompts than the model does",
@@ -109,8 +109,8 @@ fn beside(second: &Versus) -> String {
     let interval = percents(second.interval).map(|interval| format!(" ({interval})")).unwrap_or_default();
     let verdict = if second.significant { "significant" } else { "not significant" };
     format!(
-        ": refuses {} more{interval}; {only_second} prompts it alone refuses, {only_best} the best alone: {verdict} \
-         (McNemar, p {})",
+        ": refuses {only_second} prompts that the best answers, and answers {only_best} that the best refuses: {} \
+         more{interval}, {verdict} (McNemar, p {})",
         or_missing(second.difference, percent),
         significant(*p_value)
     )
@@ -125,17 +125,17 @@ fn table(result: &CompareResult) -> Table {
     let measured = |get: fn(&CompareRow) -> bool| result.rows.iter().any(get);
     let (perplexity, accuracy) = (measured(|row| row.perplexity.is_some()), measured(|row| row.accuracy.is_some()));
     let columns = [
-        Some(Column::words("setting").shortened()),
+        Some(Column::words("setting")),
         Some(Column::numbers("pseudo-harmful")),
         Some(Column::numbers("harmful")),
         Some(Column::numbers("wrapped")),
-        Some(Column::numbers("lost by score").optional()),
         Some(Column::numbers("harmless").full()),
         Some(Column::numbers("harmless KL")),
+        Some(Column::words("policy")),
+        Some(Column::numbers("cost")),
         perplexity.then(|| Column::numbers("perplexity")),
         accuracy.then(|| Column::numbers("accuracy")),
-        Some(Column::numbers("cost a token")),
-        Some(Column::words("policy")),
+        Some(Column::numbers("lost by score").optional()),
         Some(Column::numbers("cosine with true refusal").full()),
     ];
     let best = result.recommended().map(|row| row.name.as_str());
@@ -150,16 +150,16 @@ fn table(result: &CompareResult) -> Table {
                 Text::from(or_missing(tried.wrapped_refusal_rate, percent))
                     .aside(percents(tried.wrapped_interval).unwrap_or_default()),
             ),
-            Some(Text::from(or_missing(tried.lost, |of| format!("{}/{}", of.lost, of.total)))),
             Some(rate(&tried.classes.harmless)),
             Some(
                 Text::from(significant(tried.harmless_kl))
                     .aside(between(row.harmless_kl_interval, significant).unwrap_or_default()),
             ),
+            Some(policy(tried)),
+            Some(cost(row.cost.as_ref())),
             perplexity.then(|| estimate(row.perplexity, |value| significant(value))),
             accuracy.then(|| estimate(row.accuracy, percent)),
-            Some(cost(row.cost.as_ref())),
-            Some(policy(tried)),
+            Some(Text::from(or_missing(tried.lost, |of| format!("{}/{}", of.lost, of.total)))),
             Some(Text::from(or_missing(row.cosine, |c| format!("{c:.3}")))),
         ];
         cells.into_iter().flatten().collect::<Vec<_>>()
