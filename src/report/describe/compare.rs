@@ -157,7 +157,7 @@ fn table(result: &CompareResult) -> Table {
             ),
             Some(policy(tried)),
             Some(cost(row.cost.as_ref())),
-            perplexity.then(|| estimate(row.perplexity, |value| significant(value))),
+            perplexity.then(|| estimate(row.perplexity, significant)),
             accuracy.then(|| estimate(row.accuracy, percent)),
             Some(Text::from(or_missing(tried.lost, |of| format!("{}/{}", of.lost, of.total)))),
             Some(Text::from(or_missing(row.cosine, |c| format!("{c:.3}")))),
