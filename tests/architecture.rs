@@ -54,6 +54,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "lm::WriterKind",
             "method::classes",
             "method::layers::LayerProjection",
+            "method::refine::Refinement",
             "method::select::Discarded",
             "method::select::Search",
             "runtime::Sampling",
@@ -95,7 +96,6 @@ const CIRCLES: &[&[&str]] = &[
     &["eval::patterns", "eval::text"],
     &["onnx::check", "onnx::flat", "onnx::index", "onnx::ops", "onnx::tensor", "onnx::twins", "onnx::unfuse"],
     &["onnx::constant", "onnx::facts", "onnx::graph", "onnx::shape"],
-    &["pipeline::cross", "pipeline::sweep"],
 ];
 
 /// Lines before the tests of a file.

@@ -40,8 +40,8 @@ Commands:
            and why
   collect  Mean activations and refusal scores a class; continues where it was stopped
   select   Candidate directions, their scores, and the selected one
-  sweep    Several lambdas, strengths and additions on one collection: the trade-off, and which
-           setting is best within the limits
+  compare  Methods and settings on one collection: the trade-off, and which is best within the
+           policy; writes no model
   bake     The rewritten model from a direction; needs no runtime
   verify   Proves the change: bytes, leak, logits against run-time ablation
   eval     Answers, refusal rates and refusal scores of a model
@@ -64,6 +64,65 @@ Options:
 
   -V, --version
           Print version
+"#);
+}
+
+#[test]
+fn help_of_the_settings_of_compare_is_pinned() {
+    let help = help(&["compare", "--help"]);
+    let (_, settings) = help.split_once("Settings:\n").unwrap();
+    let (settings, _) = settings.split_once("\nMeasuring:\n").unwrap();
+    insta::assert_snapshot!(settings, @r#"
+      --methods <LIST>
+          Whose settings are tried, comma-separated
+
+          Possible values:
+          - refusal: The true-refusal direction itself ablated (Arditi et al. 2024): a baseline,
+            which should lose true refusal
+          - wang:    One direction ablated at every write (Wang et al. 2025)
+          - rank:    A direction for each of some groups of pseudo-harmful prompts (`--ranks`)
+          - sra:     The direction without what abilities have of it
+          - ace:     The harmless mean's component put back
+          - layers:  Only writes of layers that matter ablated
+          - gate:    Gated ablations at a few layers, as far as the first that keeps to the policy
+
+          [default: refusal,wang,rank,sra,ace,layers,gate]
+
+      --ranks <LIST>
+          Numbers of groups of the method `rank`
+
+          [default: 2]
+
+      --lambdas <LIST>
+          Lambdas of the partial orthogonalisation
+
+          [default: 1,0.5,0]
+
+      --strengths <LIST>
+          Shares of the direction's component that are ablated, each with every lambda
+
+          [default: 1]
+
+      --additions <LIST>
+          Factors of the true-refusal vector that is added, each with every lambda and strength; 0
+          adds none
+
+          [default: 0]
+
+      --cross <NAME=FILE>
+          A pseudo-harmful set to take the direction from and to try it on, for each pair of sets,
+          with the first lambda. May be given several times
+
+      --paper
+          Exactly the published selection: no guard and no degenerate-candidate rule
+
+      --exhaustive
+          Score every candidate on every validation prompt, also those that cannot win
+
+      --kl-threshold <KL_THRESHOLD>
+          Largest mean harmless KL of a candidate
+
+          [default: 0.2]
 "#);
 }
 
@@ -245,7 +304,7 @@ Method:
           How the edit is found (docs/methods.md). If not given: `auto` for `run` and `demo`, `wang`
           for `select` and wherever `--lambda`, `--strength`, `--add`, `--paper`, `--exhaustive` or
           `--sweep` pin a setting of it
-          
+
           Possible values:
           - auto: Settings of wang and gate are tried on validation prompts, and the best within the
           policy is taken
@@ -256,7 +315,7 @@ Method:
           - layers: Only writes of layers that matter are ablated
           - gate: Refusal is taken off at a few layers, where a gate tells that the prompt only
           looks harmful
-          
+
           [alias: --setting]
 
       --lambda <LAMBDA>

@@ -376,7 +376,9 @@ fn what_needs_one_model_lists_them() {
     let sandbox = two();
     fs::write(sandbox.path("pkg/model.onnx"), fs::read(fixture("chat").join("model.onnx")).unwrap()).unwrap();
     let words = ["`model.onnx`, `onnx/model.onnx`, `onnx/model_fp16.onnx`", "--variant NAME"];
-    for arguments in [&["run", "pkg", "-o", "out"][..], &["collect", "pkg", "-o", "acts"], &["sweep", "pkg"]] {
+    for arguments in
+        [&["run", "pkg", "-o", "out"][..], &["collect", "pkg", "-o", "acts"], &["compare", "pkg", "-o", "tried"]]
+    {
         sandbox.refused(&mut sandbox.lancet(arguments), 2, &words);
     }
     let pick = |name: &str| {

@@ -297,52 +297,6 @@ pub struct CrossSet {
     pub file: PathBuf,
 }
 
-/// `sweep`.
-#[derive(Debug, Args)]
-pub struct SweepArgs {
-    /// An `.onnx` file, or a folder that holds one.
-    pub model: PathBuf,
-    /// New folder for `sweep.json` and a direction file a setting, which `bake` takes.
-    #[arg(short, long, value_name = "DIR")]
-    pub output: Option<PathBuf>,
-    #[command(flatten)]
-    pub variant: VariantArgs,
-    /// Lambdas of the partial orthogonalisation, comma-separated.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0,0.25,0.5,0.75,1", value_parser = unit_interval)]
-    pub lambda: Vec<f64>,
-    /// Shares of the direction's component that are ablated.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1", value_parser = above_zero)]
-    pub strength: Vec<f64>,
-    /// Factors of the true-refusal vector that is added; 0 adds none.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0", value_parser = finite, allow_negative_numbers = true)]
-    pub add: Vec<f64>,
-    /// A pseudo-harmful set to take the direction from and to try it on, for each pair of sets, with the first lambda. May be
-    /// given several times.
-    #[arg(long, value_name = "NAME=FILE", value_parser = cross_set)]
-    pub cross: Vec<CrossSet>,
-    /// Exactly the published selection: no guard and no degenerate-candidate rule.
-    #[arg(long)]
-    pub paper: bool,
-    /// Score every candidate on every validation prompt, also those that cannot win.
-    #[arg(long)]
-    pub exhaustive: bool,
-    /// Largest mean harmless KL of a candidate.
-    #[arg(long, default_value_t = 0.2, value_parser = non_negative)]
-    pub kl_threshold: f64,
-    #[command(flatten)]
-    pub measuring: MeasuringArgs,
-    #[command(flatten)]
-    pub tokens: TokenArgs,
-    #[command(flatten)]
-    pub prompts: PromptArgs,
-    #[command(flatten)]
-    pub guard: GuardArgs,
-    #[command(flatten)]
-    pub chat: ChatArgs,
-    #[command(flatten)]
-    pub runtime: RuntimeOptions,
-}
-
 /// `bake`.
 #[derive(Debug, Args)]
 pub struct BakeArgs {
@@ -538,7 +492,7 @@ pub fn unit_interval(text: &str) -> Result<f64, String> {
     }
 }
 
-fn cross_set(text: &str) -> Result<CrossSet, String> {
+pub fn cross_set(text: &str) -> Result<CrossSet, String> {
     match text.split_once('=') {
         Some((name, file)) if !name.is_empty() && !file.is_empty() => {
             Ok(CrossSet { name: name.to_string(), file: PathBuf::from(file) })
@@ -547,14 +501,14 @@ fn cross_set(text: &str) -> Result<CrossSet, String> {
     }
 }
 
-fn above_zero(text: &str) -> Result<f64, String> {
+pub fn above_zero(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
         _ => Err("expected a number above 0, at most 1".into()),
     }
 }
 
-fn finite(text: &str) -> Result<f64, String> {
+pub fn finite(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() => Ok(value),
         _ => Err("expected a number".into()),

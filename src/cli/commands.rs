@@ -179,10 +179,7 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Ending> {
     let running = running(context, &runtime, &chat, &prompts, args.runtime.batch_size);
     let result = pipeline::run(&ready, source, &running, options, &context.ui)?;
     if let Some(path) = &args.report {
-        pipeline::write_whole(path, lancet::report::html(&result).as_bytes())?;
-        let json = serde_json::to_vec_pretty(&result)?;
-        pipeline::write_whole(&path.with_extension("json"), &json)?;
-        pipeline::write_whole(&path.with_extension("md"), lancet::report::markdown(&result).as_bytes())?;
+        write_report(path, &lancet::report::html(&result), &lancet::report::markdown(&result), &result)?;
     }
     finish_run(context, &result)
 }
@@ -197,8 +194,16 @@ pub fn finish_run(context: &Context, result: &RunResult) -> anyhow::Result<Endin
     finish(context, result, &result.shared.bake, || describe::run(result))
 }
 
+/// Writes a report as a page, and beside it its Markdown and its result as JSON.
+pub fn write_report(path: &Path, page: &str, markdown: &str, result: &impl Serialize) -> anyhow::Result<()> {
+    pipeline::write_whole(path, page.as_bytes())?;
+    pipeline::write_whole(&path.with_extension("json"), &serde_json::to_vec_pretty(result)?)?;
+    pipeline::write_whole(&path.with_extension("md"), markdown.as_bytes())?;
+    Ok(())
+}
+
 /// Refuses, before the work, a report that would replace what Lancet did not write, or that cannot be written.
-fn check_report(path: &Path) -> Result<(), Error> {
+pub fn check_report(path: &Path) -> Result<(), Error> {
     let (json, markdown) = (path.with_extension("json"), path.with_extension("md"));
     if path == json || path == markdown {
         return Err(Error::usage(
@@ -243,7 +248,7 @@ pub fn finish<S: Serialize>(
 }
 
 /// Prints a result, as JSON or as text.
-fn print<R: Serialize>(context: &Context, result: &R, document: impl FnOnce() -> Document) -> anyhow::Result<()> {
+pub fn print<R: Serialize>(context: &Context, result: &R, document: impl FnOnce() -> Document) -> anyhow::Result<()> {
     match context.json {
         true => ui::print_json(result),
         false => ui::show(&document()),
@@ -434,7 +439,7 @@ fn steered(from: &DirectionArgs, strength: Option<f64>, add: Option<f64>) -> Res
         ([], Some(alpha)) if alpha != 0.0 => {
             return Err(Error::usage(
                 format!("`{}` holds no vector to add", file.display()),
-                "make one with `lancet run --add` or `lancet sweep --add`",
+                "make one with `lancet run --add` or `lancet compare --additions`",
             ));
         }
         _ => {}

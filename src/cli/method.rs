@@ -1,12 +1,11 @@
 //! How the edit is found: what the flags mean.
 
-use lancet::edit::Ablation;
 use lancet::error::Error;
-use lancet::method::refine::Refinement;
+use lancet::method::refine::{Refinement, UnknownRefinement};
 use lancet::method::select::{Rules, Search};
 use lancet::pipeline::Method;
 use lancet::pipeline::choose_gate::GateRules;
-use lancet::pipeline::search::SearchRules;
+use lancet::pipeline::settings::SearchRules;
 
 use super::args::MethodArgs;
 
@@ -27,24 +26,13 @@ impl std::str::FromStr for MethodName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let most = Ablation::MOST_DIRECTIONS;
-        let other = || {
-            format!(
-                "the methods are `auto`, `wang`, `gate`, `rank:K` with K from 1 to {most}, `sra`, `ace` and `layers`"
-            )
-        };
         Ok(match text {
             "auto" => Self::Auto,
             "wang" => Self::Wang,
             "gate" => Self::Gate,
-            "sra" => Self::Refined(Refinement::Abilities),
-            "ace" => Self::Refined(Refinement::Affine),
-            "layers" => Self::Refined(Refinement::Layers),
-            _ => {
-                let count = text.strip_prefix("rank:").and_then(|count| count.parse().ok());
-                let count = count.filter(|count| (1..=most).contains(count)).ok_or_else(other)?;
-                Self::Refined(Refinement::Groups { count })
-            }
+            _ => Self::Refined(
+                text.parse().map_err(|error: UnknownRefinement| format!("{error}, nor `auto`, `wang` or `gate`"))?,
+            ),
         })
     }
 }
@@ -104,9 +92,12 @@ pub fn method(args: &MethodArgs, max_harmful_drop: f64, sweeps: bool) -> Result<
         Some(MethodName::Gate) => Ok(Method::Gate(gates(args, max_harmful_drop))),
         None | Some(MethodName::Auto) => Ok(Method::Auto(SearchRules {
             lambdas: LAMBDAS.to_vec(),
-            strength: 1.0,
+            strengths: vec![1.0],
+            alphas: vec![0.0],
             rules: rules(args, max_harmful_drop),
+            refinements: Vec::new(),
             gate: Some(gates(args, max_harmful_drop)),
+            refusal: false,
         })),
     }
 }
@@ -139,7 +130,7 @@ pub fn of_select(args: &MethodArgs, max_harmful_drop: f64) -> Result<SelectMetho
 }
 
 /// The rules of gates.
-fn gates(args: &MethodArgs, max_harmful_drop: f64) -> GateRules {
+pub fn gates(args: &MethodArgs, max_harmful_drop: f64) -> GateRules {
     let default = GateRules::default();
     GateRules {
         kl_threshold: args.kl_threshold.min(default.kl_threshold),

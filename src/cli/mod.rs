@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod compare;
 mod config;
 mod demo;
 mod interrupt;
@@ -9,7 +10,6 @@ mod measuring;
 mod method;
 mod progress;
 mod runtime;
-mod sweep;
 mod ui;
 
 use std::ffi::OsString;
@@ -19,11 +19,10 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Args, Parser, Subcommand};
 
-use args::{
-    BakeArgs, CollectArgs, DemoArgs, EvalArgs, InspectArgs, RunArgs, RuntimeArgs, SelectArgs, SweepArgs, VerifyArgs,
-};
+use args::{BakeArgs, CollectArgs, DemoArgs, EvalArgs, InspectArgs, RunArgs, RuntimeArgs, SelectArgs, VerifyArgs};
 use commands::Context;
 pub use commands::Ending;
+use compare::CompareArgs;
 pub use interrupt::exit_code;
 pub use ui::print_error;
 
@@ -72,8 +71,8 @@ pub enum Command {
     Collect(CollectArgs),
     /// Candidate directions, their scores, and the selected one.
     Select(SelectArgs),
-    /// Several lambdas, strengths and additions on one collection: the trade-off, and which setting is best within the limits.
-    Sweep(SweepArgs),
+    /// Methods and settings on one collection: the trade-off, and which is best within the policy; writes no model.
+    Compare(CompareArgs),
     /// The rewritten model from a direction; needs no runtime.
     Bake(BakeArgs),
     /// Proves the change: bytes, leak, logits against run-time ablation.
@@ -92,7 +91,7 @@ impl Command {
             Self::Inspect(args) => commands::inspect(context, args),
             Self::Collect(args) => commands::collect(context, args),
             Self::Select(args) => commands::select(context, args),
-            Self::Sweep(args) => sweep::sweep(context, args),
+            Self::Compare(args) => compare::compare(context, args),
             Self::Bake(args) => commands::bake(context, args),
             Self::Verify(args) => commands::verify(context, args),
             Self::Eval(args) => commands::eval(context, args),

@@ -216,15 +216,20 @@ impl Policy {
     /// that they need, wait for the test prompts; so do perplexity and accuracy, which are not measured of every setting.
     #[must_use]
     pub fn for_search(&self) -> Self {
+        self.without_bounds().without(&[Limit::PerplexityRatio, Limit::AccuracyLoss])
+    }
+
+    /// The limits on what was counted alone, which few prompts can keep: no bounds, and no number of prompts that they need.
+    #[must_use]
+    pub fn without_bounds(&self) -> Self {
+        self.without(&[Limit::MinPrompts, Limit::HarmfulDropBound, Limit::WrappedDropBound])
+    }
+
+    /// The same without some limits.
+    fn without(&self, limits: &[Limit]) -> Self {
         let mut policy = self.clone();
-        for limit in [
-            Limit::MinPrompts,
-            Limit::HarmfulDropBound,
-            Limit::WrappedDropBound,
-            Limit::PerplexityRatio,
-            Limit::AccuracyLoss,
-        ] {
-            policy.limits[limit as usize] = (None, false);
+        for limit in limits {
+            policy.limits[*limit as usize] = (None, false);
         }
         policy
     }

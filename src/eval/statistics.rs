@@ -8,6 +8,7 @@
 //!   with no discordant pair and a base rate within (0, 1), method 10 shrinks to a point, whatever the number of
 //!   prompts, while the score bound stays at `z^2 / (n + z^2)`, what Wilson gives for none of `n`. At a
 //!   difference of zero it agrees with McNemar's test.
+//! * Whether a paired drop is more than chance: McNemar's exact test ([`Paired::mcnemar`]).
 //! * A mean, and the mean of paired differences: percentile bootstrap (Efron and Tibshirani, *An Introduction to
 //!   the Bootstrap*, 1993, section 13.3), with a seeded Mersenne Twister, so the same values and seed give the
 //!   same interval on every machine.
@@ -207,6 +208,21 @@ impl Paired {
         let (b, c, n) = (self.lost as f64, self.gained as f64, self.total() as f64);
         // below one half the quantile is negative: a bound under the point serves nobody
         Some(tango_upper(b, c, n, normal_quantile(confidence).max(0.0)))
+    }
+
+    /// Two-sided p value of the hypothesis that losses and gains are equally likely, by McNemar's test with the exact
+    /// binomial distribution: `min(1, 2 P(X <= min(lost, gained)))`, where `X` counts heads of `lost + gained` fair coins
+    /// (McNemar, *Psychometrika* 12, 1947, p. 153). 1 where nothing was lost or gained.
+    pub fn mcnemar(&self) -> f64 {
+        let (n, k) = (self.lost + self.gained, self.lost.min(self.gained));
+        // terms of the distribution as logarithms, since 2^-n underflows
+        let mut term = -(n as f64) * std::f64::consts::LN_2;
+        let mut below = 0.0;
+        for heads in 0..=k {
+            below += term.exp();
+            term += ((n - heads) as f64 / (heads + 1) as f64).ln();
+        }
+        f64::min(2.0 * below, 1.0)
     }
 }
 
@@ -416,6 +432,27 @@ mod tests {
     }
 
     const PINNED: (f64, f64) = (0.2833333333333333, 0.5916666666666666);
+
+    /// Values of `scipy.stats.binomtest(min(b, c), b + c).pvalue`.
+    #[test]
+    fn mcnemar_is_the_exact_binomial_test() {
+        for (lost, gained, expected) in [
+            (0, 0, 1.0),
+            (1, 0, 1.0),
+            (6, 0, 0.03125),
+            (0, 6, 0.03125),
+            (3, 3, 1.0),
+            (12, 2, 0.012939453125),
+            (10, 4, 0.1795654296875),
+        ] {
+            let found = paired(lost, gained, 100).mcnemar();
+            assert!((found - expected).abs() < 1e-12, "{lost} and {gained}: {found}");
+        }
+        // 2^-3000 is no float64
+        assert_eq!(paired(1500, 1500, 3000).mcnemar(), 1.0);
+        let found = paired(1600, 1400, 3000).mcnemar();
+        assert!((0.0002..0.0003).contains(&found), "z is 3.65: {found}");
+    }
 
     proptest! {
         #[test]

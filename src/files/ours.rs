@@ -19,7 +19,9 @@ fn marked(head: &[u8]) -> bool {
     let holds = |word: &str| text.contains(word);
     let html = text.starts_with("<!doctype html>") && holds("<meta name=\"generator\" content=\"Lancet");
     // before schema 3 the result of a run began with `inspect`
-    let json = text.starts_with("{\n  \"schema\": ") && (holds("\n  \"shared\": {") || holds("\n  \"inspect\": {"));
+    let has_key = |key: &str| holds(&format!("\n  \"{key}\": {{"));
+    let json =
+        text.starts_with("{\n  \"schema\": ") && ["shared", "recommendation", "inspect"].into_iter().any(has_key);
     let markdown = text.starts_with("### ") && holds("\n<!-- Lancet -->\n");
     // safetensors: the length of the header, then the header
     let tensors = head.get(8..).is_some_and(|header| header.starts_with(b"{\"__metadata__\":{\"lancet."));
@@ -38,6 +40,7 @@ mod tests {
             ("<!doctype html>\n<html><head><title>mine</title>", false),
             ("{\n  \"schema\": 2,\n  \"inspect\": {\n", true),
             ("{\n  \"schema\": 3,\n  \"shared\": {\n", true),
+            ("{\n  \"schema\": 3,\n  \"model\": \"m\",\n  \"recommendation\": {\n", true),
             ("{\n  \"schema\": 3\n}", false),
             ("### published\n\ntext\n\n<!-- Lancet -->\n", true),
             ("### mine\n", false),

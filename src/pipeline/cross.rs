@@ -1,11 +1,11 @@
 //! Directions of pseudo-harmful sets on one another: from the train part of one set, tried on the test part of another.
 
+use super::bench::Bench;
 use super::choose::Chooser;
 use super::collect::{Activations, encode, is_kept};
 use super::direction_file;
 use super::engine::{Engine, Observer, Row};
 use super::stage::Stage;
-use super::sweep::Bench;
 use crate::chat::Chat;
 use crate::edit::Edit;
 use crate::error::{Error, Kind};
@@ -18,7 +18,7 @@ use crate::method::score::{refusal_score, softmax};
 use crate::method::select::Rules;
 use crate::report::{ClassResult, CrossRow, finite};
 
-/// What the sweep has already, and every set shares.
+/// What is there already, and every set shares.
 pub(super) struct Own<'a> {
     /// Means of the run's own prompts: harmful and harmless hold for every set.
     pub activations: &'a Activations,

@@ -14,7 +14,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use crate::edit::{Ablation, Addition, Direction, Edit, EditError, Factor, GatedTerm, Shape, WriteKind, Writes};
 use crate::error::Error;
 use crate::files;
-use crate::report::{Found, GateResult, SelectResult};
+use crate::report::{Found, GateResult, GateSetting, SearchSetting, SelectResult};
 use vectors::Vectors;
 
 /// What the metadata of a file says of how its edit was found.
@@ -37,11 +37,40 @@ fn origin(found: &Found) -> Vec<(&'static str, String)> {
             ];
             own.into_iter().chain(method).collect()
         }
-        Found::Gate(GateResult { selected, .. }) => vec![
-            ("lancet.method", "gate".to_string()),
-            ("lancet.layers", selected.layers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
-            ("lancet.factor", selected.alpha.to_string()),
-        ],
+        Found::Gate(GateResult { selected, .. }) => origin_of_gates(selected),
+    }
+}
+
+fn origin_of_gates(GateSetting { layers, alpha, .. }: &GateSetting) -> Vec<(&'static str, String)> {
+    vec![
+        ("lancet.method", "gate".to_string()),
+        ("lancet.layers", layers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
+        ("lancet.factor", alpha.to_string()),
+    ]
+}
+
+/// What the metadata of a file says of the setting that its edit is of.
+fn origin_of_setting(setting: &SearchSetting) -> Vec<(&'static str, String)> {
+    let method = |name: &str, position: Option<i64>, layer: Option<usize>| {
+        let place =
+            [("lancet.layer", layer.map(|at| at.to_string())), ("lancet.position", position.map(|at| at.to_string()))];
+        let place = place.into_iter().filter_map(|(key, at)| Some((key, at?)));
+        std::iter::once(("lancet.method", name.to_string())).chain(place).collect::<Vec<_>>()
+    };
+    match setting {
+        SearchSetting::Unchanged | SearchSetting::Gate { gates: None } => Vec::new(),
+        SearchSetting::Gate { gates: Some(gates) } => origin_of_gates(gates),
+        SearchSetting::Refusal { position, layer } => method("refusal", *position, *layer),
+        SearchSetting::Refined { method: how, lambda, position, layer } => {
+            let mut entries = method(&how.to_string(), *position, *layer);
+            entries.push(("lancet.lambda", lambda.to_string()));
+            entries
+        }
+        SearchSetting::Wang { lambda, position, layer, .. } => {
+            let mut entries = method("wang", *position, *layer);
+            entries.push(("lancet.lambda", lambda.to_string()));
+            entries
+        }
     }
 }
 
@@ -54,9 +83,21 @@ fn origin(found: &Found) -> Vec<(&'static str, String)> {
 /// # Errors
 /// If it cannot be written.
 pub fn save(path: &Path, edit: &Edit, found: &Found, model_sha256: &str) -> Result<(), Error> {
+    write(path, edit, origin(found), model_sha256)
+}
+
+/// The same of a setting that was tried.
+///
+/// # Errors
+/// As [`save`].
+pub(super) fn save_setting(path: &Path, edit: &Edit, setting: &SearchSetting, model_sha256: &str) -> Result<(), Error> {
+    write(path, edit, origin_of_setting(setting), model_sha256)
+}
+
+fn write(path: &Path, edit: &Edit, origin: Vec<(&str, String)>, model_sha256: &str) -> Result<(), Error> {
     let own =
         [("lancet.version", env!("CARGO_PKG_VERSION").to_string()), ("lancet.source_sha256", model_sha256.to_string())];
-    let metadata = own.into_iter().chain(origin(found)).map(|(key, value)| (key.to_string(), value)).collect();
+    let metadata = own.into_iter().chain(origin).map(|(key, value)| (key.to_string(), value)).collect();
     super::write_whole(path, &encode(edit, metadata)?)
 }
 

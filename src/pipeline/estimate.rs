@@ -8,7 +8,7 @@ use super::engine::cost::Workload;
 use super::engine::{Engine, Generation, Observer};
 use super::evaluate::{self, Settings};
 use super::refine;
-use super::search::SearchRules;
+use super::settings::SearchRules;
 use super::stage::Stage;
 use super::{Method, RunOptions};
 use crate::error::Error;

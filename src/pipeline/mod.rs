@@ -1,6 +1,7 @@
 //! The whole job, as prose: open, collect, select, bake, verify, evaluate, guard, publish, report.
 
 pub mod add;
+mod bench;
 mod beside;
 mod bytes;
 mod card;
@@ -8,6 +9,7 @@ pub mod check;
 pub mod choose;
 pub mod choose_gate;
 pub mod collect;
+pub mod compare;
 pub mod consumer;
 mod cross;
 pub mod direction_file;
@@ -27,11 +29,13 @@ pub mod package;
 pub mod perplexity;
 pub mod prove;
 mod publish;
+mod ranking;
 pub mod refine;
 pub mod running;
-pub mod search;
+mod search;
+pub mod settings;
 pub mod stage;
-pub mod sweep;
+mod trial;
 pub mod understood;
 pub mod variant;
 mod verdict;
@@ -51,11 +55,12 @@ use crate::method::prompts::{PromptClass, Prompts, Split};
 use crate::method::refine::Refinement;
 use crate::method::select::Rules;
 use crate::report::{
-    AdditionResult, ClassCounts, CollectSummary, Found, Outputs, PackageBake, Provenance, RunResult, RunShared,
-    SearchResult, SelectResult, SweepResult, VariantResult,
+    AdditionResult, ClassCounts, CollectSummary, CompareResult, Found, Outputs, PackageBake, Provenance, RunResult,
+    RunShared, SearchResult, SelectResult, VariantResult,
 };
 use crate::runtime::session::Runtime;
 
+use bench::Bench;
 use choose::Choice;
 use choose_gate::{GateChoice, GateRules};
 use collect::{Activations, RefusalTokens};
@@ -67,8 +72,8 @@ pub use package::{Package, Variant};
 pub use publish::{Ready, preflight};
 use refine::Refiner;
 use running::Running;
-use search::{SearchRules, Searched};
-use sweep::Bench;
+use search::Searched;
+use settings::SearchRules;
 use variant::{BakeJob, Clock, Measuring};
 pub use verdict::verdict;
 pub use write::{check_new_folder, check_place, write_whole};
@@ -168,17 +173,16 @@ pub struct RunOptions<'a> {
 }
 
 impl RunOptions<'_> {
-    /// The further lambdas, as a sweep of its own.
-    fn as_sweep(&self) -> sweep::SweepOptions<'_> {
-        sweep::SweepOptions {
+    /// The further lambdas.
+    fn as_sweep(&self) -> SearchRules {
+        SearchRules {
             lambdas: self.sweep.clone(),
             strengths: vec![self.strength],
             alphas: vec![0.0],
             rules: self.rules,
-            refusal_tokens: self.refusal_tokens.clone(),
-            settings: self.settings.for_sweep(),
-            cross: &[],
-            guard: &self.guard,
+            refinements: Vec::new(),
+            gate: None,
+            refusal: false,
         }
     }
 
@@ -344,7 +348,7 @@ struct FoundEdit {
     found: Option<Found>,
     search: Option<SearchResult>,
     addition: Option<AdditionResult>,
-    sweep: Option<SweepResult>,
+    sweep: Option<CompareResult>,
 }
 
 /// Finds the edit as the method tells.
@@ -363,7 +367,7 @@ fn find(
             let bench = Bench { engine, chat, prompts, settings: &settings, observer };
             let Searched { chosen, result } = search::search(&bench, activations, rules, &options.guard)?;
             let (edit, found) = chosen.unzip();
-            Ok(FoundEdit { edit, found, search: Some(result), ..FoundEdit::default() })
+            Ok(FoundEdit { edit, found: found.flatten(), search: Some(result), ..FoundEdit::default() })
         }
         Method::Wang => select(running, engine, activations, options, clock, observer),
         Method::Refined(how) => {
@@ -393,7 +397,7 @@ fn select(
     clock: &mut Clock,
     observer: &dyn Observer,
 ) -> Result<FoundEdit, Error> {
-    let chat = running.chat;
+    let Running { chat, prompts, .. } = *running;
     let mut chooser = choose::Chooser::new(&engine, chat, activations, options.rules, observer)?;
     let Choice { mut edit, result } = chooser.choose(options.lambda, options.strength, observer)?;
     let mut addition = None;
@@ -406,8 +410,9 @@ fn select(
     let sweep = match options.sweep.is_empty() {
         true => None,
         false => {
-            let asked = options.as_sweep();
-            Some(sweep::over(running, engine, (activations, &mut chooser), &asked, clock, observer)?.0)
+            let settings = options.settings.for_sweep();
+            let bench = Bench { engine, chat, prompts, settings: &settings, observer };
+            Some(compare::over(&bench, activations, &options.as_sweep(), &options.guard, clock)?.0)
         }
     };
     Ok(FoundEdit { edit: Some(edit), found: Some(Found::Select(result)), addition, sweep, ..FoundEdit::default() })

@@ -264,6 +264,11 @@ impl Plans {
         plans.flat_map(|plan| &plan.tensors).filter(|tensor| tensor.copy.is_some()).map(|tensor| tensor.bytes()).sum()
     }
 
+    /// Whether nodes are inserted into a file.
+    pub fn adds_nodes(&self) -> bool {
+        self.embedding.iter().chain([&self.main]).any(|plan| !plan.patch.nodes.is_empty())
+    }
+
     /// Names of the tensors whose edit is not exact.
     pub fn inexact(&self) -> Vec<String> {
         self.embedding.iter().chain([&self.main]).flat_map(BakePlan::inexact).collect()

@@ -76,9 +76,9 @@ pub enum Answers {
         /// Its path in the package, where there are several.
         variant: Option<String>,
     },
-    /// Those of the unchanged model of a sweep.
+    /// Those of the unchanged model beside settings that are tried.
     Unchanged,
-    /// Those of a setting of a sweep.
+    /// Those of a setting that is tried.
     Setting {
         /// The setting, as its files are named.
         name: String,

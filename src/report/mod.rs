@@ -4,7 +4,9 @@
 //! Rates, drops and leaks are fractions (0.344, not 34.4). No field ever holds NaN or an infinity (JSON has
 //! neither): what could not be measured is `None`, see [`finite`].
 
+mod addition;
 mod budget;
+mod compare;
 pub mod describe;
 pub mod document;
 mod gate;
@@ -23,7 +25,6 @@ mod schema;
 pub mod scores;
 mod search;
 pub mod stream_graph;
-mod sweep;
 mod verdict;
 
 use serde::{Deserialize, Serialize};
@@ -39,7 +40,9 @@ pub use crate::lm::{Interface, Reason, Refusal, Treatment, WriterKind};
 pub use crate::method::classes::{Dress, Hand, PerClass, PromptClass, SourceName};
 pub use crate::method::layers::LayerProjection;
 pub use crate::method::select::{Discarded, Search};
+pub use addition::{AdditionResult, AdditionRow};
 pub use budget::{Budget, Omission};
+pub use compare::{AddedCost, CompareResult, CompareRow, CrossRow, Estimate, Recommendation, Versus, WhyBest, WhyNone};
 pub use gate::{
     GateCandidate, GateDiscarded, GateLayer, GateResult, GateScores, GateSetting, GateSource, GateTerm, Refused,
     false_refusal,
@@ -55,7 +58,6 @@ pub use results::{
     VariantVerify, VerifyShared,
 };
 pub use search::{Lost, SearchResult, SearchRow, SearchSetting};
-pub use sweep::{AdditionResult, AdditionRow, CrossRow, SweepResult, SweepRow};
 pub use verdict::Verdict;
 
 /// Version of the JSON layout that [`RunResult::schema`] holds.

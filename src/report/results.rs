@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::budget::Budget;
 use super::{
-    AdditionResult, CollectSummary, EditResult, EvalResult, Finding, GateResult, Gated, GuardResult, InspectResult,
-    ModelEval, Outputs, Provenance, RefusalToken, SCHEMA, SearchResult, SelectResult, SweepResult, VerifyResult,
+    AdditionResult, CollectSummary, CompareResult, EditResult, EvalResult, Finding, GateResult, Gated, GuardResult,
+    InspectResult, ModelEval, Outputs, Provenance, RefusalToken, SCHEMA, SearchResult, SelectResult, VerifyResult,
 };
 
 /// What a command found or did: `shared` is true of the whole package, `variants` has each of its models, sorted by path.
@@ -169,9 +169,9 @@ pub struct RunShared {
     /// Activation addition, where it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub addition: Option<AdditionResult>,
-    /// Other lambdas and strengths, where they were tried.
+    /// Other lambdas on the test prompts, where they were tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sweep: Option<SweepResult>,
+    pub sweep: Option<CompareResult>,
     /// The time that the run was given, where it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,

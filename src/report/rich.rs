@@ -259,19 +259,22 @@ fn checks() -> Vec<Check> {
     ]
 }
 
-fn sweep() -> SweepResult {
+fn sweep() -> CompareResult {
     let base = (class(118, 3, 128, 3.1, false), class(128, 0, 128, 5.6, false), class(0, 0, 128, -9.9, false));
     let wilson = |rate: f64, total: usize| {
         let result = ClassResult::new((rate * total as f64).round() as usize, total, &[]);
         result.interval()
     };
     let table = |harmful, pseudo_harmful, harmless| ClassTable { harmful, pseudo_harmful, harmless };
-    let mut rows = vec![SweepRow {
+    let row = |tried: SearchRow| CompareRow { name: tried.setting.name(), tried, ..CompareRow::default() };
+    let wang =
+        |lambda, strength, alpha| SearchSetting::Wang { lambda, strength, alpha, position: Some(-2), layer: Some(11) };
+    let mut rows = vec![row(SearchRow {
         classes: table(base.1.clone(), base.0.clone(), base.2.clone()),
         wrapped_refusal_rate: Some(0.712),
         wrapped_interval: wilson(0.712, 1536),
         ..Default::default()
-    }];
+    })];
     for (lambda, strength, pseudo, harmful, wrapped, kl) in [
         (1.0, 1.0, 44, 128, 0.689, 0.0087),
         (0.8, 1.0, 36, 126, 0.661, 0.0102),
@@ -282,13 +285,10 @@ fn sweep() -> SweepResult {
         (1.0, 0.5, 79, 128, 0.705, 0.0029),
     ] {
         let passed = harmful >= 126;
-        rows.push(SweepRow {
-            lambda: Some(lambda),
-            strength,
-            position: -2,
-            layer: 11,
-            cosine: Some(0.02 + 0.6 * (1.0 - lambda)),
-            val_refusal_score: Some(-1.0 - (1.0 - lambda)),
+        let lost = vec![format!("harmful refusal falls by {} of 128, more than 5 %", 128 - harmful)];
+        let guard = GuardResult { passed, reasons: if passed { vec![] } else { lost }, ..Default::default() };
+        let tried = SearchRow {
+            setting: wang(lambda, strength, 0.0),
             classes: table(
                 class(harmful, 1, 128, 5.0, false),
                 class(pseudo, 3, 128, -1.0, false),
@@ -297,25 +297,36 @@ fn sweep() -> SweepResult {
             wrapped_refusal_rate: Some(wrapped),
             wrapped_interval: wilson(wrapped, 1536),
             harmless_kl: Some(kl),
-            guard: Some(GuardResult {
-                passed,
-                reasons: if passed {
-                    vec![]
-                } else {
-                    vec![format!("harmful refusal falls by {} of 128, more than 5 %", 128 - harmful)]
-                },
-                ..Default::default()
-            }),
+            lost: Some(Lost { lost: 128 - harmful, total: 260, at_least: Some(0.001) }),
+            guard: Some(guard),
             ..Default::default()
-        });
+        };
+        let cost = Some(AddedCost::Nothing);
+        rows.push(CompareRow { cosine: Some(0.02 + 0.6 * (1.0 - lambda)), cost, ..row(tried) });
     }
-    rows.push(SweepRow {
-        lambda: Some(1.0),
-        strength: 1.0,
-        alpha: 0.5,
+    let gates = Some(GateSetting { layers: vec![9, 12], open: 0.02, alpha: 1.0 });
+    let ratio = Ratio { median: 1.021, low: 1.013, high: 1.032, n: 6 };
+    let latency = Latency { name: "decoding, a token".into(), before: 0.0121, after: 0.0124, ratio };
+    rows.push(CompareRow {
+        cost: Some(AddedCost::Nodes { latencies: vec![latency] }),
+        perplexity: Some(Estimate { value: Some(8.43), interval: Some(Interval { low: 8.21, high: 8.64 }) }),
+        ..row(SearchRow {
+            setting: SearchSetting::Gate { gates },
+            classes: table(
+                class(127, 1, 128, 5.0, false),
+                class(41, 3, 128, -1.0, false),
+                class(0, 0, 128, -10.0, false),
+            ),
+            harmless_kl: Some(0.0049),
+            guard: Some(GuardResult { passed: true, ..Default::default() }),
+            ..Default::default()
+        })
+    });
+    rows.push(row(SearchRow {
+        setting: wang(1.0, 1.0, 0.5),
         failure: Some("all 110 candidates were discarded".into()),
         ..Default::default()
-    });
+    }));
     let sets = ["xstest", "orbench-hard", "phtest"];
     let mut cross = Vec::new();
     for (i, from) in sets.iter().enumerate() {
@@ -333,12 +344,21 @@ fn sweep() -> SweepResult {
             });
         }
     }
-    SweepResult {
+    let second = Versus {
+        row: 1,
+        only_best: 3,
+        only_second: 11,
+        difference: Some(8.0 / 128.0),
+        interval: Some(Interval { low: 0.0041, high: 0.1275 }),
+        p_value: 0.0574,
+        significant: false,
+    };
+    CompareResult {
         schema: SCHEMA,
         model: "models/chat-1b/model.onnx".into(),
+        output: None,
+        recommendation: Recommendation::Row { row: 2, why: WhyBest::FewestRefused, second: Some(second) },
         rows,
-        recommended: Some(2),
-        reason: "lambda 0.8 answers most pseudo-harmful prompts of the settings within the policy".into(),
         cross,
         seconds: [("collect".to_owned(), 12.0), ("measure".to_owned(), 480.0)].into(),
     }

@@ -426,6 +426,8 @@ pub fn searched() -> RunResult {
     };
     let wang = |lambda, place: Option<(i64, usize)>| SearchSetting::Wang {
         lambda,
+        strength: 1.0,
+        alpha: 0.0,
         position: place.map(|(position, _)| position),
         layer: place.map(|(_, layer)| layer),
     };

@@ -6,9 +6,9 @@ use std::time::Instant;
 use ndarray::{Array2, Axis, concatenate};
 
 use super::super::opened::Understood;
-use super::{Engine, positions};
+use super::{Engine, Session, positions};
 use crate::error::Error;
-use crate::instrument::Request;
+use crate::instrument::{Request, SessionModel};
 use crate::lm::Interface;
 use crate::onnx::Model;
 use crate::report::{BeforeAfter, Cost, Latency, Measured, Ratio};
@@ -44,12 +44,25 @@ impl Default for Workload {
 
 /// A model to time.
 struct Loaded<'a> {
-    first: OrtModel,
+    first: Part,
     /// A merged decoder's branch that takes a cache.
-    then: Option<OrtModel>,
+    then: Option<Part>,
     interface: Interface,
     logits: String,
-    model: &'a Understood<'a>,
+    engine: Engine<'a>,
+}
+
+/// What runs.
+struct Part {
+    model: OrtModel,
+    /// How Lancet built it; `None` for a file as it is.
+    built: Option<SessionModel>,
+}
+
+impl From<Session> for Part {
+    fn from(session: Session) -> Self {
+        Self { model: session.model, built: Some(session.built) }
+    }
 }
 
 /// Latencies of one measurement in seconds: prefill, prefill of a batch, decoding a token.
@@ -129,11 +142,11 @@ pub fn measure(
     Ok(Cost { measured, file_bytes, memory_bytes, latencies })
 }
 
-/// Whether ONNX Runtime can be given the file itself.
+/// Whether ONNX Runtime can be given the file itself: one that is steered is none.
 fn runs_as_published(engine: &Engine<'_>) -> bool {
     let Understood { lm, embedding, .. } = engine.model;
     let plain = lm.cached.is_none() && lm.interface.use_cache_branch.is_none() && embedding.is_none();
-    plain && !(engine.runtime.provider() == "cpu" && engine.has_bfloat16())
+    plain && engine.steered.is_none() && !(engine.runtime.provider() == "cpu" && engine.has_bfloat16())
 }
 
 /// Bytes of a model's files, external data included.
@@ -164,11 +177,11 @@ fn load_and_run<'a>(engine: &Engine<'a>, measured: Measured, workload: &Workload
     let model = engine.model;
     let mut loaded = match measured {
         Measured::Published => Loaded {
-            first: engine.runtime.published(&model.graph.model.path)?,
+            first: Part { model: engine.runtime.published(&model.graph.model.path)?, built: None },
             then: None,
             interface: model.lm.interface.clone(),
             logits: model.lm.interface.logits.clone(),
-            model,
+            engine: *engine,
         },
         Measured::Session => {
             let request = Request { logits: 1, cache: true, last_positions: 1, ..Request::default() };
@@ -180,9 +193,9 @@ fn load_and_run<'a>(engine: &Engine<'a>, measured: Measured, workload: &Workload
             Loaded {
                 logits: session.built.logits.clone().expect("logits were asked for"),
                 interface: then.as_ref().map_or(&session.interface, |then| &then.interface).clone(),
-                first: session.model,
-                then: then.map(|then| then.model),
-                model,
+                first: session.into(),
+                then: then.map(Part::from),
+                engine: *engine,
             }
         }
     };
@@ -199,14 +212,14 @@ impl Loaded<'_> {
 
     /// Seconds of the prompts' run, and of all runs after it. Tokens are made up, and the same for every model.
     fn answer(&mut self, rows: usize, prompt: usize, new_tokens: usize) -> Result<(f64, f64), RuntimeError> {
-        let vocabulary = self.model.vocabulary().unwrap_or(256) as i64;
+        let vocabulary = self.engine.model.vocabulary().unwrap_or(256) as i64;
         let token = |row: usize, column: usize| (7 * row + 13 * column + 5) as i64 % vocabulary;
         let mut ids = Array2::from_shape_fn((rows, prompt), |(row, column)| token(row, column));
         let mut mask = Array2::ones((rows, prompt));
         let mut cache = match self.then {
             Some(_) => Vec::new(),
             None => batch::empty_cache(
-                &self.first,
+                &self.first.model,
                 &self.interface,
                 self.interface.feeding.rows.unwrap_or(rows),
                 prompt + new_tokens,
@@ -220,13 +233,16 @@ impl Loaded<'_> {
         }
         let mut spent = [0.0; 2];
         for step in 0..=new_tokens {
-            let model = match &mut self.then {
+            let Part { model, built } = match &mut self.then {
                 Some(then) if step > 0 => then,
                 _ => &mut self.first,
             };
             let fed = Batch { ids: ids.clone(), mask: mask.clone() };
             let fed = if caching { fed } else { fed.fitted(&self.interface, 0)? };
-            let feeds = batch::feeds(model, &self.interface, &fed.ids, &fed.mask, Layout::Left)?;
+            let mut feeds = batch::feeds(model, &self.interface, &fed.ids, &fed.mask, Layout::Left)?;
+            if let Some(built) = built {
+                feeds.extend(self.engine.steering_feeds(model, built, &vec![&[][..]; fed.ids.nrows()])?);
+            }
             let mut inputs: Vec<_> = feeds.iter().map(|(name, value)| (name.clone(), value)).collect();
             inputs.extend(self.interface.cache.iter().zip(&cache).map(|(slot, value)| (slot.past.clone(), value)));
             let started = Instant::now();

@@ -157,7 +157,7 @@ impl Settings {
         groups.into_iter().map(|(_, group)| group).filter(|group| !group.is_empty()).collect()
     }
 
-    /// What is measured of every setting of a sweep: the prompts as they are and inside wrappers, no more.
+    /// What is measured of the further settings of a run: the prompts as they are and inside wrappers, no more.
     #[must_use]
     pub fn for_sweep(&self) -> Self {
         let plain = |ask: &&Ask| ask.chat.is_none() && ask.sampled.is_none();
@@ -176,6 +176,14 @@ impl Settings {
     pub fn for_search(&self) -> Self {
         let max_new_tokens = self.max_new_tokens.min(TELLING_TOKENS);
         Self { split: Split::Val, max_new_tokens, ..self.for_sweep() }
+    }
+
+    /// What is measured of every setting of a comparison: as of a search, with perplexity, multiple choice and cost where
+    /// they are asked for.
+    #[must_use]
+    pub fn for_compare(&self) -> Self {
+        let Self { perplexity, multiple_choice, cost, .. } = self.clone();
+        Self { perplexity, multiple_choice, cost, ..self.for_search() }
     }
 }
 

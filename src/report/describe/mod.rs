@@ -2,6 +2,7 @@
 
 mod ability;
 mod change;
+mod compare;
 mod direction;
 mod gate;
 mod guard;
@@ -10,15 +11,14 @@ mod package;
 mod provenance;
 mod refusals;
 mod search;
-mod sweep;
 #[cfg(test)]
 mod tests;
 mod words;
 
+pub use compare::compare;
 pub use direction::{collect, select};
 pub use gate::select_gate;
 pub use package::{bake, inspect, verify};
-pub use sweep::sweep;
 
 use super::document::{Block, Detail, Document, Look, Section, Text};
 use super::{Found, PackageEval, RunResult, VariantEval, Verdict};
@@ -46,7 +46,7 @@ pub fn run(run: &RunResult) -> Document {
     sections.extend(package::variants(&run.variants, &shared.bake));
     sections.extend(source.and_then(|v| v.guard.as_ref()).map(guard::guard));
     sections.extend(eval.map(refusals::telling));
-    sections.extend(shared.sweep.iter().flat_map(|result| sweep::section(result, Detail::Full)));
+    sections.extend(shared.sweep.iter().flat_map(|result| compare::section(result, Detail::Full)));
     sections.extend(shared.search.as_ref().map(|found| {
         let test = eval.map(|eval| (&eval.after, eval.harmless_kl));
         search::search(found, test)

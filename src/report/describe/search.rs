@@ -32,7 +32,7 @@ pub(super) fn search(result: &SearchResult, test: Option<(&ClassTable, Option<f6
 }
 
 /// Why a setting is out.
-fn out(row: &SearchRow) -> Option<Text> {
+pub(super) fn out(row: &SearchRow) -> Option<Text> {
     let reasons = row.guard.as_ref().map(|guard| guard.reasons.join("; ")).filter(|reasons| !reasons.is_empty());
     let why = row.failure.clone().or(reasons)?;
     Some(Text::from(format!("{}: {why}", row.setting)))
@@ -79,7 +79,8 @@ fn table(result: &SearchResult, test: Option<(&ClassTable, Option<f64>)>) -> Tab
     Table::new("search", "Refusals by setting, on validation prompts", columns).with(rows.chain(on_test))
 }
 
-fn policy(row: &SearchRow) -> Text {
+/// Whether a setting keeps to the policy.
+pub(super) fn policy(row: &SearchRow) -> Text {
     match (&row.guard, &row.failure) {
         (_, Some(_)) => Text::from("not measured"),
         (Some(guard), None) => passed(guard.passed),

@@ -79,7 +79,7 @@ fn documents(of: &RunResult) -> Vec<Document> {
         verify(&verified),
     ];
     all.extend((!of.variants.is_empty()).then(|| eval(&evaluated(of))));
-    all.extend(of.shared.sweep.as_ref().map(sweep));
+    all.extend(of.shared.sweep.as_ref().map(compare));
     all.extend(of.shared.found.as_ref().map(|found| match found {
         Found::Select(found) => select(found),
         Found::Gate(found) => select_gate(found),
@@ -97,7 +97,7 @@ fn documents(of: &RunResult) -> Vec<Document> {
 }
 
 /// Fields that hold one of a fixed list, not text.
-const TYPED: [&str; 16] = [
+const TYPED: [&str; 17] = [
     "class",
     "scoring",
     "measured",
@@ -114,6 +114,7 @@ const TYPED: [&str; 16] = [
     "part",
     "not_measured",
     "omitted",
+    "why",
 ];
 
 /// `value` with every string in it replaced but for names that the types know, without which rows would be left out.
@@ -222,7 +223,7 @@ fn nothing_panics_on_empty_narrow_or_not_finite() {
     let mut flat = sample::run();
     sample::select(&mut flat).candidates.iter_mut().for_each(|c| (c.refusal_score, c.kl) = (None, Some(0.0)));
     if let Some(sweep) = &mut broken.shared.sweep {
-        sweep.recommended = Some(99);
+        sweep.recommendation = Recommendation::Row { row: 99, why: WhyBest::OnlyOne, second: None };
     }
     for run in [RunResult::default(), sample::run(), sample::gated(), sample::searched(), everything(), broken, flat] {
         for document in documents(&run) {
@@ -351,7 +352,7 @@ fn never_longer_than_a_comment_may_be() {
         (answer.prompt, answer.before, answer.after) = (long.clone(), long.clone(), long.clone());
     }
     if let Some(sweep) = &mut run.shared.sweep {
-        sweep.reason.clone_from(&long);
+        sweep.rows.iter_mut().for_each(|row| row.name.clone_from(&long));
     }
     let text = super::super::markdown(&run);
     assert!(text.chars().count() <= COMMENT, "{}", text.chars().count());
@@ -603,8 +604,10 @@ fn everything_measured_reads_well() {
       perplexity                       passed         x1.00                 –       x1.02
       multiple choice accuracy         passed         0.3 %                 –       1.0 %
 
-    Best        λ 0.8 of 8 settings: lambda 0.8 answers most pseudo-harmful prompts of the
-                settings within the policy
+    Best        wang-lambda-0.8 of 9 settings: 36/128 pseudo-harmful prompts are still refused,
+                the fewest of the settings that keep to the policy
+    Second      wang-lambda-1: refuses 11 prompts that the best answers, and answers 3 that the
+                best refuses: 6.2 % more (0.4 to 12.8 %), not significant (McNemar, p 0.0574)
     Direction   layer 11, position -2 `<|assistant|>`, lambda 0.8
     Validation  refusal score +3.21 → -2.00 pseudo-harmful, +5.64 → +5.70 harmful; harmless KL
                 0.00610
@@ -729,24 +732,33 @@ fn stages_read_well() {
 }
 
 #[test]
-fn sweep_reads_well() {
+fn a_comparison_reads_well() {
     let found = rich::run().shared.sweep.expect("the rich run has one");
-    insta::assert_snapshot!(plain(&sweep(&found), 92), @r#"
-      setting            pseudo-harmful  harmful  wrapped  harmless KL  policy
-      unchanged                  92.2 %  100.0 %   71.2 %            –  –
-      λ 1                        34.4 %  100.0 %   68.9 %      0.00870  passed
-      λ 0.8                      28.1 %   98.4 %   66.1 %       0.0102  passed
-      λ 0.6                      22.7 %   94.5 %   60.2 %       0.0141  failed
-      λ 0.4                      16.4 %   87.5 %   52.1 %       0.0193  failed
-      λ 0.2                      11.7 %   75.8 %   43.3 %       0.0288  failed
-      λ 0                         7.0 %   60.9 %   31.7 %       0.0461  failed
-      λ 1, strength 0.5          61.7 %  100.0 %   70.5 %      0.00290  passed
-      λ 1, addition 0.5               –        –        –            –  not measured
+    insta::assert_snapshot!(plain(&compare(&found), 92), @r#"
+    best: wang, lambda 0.8
 
-      - λ 1, addition 0.5: all 110 candidates were discarded
+      setting                     pseudo-harmful  harmful  wrapped  harmless KL  policy
+      unchanged                          118/128  128/128   71.2 %            –  –
+      wang-lambda-1                       44/128  128/128   68.9 %      0.00870  passed
+      wang-lambda-0.8                     36/128  126/128   66.1 %       0.0102  passed
+      wang-lambda-0.6                     29/128  121/128   60.2 %       0.0141  failed
+      wang-lambda-0.4                     21/128  112/128   52.1 %       0.0193  failed
+      wang-lambda-0.2                     15/128   97/128   43.3 %       0.0288  failed
+      wang-lambda-0                        9/128   78/128   31.7 %       0.0461  failed
+      wang-lambda-1-strength-0.5          79/128  128/128   70.5 %      0.00290  passed
+      gate-9-12-alpha-1                   41/128  127/128        –      0.00490  passed
+      wang-lambda-1-addition-0.5               –        –        –            –  not measured
 
-    Best        λ 0.8 of 8 settings: lambda 0.8 answers most pseudo-harmful prompts of the
-                settings within the policy
+      - wang, lambda 0.6: harmful refusal falls by 7 of 128, more than 5 %
+      - wang, lambda 0.4: harmful refusal falls by 16 of 128, more than 5 %
+      - wang, lambda 0.2: harmful refusal falls by 31 of 128, more than 5 %
+      - wang, lambda 0: harmful refusal falls by 50 of 128, more than 5 %
+      - wang, lambda 1, addition 0.5: all 110 candidates were discarded
+
+    Best        wang-lambda-0.8 of 9 settings: 36/128 pseudo-harmful prompts are still refused,
+                the fewest of the settings that keep to the policy
+    Second      wang-lambda-1: refuses 11 prompts that the best answers, and answers 3 that the
+                best refuses: 6.2 % more (0.4 to 12.8 %), not significant (McNemar, p 0.0574)
 
       direction of      on xstest  on orbench-hard      on phtest
       xstest        92.0 → 28.0 %    81.0 → 61.0 %  66.0 → 53.0 %
@@ -826,7 +838,8 @@ fn markdown_reads_well() {
 
     #### The trade-off
 
-    - Best: **λ 0.8** of 8 settings: lambda 0.8 answers most pseudo-harmful prompts of the settings within the policy
+    - Best: **wang-lambda-0.8** of 9 settings: 36/128 pseudo-harmful prompts are still refused, the fewest of the settings that keep to the policy
+    - Second: **wang-lambda-1**: refuses 11 prompts that the best answers, and answers 3 that the best refuses: 6.2 % more (0.4 to 12.8 %), not significant (McNemar, p 0.0574)
 
     #### The direction
 

@@ -1,5 +1,5 @@
-//! Sweeps: rows against what `run` measures after baking, the recommendation, exit codes, cross-set tables; and that
-//! what is baked with a strength and an addition is what was measured.
+//! `lancet compare`: rows, recommendation, direction files, sets on sets; that rows equal what `run` measures after baking;
+//! and that what is baked with a strength and an addition is what was measured.
 
 mod common;
 #[path = "common/zoo.rs"]
@@ -21,7 +21,7 @@ use lancet::runtime::session::{Device, Runtime};
 use serde_json::Value;
 
 /// Few prompts and few tokens: the same for every command.
-const FEW: [&str; 19] = [
+const FEW: [&str; 15] = [
     "--json",
     "--quiet",
     "--max-new-tokens",
@@ -32,10 +32,6 @@ const FEW: [&str; 19] = [
     "8",
     "--n-test",
     "12",
-    "--min-prompts",
-    "0",
-    "--max-harmful-drop-bound",
-    "off",
     "--wrapped-prompts",
     "0",
     "--no-cost",
@@ -44,76 +40,169 @@ const FEW: [&str; 19] = [
 ];
 
 fn command(name: &str) -> assert_cmd::Command {
+    onnx_runtime();
     let mut command = lancet();
     command.arg(name).arg(fixture("chat")).arg("--prompts").arg(fixture("chat").join("prompts"));
     command.args(FEW);
     command
 }
 
-/// One sweep, shared by the tests of this file.
-fn swept() -> &'static (PathBuf, Value) {
-    static SWEPT: OnceLock<(PathBuf, Value)> = OnceLock::new();
-    SWEPT.get_or_init(|| {
-        onnx_runtime();
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lancet-sweep");
+/// A grid of directions, shared by the tests of this file.
+fn grid() -> &'static (PathBuf, Value) {
+    static GRID: OnceLock<(PathBuf, Value)> = OnceLock::new();
+    GRID.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lancet-compare");
         let _ = fs::remove_dir_all(&folder);
-        let result = json(&mut sweep(&folder), 0);
+        let result = json(&mut compare(&folder), 0);
         (folder, result)
     })
 }
 
-fn sweep(out: &Path) -> assert_cmd::Command {
-    let mut sweep = command("sweep");
-    sweep.args(["--lambda", "1,0.5", "--strength", "1,0.75", "--add", "0,2", "--max-harmful-drop", "0.1"]);
-    sweep.arg("-o").arg(out);
-    sweep
+fn compare(out: &Path) -> assert_cmd::Command {
+    let mut compare = command("compare");
+    compare.args([
+        "--methods",
+        "wang",
+        "--lambdas",
+        "1,0.5,0.99999999999999",
+        "--strengths",
+        "1,0.75",
+        "--additions",
+        "0,2",
+    ]);
+    compare.args(["--max-harmful-drop", "0.1"]).arg("-o").arg(out);
+    compare
 }
 
-fn row(result: &Value, lambda: f64, strength: f64, alpha: f64) -> &Value {
-    let wanted = [lambda, strength, alpha];
-    let rows = result["rows"].as_array().unwrap();
-    rows.iter()
-        .find(|row| [&row["lambda"], &row["strength"], &row["alpha"]].map(Value::as_f64) == wanted.map(Some))
-        .expect("the setting was tried")
+fn row<'r>(result: &'r Value, name: &str) -> &'r Value {
+    rows(result).iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("{name} was not tried"))
+}
+
+fn rows(result: &Value) -> &[Value] {
+    result["rows"].as_array().unwrap()
+}
+
+fn refused(row: &Value) -> u64 {
+    row["classes"]["pseudo_harmful"]["refused"].as_u64().unwrap()
+}
+
+/// Whether a row keeps to the policy and lowers false refusal.
+fn holds(row: &Value, result: &Value) -> bool {
+    row["guard"]["passed"] == true && refused(row) < refused(&rows(result)[0])
 }
 
 #[test]
-fn every_setting_is_measured_and_the_best_within_the_policy_recommended() {
-    let (folder, result) = swept();
-    let rows = result["rows"].as_array().unwrap();
-    assert_eq!(rows.len(), 1 + 2 * 2 * 2);
-    assert!(rows[0]["lambda"].is_null() && rows[0]["guard"].is_null());
-    for row in &rows[1..] {
+fn methods_are_compared_and_the_best_within_the_policy_is_recommended() {
+    onnx_runtime();
+    let sandbox = Sandbox::new();
+    sandbox.write(
+        "text.txt",
+        "Put the kettle on, and wait until it boils. Then pour the water over the leaves. ".repeat(20),
+    );
+    let mut compare = lancet();
+    compare.arg("compare").arg(fixture("chat-guard")).arg("--prompts").arg(fixture("chat").join("prompts"));
+    compare.args(["--json", "--max-new-tokens", "12", "--n-train", "64", "--wrapped-prompts", "8"]);
+    compare.current_dir(sandbox.root()).args(["--perplexity", "text.txt", "-o", "out", "--report", "report.html"]);
+    let result = json(&mut compare, 0);
+
+    // the baseline, the lambdas, the further methods, and gates as far as one holds
+    let kinds: Vec<&str> = rows(&result).iter().map(|row| row["setting"]["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds[..5], ["unchanged", "refusal", "wang", "wang", "wang"]);
+    assert_eq!(kinds[5..9], ["refined"; 4]);
+    assert!(kinds.len() > 9 && kinds[9..].iter().all(|kind| *kind == "gate"));
+    let refined: Vec<&str> = rows(&result)[5..9].iter().map(|row| row["setting"]["method"].as_str().unwrap()).collect();
+    assert_eq!(refined, ["rank:2", "sra", "ace", "layers"]);
+    for row in rows(&result).iter().filter(|row| row["failure"].is_null()) {
+        assert_eq!(row["classes"]["pseudo_harmful"]["total"], 32, "validation prompts: {row}");
+        assert!(row["perplexity"]["value"].is_f64() && row["wrapped_refusal_rate"].is_f64(), "{row}");
+        assert!(row["classes"]["harmful"]["refusal_interval"]["low"].is_f64());
+    }
+    // ablating true refusal itself lowers it
+    let baseline = row(&result, "refusal");
+    let score = |row: &Value| row["classes"]["harmful"]["mean_refusal_score"].as_f64().unwrap();
+    assert!(score(baseline) < score(&rows(&result)[0]) && baseline["guard"]["passed"] == false, "{baseline}");
+
+    // weights cost nothing at inference, gates do
+    assert_eq!(row(&result, "wang-lambda-1")["cost"], serde_json::json!({ "kind": "nothing" }));
+    let gate = &rows(&result)[9];
+    assert_eq!(gate["cost"]["kind"], "nodes");
+    let decoding = gate["cost"]["latencies"].as_array().unwrap().last().unwrap();
+    assert!(decoding["name"] == "decoding, a token" && decoding["after"].as_f64().unwrap() > 0.0, "{gate}");
+
+    let best = &result["recommendation"];
+    assert_eq!(best["kind"], "row", "{best}");
+    let recommended = &rows(&result)[usize::try_from(best["row"].as_u64().unwrap()).unwrap()];
+    assert!(holds(recommended, &result));
+    assert!(rows(&result).iter().filter(|row| holds(row, &result)).all(|row| refused(row) >= refused(recommended)));
+    let others = rows(&result).iter().filter(|row| holds(row, &result) && row["same_as"].is_null()).count() - 1;
+    assert_eq!(best["second"].is_null(), others == 0, "{best}");
+    if others > 0 {
+        let p = best["second"]["p_value"].as_f64().unwrap();
+        assert_eq!(best["second"]["significant"], p <= 0.05);
+    }
+
+    // every row has its direction file, and the result is beside them
+    for row in rows(&result)[1..].iter().filter(|row| row["failure"].is_null()) {
+        let path = sandbox.path("out").join(format!("{}.safetensors", row["name"].as_str().unwrap()));
+        let edit = lancet::pipeline::direction_file::load(&path).unwrap();
+        assert_eq!(edit.gates().is_empty(), row["setting"]["kind"] != "gate");
+    }
+    let read = |name: &str| fs::read_to_string(sandbox.path(name)).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&read("out/compare.json")).unwrap(), result);
+    for page in ["out/compare.html", "report.html"] {
+        assert!(read(page).contains("True refusal against false refusal") && read(page).contains("<svg"), "{page}");
+    }
+    assert!(read("report.md").contains(recommended["name"].as_str().unwrap()));
+
+    // a folder that is there is refused before any work
+    let again = sandbox.lancet(&["compare", fixture("chat-guard").to_str().unwrap(), "-o", "out"]).output().unwrap();
+    assert_eq!(again.status.code(), Some(2), "{}", String::from_utf8_lossy(&again.stderr));
+}
+
+#[test]
+fn every_setting_of_the_grid_is_measured_once() {
+    let (folder, result) = grid();
+    assert_eq!(rows(result).len(), 1 + 3 * 2 * 2);
+    assert!(rows(result)[0]["guard"].is_null());
+    for row in &rows(result)[1..] {
         if row["failure"].is_null() {
-            assert_eq!(row["classes"]["pseudo_harmful"]["total"], 12);
-            assert!(row["harmless_kl"].as_f64().is_some() && row["guard"]["passed"].is_boolean());
+            assert_eq!(row["classes"]["pseudo_harmful"]["total"], 8);
+            assert!(row["harmless_kl"].is_f64() && row["guard"]["passed"].is_boolean());
         }
     }
     // lambda 1: the direction is orthogonal to the true-refusal one
-    assert!(row(result, 1.0, 1.0, 0.0)["cosine"].as_f64().unwrap().abs() < 1e-5);
-    let recommended = &rows[usize::try_from(result["recommended"].as_u64().unwrap()).unwrap()];
-    assert_eq!(recommended["guard"]["passed"], true);
-    let refused = |row: &Value| row["classes"]["pseudo_harmful"]["refused"].as_u64().unwrap();
-    let within = rows.iter().filter(|row| row["guard"]["passed"] == true);
-    assert!(within.clone().all(|row| refused(row) >= refused(recommended)));
-    assert!(refused(recommended) < refused(&rows[0]), "nothing was gained");
-    let again: Value = serde_json::from_slice(&fs::read(folder.join("sweep.json")).unwrap()).unwrap();
-    assert_eq!(&again, result);
+    assert!(row(result, "wang-lambda-1")["cosine"].as_f64().unwrap().abs() < 1e-5);
+    // another lambda that gives the same edit as a file holds it has the answers of the first
+    let same = row(result, "wang-lambda-0.99999999999999");
+    assert_eq!(same["same_as"], 1, "{same}");
+    let (mut same, mut first) = (same.clone(), row(result, "wang-lambda-1").clone());
+    for row in [&mut same, &mut first] {
+        for key in ["name", "same_as", "setting"] {
+            row.as_object_mut().unwrap().remove(key).unwrap();
+        }
+    }
+    assert_eq!(same, first);
+    assert!(rows(result).iter().any(|row| holds(row, result)), "nothing was gained");
+    assert_eq!(result["recommendation"]["kind"], "row");
+    let names = ["wang-lambda-1", "wang-lambda-1-addition-2", "wang-lambda-0.5-strength-0.75-addition-2"];
+    assert!(names.iter().all(|name| folder.join(format!("{name}.safetensors")).is_file()));
 }
 
 #[test]
 #[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
-fn a_second_sweep_gives_the_same_bytes() {
-    let (folder, first) = swept();
+fn a_second_comparison_gives_the_same_bytes() {
+    let (folder, first) = grid();
     let sandbox = Sandbox::new();
     let out = sandbox.path("again");
-    let second = json(&mut sweep(&out), 0);
-    let without_times = |value: &Value| {
+    let second = json(&mut compare(&out), 0);
+    let lasting = |value: &Value| {
         let mut value = value.clone();
-        value.as_object_mut().unwrap().remove("seconds").unwrap();
+        for key in ["seconds", "output"] {
+            value.as_object_mut().unwrap().remove(key).unwrap();
+        }
         serde_json::to_string(&value).unwrap()
     };
-    assert_eq!(without_times(first), without_times(&second));
+    assert_eq!(lasting(first), lasting(&second));
     let names = |folder: &Path| {
         let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
@@ -121,46 +210,42 @@ fn a_second_sweep_gives_the_same_bytes() {
     };
     assert_eq!(names(folder), names(&out));
     for name in names(folder).iter().filter(|name| name.to_string_lossy().ends_with(".safetensors")) {
-        // safetensors keeps metadata in a map of no order
-        let read = |folder: &Path| lancet::pipeline::direction_file::load(&folder.join(name)).unwrap();
-        assert_eq!(read(folder), read(&out), "{name:?}");
+        assert_eq!(fs::read(folder.join(name)).unwrap(), fs::read(out.join(name)).unwrap(), "{name:?}");
     }
 }
 
+/// The further lambdas of a run answer its test prompts, as the baked model does.
 #[test]
 #[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn rows_equal_what_run_measures_on_the_baked_model() {
-    let (_, result) = swept();
-    for (lambda, strength, alpha) in [("0.5", "1", "0"), ("1", "0.75", "2")] {
+    for strength in ["1", "0.75"] {
         let sandbox = Sandbox::new();
         let mut run = command("run");
-        run.args(["--lambda", lambda, "--strength", strength, "--add", alpha, "--force", "--max-harmful-drop", "0.1"]);
+        run.args(["--lambda", "0.5", "--strength", strength, "--sweep", "1,0.5", "--force", "--min-prompts", "0"]);
         let ran = json(run.arg("-o").arg(sandbox.path("out")), 0);
         let one = only(&ran);
         assert_eq!(one["verify"]["passed"], true, "{}", one["verify"]);
-        let row = row(result, lambda.parse().unwrap(), strength.parse().unwrap(), alpha.parse().unwrap());
-        assert_eq!(row["layer"], ran["shared"]["select"]["selected"]["layer"]);
+        let sweep = &ran["shared"]["sweep"];
+        assert_eq!(rows(sweep).len(), 3);
+        let row = rows(sweep).iter().find(|row| row["setting"]["lambda"] == 0.5).unwrap();
+        assert_eq!(row["setting"]["layer"], ran["shared"]["select"]["selected"]["layer"]);
         for class in ["pseudo_harmful", "harmful", "harmless"] {
             let (ours, theirs) = (&row["classes"][class], &one["eval"]["after"][class]);
-            assert_eq!(ours["refused"], theirs["refused"], "{class} with lambda {lambda}");
+            assert_eq!(ours["refused"], theirs["refused"], "{class} with strength {strength}");
             let score = |class: &Value| class["mean_refusal_score"].as_f64().unwrap();
-            assert!((score(ours) - score(theirs)).abs() < 1e-3, "{class} with lambda {lambda}");
+            assert!((score(ours) - score(theirs)).abs() < 1e-3, "{class} with strength {strength}");
         }
         let kl = |value: &Value| value.as_f64().unwrap();
         assert!((kl(&row["harmless_kl"]) - kl(&one["eval"]["harmless_kl"])).abs() < 1e-5);
-        if alpha != "0" {
-            assert_eq!(ran["shared"]["addition"]["baked"]["place"], "nodes");
-            assert_eq!(ran["shared"]["addition"]["alpha"], 2.0);
-        }
     }
 }
 
 #[test]
 #[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
-fn bake_follows_from_a_direction_of_the_sweep_and_verify_repeats_it() {
-    let (folder, _) = swept();
+fn bake_follows_from_a_direction_file_and_verify_repeats_it() {
+    let (folder, _) = grid();
     let sandbox = Sandbox::new();
-    let direction = folder.join("direction-1-s0.75-a2.safetensors");
+    let direction = folder.join("wang-lambda-1-strength-0.75-addition-2.safetensors");
     let bake = |out: &str, more: &[&str]| {
         let mut bake = lancet();
         bake.arg("bake").arg(fixture("chat")).arg("--direction").arg(&direction).arg("-o").arg(sandbox.path(out));
@@ -185,44 +270,39 @@ fn bake_follows_from_a_direction_of_the_sweep_and_verify_repeats_it() {
     }
     let (code, stdout) = verify("other", &direction, &["--bytes-only"]);
     assert!(code == Some(1) && String::from_utf8_lossy(&stdout).contains("pass `--add -1` to verify that"));
-    // another direction of the same sweep has another vector beside it, or none
-    let (code, _) = verify("part", &folder.join("direction-1-s0.75.safetensors"), &[]);
+    // another direction of the same grid has another vector beside it, or none
+    let (code, _) = verify("part", &folder.join("wang-lambda-1-strength-0.75.safetensors"), &[]);
     assert_eq!(code, Some(1));
 }
 
+/// Nothing is published, so a policy that nothing keeps to is told, and no error.
 #[test]
-#[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
-fn nothing_within_the_policy_is_exit_code_3() {
-    onnx_runtime();
+fn where_nothing_holds_what_came_closest_is_told() {
     let sandbox = Sandbox::new();
-    let mut sweep = command("sweep");
-    sweep.args(["--lambda", "0", "--paper", "--max-harmful-drop", "0"]).arg("-o").arg(sandbox.path("out"));
-    let result = json(&mut sweep, 3);
-    assert!(result["recommended"].is_null());
-    assert!(
-        result["reason"]
-            .as_str()
-            .unwrap()
-            .contains("no setting is within the policy: refusal of harmful prompts went from")
-    );
-    assert!(sandbox.path("out/sweep.json").is_file() && sandbox.path("out/direction-0.safetensors").is_file());
-    // the table tells the same
-    let mut again = lancet();
-    again.arg("sweep").arg(fixture("chat")).arg("--prompts").arg(fixture("chat").join("prompts")).args(&FEW[1..]);
-    let output = again.args(["--lambda", "0", "--paper", "--max-harmful-drop", "0"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(3));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("no setting is within the policy"));
+    // every edit changes the next-token probabilities of harmless prompts a little, so none keeps to this limit
+    let policy = ["--methods", "wang", "--lambdas", "1", "--max-harmless-kl", "0"];
+    let mut compare = command("compare");
+    let result = json(compare.args(policy).arg("-o").arg(sandbox.path("out")), 0);
+    let expected = serde_json::json!({ "kind": "nothing", "why": "policy", "closest": 1 });
+    assert_eq!(result["recommendation"], expected);
+    assert!(sandbox.path("out/compare.json").is_file() && sandbox.path("out/wang-lambda-1.safetensors").is_file());
+    let page = fs::read_to_string(sandbox.path("out/compare.html")).unwrap();
+    assert!(page.contains("no setting is recommended") && page.contains("outside the policy"));
 }
 
 #[test]
-fn what_cannot_be_swept_is_refused() {
+fn what_cannot_be_compared_is_refused() {
     let sandbox = Sandbox::new();
     let model = fixture("chat");
     let model = model.to_str().unwrap();
-    for (flags, word) in
-        [(["--lambda", "1,2"], "from 0 to 1"), (["--strength", "0"], "above 0"), (["--cross", "a.txt"], "NAME=FILE")]
-    {
-        let output = sandbox.lancet(&["sweep", model]).args(flags).output().unwrap();
+    for (flags, word) in [
+        (["--lambdas", "1,2"], "from 0 to 1"),
+        (["--strengths", "0"], "above 0"),
+        (["--cross", "a.txt"], "NAME=FILE"),
+        (["--methods", "other"], "possible values"),
+        (["--output", "out.onnx"], "not a model"),
+    ] {
+        let output = sandbox.lancet(&["compare", model, "-o", "out"]).args(flags).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{stderr}");
         assert!(stderr.contains(word), "{stderr}");
@@ -232,7 +312,6 @@ fn what_cannot_be_swept_is_refused() {
 #[test]
 #[cfg_attr(debug_assertions, ignore = "slow: `cargo test --release`, or `-- --include-ignored`")]
 fn directions_of_sets_are_tried_on_sets() {
-    onnx_runtime();
     let sandbox = Sandbox::new();
     let read = |split: &str| -> Vec<String> {
         let path = fixture("chat").join(format!("prompts/pseudo_harmful_{split}.json"));
@@ -248,20 +327,14 @@ fn directions_of_sets_are_tried_on_sets() {
     csv += "900,contrast_homonyms,\"not a pseudo-harmful prompt\"\n";
     sandbox.write("xstest.csv", csv);
     sandbox.write("other.txt", all[half..].join("\n"));
-    let mut sweep = command("sweep");
-    sweep.current_dir(sandbox.root()).args([
-        "--lambda",
-        "1",
-        "--cross",
-        "first=xstest.csv",
-        "--cross",
-        "second=other.txt",
-    ]);
-    let result = json(&mut sweep, 0);
-    let rows = result["cross"].as_array().unwrap();
-    let pairs: Vec<_> = rows.iter().map(|r| (r["from"].as_str().unwrap(), r["on"].as_str().unwrap())).collect();
+    let mut compare = command("compare");
+    compare.current_dir(sandbox.root()).args(["--methods", "wang", "--lambdas", "1", "-o", "out"]);
+    compare.args(["--cross", "first=xstest.csv", "--cross", "second=other.txt"]);
+    let result = json(&mut compare, 0);
+    let found = result["cross"].as_array().unwrap();
+    let pairs: Vec<_> = found.iter().map(|r| (r["from"].as_str().unwrap(), r["on"].as_str().unwrap())).collect();
     assert_eq!(pairs, [("first", "first"), ("first", "second"), ("second", "first"), ("second", "second")]);
-    for row in rows {
+    for row in found {
         let number = |key: &str| row[key].as_f64().unwrap();
         assert!(number("total") >= 6.0 && number("after") <= number("before"), "{row}");
         let own = row["from"] == row["on"];
@@ -286,8 +359,8 @@ fn what_a_strength_or_an_addition_does_not_go_with_is_refused() {
     sandbox.refused(&mut bake("chat-genai-int4", &other, &round), 1, &["cannot be rounded", "whole component only"]);
     sandbox.refused(&mut bake("chat", &plain, &["--add", "1"]), 2, &["holds no vector to add"]);
     // with a vector beside it: the bundled model has no bias that could hold it
-    let (folder, _) = swept();
-    let added = folder.join("direction-1-a2.safetensors");
+    let (folder, _) = grid();
+    let added = folder.join("wang-lambda-1-addition-2.safetensors");
     sandbox.refused(&mut bake("chat", &added, &["--weights-only"]), 1, &["needs a bias of its own"]);
 }
 
@@ -334,7 +407,7 @@ fn additions_and_strengths_bake_as_they_run() {
                 continue;
             }
         }
-        let added = model.plan(&edit, &Default::default()).unwrap().main.added.expect("the layer is in the file");
+        let added = model.plan(&edit, &Default::default()).unwrap().main.added.pop().expect("the layer is in the file");
         if added.place == AddedTo::Bias {
             bias.push(name.clone())
         } else {
