@@ -32,7 +32,9 @@ pub fn sweep(context: &Context, args: &SweepArgs) -> anyhow::Result<Ending> {
     let runtime = load_runtime(context, &args.runtime)?;
     let guard = measuring::guard(&args.guard)?;
     measuring::note_too_few(context, &guard, &prompts);
-    let settings = measuring::settings(context, &opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?;
+    let (measured, seed) = (&args.measuring, args.prompts.seed);
+    let guard_sets = measuring::guard_sets(measured, args.prompts.prompts.as_deref(), &guard.policy.guard_sets())?;
+    let settings = measuring::settings(context, &opened, &chat, measured, &args.chat, guard_sets, seed)?;
     let method = MethodArgs {
         method: Some(MethodName::Wang),
         lambda: None,

@@ -35,7 +35,7 @@ pub use crate::eval::outcome::{Outcome, OutcomeCounts as Outcomes};
 pub use crate::eval::policy::Limit;
 pub use crate::eval::statistics::Interval;
 pub use crate::lm::{Interface, Reason, Refusal, Treatment, WriterKind};
-pub use crate::method::classes::{Dress, Hand, PerClass, PromptClass, SourceName};
+pub use crate::method::classes::{Dress, GuardSet, Hand, PerClass, PromptClass, SourceName};
 pub use crate::method::layers::LayerProjection;
 pub use crate::method::select::{Discarded, Search};
 pub use budget::{Budget, Omission};
@@ -45,7 +45,7 @@ pub use gate::{
 };
 pub use measured::{
     Answer, AnswerPair, BeforeAfter, ClassRow, ClassTable, ConditionResult, Cost, Decoding, EvalResult, GuardResult,
-    Latency, Measured, ModelEval, OneCondition, Ratio, SetRow, Setup,
+    GuardSetRow, Latency, Measured, ModelEval, OneCondition, Ratio, SetRow, Setup,
 };
 pub use results::{
     BakeResult, BakeShared, EvalShared, FileKind, FileRow, Found, InspectShared, PackageBake, PackageEval,

@@ -9,6 +9,7 @@
 
 mod assemble;
 mod error;
+mod guard_sets;
 mod origin;
 mod parse;
 mod random;
@@ -21,10 +22,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::classes::{Dress, Hand, PerClass, PromptClass, SourceName};
+pub use super::classes::{Dress, GuardSet, Hand, PerClass, PromptClass, SourceName};
 pub use crate::records::Row;
 pub use assemble::BUNDLED_VERSION;
 pub use error::PromptError;
+pub use guard_sets::{Conversation, GuardPrompts, Role, Turn};
 pub use origin::{Overlap, Place, PromptFile, PromptOrigin, PromptSource, RowSelection};
 pub use parse::{PROMPT_KEYS, ParsedFile, PromptFormat, decode, parse};
 pub use random::PythonRandom;

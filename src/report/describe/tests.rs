@@ -25,6 +25,7 @@ fn everything() -> RunResult {
     run.variants[0].verify.unchecked = vec!["that it loads".into()];
     sample::guard(&mut run).reasons = vec!["harmful refusal falls".into()];
     sample::guard(&mut run).not_measured = vec![Limit::PerplexityRatio];
+    sample::guard(&mut run).too_few_refused = vec![Limit::LanguagesDrop];
     run.variants[0].inspect.refusals = vec![Refusal {
         node: "/model/layers.0/Conv".into(),
         op: "Conv".into(),
@@ -46,6 +47,15 @@ fn evaluated(of: &RunResult) -> PackageEval {
                 condition: c.condition.clone(),
                 setup: c.setup.clone(),
                 rows: c.rows.iter().map(|r| ClassRow { class: r.class, result: r.after.clone() }).collect(),
+            })
+            .collect(),
+        guard_sets: (eval.guard_sets.iter())
+            .map(|row| GuardSetRow {
+                set: row.set,
+                to_refuse: row.to_refuse.after.clone(),
+                safe: row.safe.as_ref().map(|safe| safe.after.clone()),
+                left_out: row.left_out,
+                max_new_tokens: row.max_new_tokens,
             })
             .collect(),
         perplexity: eval.perplexity.as_ref().map(|p| p.after.clone()),
@@ -97,7 +107,7 @@ fn documents(of: &RunResult) -> Vec<Document> {
 }
 
 /// Fields that hold one of a fixed list, not text.
-const TYPED: [&str; 16] = [
+const TYPED: [&str; 18] = [
     "class",
     "scoring",
     "measured",
@@ -113,7 +123,9 @@ const TYPED: [&str; 16] = [
     "place",
     "part",
     "not_measured",
+    "too_few_refused",
     "omitted",
+    "set",
 ];
 
 /// `value` with every string in it replaced but for names that the types know, without which rows would be left out.
@@ -424,6 +436,7 @@ fn what_is_not_shown_follows_what_was_measured() {
         "KL at the first 3",
         "only perplexity",
         "Memory and latency",
+        "Several turns, and languages",
     ] {
         assert!(bare.contains(said), "{said}: {bare}");
     }
@@ -435,6 +448,7 @@ fn what_is_not_shown_follows_what_was_measured() {
         "KL at the first 8",
         "not by long tasks",
         "best of several",
+        "other languages on a few prompts",
     ] {
         assert!(full.contains(said), "{said}: {full}");
     }
@@ -452,6 +466,21 @@ fn what_is_not_shown_follows_what_was_measured() {
     }];
     let text = limits(&run);
     assert!(text.contains("only multiple choice") && text.contains("one jailbreak wrapper was tried"), "{text}");
+}
+
+#[test]
+fn guard_sets_are_told_with_what_was_left_out_and_which_say_nothing() {
+    let mut of = rich::run();
+    sample::guard(&mut of).too_few_refused = vec![Limit::LanguagesDrop, Limit::LongDrop];
+    let told = plain(&super::run(&of), 110);
+    let line = |start: &str| told.lines().find(|line| line.trim_start().starts_with(start)).unwrap().to_owned();
+    let words = |start: &str| line(start).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(words("guard set"), "guard set prompts refused, and must be refused, though safe left out");
+    assert_eq!(words("unsafe contrasts"), "unsafe contrasts 48 95.8 → 93.8 % 64.6 → 18.8 %");
+    assert_eq!(words("long prompts"), "long prompts 0 24");
+    assert!(told.contains("the input model refuses too few of their prompts: other languages, long prompts"), "{told}");
+    let alone = plain(&super::eval(&evaluated(&of)), 110);
+    assert!(alone.contains("93.8 %") && alone.contains("18.8 %"), "{alone}");
 }
 
 #[test]
