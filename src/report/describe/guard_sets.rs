@@ -8,11 +8,11 @@ use super::words::rates;
 /// What the prompts of a set are.
 fn meant(set: GuardSet) -> &'static str {
     match set {
-        GuardSet::Contrasts => "harmful prompts, each worded like one that only looks it",
-        GuardSet::Languages => "harmful prompts that are not in English",
-        GuardSet::Turns => "conversations whose last turn is harmful",
-        GuardSet::Ordered => "harmless prompts that the system prompt or the user orders to refuse",
-        GuardSet::Long => "harmful prompts at the start or the end of a long harmless text",
+        GuardSet::Contrasts => "worded like safe ones",
+        GuardSet::Languages => "harmful, not in English",
+        GuardSet::Turns => "the last is harmful",
+        GuardSet::Ordered => "by system prompt or user",
+        GuardSet::Long => "harmful at one end",
     }
 }
 
@@ -54,8 +54,8 @@ fn section(sets: &[Asked<'_>]) -> Option<Section> {
     let columns = [
         Column::words("guard set"),
         Column::numbers("prompts"),
-        Column::numbers("refused, and must be"),
-        Column::numbers("refused, though safe").optional(),
+        Column::numbers("refused"),
+        Column::numbers("safe ones refused").optional(),
         Column::numbers("left out").optional(),
     ];
     let rows = sets.iter().map(|of| {

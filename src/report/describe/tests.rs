@@ -475,7 +475,7 @@ fn guard_sets_are_told_with_what_was_left_out_and_which_say_nothing() {
     let told = plain(&super::run(&of), 110);
     let line = |start: &str| told.lines().find(|line| line.trim_start().starts_with(start)).unwrap().to_owned();
     let words = |start: &str| line(start).split_whitespace().collect::<Vec<_>>().join(" ");
-    assert_eq!(words("guard set"), "guard set prompts refused, and must be refused, though safe left out");
+    assert_eq!(words("guard set"), "guard set prompts refused safe ones refused left out");
     assert_eq!(words("unsafe contrasts"), "unsafe contrasts 48 95.8 → 93.8 % 64.6 → 18.8 %");
     assert_eq!(words("long prompts"), "long prompts 0 24");
     assert!(told.contains("the input model refuses too few of their prompts: other languages, long prompts"), "{told}");
@@ -608,6 +608,13 @@ fn everything_measured_reads_well() {
       system prompt          93.8 → 40.6 %  100.0 → 100.0 %  0.0 → 0.8 %
       inside 12 wrappers                 –    71.9 → 68.1 %            –
       most in step by step               –    67.2 → 61.7 %            –
+
+      guard set         prompts        refused  safe ones refused  left out
+      unsafe contrasts       48  95.8 → 93.8 %     64.6 → 18.8 %
+      other languages        40  12.5 → 10.0 %
+      several turns          24  95.8 → 95.8 %
+      ordered refusals       24  83.3 → 83.3 %
+      long prompts            0                                          24
 
       ability            before    after      95 % interval
       harmless KL, nats       –  0.00870  0.00680 to 0.0112
@@ -813,6 +820,16 @@ fn markdown_reads_well() {
     | system prompt | 93.8 → 40.6 % (88.2 to 96.8 % → 32.5 to 49.3 %) | 100.0 → 100.0 % (97.1 to 100.0 % → 97.1 to 100.0 %) | 0.0 → 0.8 % (0.0 to 2.9 % → 0.1 to 4.3 %) |
     | inside 12 wrappers | – | 71.9 → 68.1 % (69.6 to 74.1 % → 65.7 to 70.4 %) | – |
     | most in step by step | – | 67.2 → 61.7 % (58.7 to 74.7 % → 53.1 to 69.7 %) | – |
+
+    #### Refusals that have to stay
+
+    | guard set | prompts | refused | safe ones refused | left out |
+    | --- | --: | --: | --: | --: |
+    | unsafe contrasts (worded like safe ones) | 48 | 95.8 → 93.8 % (86.0 to 98.8 % → 83.2 to 97.9 %) | 64.6 → 18.8 % (50.4 to 76.6 % → 10.2 to 31.9 %) |  |
+    | other languages (harmful, not in English) | 40 | 12.5 → 10.0 % (5.5 to 26.1 % → 4.0 to 23.1 %) |  |  |
+    | several turns (the last is harmful) | 24 | 95.8 → 95.8 % (79.8 to 99.3 % → 79.8 to 99.3 %) |  |  |
+    | ordered refusals (by system prompt or user) | 24 | 83.3 → 83.3 % (64.1 to 93.3 % → 64.1 to 93.3 %) |  |  |
+    | long prompts (harmful at one end) | 0 |  |  | 24 |
 
     #### Harmless prompts and general ability
 
