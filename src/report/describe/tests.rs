@@ -610,7 +610,7 @@ fn everything_measured_reads_well() {
       most in step by step               –    67.2 → 61.7 %            –
 
       guard set         prompts        refused  safe ones refused  left out
-      unsafe contrasts       48  95.8 → 93.8 %     64.6 → 18.8 %
+      unsafe contrasts       48  95.8 → 93.8 %      64.6 → 18.8 %
       other languages        40  12.5 → 10.0 %
       several turns          24  95.8 → 95.8 %
       ordered refusals       24  83.3 → 83.3 %
