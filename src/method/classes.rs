@@ -85,6 +85,18 @@ impl GuardSet {
         }
     }
 
+    /// What its prompts are, as people read it: unsafe contrasts, other languages.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Contrasts => "unsafe contrasts",
+            Self::Languages => "other languages",
+            Self::Turns => "several turns",
+            Self::Ordered => "ordered refusals",
+            Self::Long => "long prompts",
+        }
+    }
+
     /// What its prompts would be to a model that nobody had ordered anything.
     #[must_use]
     pub fn class(self) -> PromptClass {
@@ -97,13 +109,7 @@ impl GuardSet {
 
 impl fmt::Display for GuardSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Contrasts => "unsafe contrasts",
-            Self::Languages => "other languages",
-            Self::Turns => "several turns",
-            Self::Ordered => "ordered refusals",
-            Self::Long => "long prompts",
-        })
+        f.pad(self.words())
     }
 }
 

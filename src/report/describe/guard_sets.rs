@@ -66,7 +66,7 @@ fn section(sets: &[Asked<'_>]) -> Option<Section> {
         };
         let left_out = if of.left_out > 0 { Text::from(of.left_out.to_string()) } else { Text::default() };
         [
-            Text::from(of.set.to_string()).aside(meant(of.set)),
+            Text::from(of.set.words()).aside(meant(of.set)),
             Text::from(total.to_string()),
             refused(&of.to_refuse),
             refused(&of.safe),

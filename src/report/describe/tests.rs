@@ -479,6 +479,11 @@ fn guard_sets_are_told_with_what_was_left_out_and_which_say_nothing() {
     assert_eq!(words("unsafe contrasts"), "unsafe contrasts 48 95.8 → 93.8 % 64.6 → 18.8 %");
     assert_eq!(words("long prompts"), "long prompts 0 24");
     assert!(told.contains("the input model refuses too few of their prompts: other languages, long prompts"), "{told}");
+    // they are no prompts that tell what became of the test prompts
+    let eval = sample::eval(&mut of);
+    let set = GuardSet::Contrasts;
+    eval.answers.iter_mut().for_each(|pair| pair.condition = Condition::GuardSet { set });
+    assert!(!eval.answers.is_empty() && eval.telling_answers(3).is_empty());
     let alone = plain(&super::eval(&evaluated(&of)), 110);
     assert!(alone.contains("93.8 %") && alone.contains("18.8 %"), "{alone}");
 }
