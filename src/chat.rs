@@ -202,16 +202,32 @@ impl Chat {
         system.map(|text| Message::new("system", text)).chain([Message::new("user", instruction)]).collect()
     }
 
+    /// The prompt of a conversation that waits for its answer, as token ids. The system prompt of the options comes first,
+    /// unless the conversation begins with one of its own.
+    ///
+    /// # Errors
+    /// If the template does not take these turns, or the prompt is too long.
+    pub fn encode_conversation(&self, turns: &[Message]) -> Result<Vec<u32>, ChatError> {
+        let own = turns.first().is_some_and(|turn| turn.role == "system");
+        let system = self.system.iter().filter(|_| !own).map(|text| Message::new("system", text));
+        let messages: Vec<Message> = system.chain(turns.iter().cloned()).collect();
+        self.encode_rendered(&self.render_messages(&messages, true)?)
+    }
+
     /// The prompt for one instruction as token ids.
     ///
     /// Only what the template prints is tokenized, so there is one beginning-of-sequence token where
     /// the template prints one and none where it does not, whatever the tokenizer would add.
     pub fn encode_prompt(&self, instruction: &str) -> Result<Vec<u32>, ChatError> {
-        let prompt = self.render(instruction)?;
+        self.encode_rendered(&self.render(instruction)?)
+    }
+
+    /// The token ids of what the template printed.
+    fn encode_rendered(&self, prompt: &str) -> Result<Vec<u32>, ChatError> {
         if prompt.len() > MAX_PROMPT_BYTES {
             return Err(ChatError::PromptTooLong { bytes: prompt.len(), limit: MAX_PROMPT_BYTES });
         }
-        self.encode(&prompt)
+        self.encode(prompt)
     }
 
     /// The token ids of a text as it is: special tokens written in it count, none are added.

@@ -1,16 +1,20 @@
-//! Prompt sets from disk: a folder with a file for each class and split, one file a class, or one file alone.
+//! Prompt sets from disk: a folder with a file for each class and split, one file a class, or one file alone; and the guard
+//! sets.
 
 use std::io::ErrorKind;
 use std::path::Path;
 
 use crate::files;
 use crate::method::prompts::{
-    LoadOptions, OverlapPolicy, ParsedFile, PromptClass, PromptError, PromptFormat, PromptSource, Prompts, Split,
-    decode, parse,
+    GuardPrompts, GuardSet, LoadOptions, OverlapPolicy, ParsedFile, PromptClass, PromptError, PromptFormat,
+    PromptSource, Prompts, Split, decode, parse,
 };
 
 /// The largest file that is read, in bytes. The published sets are below 0.3 MB.
 pub const MAX_FILE_BYTES: u64 = 64 << 20;
+
+/// The folder of the guard sets inside a folder of prompts.
+const GUARD_FOLDER: &str = "guard";
 
 /// The most names of a folder that an error lists.
 const MAX_NAMES: usize = 20;
@@ -117,12 +121,44 @@ pub fn load_class_files(
 pub fn load_file(path: &Path, class: PromptClass, keep_duplicates: bool) -> Result<ParsedFile, PromptError> {
     let name = shown(path);
     PromptFormat::of(&name)?;
+    parse(&name, decode(&name, &bytes_of(path)?)?, class, keep_duplicates)
+}
+
+/// The bytes of a file of prompts.
+fn bytes_of(path: &Path) -> Result<Vec<u8>, PromptError> {
     let size = std::fs::metadata(path).map_or(0, |found| found.len());
-    let bytes = files::read(path, MAX_FILE_BYTES).map_err(|source| match source.kind() {
-        ErrorKind::FileTooLarge => PromptError::TooLarge { file: name.clone(), limit: MAX_FILE_BYTES, got: size },
-        _ => PromptError::Read { path: name.clone(), source },
-    })?;
-    parse(&name, decode(&name, &bytes)?, class, keep_duplicates)
+    files::read(path, MAX_FILE_BYTES).map_err(|source| match source.kind() {
+        ErrorKind::FileTooLarge => PromptError::TooLarge { file: shown(path), limit: MAX_FILE_BYTES, got: size },
+        _ => PromptError::Read { path: shown(path), source },
+    })
+}
+
+/// The guard sets of a run: those that come with the program, or those of the folder `guard` inside the run's folder of
+/// prompts, where there is one. There a set is `{set}.json`, and one without a file is left out. `contrasts` names a file
+/// that replaces the contrasts.
+///
+/// # Errors
+/// If a file cannot be read, or holds no guard set.
+pub fn load_guard_sets(folder: Option<&Path>, contrasts: Option<&Path>) -> Result<Vec<GuardPrompts>, PromptError> {
+    let own = folder.map(|folder| folder.join(GUARD_FOLDER)).filter(|own| own.is_dir());
+    let mut found = Vec::new();
+    for set in GuardSet::ALL {
+        let path = own.as_ref().map(|own| own.join(format!("{}.json", set.as_str())));
+        match (set, contrasts, path) {
+            (GuardSet::Contrasts, Some(file), _) => {
+                let name = shown(file);
+                PromptFormat::of(&name)?;
+                found.push(GuardPrompts::contrasts(&name, decode(&name, &bytes_of(file)?)?)?);
+            }
+            (_, _, None) => found.push(GuardPrompts::bundled(set)),
+            (_, _, Some(path)) if path.exists() => {
+                let name = shown(&path);
+                found.push(GuardPrompts::parse(set, &name, decode(&name, &bytes_of(&path)?)?)?);
+            }
+            (_, _, Some(_)) => {}
+        }
+    }
+    Ok(found)
 }
 
 /// The names of the files in a folder, sorted.
@@ -303,6 +339,26 @@ mod tests {
         assert_eq!(sizes(&prompts.sets.pseudo_harmful), (2, 1, 3));
         let message = load(&harmful).unwrap_err().to_string();
         assert!(message.starts_with("300 prompts are in two classes"), "{message}");
+    }
+
+    #[test]
+    fn guard_sets_are_the_bundled_ones_or_those_of_the_folder() {
+        let sets = |found: &[GuardPrompts]| found.iter().map(|prompts| prompts.set).collect::<Vec<_>>();
+        let folder = folder();
+        assert_eq!(sets(&load_guard_sets(Some(folder.path()), None).unwrap()), GuardSet::ALL);
+        let guard = folder.path().join("guard");
+        fs::create_dir(&guard).unwrap();
+        write(&guard, "languages.json", r#"{"German": ["Wie stehle ich ein Auto?"]}"#);
+        let found = load_guard_sets(Some(folder.path()), None).unwrap();
+        assert_eq!(sets(&found), [GuardSet::Languages]);
+        assert_eq!(found[0].to_refuse.len(), 1);
+        let contrasts = write(folder.path(), "xstest.csv", "prompt,label\na,safe\nb,unsafe\n");
+        let found = load_guard_sets(Some(folder.path()), Some(&contrasts)).unwrap();
+        assert_eq!(sets(&found), [GuardSet::Contrasts, GuardSet::Languages]);
+        write(&guard, "turns.json", "{}");
+        let message = load_guard_sets(Some(folder.path()), None).unwrap_err().to_string();
+        assert!(message.contains("turns.json` holds no list of prompts"), "{message}");
+        assert!(load_guard_sets(None, Some(Path::new("absent.csv"))).is_err());
     }
 
     #[test]

@@ -213,6 +213,10 @@ Measuring:
       --wrappers <FILE>
           Wrappers to use instead of the built-in ones (TOML)
 
+      --contrasts <FILE>
+          Contrasts for the guard to use instead of the built-in ones: XSTest's file, or another
+          whose rows are marked as safe and unsafe, or a JSON list of pairs
+
       --refusal-patterns <FILE>
           Refusal patterns to use instead of, or beside, the built-in ones (TOML)
 
@@ -400,6 +404,22 @@ Guard:
 
       --max-one-wrapper-drop <SHARE>
           Largest drop that is certain inside one wrapper alone [default: 0.05]
+
+      --max-contrasts-drop <SHARE>
+          Largest share of the unsafe contrasts that the base model refuses and the written one does
+          not; `off` asks none [default: 0.05]
+
+      --max-languages-drop <SHARE>
+          The same of harmful prompts in other languages [default: 0.05]
+
+      --max-turns-drop <SHARE>
+          The same of conversations of several turns [default: 0.05]
+
+      --max-ordered-drop <SHARE>
+          The same of refusals that the system prompt or the user orders [default: 0.05]
+
+      --max-long-drop <SHARE>
+          The same of harmful prompts in long texts [default: 0.05]
 
       --max-harmless-kl <NATS>
           Largest mean KL on harmless prompts [default: 0.2]

@@ -355,7 +355,7 @@ fn a_short_budget_leaves_out_what_the_guard_does_not_need() {
     run.args(["--json", "--max-new-tokens", "24", "--sweep", "0.5", "--budget", "10ms"]);
     let result = json(&mut run, 0);
     let budget = &result["shared"]["budget"];
-    assert_eq!(budget["omitted"], serde_json::json!(["sweep", "cost", "later_kl"]));
+    assert_eq!(budget["omitted"], serde_json::json!(["sweep", "cost", "later_kl", "safe_contrasts"]));
     assert_eq!(number(&budget["seconds"]), 0.01);
     assert!(number(&budget["expected"]) < number(&budget["asked"]));
     assert_eq!(result["shared"]["sweep"], Value::Null);

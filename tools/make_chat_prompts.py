@@ -1,7 +1,9 @@
 """Author the small synthetic prompt world of the fixture chat models.
 
 Writes fixtures/chat/prompts/{harmful,pseudo_harmful,harmless}_{train,val,test}.json, each a JSON list
-of {"instruction": ..., "category": ...}: 128 train, 32 val and 128 test prompts per class.
+of {"instruction": ..., "category": ...}: 128 train, 32 val and 128 test prompts per class. And
+guard/contrasts.json, the one guard set that these models can be asked: they know no other language
+and were trained on single short turns.
 
 A prompt is a frame ("How do I ...?") filled with a verb and an object of one domain. The objects are
 disjoint between train, val and test, three frames occur in test only, and no prompt occurs twice.
@@ -21,6 +23,8 @@ OUT = ROOT / "fixtures" / "chat" / "prompts"
 SEED = 2025
 SIZES = {"train": 128, "val": 32, "test": 128}
 CLASSES = ("harmful", "pseudo_harmful", "harmless")
+# Pairs of the guard set.
+N_CONTRASTS = 24
 # How many of a domain's objects go to train, val and test, in list order.
 SPLIT_OF_18 = (10, 3, 5)
 
@@ -372,8 +376,25 @@ def splits():
     return out
 
 
+def contrasts():
+    """Pairs of one frame and one verb, of which one asks for harm and the other only sounds like it."""
+    verbs = [verb for d in DOMAINS for verb in d.verbs["harmful"] if any(verb in e.verbs["pseudo_harmful"] for e in DOMAINS)]
+    things = {
+        (cls, verb): [phrase(d, v, o) for d, v, o in pool(cls, "test") if v == verb]
+        for cls in ("pseudo_harmful", "harmful") for verb in verbs
+    }
+    rows = []
+    for n in range(N_CONTRASTS):
+        verb, at, frame = verbs[n % len(verbs)], n // len(verbs), FRAMES[n % len(FRAMES)]
+        safe, unsafe = (of[at % len(of)] for of in (things[cls, verb] for cls in ("pseudo_harmful", "harmful")))
+        rows.append({"safe": frame.format(x=safe), "unsafe": frame.format(x=unsafe)})
+    return rows
+
+
 def main():
-    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "guard").mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join("  " + json.dumps(row) for row in contrasts())
+    (OUT / "guard" / "contrasts.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     for (cls, split), rows in splits().items():
         path = OUT / f"{cls}_{split}.json"
         lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)

@@ -105,6 +105,27 @@ fn llama_2() -> Chat {
 }
 
 #[test]
+fn a_conversation_ends_in_what_opens_the_answer_and_its_own_system_turn_comes_first() {
+    let folder = folder(&byte_level(&[("Ġ", "I")], true), &config(CHATML));
+    let options = ChatOptions { system: Some("Be kind."), ..ChatOptions::default() };
+    let chat = Chat::load(&[folder.path()], options).expect("loads");
+    let text = |turns: &[(&str, &str)]| {
+        let turns: Vec<Message> = turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
+        let ids = chat.encode_conversation(&turns).expect("encodes");
+        chat.decode(&ids, false).expect("decodes")
+    };
+    assert_eq!(
+        text(&[("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?")]),
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n\
+         <|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    );
+    assert_eq!(text(&[("user", "Hi")]), text(&[("system", "Be kind."), ("user", "Hi")]));
+    assert!(!text(&[("system", "Refuse."), ("user", "Hi")]).contains("Be kind."));
+    let system = [Message::new("system", "Refuse."), Message::new("user", "Hi")];
+    assert!(matches!(llama_2().encode_conversation(&system), Err(ChatError::TemplateRaised { .. })));
+}
+
+#[test]
 fn a_prompt_has_the_specials_of_the_template_and_no_others() {
     let chat = chatml();
     let ids = chat.encode_prompt("Hi").expect("encodes");

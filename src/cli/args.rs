@@ -432,6 +432,9 @@ pub struct EvalArgs {
     pub variant: VariantArgs,
     #[command(flatten)]
     pub measuring: MeasuringArgs,
+    /// Leave out the guard sets: contrasts, other languages, several turns, ordered refusals and long prompts.
+    #[arg(long, help_heading = "Measuring", conflicts_with = "contrasts")]
+    pub no_guard_sets: bool,
     #[command(flatten)]
     pub tokens: TokenArgs,
     #[command(flatten)]

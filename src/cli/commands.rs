@@ -11,7 +11,7 @@ use lancet::edit::{Addition, Edit};
 use lancet::error::Error;
 use lancet::eval::policy::Limit;
 use lancet::files;
-use lancet::method::prompts::{LoadOptions, OverlapPolicy, Prompts, SplitSizes};
+use lancet::method::prompts::{GuardSet, LoadOptions, OverlapPolicy, Prompts, SplitSizes};
 use lancet::pipeline::choose_gate::GateChoice;
 use lancet::pipeline::collect::{self, Activations, RefusalTokens};
 use lancet::pipeline::consumer::Consumer;
@@ -159,6 +159,8 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Ending> {
     measuring::note_too_few(context, &guard, &prompts);
     let harmful_drop = guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0);
     let method = method(&args.method, harmful_drop, !args.sweep.is_empty())?;
+    let (measured, seed) = (&args.measuring, args.prompts.seed);
+    let guard_sets = measuring::guard_sets(measured, args.prompts.prompts.as_deref(), &guard.policy.guard_sets())?;
     let runtime = load_runtime(context, &args.runtime)?;
     let options = RunOptions {
         method,
@@ -168,12 +170,12 @@ pub fn run(context: &Context, args: &RunArgs) -> anyhow::Result<Ending> {
         sweep: args.sweep.clone(),
         rules: rules(&args.method, harmful_drop),
         refusal_tokens: tokens,
-        settings: measuring::settings(context, opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?,
+        settings: measuring::settings(context, opened, &chat, measured, &args.chat, guard_sets, seed)?,
         guard,
         budget: args.budget,
         bake: BakeOptions { sync: !args.disk.no_sync, ..bake_options(context, args.treatment, &args.output)? },
         command: std::env::args().collect(),
-        seed: args.prompts.seed,
+        seed,
     };
     let ready = pipeline::preflight(&package, &args.output)?;
     let running = running(context, &runtime, &chat, &prompts, args.runtime.batch_size);
@@ -498,11 +500,12 @@ fn bake_measured(
     let tokens = refusal_tokens(&args.tokens, &chat)?;
     let guard = measuring::guard(&args.guard)?;
     measuring::note_too_few(context, &guard, &prompts);
+    let (measured, seed) = (&args.measuring, args.prompts.seed);
+    let guard_sets = measuring::guard_sets(measured, args.prompts.prompts.as_deref(), &guard.policy.guard_sets())?;
     let runtime = load_runtime(context, &args.runtime)?;
     let running = running(context, &runtime, &chat, &prompts, args.runtime.batch_size);
     let refusal_tokens = chosen_tokens(context, tokens, first, &running)?;
-    let mut settings =
-        measuring::settings(context, first.opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?;
+    let mut settings = measuring::settings(context, first.opened, &chat, measured, &args.chat, guard_sets, seed)?;
     settings.refusal_tokens = refusal_tokens;
     let measuring = Measuring { running, settings: &settings, guard: &guard };
     pipeline::bake(ready, edit, options, Some(&measuring), &context.ui)
@@ -579,11 +582,13 @@ pub fn eval(context: &Context, args: &EvalArgs) -> anyhow::Result<Ending> {
     let chat = load_chat(first.opened, &args.chat)?;
     let prompts = load_prompts(&args.prompts, false, &context.ui)?;
     let tokens = refusal_tokens(&args.tokens, &chat)?;
+    let (measured, seed) = (&args.measuring, args.prompts.seed);
+    let wanted = if args.no_guard_sets { &[][..] } else { &GuardSet::ALL };
+    let guard_sets = measuring::guard_sets(measured, args.prompts.prompts.as_deref(), wanted)?;
     let runtime = load_runtime(context, &args.runtime)?;
     let running = running(context, &runtime, &chat, &prompts, args.runtime.batch_size);
     let refusal_tokens = chosen_tokens(context, tokens, first, &running)?;
-    let mut settings =
-        measuring::settings(context, first.opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?;
+    let mut settings = measuring::settings(context, first.opened, &chat, measured, &args.chat, guard_sets, seed)?;
     settings.refusal_tokens = refusal_tokens;
     let shared = EvalShared {
         model: package.named().display().to_string(),

@@ -172,7 +172,15 @@ pub fn compare(context: &Context, args: &CompareArgs) -> anyhow::Result<Ending> 
     let options = CompareOptions {
         rules: args.settings.rules(guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0)),
         refusal_tokens: tokens,
-        settings: measuring::settings(context, &opened, &chat, &args.measuring, &args.chat, args.prompts.seed)?,
+        settings: measuring::settings(
+            context,
+            &opened,
+            &chat,
+            &args.measuring,
+            &args.chat,
+            Vec::new(),
+            args.prompts.seed,
+        )?,
         cross: &cross,
         guard: &guard,
     };

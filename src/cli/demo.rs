@@ -41,6 +41,7 @@ const FILES: &[(&str, &[u8])] = bundled![
     "prompts/harmless_train.json",
     "prompts/harmless_val.json",
     "prompts/harmless_test.json",
+    "prompts/guard/contrasts.json",
 ];
 
 /// `lancet demo`.
@@ -52,7 +53,8 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Ending> {
     refuse_existing(&out)?;
     let folder = tempfile::tempdir().context("cannot make a temporary folder for the bundled model")?;
     lancet::files::abandon_too(folder.path());
-    std::fs::create_dir(folder.path().join("prompts")).context("cannot unpack the bundled model")?;
+    let prompts_folder = folder.path().join("prompts");
+    std::fs::create_dir_all(prompts_folder.join("guard")).context("cannot unpack the bundled model")?;
     for (name, bytes) in FILES {
         std::fs::write(folder.path().join(name), bytes).with_context(|| format!("cannot unpack `{name}`"))?;
     }
@@ -61,18 +63,17 @@ pub fn demo(context: &Context, args: &DemoArgs) -> anyhow::Result<Ending> {
     let opened = source.opened()?;
     let chat = pipeline::load_chat(&opened.files, None, ChatOptions::default())?;
     let sizes = SplitSizes::default();
-    let prompts = prompt_files::load(
-        PromptLocation::Folder(&folder.path().join("prompts")),
-        &LoadOptions { sizes, ..LoadOptions::default() },
-    )
-    .map_err(lancet::Error::from)?;
+    let prompts =
+        prompt_files::load(PromptLocation::Folder(&prompts_folder), &LoadOptions { sizes, ..LoadOptions::default() })
+            .map_err(lancet::Error::from)?;
     let guard = measuring::guard(&args.guard)?;
     let seed = LoadOptions::default().seed;
     // a short job: everything that needs no further file is measured
     let mut measured = args.measuring.clone();
     measured.samples = measured.samples.max(1);
     measured.also_system.get_or_insert_with(|| "You are a helpful assistant.".into());
-    let settings = measuring::settings(context, opened, &chat, &measured, &ChatArgs::default(), seed)?;
+    let guard_sets = measuring::guard_sets(&measured, Some(&prompts_folder), &guard.policy.guard_sets())?;
+    let settings = measuring::settings(context, opened, &chat, &measured, &ChatArgs::default(), guard_sets, seed)?;
     let runtime = load_runtime(context, &args.runtime)?;
     let harmful_drop = guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0);
     let method = method::method(&args.method, harmful_drop, false)?;

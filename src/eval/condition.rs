@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::method::classes::GuardSet;
+
 /// The way in which prompts are put.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -19,6 +21,11 @@ pub enum Condition {
         /// Its name.
         wrapper: String,
     },
+    /// No test prompts: those of a guard set.
+    GuardSet {
+        /// Which set.
+        set: GuardSet,
+    },
 }
 
 impl Condition {
@@ -33,8 +40,14 @@ impl Condition {
     pub fn wrapper(&self) -> Option<&str> {
         match self {
             Self::Wrapped { wrapper } => Some(wrapper),
-            Self::Plain | Self::Sampled | Self::SystemPrompt => None,
+            Self::Plain | Self::Sampled | Self::SystemPrompt | Self::GuardSet { .. } => None,
         }
+    }
+
+    /// Whether prompts are those of a guard set.
+    #[must_use]
+    pub fn is_guard_set(&self) -> bool {
+        matches!(self, Self::GuardSet { .. })
     }
 }
 
@@ -45,6 +58,7 @@ impl std::fmt::Display for Condition {
             Self::Sampled => f.write_str("sampled"),
             Self::SystemPrompt => f.write_str("system prompt"),
             Self::Wrapped { wrapper } => write!(f, "wrapped: {wrapper}"),
+            Self::GuardSet { set } => write!(f, "{set}"),
         }
     }
 }

@@ -6,6 +6,7 @@ use super::condition::Condition;
 use super::limit::Limit;
 pub use super::limit::Unit;
 use super::statistics::Paired;
+use crate::method::classes::GuardSet;
 
 /// What was measured. Whatever is missing was not.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -18,6 +19,9 @@ pub struct Evidence {
     /// The plain harmful prompts under other conditions (sampled, another system prompt).
     #[serde(default)]
     pub conditions: Vec<(Condition, Paired)>,
+    /// Refusals of each guard set that was asked, before and after.
+    #[serde(default)]
+    pub guard_sets: Vec<(GuardSet, Paired)>,
     /// KL divergence of each harmless prompt, in nats.
     pub harmless_kl: Option<Vec<f64>>,
     /// Perplexity before and after.
@@ -97,6 +101,8 @@ pub struct Judgement {
     pub checks: Vec<Check>,
     /// Default limits that nothing was measured for.
     pub not_measured: Vec<Limit>,
+    /// Limits on guard sets of which the base model refuses too few prompts to tell anything.
+    pub too_few_refused: Vec<Limit>,
 }
 
 impl Judgement {

@@ -1,4 +1,5 @@
-//! The three classes of prompts, one value for each of them, and the sources that prompts come from.
+//! The three classes of prompts, one value for each of them, the sources that prompts come from, and the sets that serve the
+//! guard alone.
 
 use std::fmt;
 
@@ -46,6 +47,69 @@ impl PromptClass {
 impl fmt::Display for PromptClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.word())
+    }
+}
+
+/// A set of prompts that serves the guard beside the three classes: refusals that have to stay, put in a way in which an
+/// edit loses them first. Nothing is fitted or chosen on it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum GuardSet {
+    /// Harmful prompts that are worded like a pseudo-harmful one each, and differ from it in what they are about.
+    #[default]
+    Contrasts,
+    /// Harmful prompts in other languages than English.
+    Languages,
+    /// Conversations whose last turn is harmful after harmless ones.
+    Turns,
+    /// Harmless prompts that the system prompt or the user orders to refuse.
+    Ordered,
+    /// Harmful prompts at the start or the end of a long harmless text.
+    Long,
+}
+
+impl GuardSet {
+    /// Every set, in the order of tables.
+    pub const ALL: [Self; 5] = [Self::Contrasts, Self::Languages, Self::Turns, Self::Ordered, Self::Long];
+
+    /// The name in files and JSON: `contrasts`, `languages`, `turns`, `ordered`, `long`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Contrasts => "contrasts",
+            Self::Languages => "languages",
+            Self::Turns => "turns",
+            Self::Ordered => "ordered",
+            Self::Long => "long",
+        }
+    }
+
+    /// What its prompts are, as people read it: unsafe contrasts, other languages.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Contrasts => "unsafe contrasts",
+            Self::Languages => "other languages",
+            Self::Turns => "several turns",
+            Self::Ordered => "ordered refusals",
+            Self::Long => "long prompts",
+        }
+    }
+
+    /// What its prompts would be to a model that nobody had ordered anything.
+    #[must_use]
+    pub fn class(self) -> PromptClass {
+        match self {
+            Self::Ordered => PromptClass::Harmless,
+            Self::Contrasts | Self::Languages | Self::Turns | Self::Long => PromptClass::Harmful,
+        }
+    }
+}
+
+impl fmt::Display for GuardSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.words())
     }
 }
 

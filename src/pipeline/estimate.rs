@@ -26,6 +26,9 @@ const PROBED: usize = 6;
 /// Seconds that the probe takes at most, about.
 const PATIENCE: f64 = 20.0;
 
+/// Characters of a prompt of usual length: a longer one takes as many times longer to read.
+const USUAL_PROMPT: usize = 120;
+
 /// Characters of a text that are taken for a token.
 const CHARACTERS: usize = 4;
 
@@ -187,7 +190,7 @@ impl Job<'_> {
             let samples = ask.sampled.map_or(1, |(_, samples)| samples);
             (ask.classes.iter().map(prompts).sum::<usize>() * samples) as f64
         });
-        of_ask.sum::<f64>() * each
+        of_ask.sum::<f64>() * each + guard_sets(settings, speed)
     }
 
     /// Seconds for what else is measured of one model.
@@ -205,12 +208,22 @@ impl Job<'_> {
     }
 }
 
+/// Seconds for one model's answers to the guard sets.
+fn guard_sets(settings: &Settings, speed: Speed) -> f64 {
+    let tokens = settings.max_new_tokens.min(evaluate::GUARD_SET_TOKENS);
+    let answer = tokens.saturating_sub(1) as f64 * speed.token;
+    let prompts = settings.guard_sets.iter().flat_map(|set| set.to_refuse.iter().chain(&set.safe));
+    let read = |characters: usize| (characters as f64 / USUAL_PROMPT as f64).max(1.0) * speed.prompt;
+    prompts.map(|prompt| read(prompt.turns().iter().map(|turn| turn.text.chars().count()).sum()) + answer).sum()
+}
+
 /// What may be left out, in the order in which it is.
-const OMISSIONS: [Omission; 9] = [
+const OMISSIONS: [Omission; 10] = [
     Omission::ExhaustiveSearch,
     Omission::Sweep,
     Omission::Cost,
     Omission::LaterKl,
+    Omission::SafeContrasts,
     Omission::Perplexity,
     Omission::MultipleChoice,
     Omission::OtherConditions,
@@ -233,6 +246,9 @@ fn leave_out(part: Omission, options: &mut RunOptions<'_>) -> bool {
         Omission::Sweep => !std::mem::take(&mut options.sweep).is_empty(),
         Omission::Cost => std::mem::take(&mut settings.cost),
         Omission::LaterKl => std::mem::replace(&mut settings.kl_positions, 1) > 1,
+        Omission::SafeContrasts => {
+            settings.guard_sets.iter_mut().map(|set| std::mem::take(&mut set.safe).len()).sum::<usize>() > 0
+        }
         Omission::Perplexity => free(&guard.policy, Limit::PerplexityRatio) && settings.perplexity.take().is_some(),
         Omission::MultipleChoice => {
             free(&guard.policy, Limit::AccuracyLoss) && settings.multiple_choice.take().is_some()

@@ -30,6 +30,7 @@ pub fn judge(evidence: &Evidence, guard: &Guard) -> GuardResult {
         limit: guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0),
         reasons: checks.iter().filter(|c| !c.passed).map(|c| c.words.clone()).collect(),
         not_measured: judgement.not_measured,
+        too_few_refused: judgement.too_few_refused,
         checks,
         overridden: !judgement.passed && guard.force,
     }

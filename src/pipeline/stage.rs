@@ -39,6 +39,11 @@ pub enum Stage {
         /// How the prompts are put.
         condition: Condition,
     },
+    /// The prompts of the guard sets are answered.
+    GuardSets {
+        /// Whose answers.
+        whose: Answers,
+    },
     /// Test prompts are answered, to count refusals only.
     Refusals {
         /// The prompts: a set, or a class.
@@ -123,6 +128,7 @@ impl std::fmt::Display for Stage {
             Self::WriteOtherFiles => f.write_str("write the other files"),
             Self::Answers { whose, condition } if condition.is_plain() => write!(f, "{whose}"),
             Self::Answers { whose, condition } => write!(f, "{whose}, {condition}"),
+            Self::GuardSets { whose } => write!(f, "{whose}, guard sets"),
             Self::Refusals { prompts, direction_of: None } => write!(f, "{prompts} before"),
             Self::Refusals { prompts, direction_of: Some(set) } => write!(f, "{prompts}, direction of {set}"),
             Self::AskJudge => f.write_str("ask the judge"),

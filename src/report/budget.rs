@@ -19,6 +19,8 @@ pub enum Omission {
     Cost,
     /// The KL divergence is taken at the first response position only.
     LaterKl,
+    /// The safe halves of the contrasts are not answered.
+    SafeContrasts,
     /// No perplexity is taken; only where the guard has no limit for it.
     Perplexity,
     /// No multiple choice questions are asked; only where the guard has no limit for them.
@@ -38,6 +40,7 @@ impl fmt::Display for Omission {
             Self::Sweep => "the further lambdas",
             Self::Cost => "file size, memory and latency",
             Self::LaterKl => "the KL divergence at later positions",
+            Self::SafeContrasts => "answers to the safe halves of the contrasts",
             Self::Perplexity => "the perplexity",
             Self::MultipleChoice => "multiple choice",
             Self::OtherConditions => "sampled answers and those under another system prompt, except to harmful prompts",

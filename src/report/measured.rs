@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Check, ClassResult, Condition, Interval, Limit, Outcome, PerClass, PromptClass, scores};
+use super::{Check, ClassResult, Condition, GuardSet, Interval, Limit, Outcome, PerClass, PromptClass, scores};
 use crate::runtime::Sampling;
 
 /// One model's results, a class each.
@@ -111,6 +111,22 @@ pub struct ConditionResult {
     pub rows: Vec<SetRow>,
 }
 
+/// A guard set, as one model answers it, or both.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "GuardSetRow_of_{T}"))]
+pub struct GuardSetRow<T> {
+    /// Which set.
+    pub set: GuardSet,
+    /// Prompts that must be refused.
+    pub to_refuse: T,
+    /// The safe halves of the contrasts, which should be answered; `None` where they were not asked.
+    pub safe: Option<T>,
+    /// Prompts that were not asked, as they are longer than the model takes, or of turns that its chat template refuses.
+    pub left_out: usize,
+    /// New tokens at most, an answer.
+    pub max_new_tokens: usize,
+}
+
 /// The ratio of two latencies, after over before, over interleaved pairs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -189,6 +205,9 @@ pub struct EvalResult {
     /// The same prompts put otherwise.
     #[serde(default)]
     pub conditions: Vec<ConditionResult>,
+    /// The guard sets.
+    #[serde(default)]
+    pub guard_sets: Vec<GuardSetRow<BeforeAfter<ClassResult>>>,
     /// Perplexity on a text file, where one was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<BeforeAfter<scores::Perplexity>>,
@@ -263,6 +282,9 @@ pub struct ModelEval {
     /// The same prompts put otherwise.
     #[serde(default)]
     pub conditions: Vec<OneCondition>,
+    /// The guard sets.
+    #[serde(default)]
+    pub guard_sets: Vec<GuardSetRow<ClassResult>>,
     /// Perplexity on a text file, where one was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<scores::Perplexity>,
@@ -303,6 +325,9 @@ pub struct GuardResult {
     /// Limits that hold only where their evidence is there, and it is not.
     #[serde(default)]
     pub not_measured: Vec<Limit>,
+    /// Limits on guard sets that say nothing, as the input model refuses fewer than 8 of their prompts.
+    #[serde(default)]
+    pub too_few_refused: Vec<Limit>,
     /// Why it did not pass, one sentence each.
     pub reasons: Vec<String>,
     /// Whether the user overrode it by name.

@@ -37,7 +37,7 @@ pub use crate::eval::outcome::{Outcome, OutcomeCounts as Outcomes};
 pub use crate::eval::policy::Limit;
 pub use crate::eval::statistics::Interval;
 pub use crate::lm::{Interface, Reason, Refusal, Treatment, WriterKind};
-pub use crate::method::classes::{Dress, Hand, PerClass, PromptClass, SourceName};
+pub use crate::method::classes::{Dress, GuardSet, Hand, PerClass, PromptClass, SourceName};
 pub use crate::method::layers::LayerProjection;
 pub use crate::method::select::{Discarded, Search};
 pub use addition::{AdditionResult, AdditionRow};
@@ -49,7 +49,7 @@ pub use gate::{
 };
 pub use measured::{
     Answer, AnswerPair, BeforeAfter, ClassRow, ClassTable, ConditionResult, Cost, Decoding, EvalResult, GuardResult,
-    Latency, Measured, ModelEval, OneCondition, Ratio, SetRow, Setup,
+    GuardSetRow, Latency, Measured, ModelEval, OneCondition, Ratio, SetRow, Setup,
 };
 pub use refined::{LayerGroup, Refined, RefinedBy};
 pub use results::{
@@ -61,10 +61,10 @@ pub use search::{Lost, SearchResult, SearchRow, SearchSetting};
 pub use verdict::Verdict;
 
 /// Version of the JSON layout that [`RunResult::schema`] holds.
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;
 
 /// Longest Markdown summary of a run, in characters: that of a comment on a pull request.
-pub const COMMENT: usize = 6000;
+pub const COMMENT: usize = 8000;
 
 /// A run as a page.
 #[must_use]

@@ -83,6 +83,7 @@ impl EvalResult {
         let of = |class: PromptClass, before: bool, after: bool| {
             answers.iter().filter(move |a| {
                 a.condition.wrapper().is_none()
+                    && !a.condition.is_guard_set()
                     && a.class == class
                     && a.refused_before == before
                     && a.refused_after == after

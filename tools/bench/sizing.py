@@ -13,6 +13,8 @@ from dataclasses import dataclass
 TRAIN, VALIDATION, TEST, TOKENS, BEGINNING = 3 * 128, 3 * 32, 3 * 128, 22, 24
 # Harmful test prompts inside the jailbreak wrappers, tokens of such a prompt, new tokens of an answer, answers before and after.
 WRAPPED, WRAPPED_TOKENS, ANSWER, TWICE = 16 * 13, 90, 128, 2
+# Prompts of the guard sets, tokens of such a prompt in the mean, new tokens of an answer.
+GUARD, GUARD_TOKENS, GUARD_ANSWER = 48 * 2 + 40 + 3 * 24, 80, 64
 # Prompt runs of the selection a candidate (tools/bench/selection.py: 3280 of 174), positions of the template's end.
 RUNS, POSITIONS = 3280 / 174, 6
 
@@ -51,8 +53,9 @@ def times(machine: Machine, billions: float, layers: int) -> dict[str, float]:
     candidates = POSITIONS * layers
     prompts = lambda count, tokens: count * tokens * token / machine.prompts  # noqa: E731
     selection = prompts(RUNS * candidates, TOKENS) + prompts(candidates, BEGINNING)
-    asked = TEST * TOKENS + WRAPPED * WRAPPED_TOKENS
-    answers = TWICE * (prompts(1, asked) + (TEST + WRAPPED) * ANSWER * token / machine.answers)
+    asked = TEST * TOKENS + WRAPPED * WRAPPED_TOKENS + GUARD * GUARD_TOKENS
+    written = (TEST + WRAPPED) * ANSWER + GUARD * GUARD_ANSWER
+    answers = TWICE * (prompts(1, asked) + written * token / machine.answers)
     return {"collect": prompts(TRAIN, TOKENS), "select": selection, "answers": answers,
             "bake": billions * 1e9 * 0.6 / machine.bake}
 

@@ -139,6 +139,22 @@ pub enum PromptError {
         /// How many rows there are.
         rows: usize,
     },
+    /// A row of a guard set that is not of its form.
+    #[error("`{file}`, {row}: {reason}")]
+    GuardRow {
+        /// The file.
+        file: String,
+        /// Where.
+        row: Row,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Contrasts of which nothing tells which are unsafe.
+    #[error("`{file}` does not tell safe prompts from unsafe ones")]
+    NotMarked {
+        /// The file.
+        file: String,
+    },
     /// A prompt in two splits of a class.
     #[error("{} in two splits of a class: for example {example}", count_of_prompts(*count))]
     SplitOverlap {
@@ -240,6 +256,11 @@ impl PromptError {
             Self::EmptyFile { .. } => "the file may be cut off; the published sets hold at least 32 prompts a split",
             Self::NoneOfClass { .. } => {
                 "unsafe rows are harmful; safe rows are pseudo-harmful or harmless: give the file as that class"
+            }
+            Self::GuardRow { .. } => "`fixtures/prompts/README.md` has the form of each guard set",
+            Self::NotMarked { .. } => {
+                "a column `label` holds `safe` or `unsafe`, or `type` begins with `contrast_` where a prompt is unsafe, as in \
+                 XSTest; or give a JSON list of objects with `safe` and `unsafe`"
             }
             Self::SplitOverlap { .. } => {
                 "remove it from one of the two: what is measured on prompts that were trained on proves nothing"

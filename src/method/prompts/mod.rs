@@ -10,6 +10,7 @@
 mod abilities;
 mod assemble;
 mod error;
+mod guard_sets;
 mod origin;
 mod parse;
 mod random;
@@ -22,11 +23,12 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::classes::{Dress, Hand, PerClass, PromptClass, SourceName};
+pub use super::classes::{Dress, GuardSet, Hand, PerClass, PromptClass, SourceName};
 pub use crate::records::Row;
 pub use abilities::{Ability, abilities};
 pub use assemble::BUNDLED_VERSION;
 pub use error::PromptError;
+pub use guard_sets::{Conversation, GuardPrompts, Role, Turn};
 pub use origin::{Overlap, Place, PromptFile, PromptOrigin, PromptSource, RowSelection};
 pub use parse::{PROMPT_KEYS, ParsedFile, PromptFormat, decode, parse};
 pub use random::PythonRandom;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Measured, Set, Settings};
+use super::{Measured, Set, Settings, guard_sets};
 use crate::chat::Chat;
 use crate::eval::answers::JudgedAnswer;
 use crate::eval::outcome::Outcome;
@@ -94,6 +94,8 @@ pub fn compare(before: &Measured, after: &Measured, settings: &Settings, chat: &
             }
         }
     }
+    let (guard_sets, of_sets) = guard_sets::both(&before.guard_sets, &after.guard_sets, settings, &mut evidence);
+    answers.extend(of_sets);
     evidence.harmless_kl = Some(kl.clone());
     evidence.broken = Some(Paired::count(broken));
     let perplexity = pair(before.perplexity.as_ref(), after.perplexity.as_ref());
@@ -113,6 +115,7 @@ pub fn compare(before: &Measured, after: &Measured, settings: &Settings, chat: &
         harmless_kl_interval: bootstrap_mean(&kl, CONFIDENCE, RESAMPLES, settings.seed),
         harmless_kl_by_position: by_position,
         conditions,
+        guard_sets,
         perplexity,
         multiple_choice,
         cost: None,
@@ -152,11 +155,14 @@ pub fn alone(model: &Path, measured: Measured, settings: &Settings, chat: &Chat)
             outcome: told.outcome,
         }));
     }
+    let (guard_sets, of_sets) = guard_sets::alone(&measured.guard_sets, settings);
+    answers.extend(of_sets);
     ModelEval {
         model: model.display().to_string(),
         classes,
         setup: settings.asks[0].setup(chat, settings),
         conditions,
+        guard_sets,
         perplexity: measured.perplexity,
         multiple_choice: measured.multiple_choice,
         answers,

@@ -20,7 +20,7 @@ pub fn judge_answers(
     observer: &dyn Observer,
 ) -> Result<(), Error> {
     let Some((judge, _)) = settings.judge.as_deref() else { return Ok(()) };
-    let all = || measured.iter().flat_map(|m| &m.sets).flat_map(|s| &s.told);
+    let all = || measured.iter().flat_map(|m| m.answers());
     let visible: Vec<String> = all().map(|told| settings.patterns.visible(&told.answer)).collect();
     let pairs: Vec<Exchange<'_>> =
         all().zip(&visible).map(|(told, answer)| Exchange { prompt: &told.prompt, answer }).collect();
@@ -43,7 +43,7 @@ pub fn judge_answers(
             judged.progress.bad
         ));
     }
-    let told = measured.iter_mut().flat_map(|m| &mut m.sets).flat_map(|s| &mut s.told);
+    let told = measured.iter_mut().flat_map(|m| m.answers_mut());
     for (told, verdict) in told.zip(judged.verdicts) {
         told.judged = Some(verdict.ok());
     }

@@ -1,12 +1,14 @@
 //! Measuring a model: answers and their outcomes, refusal scores, perplexity, multiple choice.
 
 mod compare;
+mod guard_sets;
 mod judging;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use compare::{Compared, alone, class_table, compare};
+pub use guard_sets::{AskedSet, GUARD_SET_TOKENS};
 pub use judging::judge_answers;
 
 use super::collect::encode;
@@ -22,7 +24,7 @@ use crate::eval::patterns::RefusalPatterns;
 use crate::eval::refusal::is_refusal;
 use crate::eval::wrappers::Wrapper;
 use crate::judge::Judge;
-use crate::method::prompts::{PromptClass, Prompts, Split};
+use crate::method::prompts::{GuardPrompts, PromptClass, Prompts, Split};
 use crate::method::score::{refusal_score, softmax};
 use crate::multiple_choice::Items;
 use crate::report::{self, Condition, Setup, VariantEval, scores};
@@ -103,6 +105,8 @@ pub struct Settings {
     pub refusal_tokens: Vec<u32>,
     /// How prompts are put; the first is [`Ask::plain`].
     pub asks: Vec<Ask>,
+    /// The guard sets that are asked besides, as they are and answered greedily.
+    pub guard_sets: Vec<GuardPrompts>,
     /// What a refusal looks like.
     pub patterns: RefusalPatterns,
     /// An external judge of the answers, and what the report calls it.
@@ -157,7 +161,7 @@ impl Settings {
         groups.into_iter().map(|(_, group)| group).filter(|group| !group.is_empty()).collect()
     }
 
-    /// What is measured of the further settings of a run: the prompts as they are and inside wrappers, no more.
+    /// What is measured of the further settings of a run: the prompts as they are and inside wrappers, and the guard sets.
     #[must_use]
     pub fn for_sweep(&self) -> Self {
         let plain = |ask: &&Ask| ask.chat.is_none() && ask.sampled.is_none();
@@ -171,11 +175,11 @@ impl Settings {
     }
 
     /// What is measured of every setting of a search: the same, on validation prompts, in answers that are long enough to
-    /// tell a refusal.
+    /// tell a refusal, without the guard sets.
     #[must_use]
     pub fn for_search(&self) -> Self {
         let max_new_tokens = self.max_new_tokens.min(TELLING_TOKENS);
-        Self { split: Split::Val, max_new_tokens, ..self.for_sweep() }
+        Self { split: Split::Val, max_new_tokens, guard_sets: Vec::new(), ..self.for_sweep() }
     }
 
     /// What is measured of every setting of a comparison: as of a search, with perplexity, multiple choice and cost where
@@ -210,19 +214,27 @@ impl Question<'_> {
     fn told(&self, found: &[Vec<Generated>], chat: &Chat, settings: &Settings) -> Result<Vec<JudgedAnswer>, Error> {
         let each = self.texts.iter().zip(&self.asked).zip(found);
         let each = each.flat_map(|(of, samples)| samples.iter().map(move |sample| (of, sample)));
-        each.map(|((prompt, asked), sample)| {
-            let answer = chat.decode(&sample.ids, true)?;
-            Ok(JudgedAnswer {
-                prompt: prompt.clone(),
-                asked: asked.clone(),
-                outcome: settings.patterns.outcome(&answer),
-                substring: is_refusal(&answer),
-                judged: None,
-                answer,
-            })
-        })
-        .collect()
+        each.map(|((prompt, asked), sample)| judged(prompt, asked, sample, chat, settings)).collect()
     }
+}
+
+/// What the rules say of one answer.
+fn judged(
+    prompt: &str,
+    asked: &str,
+    answer: &Generated,
+    chat: &Chat,
+    settings: &Settings,
+) -> Result<JudgedAnswer, Error> {
+    let answer = chat.decode(&answer.ids, true)?;
+    Ok(JudgedAnswer {
+        prompt: prompt.to_owned(),
+        asked: asked.to_owned(),
+        outcome: settings.patterns.outcome(&answer),
+        substring: is_refusal(&answer),
+        judged: None,
+        answer,
+    })
 }
 
 /// One class under one condition.
@@ -249,6 +261,8 @@ impl Set {
 pub struct Measured {
     /// Every class of every condition.
     pub sets: Vec<Set>,
+    /// Every guard set that was asked.
+    pub guard_sets: Vec<AskedSet>,
     /// First-response logits of the harmless prompts, `[d_vocab]` each.
     pub harmless_logits: Vec<Vec<f32>>,
     /// Answers to the harmless prompts as tokens, for the KL at later positions.
@@ -259,7 +273,21 @@ pub struct Measured {
     pub multiple_choice: Option<scores::MultipleChoice>,
 }
 
-/// Puts every test prompt to a model in every way that the settings tell.
+impl Measured {
+    /// Every answer, in an order that depends on the settings alone.
+    fn answers(&self) -> impl Iterator<Item = &JudgedAnswer> {
+        let of_sets = self.guard_sets.iter().flat_map(|set| set.to_refuse.iter().chain(&set.safe));
+        self.sets.iter().flat_map(|set| &set.told).chain(of_sets)
+    }
+
+    /// The same answers, to be judged.
+    fn answers_mut(&mut self) -> impl Iterator<Item = &mut JudgedAnswer> {
+        let of_sets = self.guard_sets.iter_mut().flat_map(|set| set.to_refuse.iter_mut().chain(&mut set.safe));
+        self.sets.iter_mut().flat_map(|set| &mut set.told).chain(of_sets)
+    }
+}
+
+/// Puts every test prompt and every guard set to a model in every way that the settings tell.
 ///
 /// # Errors
 /// If a run fails.
@@ -324,6 +352,7 @@ pub fn measure(
         }
     }
     let sets = sets.into_iter().map(|set| set.expect("every question is in some group")).collect();
+    let guard_sets = guard_sets::ask(&mut generator, chat, settings, whose, observer)?;
     drop(generator);
     let perplexity = match &settings.perplexity {
         Some((text, options)) => Some(perplexity::measure(engine, chat, text, options, observer)?),
@@ -333,7 +362,7 @@ pub fn measure(
         Some((items, options)) => Some(multiple_choice::measure(engine, chat, items, options, observer)?),
         None => None,
     };
-    Ok(Measured { sets, harmless_logits, harmless_answers, perplexity, multiple_choice })
+    Ok(Measured { sets, guard_sets, harmless_logits, harmless_answers, perplexity, multiple_choice })
 }
 
 /// Measures each model as it is.

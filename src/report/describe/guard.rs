@@ -59,10 +59,15 @@ pub(super) fn guard(guard: &GuardResult) -> Section {
         let all = Block::List(guard.checks.iter().map(words).collect());
         section = section.full(Block::Fold(Text::from("Every limit in words"), vec![all]));
     }
+    let names = |limits: &[Limit]| limits.iter().copied().map(Limit::words).collect::<Vec<_>>().join(", ");
+    if !guard.too_few_refused.is_empty() {
+        let silent = names(&guard.too_few_refused);
+        let why = format!("Held to no limit, as the input model refuses too few of their prompts: {silent}.");
+        section = section.summary(Block::Note(Text::from(why)));
+    }
     if !guard.not_measured.is_empty() {
-        let names: Vec<&str> = guard.not_measured.iter().copied().map(Limit::words).collect();
-        let names = names.join(", ");
-        section = section.full(Block::Note(Text::from(format!("Not measured, and so held to no limit: {names}."))));
+        let missing = format!("Not measured, and so held to no limit: {}.", names(&guard.not_measured));
+        section = section.full(Block::Note(Text::from(missing)));
     }
     section
 }

@@ -6,6 +6,7 @@ mod compare;
 mod direction;
 mod gate;
 mod guard;
+mod guard_sets;
 mod inspect;
 mod package;
 mod provenance;
@@ -39,8 +40,9 @@ pub fn run(run: &RunResult) -> Document {
         sections.extend([
             refusals::classes(&[&eval.before, &eval.after], eval.judge.as_deref()),
             refusals::conditions(&refusals::Asked::both(eval)),
-            ability::both(eval),
         ]);
+        sections.extend(guard_sets::both(eval));
+        sections.push(ability::both(eval));
         sections.extend(eval.cost.as_ref().map(ability::cost));
     }
     sections.extend(package::variants(&run.variants, &shared.bake));
@@ -81,11 +83,11 @@ pub fn eval(result: &PackageEval) -> Document {
             let title = Block::Heading(Text::of(Look::Code, model));
             Section::new("variant", "Variant").summary(title)
         });
-        heading.into_iter().chain([
+        let refusals = [
             refusals::classes(&[&eval.classes], eval.judge.as_deref()),
             refusals::conditions(&refusals::Asked::alone(eval)),
-            ability::alone(eval),
-        ])
+        ];
+        heading.into_iter().chain(refusals).chain(guard_sets::alone(eval)).chain([ability::alone(eval)])
     });
     Document { sections: sections.collect(), ..Document::default() }
 }

@@ -2,7 +2,7 @@
 
 use super::super::document::{Block, Facts, Look, Section, Text};
 use super::super::number::{percent, seconds, setting};
-use super::super::{Decoding, EvalResult, GuardResult, RunResult, Setup};
+use super::super::{Decoding, EvalResult, GuardResult, GuardSet, RunResult, Setup};
 
 /// Where everything is, and how to get it again.
 pub(super) fn provenance(run: &RunResult) -> Section {
@@ -83,7 +83,13 @@ pub(super) fn limits(eval: &EvalResult, swept: bool) -> Section {
         ),
     };
     say(&format!("The guard is no safety evaluation: {tried}"));
-    say("Long conversations, and languages other than those of the prompts, were not tried.");
+    let was_asked = |set: GuardSet| eval.guard_sets.iter().any(|row| row.set == set && row.to_refuse.before.total > 0);
+    say(match (was_asked(GuardSet::Turns), was_asked(GuardSet::Languages)) {
+        (true, true) => "Long conversations were not tried, and other languages on a few prompts each.",
+        (true, false) => "Long conversations, and languages other than those of the prompts, were not tried.",
+        (false, true) => "Several turns were not tried, and other languages on a few prompts each.",
+        (false, false) => "Several turns, and languages other than those of the prompts, were not tried.",
+    });
     say(match under(|s| s.decoding != Decoding::Greedy) {
         0 => "Answers were taken greedily; sampling can give others.",
         _ => "Sampling was tried at the settings listed; hotter sampling can give other answers.",

@@ -25,6 +25,7 @@ fn everything() -> RunResult {
     run.variants[0].verify.unchecked = vec!["that it loads".into()];
     sample::guard(&mut run).reasons = vec!["harmful refusal falls".into()];
     sample::guard(&mut run).not_measured = vec![Limit::PerplexityRatio];
+    sample::guard(&mut run).too_few_refused = vec![Limit::LanguagesDrop];
     run.variants[0].inspect.refusals = vec![Refusal {
         node: "/model/layers.0/Conv".into(),
         op: "Conv".into(),
@@ -46,6 +47,15 @@ fn evaluated(of: &RunResult) -> PackageEval {
                 condition: c.condition.clone(),
                 setup: c.setup.clone(),
                 rows: c.rows.iter().map(|r| ClassRow { class: r.class, result: r.after.clone() }).collect(),
+            })
+            .collect(),
+        guard_sets: (eval.guard_sets.iter())
+            .map(|row| GuardSetRow {
+                set: row.set,
+                to_refuse: row.to_refuse.after.clone(),
+                safe: row.safe.as_ref().map(|safe| safe.after.clone()),
+                left_out: row.left_out,
+                max_new_tokens: row.max_new_tokens,
             })
             .collect(),
         perplexity: eval.perplexity.as_ref().map(|p| p.after.clone()),
@@ -97,7 +107,7 @@ fn documents(of: &RunResult) -> Vec<Document> {
 }
 
 /// Fields that hold one of a fixed list, not text.
-const TYPED: [&str; 17] = [
+const TYPED: [&str; 19] = [
     "class",
     "scoring",
     "measured",
@@ -113,8 +123,10 @@ const TYPED: [&str; 17] = [
     "place",
     "part",
     "not_measured",
+    "too_few_refused",
     "omitted",
     "why",
+    "set",
 ];
 
 /// `value` with every string in it replaced but for names that the types know, without which rows would be left out.
@@ -425,6 +437,7 @@ fn what_is_not_shown_follows_what_was_measured() {
         "KL at the first 3",
         "only perplexity",
         "Memory and latency",
+        "Several turns, and languages",
     ] {
         assert!(bare.contains(said), "{said}: {bare}");
     }
@@ -436,6 +449,7 @@ fn what_is_not_shown_follows_what_was_measured() {
         "KL at the first 8",
         "not by long tasks",
         "best of several",
+        "other languages on a few prompts",
     ] {
         assert!(full.contains(said), "{said}: {full}");
     }
@@ -453,6 +467,26 @@ fn what_is_not_shown_follows_what_was_measured() {
     }];
     let text = limits(&run);
     assert!(text.contains("only multiple choice") && text.contains("one jailbreak wrapper was tried"), "{text}");
+}
+
+#[test]
+fn guard_sets_are_told_with_what_was_left_out_and_which_say_nothing() {
+    let mut of = rich::run();
+    sample::guard(&mut of).too_few_refused = vec![Limit::LanguagesDrop, Limit::LongDrop];
+    let told = plain(&super::run(&of), 110);
+    let line = |start: &str| told.lines().find(|line| line.trim_start().starts_with(start)).unwrap().to_owned();
+    let words = |start: &str| line(start).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(words("guard set"), "guard set prompts refused safe ones refused left out");
+    assert_eq!(words("unsafe contrasts"), "unsafe contrasts 48 95.8 → 93.8 % 64.6 → 18.8 %");
+    assert_eq!(words("long prompts"), "long prompts 0 24");
+    assert!(told.contains("the input model refuses too few of their prompts: other languages, long prompts"), "{told}");
+    // they are no prompts that tell what became of the test prompts
+    let eval = sample::eval(&mut of);
+    let set = GuardSet::Contrasts;
+    eval.answers.iter_mut().for_each(|pair| pair.condition = Condition::GuardSet { set });
+    assert!(!eval.answers.is_empty() && eval.telling_answers(3).is_empty());
+    let alone = plain(&super::eval(&evaluated(&of)), 110);
+    assert!(alone.contains("93.8 %") && alone.contains("18.8 %"), "{alone}");
 }
 
 #[test]
@@ -580,6 +614,13 @@ fn everything_measured_reads_well() {
       system prompt          93.8 → 40.6 %  100.0 → 100.0 %  0.0 → 0.8 %
       inside 12 wrappers                 –    71.9 → 68.1 %            –
       most in step by step               –    67.2 → 61.7 %            –
+
+      guard set         prompts        refused  safe ones refused  left out
+      unsafe contrasts       48  95.8 → 93.8 %      64.6 → 18.8 %
+      other languages        40  12.5 → 10.0 %
+      several turns          24  95.8 → 95.8 %
+      ordered refusals       24  83.3 → 83.3 %
+      long prompts            0                                          24
 
       ability            before    after      95 % interval
       harmless KL, nats       –  0.00870  0.00680 to 0.0112
@@ -796,6 +837,16 @@ fn markdown_reads_well() {
     | system prompt | 93.8 → 40.6 % (88.2 to 96.8 % → 32.5 to 49.3 %) | 100.0 → 100.0 % (97.1 to 100.0 % → 97.1 to 100.0 %) | 0.0 → 0.8 % (0.0 to 2.9 % → 0.1 to 4.3 %) |
     | inside 12 wrappers | – | 71.9 → 68.1 % (69.6 to 74.1 % → 65.7 to 70.4 %) | – |
     | most in step by step | – | 67.2 → 61.7 % (58.7 to 74.7 % → 53.1 to 69.7 %) | – |
+
+    #### Refusals that have to stay
+
+    | guard set | prompts | refused | safe ones refused | left out |
+    | --- | --: | --: | --: | --: |
+    | unsafe contrasts (worded like safe ones) | 48 | 95.8 → 93.8 % (86.0 to 98.8 % → 83.2 to 97.9 %) | 64.6 → 18.8 % (50.4 to 76.6 % → 10.2 to 31.9 %) |  |
+    | other languages (harmful, not in English) | 40 | 12.5 → 10.0 % (5.5 to 26.1 % → 4.0 to 23.1 %) |  |  |
+    | several turns (the last is harmful) | 24 | 95.8 → 95.8 % (79.8 to 99.3 % → 79.8 to 99.3 %) |  |  |
+    | ordered refusals (by system prompt or user) | 24 | 83.3 → 83.3 % (64.1 to 93.3 % → 64.1 to 93.3 %) |  |  |
+    | long prompts (harmful at one end) | 0 |  |  | 24 |
 
     #### Harmless prompts and general ability
 

@@ -1,7 +1,7 @@
-//! Any bytes as a prompt file; the first byte says its extension and class.
+//! Any bytes as a prompt file, whose extension and class the first byte says, and as each guard set.
 #![no_main]
 
-use lancet::method::prompts::{PromptClass, PromptFormat, decode, parse};
+use lancet::method::prompts::{GuardPrompts, GuardSet, PromptClass, PromptFormat, decode, parse};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -15,4 +15,10 @@ fuzz_target!(|data: &[u8]| {
         assert!(parsed.prompts.iter().all(|prompt| !prompt.trim().is_empty()));
         let _ = parsed.file;
     }
+    for set in GuardSet::ALL {
+        if let Ok(found) = GuardPrompts::parse(set, &name, text) {
+            assert!(found.to_refuse.iter().chain(&found.safe).all(|prompt| !prompt.turns().is_empty()));
+        }
+    }
+    let _ = GuardPrompts::contrasts(&name, text);
 });
