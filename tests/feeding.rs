@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock};
 
 use common::{Sandbox, fixture, found as found_in, json, only, some_direction, value_info as info};
+use lancet::edit::Writes;
 use lancet::instrument::Request;
 use lancet::lm::ResidPoint;
 use lancet::onnx::proto::{
@@ -161,8 +162,12 @@ fn numbers_at(model: &std::path::Path, new_tokens: usize) -> Numbers {
     let told = Counted::default();
     let likelihoods = log_likelihoods(&engine, &queries, 16, engine.room(), |_| ()).unwrap().concat();
     let length = 96f32.sqrt().recip();
-    let steering =
-        Steering { direction: Some(vec![length; 96]), addition: Some((2, vec![0.05; 96])), gates: Vec::new() };
+    let steering = Steering {
+        directions: vec![vec![length; 96]],
+        writes: Writes::default(),
+        additions: vec![(2, vec![0.05; 96])],
+        gates: Vec::new(),
+    };
     let steered = Engine { steered: Some(&steering), ..engine };
     let given: Vec<Vec<u32>> = prompts.iter().map(|tokens| tokens[..2].to_vec()).collect();
     let kl = divergence::measure(&engine, &steered, &prompts, &given, 3, &told).unwrap();

@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn atoms_lose_their_part() {
         let (w, a) = (vector(1), vector(2));
-        let found = residualise(&w, &[a.clone()], 0.5).unwrap();
+        let found = residualise(&w, std::slice::from_ref(&a), 0.5).unwrap();
         let weight = dot(&a, &w) / (1.5 * dot(&a, &a));
         assert!(found.iter().zip(w.iter().zip(&a)).all(|(f, (w, a))| (f - (w - weight * a)).abs() < 1e-12));
 

@@ -163,7 +163,8 @@ mod tests {
             [vec![1.0, 2.0, 0.5, -1.0], vec![2.0, -1.0, 0.0, 3.0], vec![0.1, 0.2, 0.3, 0.4]];
         let (w, r) = (diff_in_means(&pseudo, &harmless), diff_in_means(&harmful, &harmless));
         for lambda in [0.0, 0.5, 1.0] {
-            let found = ablation(&[pseudo.clone()], &[harmful.clone()], &harmless, lambda).unwrap();
+            let found =
+                ablation(std::slice::from_ref(&pseudo), std::slice::from_ref(&harmful), &harmless, lambda).unwrap();
             let published = partially_orthogonalise(&w, &r, lambda);
             assert_eq!(found.vectors().len(), 1);
             assert!(1.0 - cosine(found.vectors()[0].unit(), &published) < 1e-12, "{lambda}");
@@ -192,6 +193,9 @@ mod tests {
         // a group that is there twice adds nothing
         let twice = [pseudo[0].clone(), pseudo[0].clone(), pseudo[1].clone()];
         assert_eq!(ablation(&twice, &harmful, &harmless, 1.0).unwrap().vectors().len(), 2);
-        assert_eq!(ablation(&[harmless.clone()], &harmful, &harmless, 1.0), Err(EditError::Directions { got: 0 }));
+        assert_eq!(
+            ablation(std::slice::from_ref(&harmless), &harmful, &harmless, 1.0),
+            Err(EditError::Directions { got: 0 })
+        );
     }
 }
