@@ -64,6 +64,8 @@ struct Export<'a> {
     model: &'a Understood<'a>,
     engine: Engine<'a>,
     prompts: &'a [Vec<u32>],
+    /// Whether vectors are held so finely that the proof tells two apart which differ by a fifth.
+    fine: bool,
     failures: Vec<String>,
 }
 
@@ -101,7 +103,7 @@ impl Export<'_> {
         failures.extend(proof.failures);
         // where the stream is read at the layer of an addition, its numbers are proved too
         let unread = proof.unchecked.iter().any(|one| one.contains("nothing reads the stream"));
-        if edit.ablation().is_none() && !unread && proved(other)?.failures.is_empty() {
+        if edit.ablation().is_none() && !unread && self.fine && proved(other)?.failures.is_empty() {
             failures.push("the proof of another vector passes as well".into());
         }
         let plans = self.model.plan(&direction_file::as_stored(other)?, &PlanOptions::default())?;
@@ -134,7 +136,9 @@ fn check_one(entry: &zoo::Entry) -> Result<(Vec<String>, Vec<String>), lancet::E
     let (layers, width) = (model.lm.n_layers(), reference.d_model);
     let never = AtomicBool::new(false);
     let engine = Engine { runtime: runtime(), model: &model, batch: 2, pad: 0, cancelled: &never, steered: None };
-    let mut export = Export { opened: &opened, model: &model, engine, prompts: &reference.ids, failures: Vec::new() };
+    let fine = entry.dtype != "bfloat16";
+    let mut export =
+        Export { opened: &opened, model: &model, engine, prompts: &reference.ids, fine, failures: Vec::new() };
     // what a sum in this type keeps of a write that holds nothing
     let rounding = match entry.dtype.as_str() {
         "float16" => 5e-3,
@@ -185,16 +189,16 @@ fn check_one(entry: &zoo::Entry) -> Result<(Vec<String>, Vec<String>), lancet::E
         Ok(())
     }));
 
-    // a vector joins the stream at the first layer that can take one, and another at the last
-    if layers > 2 {
+    // a vector joins the stream at the first layer that can take one, and another what leaves the last block
+    if layers > 1 {
         let addition = |layer: usize, alpha| Addition { vector: vector(layer + 3, width), layer, position: -1, alpha };
-        let both = Edit::new(None, vec![addition(1, 0.05), addition(layers - 1, 0.1)], vec![])?;
-        let one = Edit::new(None, vec![addition(1, 0.06), addition(layers - 1, 0.1)], vec![])?;
+        let both = Edit::new(None, vec![addition(1, 0.05), addition(layers, 0.1)], vec![])?;
+        let one = Edit::new(None, vec![addition(1, 0.06), addition(layers, 0.1)], vec![])?;
         let vectors = both.additions().to_vec();
         take(export.bake("additions", (&both, &one), |was, is| {
             let (before, after) = (was[1].chunks_exact(width), is[1].chunks_exact(width));
+            let scaled = vectors[0].scaled();
             for (x, y) in before.zip(after) {
-                let scaled = vectors[0].scaled();
                 let wrong = |((x, y), v): ((&f32, &f32), &f64)| (f64::from(*y) - f64::from(*x) - v).abs();
                 let off = x.iter().zip(y).zip(&scaled).map(wrong).fold(0.0, f64::max);
                 if off > rounding * length(x).max(1.0) {
@@ -225,4 +229,7 @@ fn spans_writes_and_additions_bake_as_they_run() {
     println!("{checked} checked, refused: {refused:#?}");
     assert!(failures.is_empty(), "{failures:#?}");
     assert!(checked >= 100, "{checked}");
+    // one body of a function serves several layers; the branches of a merged decoder hold every write twice
+    let known = ["calls of which", "a merged decoder holds every write twice"];
+    assert!(refused.iter().all(|one| known.iter().any(|words| one.contains(words))), "{refused:#?}");
 }

@@ -5,6 +5,7 @@ use ndarray::ArrayD;
 use super::run::{Branch, Found, Look, Looked, ROUNDING_OF_SINGLES, Run, rounding_of};
 use crate::edit::{Ablated, Ablation, Addition, Edit, GatedTerm};
 use crate::error::Error;
+use crate::lm::projection::write_type;
 use crate::lm::{Refusal, StreamValue, Treatment};
 use crate::onnx::DataType;
 use crate::onnx::ops::ActivationRounding;
@@ -169,8 +170,10 @@ impl Judged<'_> {
                 apart = apart.zip(more).map(|(a, b)| (a.0.max(b.0), a.1.max(b.1)));
             }
             // both run the same nodes up to there, so that little but the last sum is rounded
-            let rounding = if look.rounding > ROUNDING_OF_SINGLES { 8.0 } else { 64.0 } * look.rounding;
             for (at, rows) in expected.get(look.prompt).into_iter().flatten() {
+                let stored = first.as_ref().filter(|change| change.read == *at).map_or(0.0, |change| change.stored);
+                let coarsest = look.rounding.max(stored);
+                let rounding = if coarsest > ROUNDING_OF_SINGLES { 8.0 } else { 64.0 } * coarsest;
                 let there = look.values.iter().find(|(other, _)| other == at).map(|(_, rows)| rows);
                 let excess = there.map_or(f64::INFINITY, |there| rows.apart(there, rounding + allowed.activations));
                 if worst.is_none_or(|(_, most)| excess.is_nan() || excess > most) {
@@ -223,8 +226,10 @@ impl Judged<'_> {
         let read = read.filter(|_| before.1.reads.len() == after.1.reads.len());
         let read = read.ok_or_else(|| format!("nothing reads the stream at layer {layer}"))?;
         let added = additions.iter().find(|one| one.layer == layer).map(Addition::scaled);
+        let write = added.as_ref().and_then(|_| self.base.lm.stream(cached).last_before(layer));
+        let stored = write.and_then(|write| rounding_of(write_type(graph, write)?)).unwrap_or(0.0);
         let terms = gates.iter().filter(|term| term.layer() == layer).map(GatedTerm::rounded).collect();
-        Ok(First { read, added, terms })
+        Ok(First { read, added, stored, terms })
     }
 
     /// Where a part of a direction stays by intention, whether a write was missed is seen where all of it is taken off
@@ -256,6 +261,8 @@ struct First {
     read: usize,
     /// The vector, `[d_model]`.
     added: Option<Vec<f64>>,
+    /// Relative rounding of the type that the file holds it in, alone or in a bias; 0 where there is none.
+    stored: f64,
     /// The gated terms, which come after it.
     terms: Vec<GatedTerm>,
 }
