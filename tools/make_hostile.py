@@ -317,7 +317,7 @@ def directions():
     add("direction", "integers.npy", npy("<i8", "(96,)", vector.astype("<i8").tobytes()), 2, "its type is `<i8`")
     add("direction", "objects.npy", npy("|O", "(96,)", b"\x80\x04N."), 2, "its type is `|O`")
     add("direction", "complex.npy", npy("<c8", "(96,)", bytes(768)), 2, "its type is `<c8`")
-    add("direction", "matrix.npy", npy("<f4", "(2, 48)", vector.tobytes()), 2, "its shape is [2, 48]")
+    add("direction", "matrix.npy", npy("<f4", "(2, 48)", vector.tobytes()), 2, "it holds 2 vectors of 48 numbers")
     add("direction", "scalar.npy", npy("<f4", "()", vector[:1].tobytes()), 2, "its shape is []")
     add("direction", "version_9.npy", npy("<f4", "(96,)", vector.tobytes(), b"\x09\x00"), 2, "header is damaged")
     add("direction", "cut.npy", npy("<f4", "(96,)", vector.tobytes())[:60], 2, "header is damaged")

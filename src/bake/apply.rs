@@ -84,7 +84,7 @@ pub struct EditResult {
     pub shape: Option<Vec<u64>>,
     /// Bytes of the tensor's elements; none for nodes, as the fields below.
     pub bytes: Option<u64>,
-    /// `||r^T W||` over the columns of the tensor.
+    /// `||r^T W||` over the columns of the tensor, and over the directions where there are several.
     pub leak_before: Option<f64>,
     /// `||r^T W'||` of the values as stored.
     pub leak_after: Option<f64>,

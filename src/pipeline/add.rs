@@ -44,12 +44,8 @@ pub fn choose(
         let request = Request { logits: 1, last_positions: 1, additions: vec![layer], ..Request::default() };
         let mut session = engine.session(request)?;
         // the first adds nothing: the base model
-        let mut vectors = vec![vec![0.0f32; 2 * width]];
-        for &index in &here {
-            // behind the direction, which is none here
-            let added = all[index].vector.iter().map(|v| *v as f32);
-            vectors.push(std::iter::repeat_n(0.0, width).chain(added).collect());
-        }
+        let mut vectors = vec![vec![0.0f32; width]];
+        vectors.extend(here.iter().map(|&index| all[index].vector.iter().map(|v| *v as f32).collect()));
         let run = |v: usize| prompts.iter().map(move |tokens| Row { tokens, direction: v });
         let mut base = vec![Vec::new(); prompts.len()];
         let rows: Vec<Row<'_>> = run(0).collect();

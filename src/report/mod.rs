@@ -441,11 +441,11 @@ mod tests {
     fn reports_of_other_versions_are_refused_in_words() {
         let json = serde_json::to_string(&rich::run()).expect("plain data serialises");
         assert_eq!(RunResult::from_json(&json).expect("own output parses"), rich::run());
-        let old = json.replacen("\"schema\":3", "\"schema\":2", 1);
+        let old = json.replacen("\"schema\":4", "\"schema\":3", 1);
         let error = RunResult::from_json(&old).expect_err("another version").to_string();
         assert_eq!(
             error,
-            "the report has schema version 2, this Lancet reads version 3: read it with the Lancet that wrote it"
+            "the report has schema version 3, this Lancet reads version 4: read it with the Lancet that wrote it"
         );
         assert!(
             RunResult::from_json("[]").expect_err("no object").to_string().starts_with("this is not a Lancet report")
