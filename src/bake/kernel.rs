@@ -10,7 +10,7 @@
 //! Nearest rounding of 16-bit types leaves `e = r^T W'` about `2^-12` (float16) of `W`. A few entries of each
 //! `d_model`-vector, mostly such that lie near the middle between two representable values, then take the other
 //! one of the two, where that mends enough of what is left of `e`. `|e|` never grows; with several directions it is the
-//! length of the vector of what is left along each ([`joint`]).
+//! length of the vector of what is left along each.
 //!
 //! The result is the same on every machine and with any number of threads, so that `verify` can make it again and
 //! compare every byte: sums are taken in a fixed order (eight lanes, or row by row), by one thread a tensor, in float64
