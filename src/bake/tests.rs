@@ -10,6 +10,7 @@ use prost::Message;
 mod disk;
 mod proof;
 mod reference;
+mod writes;
 
 use super::*;
 use crate::edit::Direction;
