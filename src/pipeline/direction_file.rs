@@ -15,6 +15,7 @@ use crate::edit::{Ablation, Addition, Direction, Edit, EditError, Factor, GatedT
 use crate::error::Error;
 use crate::files;
 use crate::report::{Found, GateResult, GateSetting, SearchSetting, SelectResult};
+use floats::{ByteOrder, Float};
 use vectors::Vectors;
 
 /// What the metadata of a file says of how its edit was found.
@@ -26,7 +27,7 @@ fn origin(found: &Found) -> Vec<(&'static str, String)> {
                 None => [selected.refusal_score, selected.harmful_refusal_score, selected.kl],
             };
             let [refusal_score, harmful_refusal_score, kl] = scores.map(|score| score.to_string());
-            let method = refined.as_ref().map(|refined| ("lancet.method", refined.by.name().to_string()));
+            let method = refined.as_ref().map(|refined| ("lancet.method", refined.by.method().to_string()));
             let own = [
                 ("lancet.layer", selected.layer.to_string()),
                 ("lancet.position", selected.position.to_string()),
@@ -51,27 +52,22 @@ fn origin_of_gates(GateSetting { layers, alpha, .. }: &GateSetting) -> Vec<(&'st
 
 /// What the metadata of a file says of the setting that its edit is of.
 fn origin_of_setting(setting: &SearchSetting) -> Vec<(&'static str, String)> {
-    let method = |name: &str, position: Option<i64>, layer: Option<usize>| {
-        let place =
-            [("lancet.layer", layer.map(|at| at.to_string())), ("lancet.position", position.map(|at| at.to_string()))];
-        let place = place.into_iter().filter_map(|(key, at)| Some((key, at?)));
-        std::iter::once(("lancet.method", name.to_string())).chain(place).collect::<Vec<_>>()
+    let (method, lambda, position, layer) = match setting {
+        SearchSetting::Unchanged | SearchSetting::Gate { gates: None } => return Vec::new(),
+        SearchSetting::Gate { gates: Some(gates) } => return origin_of_gates(gates),
+        SearchSetting::Refusal { position, layer } => ("refusal".to_string(), None, position, layer),
+        SearchSetting::Wang { lambda, position, layer, .. } => ("wang".to_string(), Some(lambda), position, layer),
+        SearchSetting::Refined { method, lambda, position, layer } => {
+            (method.to_string(), Some(lambda), position, layer)
+        }
     };
-    match setting {
-        SearchSetting::Unchanged | SearchSetting::Gate { gates: None } => Vec::new(),
-        SearchSetting::Gate { gates: Some(gates) } => origin_of_gates(gates),
-        SearchSetting::Refusal { position, layer } => method("refusal", *position, *layer),
-        SearchSetting::Refined { method: how, lambda, position, layer } => {
-            let mut entries = method(&how.to_string(), *position, *layer);
-            entries.push(("lancet.lambda", lambda.to_string()));
-            entries
-        }
-        SearchSetting::Wang { lambda, position, layer, .. } => {
-            let mut entries = method("wang", *position, *layer);
-            entries.push(("lancet.lambda", lambda.to_string()));
-            entries
-        }
-    }
+    let entries = [
+        ("lancet.method", Some(method)),
+        ("lancet.layer", layer.map(|at| at.to_string())),
+        ("lancet.position", position.map(|at| at.to_string())),
+        ("lancet.lambda", lambda.map(f64::to_string)),
+    ];
+    entries.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
 }
 
 /// Writes an edit with its provenance, numbers as float32: what is ablated as the tensor `direction`, `[d_model]`, or
@@ -293,7 +289,7 @@ pub fn load_picked(path: &Path, pick: &Pick) -> Result<Edit, Error> {
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
     let metadata = header.metadata().clone().unwrap_or_default();
     if let Some(version) = metadata.get(FORMAT).filter(|version| !matches!(version.as_str(), "1" | "2")) {
-        let start: String = version.chars().take(40).collect();
+        let start = shown(version);
         return Err(Error::usage(
             format!("`{}` is a direction file of version {start}, and this Lancet reads 1 and 2", path.display()),
             "use the version of Lancet that wrote it",
@@ -452,14 +448,13 @@ fn ablation(metadata: &HashMap<String, String>, view: &TensorView<'_>) -> Result
 
 /// The writes that the metadata name; all where they name none.
 fn writes(metadata: &HashMap<String, String>) -> Result<Writes, String> {
-    let start = |text: &str| text.chars().take(40).collect::<String>();
     let layer = |word: &str| {
         let layer = word.parse::<u64>().ok().filter(|layer| *layer < MOST_PLACES);
-        layer.and_then(|layer| usize::try_from(layer).ok()).ok_or_else(|| format!("`{}` is no layer", start(word)))
+        layer.and_then(|layer| usize::try_from(layer).ok()).ok_or_else(|| format!("`{}` is no layer", shown(word)))
     };
     let kind = |word: &str| {
         let kind = WriteKind::ALL.into_iter().find(|kind| kind.name() == word);
-        kind.ok_or_else(|| format!("`{}` is no kind of write", start(word)))
+        kind.ok_or_else(|| format!("`{}` is no kind of write", shown(word)))
     };
     let layers = metadata.get(LAYERS).map(|text| text.split(' ').map(layer).collect()).transpose()?;
     let kinds = metadata.get(KINDS).map(|text| text.split(' ').map(kind).collect()).transpose()?;
@@ -470,7 +465,7 @@ fn writes(metadata: &HashMap<String, String>) -> Result<Writes, String> {
 fn gates(metadata: &HashMap<String, String>, tensors: &SafeTensors<'_>) -> Result<Vec<GatedTerm>, String> {
     let known = |name: &str| (0..MOST_GATES).any(|n| GATE_PARTS.iter().any(|part| gate_key(n, part) == name));
     if let Some(other) = tensors.names().into_iter().find(|name| name.starts_with("gate.") && !known(name)) {
-        return Err(format!("`{}` is no part of one", other.chars().take(40).collect::<String>()));
+        return Err(format!("`{}` is no part of one", shown(other)));
     }
     let count = (0..MOST_GATES).take_while(|n| tensors.tensor(&gate_key(*n, "vector")).is_ok()).count();
     if tensors.names().iter().filter(|name| name.starts_with("gate.")).count() != count * GATE_PARTS.len() {
@@ -495,14 +490,13 @@ fn gate(metadata: &HashMap<String, String>, tensors: &SafeTensors<'_>, n: usize)
         let key = format!("lancet.{}", gate_key(n, part));
         metadata.get(&key).cloned().ok_or_else(|| format!("it lacks `{key}`"))
     };
-    let start = |text: &str| text.chars().take(40).collect::<String>();
     let layer = text("layer")?;
     let at = layer.parse::<u64>().ok().filter(|layer| *layer < MOST_PLACES).and_then(|l| usize::try_from(l).ok());
-    let at = at.ok_or_else(|| format!("`{}` is no layer", start(&layer)))?;
+    let at = at.ok_or_else(|| format!("`{}` is no layer", shown(&layer)))?;
     let shapes = text("shapes")?;
     let shape = |word: &str| Shape::ALL.into_iter().find(|shape| shape.name() == word);
     let shapes: Vec<Shape> = (shapes.split(' ').map(|word| shape(word).ok_or(word)).collect::<Result<_, _>>())
-        .map_err(|word| format!("`{}` is no shape", start(word)))?;
+        .map_err(|word| format!("`{}` is no shape", shown(word)))?;
     let vector = tensors.tensor(&gate_key(n, "vector")).map_err(|e| e.to_string())?;
     let width = vector.shape().iter().product::<usize>();
     let vector = values("vector", &[width])?;
@@ -519,26 +513,26 @@ fn number(text: &str) -> Option<f64> {
 
 /// The additions of a file, or what is wrong with them in words.
 fn additions(metadata: &HashMap<String, String>, tensors: &SafeTensors<'_>) -> Result<Vec<Addition>, String> {
-    if let Ok(vector) = tensors.tensor("addition") {
-        return Ok(vec![addition(metadata, &vector, &Keys::of(None))?]);
-    }
-    let keys = (0..MOST_ADDITIONS).map(|n| Keys::of(Some(n)));
-    let vectors = keys.map_while(|keys| Some((tensors.tensor(&keys.tensor).ok()?, keys)));
+    let several = (0..MOST_ADDITIONS).map(|n| Keys::of(Some(n)));
+    let several = several.map_while(|keys| Some((tensors.tensor(&keys.tensor).ok()?, keys)));
+    let only = Keys::of(None);
+    let vectors: Vec<(TensorView<'_>, Keys)> = match tensors.tensor(&only.tensor) {
+        Ok(vector) => vec![(vector, only)],
+        Err(_) => several.collect(),
+    };
     let found: Vec<Addition> =
-        vectors.map(|(vector, keys)| addition(metadata, &vector, &keys)).collect::<Result<_, _>>()?;
-    match tensors.names().into_iter().filter(|name| name.starts_with("addition.")).count() == found.len() {
+        vectors.iter().map(|(vector, keys)| addition(metadata, vector, keys)).collect::<Result<_, _>>()?;
+    let is_part = |name: &&str| *name == "addition" || name.starts_with("addition.");
+    match tensors.names().into_iter().filter(is_part).count() == found.len() {
         true => Ok(found),
-        false => Err("a part of one is missing".into()),
+        false => Err("its vectors are not numbered one after the other".into()),
     }
 }
 
 /// The addition that a tensor and the metadata under `keys` make, or what is wrong with it in words.
 fn addition(metadata: &HashMap<String, String>, vector: &TensorView<'_>, keys: &Keys) -> Result<Addition, String> {
     let text = |key: &str| metadata.get(key).ok_or_else(|| format!("it lacks `{key}`"));
-    let odd = |key: &str, text: &str, expected: &str| {
-        let start: String = text.chars().take(40).collect();
-        format!("`{key}` is `{start}`, not {expected}")
-    };
+    let odd = |key: &str, text: &str, expected: &str| format!("`{key}` is `{}`, not {expected}", shown(text));
     let layer = text(&keys.layer)?;
     let at = layer.parse::<u64>().ok().filter(|layer| (1..MOST_PLACES).contains(layer));
     let at = at.ok_or_else(|| odd(&keys.layer, layer, "a layer from 1"))?;
@@ -578,16 +572,7 @@ pub(super) fn is_plain(bytes: &[u8]) -> bool {
 }
 
 fn decode(view: &TensorView<'_>) -> Option<Vec<f64>> {
-    let data = view.data();
-    Some(match view.dtype() {
-        Dtype::F64 => data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("chunks of 8"))).collect(),
-        Dtype::F32 => {
-            data.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().expect("chunks of 4")))).collect()
-        }
-        Dtype::F16 => data.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
-        Dtype::BF16 => data.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
-        _ => return None,
-    })
+    Some(Float::of(view.dtype())?.decode(view.data(), ByteOrder::Little))
 }
 
 #[cfg(test)]
@@ -676,6 +661,24 @@ mod tests {
         }
         assert!(load_bytes(&file(&good, &[1.0, f32::INFINITY])).is_err());
         assert!(load_bytes(&file(&good[..1], &[1.0, 2.0])).unwrap_err().to_string().contains("it lacks"));
+    }
+
+    #[test]
+    fn no_vector_of_an_addition_is_left_unread() {
+        let vector: Vec<u8> = [1.0f32, 2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let load_named = |names: &[&str]| {
+            let view = || TensorView::new(Dtype::F32, vec![2], &vector).unwrap();
+            let keys = [("", ""), (".0", "0"), (".1", "1")].map(|(end, n)| (end, format!("{n}2")));
+            let entries = keys.iter().flat_map(|(end, layer)| {
+                [(format!("{LAYER}{end}"), layer.clone()), (format!("{ALPHA}{end}"), "1".to_string())]
+            });
+            let metadata = entries.chain([(FORMAT.to_string(), "2".to_string())]).collect();
+            load_bytes(&safetensors::serialize(names.iter().map(|name| (*name, view())), Some(metadata)).unwrap())
+        };
+        assert_eq!(load_named(&["addition.0", "addition.1"]).unwrap().additions().len(), 2);
+        for names in [&["addition", "addition.0"][..], &["addition.0", "addition.2"], &["addition.0", "addition.x"]] {
+            assert!(load_named(names).unwrap_err().to_string().contains("not numbered"), "{names:?}");
+        }
     }
 
     fn gated() -> Edit {

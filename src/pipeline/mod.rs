@@ -369,18 +369,7 @@ fn find(
             let (edit, found) = chosen.unzip();
             Ok(FoundEdit { edit, found: found.flatten(), search: Some(result), ..FoundEdit::default() })
         }
-        Method::Wang => select(running, engine, activations, options, clock, observer),
-        Method::Refined(how) => {
-            let found = select(running, engine, activations, options, clock, observer)?;
-            let refiner = Refiner { engine, chat, activations, observer };
-            match (found.edit, found.found) {
-                (Some(edit), Some(Found::Select(result))) => {
-                    let Choice { edit, result } = refiner.refine(Choice { edit, result }, *how)?;
-                    Ok(FoundEdit { edit: Some(edit), found: Some(Found::Select(result)), ..found })
-                }
-                (edit, other) => Ok(FoundEdit { edit, found: other, ..found }),
-            }
-        }
+        Method::Wang | Method::Refined(_) => select(running, engine, activations, options, clock, observer),
         Method::Gate(rules) => {
             let GateChoice { edit, result } = choose_gate::choose(&engine, chat, activations, rules, observer)?;
             Ok(FoundEdit { edit: Some(edit), found: Some(Found::Gate(result)), ..FoundEdit::default() })
@@ -388,7 +377,7 @@ fn find(
     }
 }
 
-/// Selects the direction, chooses the vector to add, and measures the further lambdas, as the options ask for.
+/// Selects the direction, lets a further method make something of it, chooses the vector to add, and measures the further lambdas, as the options ask for.
 fn select(
     running: &Running<'_>,
     engine: Engine<'_>,
@@ -399,7 +388,11 @@ fn select(
 ) -> Result<FoundEdit, Error> {
     let Running { chat, prompts, .. } = *running;
     let mut chooser = choose::Chooser::new(&engine, chat, activations, options.rules, observer)?;
-    let Choice { mut edit, result } = chooser.choose(options.lambda, options.strength, observer)?;
+    let mut choice = chooser.choose(options.lambda, options.strength, observer)?;
+    if let Method::Refined(how) = options.method {
+        choice = Refiner { engine, chat, activations, observer }.refine(choice, how)?;
+    }
+    let Choice { mut edit, result } = choice;
     let mut addition = None;
     if options.alpha != 0.0 {
         let (vector, chosen) = add::choose(&engine, chat, activations, options.alpha, &options.rules, observer)?;

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeSet;
 
+use ndarray::Axis;
+
 use super::choose::Choice;
 use super::collect::{Activations, encode, is_kept};
 use super::direction_file;
 use super::engine::{Engine, Observer, Row, Steering};
-use super::observe;
+use super::observe::{self, AtPosition};
 use super::stage::Stage;
 use crate::chat::Chat;
 use crate::edit::{Ablation, Direction, Edit, Writes};
@@ -94,24 +96,36 @@ impl Refiner<'_> {
         encode(self.chat, self.activations.info.prompts.get(class, split))
     }
 
+    /// What is seen at a place of the prompts of some sets, which are run together, set by set.
+    fn observed(&self, place: (i64, usize), sets: &[Vec<Vec<u32>>]) -> Result<Vec<AtPosition>, Error> {
+        let tokens = &self.activations.info.refusal_tokens;
+        let found = observe::at(&self.engine, place, &sets.concat(), tokens, self.observer)?;
+        let mut from = 0;
+        let of = |set: &Vec<Vec<u32>>| {
+            let rows: Vec<usize> = (from..from + set.len()).collect();
+            from += set.len();
+            AtPosition {
+                layers: found.layers.iter().map(|layer| layer.select(Axis(0), &rows)).collect(),
+                scores: rows.iter().map(|&row| found.scores[row]).collect(),
+            }
+        };
+        Ok(sets.iter().map(of).collect())
+    }
+
     /// A direction for each of `count` groups of pseudo-harmful prompts, freed of those of as many groups of harmful ones.
     fn groups(&self, count: usize, place: (i64, usize), lambda: f64) -> Result<(Ablation, RefinedBy), Error> {
-        let of = |class: PromptClass| -> Result<(Vec<Vec<f64>>, Vec<usize>), Error> {
-            let prompts = self.encoded(class, Split::Train)?;
-            let tokens = &self.activations.info.refusal_tokens;
-            let found = observe::at(&self.engine, place, &prompts, tokens, self.observer)?;
-            let kept: Vec<usize> = (0..prompts.len()).filter(|&at| is_kept(class, found.scores[at])).collect();
-            let rows = found.layers[0].select(ndarray::Axis(0), &kept);
+        let classes = [PromptClass::PseudoHarmful, PromptClass::Harmful];
+        let prompts = classes.map(|class| self.encoded(class, Split::Train));
+        let [pseudo_harmful, harmful] = prompts;
+        let seen = self.observed(place, &[pseudo_harmful?, harmful?])?;
+        let [(pseudo, pseudo_harmful), (refused, harmful)] = [0, 1].map(|at| {
+            let AtPosition { layers, scores } = &seen[at];
+            let kept: Vec<usize> = (0..scores.len()).filter(|&row| is_kept(classes[at], scores[row])).collect();
+            let rows = layers[0].select(Axis(0), &kept);
             let groups = groups::groups(&rows, count);
-            let wide = |row: &usize| rows.row(*row).iter().map(|v| f64::from(*v)).collect::<Vec<f64>>();
-            let mean = |group: &Vec<usize>| {
-                let members: Vec<Vec<f64>> = group.iter().map(wide).collect();
-                groups::mean(&members.iter().map(Vec::as_slice).collect::<Vec<_>>())
-            };
-            Ok((groups.iter().map(mean).collect(), groups.iter().map(Vec::len).collect()))
-        };
-        let (pseudo, pseudo_harmful) = of(PromptClass::PseudoHarmful)?;
-        let (refused, harmful) = of(PromptClass::Harmful)?;
+            let means = groups.iter().map(|group| groups::mean(&rows.select(Axis(0), group)));
+            (means.collect::<Vec<_>>(), groups.iter().map(Vec::len).collect::<Vec<_>>())
+        });
         let ablation = groups::ablation(&pseudo, &refused, &self.mean(PromptClass::Harmless, place), lambda)?;
         Ok((ablation, RefinedBy::Groups { pseudo_harmful, harmful }))
     }
@@ -119,16 +133,11 @@ impl Refiner<'_> {
     /// The direction without what abilities have of it.
     fn abilities(&self, place: (i64, usize), lambda: f64) -> Result<(Direction, RefinedBy), Error> {
         let harmless = self.mean(PromptClass::Harmless, place);
-        let mut atoms = Vec::new();
         let all = abilities();
-        for ability in &all {
-            let prompts = encode(self.chat, &ability.prompts)?;
-            let tokens = &self.activations.info.refusal_tokens;
-            let found = observe::at(&self.engine, place, &prompts, tokens, self.observer)?;
-            let rows: Vec<Vec<f64>> =
-                found.layers[0].rows().into_iter().map(|row| row.iter().map(|v| f64::from(*v)).collect()).collect();
-            atoms.push(sub(&groups::mean(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>()), &harmless));
-        }
+        let prompts =
+            all.iter().map(|ability| encode(self.chat, &ability.prompts)).collect::<Result<Vec<_>, Error>>()?;
+        let seen = self.observed(place, &prompts)?;
+        let atoms: Vec<Vec<f64>> = seen.iter().map(|seen| sub(&groups::mean(&seen.layers[0]), &harmless)).collect();
         let w = diff_in_means(&self.mean(PromptClass::PseudoHarmful, place), &harmless);
         let r = diff_in_means(&self.mean(PromptClass::Harmful, place), &harmless);
         let left = residualise(&w, &atoms, RIDGE).map_err(|error| {
@@ -161,7 +170,9 @@ impl Refiner<'_> {
         for left_out in &ranges {
             let others = Writes::of_layers((0..n_layers).filter(|layer| !left_out.contains(layer)));
             let edit = Edit::from(selected.clone().on(others));
-            without.push(mean(&self.scores(&self.probabilities(Some(&edit), &prompts)?)));
+            let mut scores = Vec::new();
+            self.run(Some(&edit), &prompts, |_, p| scores.push(self.score(&p)))?;
+            without.push(mean(&scores));
         }
         let needed = layers::needed(base, all, &without, layers::SHARE);
         let kept: BTreeSet<usize> =
@@ -176,38 +187,45 @@ impl Refiner<'_> {
         Ok((selected.clone().on(writes), RefinedBy::Layers { groups: told.collect() }))
     }
 
-    /// Next-token probabilities under an edit, `[d_vocab]` for each prompt.
-    fn probabilities(&self, edit: Option<&Edit>, prompts: &[Vec<u32>]) -> Result<Vec<Vec<f64>>, Error> {
+    /// Runs prompts under an edit, and hands on the number of each prompt and its next-token probabilities, `[d_vocab]`.
+    fn run(
+        &self,
+        edit: Option<&Edit>,
+        prompts: &[Vec<u32>],
+        mut each: impl FnMut(usize, Vec<f64>),
+    ) -> Result<(), Error> {
         let steering = edit.map(Steering::of);
         let engine = Engine { steered: steering.as_ref(), ..self.engine };
         let mut session = engine.brief_session(Request { logits: 1, last_positions: 1, ..Request::default() })?;
         let rows: Vec<Row<'_>> = prompts.iter().map(|tokens| Row { tokens, direction: 0 }).collect();
-        let mut all = vec![Vec::new(); rows.len()];
         self.observer.start(&Stage::ScoreRefined, rows.len() as u64);
         engine.visit(&mut session, &rows, &[], |found| {
-            all[found.row] = softmax(&found.logits);
+            each(found.row, softmax(&found.logits));
             self.observer.advance(1);
             Ok(())
         })?;
         self.observer.finish();
-        Ok(all)
+        Ok(())
     }
 
-    fn scores(&self, probabilities: &[Vec<f64>]) -> Vec<f64> {
-        probabilities.iter().map(|p| refusal_score(p, &self.activations.info.refusal_tokens)).collect()
+    fn score(&self, p: &[f64]) -> f64 {
+        refusal_score(p, &self.activations.info.refusal_tokens)
     }
 
     /// Mean refusal scores of pseudo-harmful and of harmful validation prompts under an edit, and the mean divergence of
     /// the harmless ones.
     fn validate(&self, edit: &Edit) -> Result<[f64; 3], Error> {
-        let mut means = [0.0; 3];
-        for (mean_of, class) in means.iter_mut().zip([PromptClass::PseudoHarmful, PromptClass::Harmful]) {
-            let prompts = self.encoded(class, Split::Val)?;
-            *mean_of = mean(&self.scores(&self.probabilities(Some(edit), &prompts)?));
-        }
         let harmless = self.encoded(PromptClass::Harmless, Split::Val)?;
-        let (before, after) = (self.probabilities(None, &harmless)?, self.probabilities(Some(edit), &harmless)?);
-        means[2] = mean(&before.iter().zip(&after).map(|(p, q)| kl_divergence(p, q)).collect::<Vec<_>>());
-        Ok(means)
+        let mut base = vec![Vec::new(); harmless.len()];
+        self.run(None, &harmless, |row, p| base[row] = p)?;
+        let refusable = [PromptClass::PseudoHarmful, PromptClass::Harmful].map(|class| self.encoded(class, Split::Val));
+        let [pseudo_harmful, harmful] = refusable;
+        let sets = [pseudo_harmful?, harmful?, harmless];
+        let (first, second) = (sets[0].len(), sets[0].len() + sets[1].len());
+        let mut values = vec![0.0; second + sets[2].len()];
+        self.run(Some(edit), &sets.concat(), |row, q| {
+            values[row] = if row < second { self.score(&q) } else { kl_divergence(&base[row - second], &q) };
+        })?;
+        Ok([&values[..first], &values[first..second], &values[second..]].map(mean))
     }
 }

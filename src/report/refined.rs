@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::method::refine::Refinement;
+
 /// What a further method made of the selected direction, and what it came to on validation prompts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -64,14 +66,14 @@ pub struct LayerGroup {
 }
 
 impl RefinedBy {
-    /// The name of the method, as `--method` takes it; `rank` without its number.
+    /// The method; `rank:K` with as many groups as were found.
     #[must_use]
-    pub fn name(&self) -> &'static str {
+    pub fn method(&self) -> Refinement {
         match self {
-            Self::Groups { .. } => "rank",
-            Self::Abilities { .. } => "sra",
-            Self::Affine => "ace",
-            Self::Layers { .. } => "layers",
+            Self::Groups { pseudo_harmful, .. } => Refinement::Groups { count: pseudo_harmful.len() },
+            Self::Abilities { .. } => Refinement::Abilities,
+            Self::Affine => Refinement::Affine,
+            Self::Layers { .. } => Refinement::Layers,
         }
     }
 }

@@ -34,7 +34,7 @@ pub fn groups(rows: &Array2<f32>, count: usize) -> Vec<Vec<usize>> {
         for (n, centre) in centres.iter_mut().enumerate() {
             let members: Vec<&[f64]> = all.iter().zip(&found).filter(|(_, g)| **g == n).map(|(x, _)| &x[..]).collect();
             if !members.is_empty() {
-                *centre = mean(&members);
+                *centre = mean_of(&members);
             }
         }
         let next = assign(&all, &centres);
@@ -54,13 +54,18 @@ fn wide(row: ArrayView1<'_, f32>) -> Vec<f64> {
     row.iter().map(|v| f64::from(*v)).collect()
 }
 
-/// The mean of some vectors, `[d_model]`; there is one at least.
-pub fn mean(of: &[&[f64]]) -> Vec<f64> {
-    let mut sum = vec![0.0; of[0].len()];
-    for x in of {
-        sum.iter_mut().zip(*x).for_each(|(sum, v)| *sum += v);
+/// The mean of rows, `[rows, d_model]`, of which there is one at least.
+pub fn mean(rows: &Array2<f32>) -> Vec<f64> {
+    mean_of(&rows.rows().into_iter().map(wide).collect::<Vec<_>>())
+}
+
+/// The mean of vectors of `d_model` numbers, of which there is one at least.
+fn mean_of(vectors: &[impl AsRef<[f64]>]) -> Vec<f64> {
+    let mut sum = vec![0.0; vectors[0].as_ref().len()];
+    for x in vectors {
+        sum.iter_mut().zip(x.as_ref()).for_each(|(sum, v)| *sum += v);
     }
-    sum.iter_mut().for_each(|v| *v /= of.len() as f64);
+    sum.iter_mut().for_each(|v| *v /= vectors.len() as f64);
     sum
 }
 
@@ -71,7 +76,7 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
 
 /// The rows to start with; no two of them are equal.
 fn starts(all: &[Vec<f64>], count: usize) -> Vec<Vec<f64>> {
-    let middle = mean(&all.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let middle = mean_of(all);
     let nearest = all.iter().min_by(|a, b| distance(a, &middle).total_cmp(&distance(b, &middle)));
     let mut found: Vec<Vec<f64>> = nearest.into_iter().cloned().collect();
     let beside = |x: &[f64], found: &[Vec<f64>]| found.iter().map(|c| distance(x, c)).fold(f64::INFINITY, f64::min);

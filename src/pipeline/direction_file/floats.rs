@@ -1,5 +1,7 @@
 //! How floating-point numbers are stored in a file.
 
+use safetensors::tensor::Dtype;
+
 /// A type of floating-point number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Float {
@@ -28,6 +30,17 @@ impl ByteOrder {
 }
 
 impl Float {
+    /// The type of a safetensors file's numbers; `None` where they are no floating-point ones that are read.
+    pub fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F16 => Some(Self::F16),
+            Dtype::BF16 => Some(Self::BF16),
+            Dtype::F32 => Some(Self::F32),
+            Dtype::F64 => Some(Self::F64),
+            _ => None,
+        }
+    }
+
     /// Size of a number in bytes.
     pub const fn size(self) -> usize {
         match self {

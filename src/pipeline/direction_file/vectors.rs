@@ -109,13 +109,7 @@ impl Vectors {
     /// # Errors
     /// [`VectorsError`].
     pub fn of_tensor(tensor: &TensorView<'_>) -> Result<Self, VectorsError> {
-        let float = match tensor.dtype() {
-            Dtype::F16 => Float::F16,
-            Dtype::BF16 => Float::BF16,
-            Dtype::F32 => Float::F32,
-            Dtype::F64 => Float::F64,
-            got => return Err(VectorsError::Type { got }),
-        };
+        let float = Float::of(tensor.dtype()).ok_or(VectorsError::Type { got: tensor.dtype() })?;
         Self::new(tensor.shape(), float.decode(tensor.data(), ByteOrder::Little))
     }
 

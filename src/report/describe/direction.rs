@@ -123,20 +123,18 @@ fn method(refined: &Refined) -> Text {
         all => format!("cosines {} with the selected direction", all.join(", ")),
     };
     let sizes = |of: &[usize]| of.iter().map(usize::to_string).collect::<Vec<_>>().join(" + ");
-    let name = |name: &str| Text::of(Look::Code, name);
+    let name = Text::of(Look::Code, refined.by.method().to_string());
     match &refined.by {
-        RefinedBy::Groups { pseudo_harmful, harmful } => {
-            name(&format!("rank:{}", refined.cosines.len())).then(format!(
-                ": {} of groups of {} pseudo-harmful prompts, freed of true refusal in groups of {}; {beside}",
-                count(refined.cosines.len(), "direction"),
-                sizes(pseudo_harmful),
-                sizes(harmful),
-            ))
-        }
+        RefinedBy::Groups { pseudo_harmful, harmful } => name.then(format!(
+            ": {} of groups of {} pseudo-harmful prompts, freed of true refusal in groups of {}; {beside}",
+            count(refined.cosines.len(), "direction"),
+            sizes(pseudo_harmful),
+            sizes(harmful),
+        )),
         RefinedBy::Abilities { abilities } => {
-            name("sra").then(format!(": without what {} have of it; {beside}", abilities.join(", ")))
+            name.then(format!(": without what {} have of it; {beside}", abilities.join(", ")))
         }
-        RefinedBy::Affine => name("ace").then(": the component of the harmless mean is put back at every layer"),
+        RefinedBy::Affine => name.then(": the component of the harmless mean is put back at every layer"),
         RefinedBy::Layers { groups } => {
             let of = |ablated: bool| {
                 let layers = groups.iter().filter(|group| group.ablated == ablated);
@@ -144,8 +142,8 @@ fn method(refined: &Refined) -> Text {
             };
             let left_out = of(false);
             match left_out.is_empty() {
-                true => name("layers").then(": every layer matters"),
-                false => name("layers").then(format!(": ablated at layers {}, not at {left_out}", of(true))),
+                true => name.then(": every layer matters"),
+                false => name.then(format!(": ablated at layers {}, not at {left_out}", of(true))),
             }
         }
     }
