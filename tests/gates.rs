@@ -6,23 +6,15 @@ mod common;
 #[allow(dead_code, reason = "only entries and references are used")]
 mod zoo;
 
-use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
-use lancet::bake::QuantisedMode;
+use common::{bake_options, runtime};
 use lancet::edit::{Ablation, Direction, Edit, Factor, GatedTerm, Shape};
 use lancet::instrument::Request;
 use lancet::lm::ResidPoint;
 use lancet::pipeline::consumer::{Consumer, prove};
 use lancet::pipeline::engine::{Engine, Row, Silent};
 use lancet::pipeline::{BakeOptions, Opened, bake_only, check, direction_file};
-use lancet::runtime::session::{Device, Runtime};
-
-fn runtime() -> &'static Runtime {
-    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-    RUNTIME.get_or_init(|| Runtime::load(&common::onnxruntime_library(), Device::Cpu, 1).unwrap())
-}
 
 /// A vector without a pattern, of length 1.
 fn vector(seed: usize, width: usize) -> Vec<f64> {
@@ -52,19 +44,6 @@ fn terms(layer: usize, rows: &[Vec<f64>]) -> Vec<GatedTerm> {
         GatedTerm::new(layer, along(6, 0.1), two.to_vec()).unwrap().rounded(),
         GatedTerm::new(layer, along(8, 0.03), vec![one]).unwrap().rounded(),
     ]
-}
-
-/// A bake into a scratch folder, without a runtime.
-fn options<'a>(out: &'a Path, cancelled: &'a AtomicBool) -> BakeOptions<'a> {
-    BakeOptions {
-        out,
-        weights_only: false,
-        quantised: QuantisedMode::Auto,
-        max_rounding_error: None,
-        runtime: None,
-        sync: false,
-        cancelled,
-    }
 }
 
 /// How one export fared.
@@ -120,7 +99,7 @@ fn check_one(entry: &zoo::Entry) -> Result<Fared, lancet::Error> {
 
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let options = options(&out, &never);
+    let options = bake_options(&out, &never);
     let row = bake_only(&opened, &edit, &options, &Silent)?;
     fared.failures.extend(row.verify.failures);
     let mut written = Opened::new(&out.join(opened.files.relative()))?;
@@ -211,7 +190,7 @@ fn a_direction_and_a_term_go_together() {
     let edit = direction_file::as_stored(&Edit::new(Some(ablation), vec![], vec![term]).unwrap()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let (out, never) = (folder.path().join("out"), AtomicBool::new(false));
-    let options = options(&out, &never);
+    let options = bake_options(&out, &never);
     let row = bake_only(&opened, &edit, &options, &Silent).unwrap();
     assert!(row.verify.passed, "{:?}", row.verify.failures);
     let mut written = Opened::new(&out.join("model.onnx")).unwrap();

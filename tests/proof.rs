@@ -7,9 +7,9 @@ mod common;
 mod zoo;
 
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
+use common::runtime;
 use lancet::bake::limits::past_limits;
 use lancet::bake::{ApplyOptions, PlanOptions, apply};
 use lancet::edit::{Direction, Edit};
@@ -18,14 +18,8 @@ use lancet::onnx::proto::{AttributeProto, ModelProto};
 use lancet::pipeline::Opened;
 use lancet::pipeline::consumer::{Consumer, Found, prove};
 use lancet::pipeline::opened::Understood;
-use lancet::runtime::session::{Device, Runtime};
 use libtest_mimic::{Arguments, Failed, Trial};
 use prost::Message;
-
-fn runtime() -> &'static Runtime {
-    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-    RUNTIME.get_or_init(|| Runtime::load(&common::onnxruntime_library(), Device::Cpu, 1).unwrap())
-}
 
 fn main() {
     let arguments = Arguments::from_args();

@@ -6,9 +6,9 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
+use common::runtime;
 use common::snapshot;
 use lancet::bake::QuantisedMode;
 use lancet::bake::limits::MAX_NOISE;
@@ -19,7 +19,6 @@ use lancet::lm::ResidPoint;
 use lancet::pipeline::engine::{Engine, Row, Silent};
 use lancet::pipeline::{BakeOptions, Opened, bake_only};
 use lancet::report::{BakeResult, EditResult, Reason, Treatment, VerifyResult};
-use lancet::runtime::session::{Device, Runtime};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde::Deserialize;
 
@@ -86,11 +85,6 @@ impl Entry {
 
 fn folder() -> PathBuf {
     common::fixture("quant")
-}
-
-fn runtime() -> &'static Runtime {
-    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-    RUNTIME.get_or_init(|| Runtime::load(&common::onnxruntime_library(), Device::Cpu, 1).unwrap())
 }
 
 /// `tensor` of a safetensors file of the folder, as bytes.

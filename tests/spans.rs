@@ -6,23 +6,16 @@ mod common;
 #[allow(dead_code, reason = "only entries and references are used")]
 mod zoo;
 
-use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
-use lancet::bake::{PlanOptions, QuantisedMode};
+use common::{bake_options, runtime};
+use lancet::bake::PlanOptions;
 use lancet::edit::{Ablation, Addition, Direction, Edit, Writes};
 use lancet::instrument::Request;
 use lancet::lm::ResidPoint;
 use lancet::pipeline::consumer::{Consumer, prove};
 use lancet::pipeline::engine::{Engine, Row, Silent};
-use lancet::pipeline::{BakeOptions, Opened, Understood, bake_only, check, direction_file};
-use lancet::runtime::session::{Device, Runtime};
-
-fn runtime() -> &'static Runtime {
-    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-    RUNTIME.get_or_init(|| Runtime::load(&common::onnxruntime_library(), Device::Cpu, 1).unwrap())
-}
+use lancet::pipeline::{Opened, Understood, bake_only, check, direction_file};
 
 /// A vector without a pattern.
 fn vector(seed: usize, width: usize) -> Vec<f64> {
@@ -81,7 +74,7 @@ impl Export<'_> {
         let edit = &direction_file::as_stored(edit)?;
         let folder = tempfile::tempdir().unwrap();
         let (out, never) = (folder.path().join("out"), AtomicBool::new(false));
-        let row = bake_only(self.opened, edit, &options(&out, &never), &Silent)?;
+        let row = bake_only(self.opened, edit, &bake_options(&out, &never), &Silent)?;
         let mut failures = row.verify.failures;
         let mut written = Opened::new(&out.join(self.opened.files.relative()))?;
         written.config.clone_from(&self.opened.config);
@@ -112,19 +105,6 @@ impl Export<'_> {
         }
         self.failures.extend(failures.into_iter().map(|failure| format!("{what}: {failure}")));
         Ok(())
-    }
-}
-
-/// A bake into a scratch folder, without a runtime.
-fn options<'a>(out: &'a Path, cancelled: &'a AtomicBool) -> BakeOptions<'a> {
-    BakeOptions {
-        out,
-        weights_only: false,
-        quantised: QuantisedMode::Auto,
-        max_rounding_error: None,
-        runtime: None,
-        sync: false,
-        cancelled,
     }
 }
 

@@ -6,9 +6,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
 
 use assert_cmd::Command;
+use lancet::bake::QuantisedMode;
 use lancet::onnx::proto::{Dimension, TensorShapeProto, TypeProto, ValueInfoProto, dimension, type_proto};
+use lancet::pipeline::BakeOptions;
+use lancet::runtime::session::{Device, Runtime};
 use serde_json::Value;
 
 /// Whether the `index`th of many cases is left out: of cases that each say little more than the others, `cargo test`
@@ -45,6 +49,25 @@ pub fn onnxruntime_library() -> PathBuf {
     match locate(&options).unwrap() {
         Some(found) => found.path,
         None => install(Flavour::Cpu, &mut |_| {}).unwrap().path,
+    }
+}
+
+/// ONNX Runtime on the CPU with one thread, loaded once a test binary.
+pub fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| Runtime::load(&onnxruntime_library(), Device::Cpu, 1).unwrap())
+}
+
+/// A bake into a scratch folder, without a runtime.
+pub fn bake_options<'a>(out: &'a Path, cancelled: &'a AtomicBool) -> BakeOptions<'a> {
+    BakeOptions {
+        out,
+        weights_only: false,
+        quantised: QuantisedMode::Auto,
+        max_rounding_error: None,
+        runtime: None,
+        sync: false,
+        cancelled,
     }
 }
 
