@@ -629,5 +629,5 @@ fn experts_packed_for_another_provider_are_edited_and_not_run() {
     let verify = ["verify", "model", "out", "--direction", "d.safetensors", "--json"];
     let verified = json(&mut sandbox.lancet(&verify), 0);
     let unchecked = only(&verified)["verify"]["unchecked"].to_string();
-    assert!(unchecked.contains("loaded and not run"), "{unchecked}");
+    assert!(unchecked.contains("neither loaded nor run"), "{unchecked}");
 }

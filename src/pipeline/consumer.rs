@@ -43,7 +43,13 @@ pub fn prove(
         given.iter().take(PROMPTS).map(|p| &p[..p.len().min(POSITIONS)]).filter(|p| !p.is_empty()).collect();
     let run =
         Run { consumer, interface: &base.1.lm.interface, embedding: base.1.embedding.as_ref(), prompts: &prompts };
-    if let Some(refusal) = base.1.lm.interface.unfed_on(consumer.runtime.is_cuda()) {
+    let interface = &base.1.lm.interface;
+    // the CPU provider of ONNX Runtime 1.32 can end the process where it loads weights that are packed for CUDA
+    if let Some(refusal) = interface.cuda_only.as_ref().filter(|_| !consumer.runtime.is_cuda()) {
+        found.unchecked.push(format!("the output was neither loaded nor run: {refusal}"));
+        return Ok(found);
+    }
+    if let Some(refusal) = &interface.unfed {
         if run.loaded(base.0, out, &mut found).is_some() {
             found.unchecked.push(format!("the output was loaded and not run: {refusal}"));
         }
