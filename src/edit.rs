@@ -7,9 +7,11 @@
 
 mod ablation;
 mod direction;
+mod radial;
 
 pub use ablation::{Ablated, Ablation, WriteKind, Writes};
 pub use direction::{Direction, DirectionError};
+pub use radial::RadialBasis;
 
 use crate::linalg::dot;
 
@@ -74,6 +76,12 @@ pub enum GateProblem {
         /// `d_model`.
         expected: usize,
         /// Elements found.
+        got: usize,
+    },
+    /// Radial basis functions without a center, with more than anybody needs, or with some whose sizes differ.
+    #[error("its {got} centers do not fit its weights, or are not 1 to {}", RadialBasis::MOST_CENTERS)]
+    Centers {
+        /// How many.
         got: usize,
     },
     /// NaN, infinity, or beyond float32.
@@ -157,11 +165,81 @@ impl Shape {
     }
 }
 
-/// One factor of a gated term: the number `f(w.x + c)` at each position.
+/// The number that a factor reads off an activation.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reading {
+    /// `w.x`, of the weights `w`, `[d_model]`.
+    Linear(Vec<f64>),
+    /// How near the activation is to known ones.
+    Radial(RadialBasis),
+}
+
+impl Reading {
+    /// Its value `h(x)` for `x`, `[d_model]`.
+    pub fn of(&self, x: &[f64]) -> f64 {
+        match self {
+            Self::Linear(weights) => dot(weights, x),
+            Self::Radial(basis) => basis.of(x),
+        }
+    }
+
+    /// The same times `factor`.
+    #[must_use]
+    pub fn scaled(self, factor: f64) -> Self {
+        match self {
+            Self::Linear(mut weights) => {
+                weights.iter_mut().for_each(|w| *w *= factor);
+                Self::Linear(weights)
+            }
+            Self::Radial(basis) => Self::Radial(basis.scaled(factor)),
+        }
+    }
+
+    /// The weights of a linear one.
+    pub fn linear(&self) -> Option<&[f64]> {
+        match self {
+            Self::Linear(weights) => Some(weights),
+            Self::Radial(_) => None,
+        }
+    }
+
+    /// The functions of a radial one.
+    pub fn radial(&self) -> Option<&RadialBasis> {
+        match self {
+            Self::Linear(_) => None,
+            Self::Radial(basis) => Some(basis),
+        }
+    }
+
+    fn numbers(&self) -> impl Iterator<Item = f64> {
+        let linear = self.linear().into_iter().flatten().copied();
+        linear.chain(self.radial().into_iter().flat_map(RadialBasis::numbers))
+    }
+
+    fn rounded(&self) -> Self {
+        match self {
+            Self::Linear(weights) => Self::Linear(single(weights)),
+            Self::Radial(basis) => Self::Radial(basis.rounded()),
+        }
+    }
+
+    fn check(&self, width: usize) -> Result<(), GateProblem> {
+        match self {
+            Self::Linear(weights) if weights.len() != width => {
+                Err(GateProblem::Width { expected: width, got: weights.len() })
+            }
+            Self::Linear(weights) if is_zero(weights) => Err(GateProblem::Zero),
+            Self::Linear(_) => Ok(()),
+            Self::Radial(basis) => basis.check(width),
+        }
+    }
+}
+
+/// One factor of a gated term: the number `f(h(x) + c)` at each position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Factor {
-    /// `w`, `[d_model]`.
-    pub weights: Vec<f64>,
+    /// `h`.
+    pub reading: Reading,
     /// `c`.
     pub offset: f64,
     /// `f`.
@@ -169,20 +247,33 @@ pub struct Factor {
 }
 
 impl Factor {
-    /// The gate `clip((b.x - c) / s, 0, 1)`: shut where `b.x` is at most the `threshold`, `c`, wide open from `c + s` on.
-    /// `weights` is `b`, `[d_model]`. A `ramp`, `s`, that is not above 0 gives numbers that no term takes.
-    pub fn gate(weights: &[f64], threshold: f64, ramp: f64) -> Self {
+    /// The factor `f(w.x + c)`; `weights` is `w`, `[d_model]`.
+    pub fn linear(weights: Vec<f64>, offset: f64, shape: Shape) -> Self {
+        Self { reading: Reading::Linear(weights), offset, shape }
+    }
+
+    /// The gate `clip((h(x) - c) / s, 0, 1)`: shut where `h(x)` is at most the `threshold`, `c`, wide open from `c + s` on.
+    /// A `ramp`, `s`, that is not above 0 gives numbers that no term takes.
+    pub fn gate(reading: Reading, threshold: f64, ramp: f64) -> Self {
         let ramp = if ramp > 0.0 { ramp } else { f64::NAN };
-        Self { weights: weights.iter().map(|b| b / ramp).collect(), offset: -threshold / ramp, shape: Shape::Clipped }
+        Self { reading: reading.scaled(1.0 / ramp), offset: -threshold / ramp, shape: Shape::Clipped }
     }
 
     /// Its value for `x`, `[d_model]`.
     pub fn of(&self, x: &[f64]) -> f64 {
-        self.shape.of(dot(&self.weights, x) + self.offset)
+        self.shape.of(self.reading.of(x) + self.offset)
     }
 }
 
-/// A term that depends on the stream: `x <- x + v f_1(w_1.x + c_1) f_2(w_2.x + c_2) ..` on `resid_pre[layer]`, at every
+fn single(values: &[f64]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(*v as f32)).collect()
+}
+
+fn is_zero(values: &[f64]) -> bool {
+    values.iter().all(|value| *value as f32 == 0.0)
+}
+
+/// A term that depends on the stream: `x <- x + v f_1(h_1(x) + c_1) f_2(h_2(x) + c_2) ..` on `resid_pre[layer]`, at every
 /// position. One factor makes a conditional addition; more make the gated ablation ([`GatedTerm::ablation`]).
 #[derive(Debug, Clone, PartialEq)]
 pub struct GatedTerm {
@@ -195,7 +286,7 @@ impl GatedTerm {
     /// How many factors a term may have.
     pub const MOST_FACTORS: usize = 4;
 
-    /// The term `v f_1(w_1.x + c_1) ..` of `resid_pre[layer]`. `vector` is `v`, `[d_model]`.
+    /// The term `v f_1(h_1(x) + c_1) ..` of `resid_pre[layer]`. `vector` is `v`, `[d_model]`.
     ///
     /// # Errors
     /// [`EditError::Gate`], for what cannot be computed, or not in float32.
@@ -207,19 +298,16 @@ impl GatedTerm {
             if factors.is_empty() || factors.len() > Self::MOST_FACTORS {
                 return Err(GateProblem::Factors { got: factors.len() });
             }
-            let expected = vector.len().max(1);
-            let vectors = || std::iter::once(&vector).chain(factors.iter().map(|factor| &factor.weights));
-            if let Some(other) = vectors().find(|other| other.len() != expected) {
-                return Err(GateProblem::Width { expected, got: other.len() });
+            let width = vector.len();
+            if width == 0 {
+                return Err(GateProblem::Width { expected: 1, got: 0 });
             }
-            let numbers = vectors().flatten().chain(factors.iter().map(|factor| &factor.offset));
-            if let Some(&value) = numbers.into_iter().find(|value| !(**value as f32).is_finite()) {
+            let read = factors.iter().flat_map(|factor| factor.reading.numbers().chain([factor.offset]));
+            if let Some(value) = vector.iter().copied().chain(read).find(|value| !(*value as f32).is_finite()) {
                 return Err(GateProblem::NotFinite { value });
             }
-            match vectors().any(|vector| vector.iter().all(|value| *value as f32 == 0.0)) {
-                true => Err(GateProblem::Zero),
-                false => Ok(()),
-            }
+            factors.iter().try_for_each(|factor| factor.reading.check(width))?;
+            if is_zero(&vector) { Err(GateProblem::Zero) } else { Ok(()) }
         };
         checked().map_err(|problem| EditError::Gate { layer, problem })?;
         Ok(Self { layer, vector, factors })
@@ -237,7 +325,7 @@ impl GatedTerm {
         floor: f64,
         alpha: f64,
     ) -> Result<Self, EditError> {
-        gates.push(Factor { weights: direction.unit().to_vec(), offset: -floor, shape: Shape::Relu });
+        gates.push(Factor::linear(direction.unit().to_vec(), -floor, Shape::Relu));
         Self::new(layer, direction.unit().iter().map(|r| -alpha * r).collect(), gates)
     }
 
@@ -271,9 +359,8 @@ impl GatedTerm {
     /// The same with every number rounded to float32, as files and graphs hold it.
     #[must_use]
     pub fn rounded(&self) -> Self {
-        let single = |values: &[f64]| values.iter().map(|v| f64::from(*v as f32)).collect::<Vec<f64>>();
         let factor =
-            |f: &Factor| Factor { weights: single(&f.weights), offset: f64::from(f.offset as f32), shape: f.shape };
+            |f: &Factor| Factor { reading: f.reading.rounded(), offset: f64::from(f.offset as f32), shape: f.shape };
         Self { layer: self.layer, vector: single(&self.vector), factors: self.factors.iter().map(factor).collect() }
     }
 }
@@ -289,7 +376,7 @@ impl GatedTerm {
 /// assert_eq!(edit.ablation().map(Ablation::strengths), Some(vec![0.5]));
 ///
 /// // x + v max(x_0 - 1, 0)
-/// let factor = Factor { weights: vec![1.0, 0.0], offset: -1.0, shape: Shape::Relu };
+/// let factor = Factor::linear(vec![1.0, 0.0], -1.0, Shape::Relu);
 /// let term = GatedTerm::new(7, vec![0.0, 2.0], vec![factor])?;
 /// let (mut below, mut above) = ([0.5, 1.0], [4.0, 1.0]);
 /// assert_eq!((term.apply(&mut below), term.apply(&mut above)), (0.0, 3.0));
@@ -397,7 +484,7 @@ mod tests {
     use super::*;
 
     fn factor(weights: &[f64], offset: f64, shape: Shape) -> Factor {
-        Factor { weights: weights.to_vec(), offset, shape }
+        Factor::linear(weights.to_vec(), offset, shape)
     }
 
     #[test]
@@ -428,7 +515,7 @@ mod tests {
     #[test]
     fn a_gated_ablation_acts_where_the_gate_is_open() {
         let gated = |ramp| {
-            let gate = Factor::gate(&[0.0, 1.0], 2.0, ramp);
+            let gate = Factor::gate(Reading::Linear(vec![0.0, 1.0]), 2.0, ramp);
             GatedTerm::ablation(3, vec![gate], &Direction::new(vec![5.0, 0.0]).unwrap(), 1.0, 1.5)
         };
         let term = gated(4.0).unwrap();

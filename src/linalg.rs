@@ -1,4 +1,7 @@
-//! Vectors, the rank-one update and a solver, with accumulation in float64.
+//! Vectors, the rank-one update and solvers, with accumulation in float64.
+
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array2, Axis, Slice};
 
 /// Inner product of two float64 vectors of one length, summed in eight lanes.
 #[inline(always)] // so that it becomes the vector instructions of whoever calls it
@@ -106,6 +109,89 @@ pub fn solve_positive(mut a: Vec<f64>, mut b: Vec<f64>) -> Result<Vec<f64>, Chol
     Ok(b)
 }
 
+/// Rows and columns of the blocks that matrices are factorised in.
+const BLOCK: usize = 64;
+
+/// `L` of the Cholesky factorisation `A = L L^T` in blocks (Golub and Van Loan, Matrix Computations, 4.2.9), `A` `[n, n]`,
+/// symmetric and positive definite; what lies above the diagonal of `A` is not read, and 0 in `L`.
+///
+/// # Errors
+/// If `A` is not positive definite, or not finite.
+pub fn cholesky(mut a: Array2<f64>) -> Result<Array2<f64>, CholeskyError> {
+    let n = a.nrows();
+    for start in (0..n).step_by(BLOCK) {
+        let end = (start + BLOCK).min(n);
+        let (done, mut open) = a.view_mut().split_at(Axis(1), start);
+        let mut panel = open.slice_axis_mut(Axis(1), Slice::from(..end - start));
+        let mut panel = panel.slice_axis_mut(Axis(0), Slice::from(start..));
+        let done = done.slice_axis(Axis(0), Slice::from(start..));
+        let above = done.slice_axis(Axis(0), Slice::from(..end - start));
+        general_mat_mul(-1.0, &done, &above.t(), 1.0, &mut panel);
+        for column in 0..end - start {
+            let row: Vec<f64> = panel.row(column).iter().take(column).copied().collect();
+            for below in column..panel.nrows() {
+                let sum: f64 = panel.row(below).iter().zip(&row).map(|(x, y)| x * y).sum();
+                panel[[below, column]] -= sum;
+            }
+            let pivot = panel[[column, column]];
+            if !(pivot.is_finite() && pivot > 0.0) {
+                return Err(CholeskyError { row: start + column, pivot });
+            }
+            panel.column_mut(column).iter_mut().skip(column).for_each(|x| *x /= pivot.sqrt());
+        }
+        open.slice_axis_mut(Axis(0), Slice::from(..start)).fill(0.0);
+        let mut here = open.slice_axis_mut(Axis(0), Slice::from(start..end));
+        (0..end - start).for_each(|row| here.row_mut(row).iter_mut().skip(row + 1).for_each(|x| *x = 0.0));
+    }
+    Ok(a)
+}
+
+/// `L^-1` of a lower triangular `L`, `[n, n]`, whose diagonal is not 0.
+pub fn inverse_of_lower(l: &Array2<f64>) -> Array2<f64> {
+    let n = l.nrows();
+    let mut inverse = Array2::zeros((n, n));
+    for start in (0..n).step_by(BLOCK) {
+        let end = (start + BLOCK).min(n);
+        let rows = l.slice_axis(Axis(0), Slice::from(start..end));
+        // what the rows above make of the right side
+        let (above, mut below) = inverse.view_mut().split_at(Axis(0), start);
+        let mut here = below.slice_axis_mut(Axis(0), Slice::from(..end - start));
+        let (before, mut own) = here.view_mut().split_at(Axis(1), start);
+        let mut before = before;
+        let known = above.slice_axis(Axis(1), Slice::from(..start));
+        general_mat_mul(-1.0, &rows.slice_axis(Axis(1), Slice::from(..start)), &known, 0.0, &mut before);
+        (0..end - start).for_each(|row| own[[row, row]] = 1.0);
+        for row in 0..end - start {
+            let (done, mut open) = here.view_mut().split_at(Axis(0), row);
+            let mut current = open.row_mut(0);
+            for column in 0..row {
+                current.scaled_add(-rows[[row, start + column]], &done.row(column));
+            }
+            current /= rows[[row, start + row]];
+        }
+    }
+    inverse
+}
+
+/// `A^-1`, `A` `[n, n]`, symmetric and positive definite.
+///
+/// # Errors
+/// If `A` is not positive definite, or not finite.
+pub fn inverse_of_positive(a: Array2<f64>) -> Result<Array2<f64>, CholeskyError> {
+    let lower = inverse_of_lower(&cholesky(a)?);
+    let n = lower.nrows();
+    let mut inverse = Array2::zeros((n, n));
+    for start in (0..n).step_by(BLOCK) {
+        let end = (start + BLOCK).min(n);
+        let from = lower.slice_axis(Axis(0), Slice::from(start..));
+        let (left, right) = (Slice::from(start..end), Slice::from(..end));
+        let block = from.slice_axis(Axis(1), left).t().dot(&from.slice_axis(Axis(1), right));
+        inverse.slice_axis_mut(Axis(0), left).slice_axis_mut(Axis(1), right).assign(&block);
+        inverse.slice_axis_mut(Axis(1), left).slice_axis_mut(Axis(0), right).assign(&block.t());
+    }
+    Ok(inverse)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,6 +244,25 @@ mod tests {
         assert_eq!(solve_positive(indefinite, vec![0.0; 2]), Err(CholeskyError { row: 1, pivot: -3.0 }));
         for bad in [f64::NAN, f64::INFINITY, 0.0] {
             assert!(solve_positive(vec![bad], vec![0.0]).is_err());
+        }
+    }
+
+    /// Sizes below, at and beyond the blocks, of whole blocks and with a rest.
+    #[test]
+    fn inverses_are_inverses() {
+        for n in [1, 2, 63, 64, 65, 128, 200] {
+            let x = Array2::from_shape_fn((n, n + 3), |(i, j)| ((i * 31 + j * 17 + i * j) as f64 * 0.7).sin());
+            let a = x.dot(&x.t()) + Array2::<f64>::eye(n);
+            let l = cholesky(a.clone()).unwrap();
+            let apart = |a: &Array2<f64>, b: &Array2<f64>| (a - b).iter().fold(0.0f64, |most, d| most.max(d.abs()));
+            assert!(apart(&l.dot(&l.t()), &a) < 1e-10 * n as f64, "{n}");
+            assert!(l.indexed_iter().all(|((row, column), x)| row >= column || *x == 0.0), "{n}");
+            let eye = Array2::eye(n);
+            assert!(apart(&inverse_of_lower(&l).dot(&l), &eye) < 1e-10, "{n}");
+            assert!(apart(&inverse_of_positive(a.clone()).unwrap().dot(&a), &eye) < 1e-9, "{n}");
+            let mut odd = a;
+            odd[[n - 1, n - 1]] = -1.0;
+            assert_eq!(cholesky(odd).unwrap_err().row, n - 1);
         }
     }
 }

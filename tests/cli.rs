@@ -84,7 +84,7 @@ fn help_of_the_settings_of_compare_is_pinned() {
           - sra:     The direction without what abilities have of it
           - ace:     The harmless mean's component put back
           - layers:  Only writes of layers that matter ablated
-          - gate:    Gated ablations at a few layers, as far as the first that keeps to the policy
+          - gate:    Gated ablations at one layer, as far as the first that keeps to the policy
 
           [default: refusal,wang,rank,sra,ace,layers,gate]
 
@@ -317,8 +317,8 @@ Method:
           - sra: The direction loses what abilities have of it
           - ace: What is ablated is replaced by what harmless prompts have there
           - layers: Only writes of layers that matter are ablated
-          - gate: Refusal is taken off at a few layers, where a gate tells that the prompt only
-          looks harmful
+          - gate: Refusal is taken off at one layer, where a prompt lies near known ones that only
+          look harmful
 
           [alias: --setting]
 

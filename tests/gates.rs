@@ -9,7 +9,7 @@ mod zoo;
 use std::sync::atomic::AtomicBool;
 
 use common::{bake_options, runtime};
-use lancet::edit::{Ablation, Direction, Edit, Factor, GatedTerm, Shape};
+use lancet::edit::{Ablation, Direction, Edit, Factor, GatedTerm, RadialBasis, Reading, Shape};
 use lancet::instrument::Request;
 use lancet::lm::ResidPoint;
 use lancet::pipeline::consumer::{Consumer, prove};
@@ -29,11 +29,26 @@ fn factor(weights: &[f64], rows: &[Vec<f64>], shape: Shape) -> Factor {
     let mean = along.iter().sum::<f64>() / along.len() as f64;
     let spread = (along.iter().map(|a| (a - mean).powi(2)).sum::<f64>() / along.len() as f64).sqrt().max(1e-6);
     let weights: Vec<f64> = weights.iter().map(|w| w / (2.0 * spread)).collect();
-    Factor { weights, offset: 0.5 - mean / (2.0 * spread), shape }
+    Factor::linear(weights, 0.5 - mean / (2.0 * spread), shape)
 }
 
-/// Two terms for one layer: a clipped factor times a ReLU, then a plain linear one; each about as long as a tenth of the
-/// stream.
+/// A factor that is open near some of the rows, half of it in the mean over a few of them.
+fn near(rows: &[Vec<f64>]) -> Factor {
+    let width = rows[0].len();
+    let read: Vec<Factor> = (0..3).map(|at| factor(&vector(20 + at, width), rows, Shape::Identity)).collect();
+    let place = |x: &Vec<f64>| read.iter().map(|one| one.of(x)).collect::<Vec<f64>>();
+    let weights = [0.9, -0.4, 0.7, 1.1];
+    let basis = RadialBasis {
+        projection: read.iter().flat_map(|one| one.reading.linear().unwrap().to_vec()).collect(),
+        shift: read.iter().map(|one| one.offset).collect(),
+        centers: (0..weights.len()).flat_map(|at| place(&rows[at * rows.len() / weights.len()])).collect(),
+        weights: weights.to_vec(),
+    };
+    Factor { reading: Reading::Radial(basis), offset: -0.2, shape: Shape::Clipped }
+}
+
+/// Three terms for one layer: a clipped factor times a ReLU, then a plain linear one, then one with radial basis functions;
+/// each about as long as a tenth of the stream.
 fn terms(layer: usize, rows: &[Vec<f64>]) -> Vec<GatedTerm> {
     let width = rows[0].len();
     let square: f64 = rows.iter().flatten().map(|x| x * x).sum::<f64>() / rows.len() as f64;
@@ -43,6 +58,7 @@ fn terms(layer: usize, rows: &[Vec<f64>]) -> Vec<GatedTerm> {
     vec![
         GatedTerm::new(layer, along(6, 0.1), two.to_vec()).unwrap().rounded(),
         GatedTerm::new(layer, along(8, 0.03), vec![one]).unwrap().rounded(),
+        GatedTerm::new(layer, along(9, 0.1), vec![near(rows)]).unwrap().rounded(),
     ]
 }
 
@@ -141,13 +157,23 @@ fn check_one(entry: &zoo::Entry) -> Result<Fared, lancet::Error> {
         return Ok(fared);
     }
     fared.failures.extend(honest.unchecked.into_iter().filter(|one| one.contains("what is added")));
-    // a threshold that is a quarter of the ramp away
+    // a threshold that is a quarter of the ramp away, and known activations that weigh more
     let mut factors = terms[0].factors().to_vec();
     factors[0].offset += 0.25;
-    let other = GatedTerm::new(layer, terms[0].vector().to_vec(), factors)?;
-    let other = Edit::new(None, vec![], vec![other, terms[1].clone()])?;
-    if !proved(&other)?.failures.iter().any(|failure| failure.contains("what the edit makes of it")) {
-        fared.failures.push("a proof with another threshold passes".into());
+    let moved = GatedTerm::new(layer, terms[0].vector().to_vec(), factors)?;
+    let Factor { reading, offset, shape } = terms[2].factors()[0].clone();
+    let heavier = Factor { reading: reading.scaled(1.3), offset, shape };
+    let heavier = GatedTerm::new(layer, terms[2].vector().to_vec(), vec![heavier])?;
+    for (at, other) in [(0, moved), (2, heavier)] {
+        let mut others = terms.clone();
+        others[at] = other;
+        if !proved(&Edit::new(None, vec![], others)?)?
+            .failures
+            .iter()
+            .any(|failure| failure.contains("what the edit makes of it"))
+        {
+            fared.failures.push(format!("a proof with another term {at} passes"));
+        }
     }
     Ok(fared)
 }
@@ -184,7 +210,7 @@ fn a_direction_and_a_term_go_together() {
     let opened = Opened::new(&common::fixture("chat/model.onnx")).unwrap();
     let model = opened.understand().unwrap();
     let width = model.lm.d_model();
-    let factor = |seed, shape| Factor { weights: vector(seed, width), offset: 0.3, shape };
+    let factor = |seed, shape| Factor::linear(vector(seed, width), 0.3, shape);
     let term = GatedTerm::new(4, vector(9, width), vec![factor(2, Shape::Clipped), factor(3, Shape::Relu)]).unwrap();
     let ablation = Ablation::new(Direction::new(vector(4, width)).unwrap());
     let edit = direction_file::as_stored(&Edit::new(Some(ablation), vec![], vec![term]).unwrap()).unwrap();

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::constants::put;
 use super::error::BakeError;
 use super::hash::hex;
-use crate::edit::{Edit, GatedTerm};
+use crate::edit::{Edit, GatedTerm, RadialBasis, Reading};
 use crate::lm::{ResidualStream, gating};
 use crate::onnx::Graph;
 use crate::onnx::patch::Patch;
@@ -67,8 +67,9 @@ pub(super) fn metadata(terms: &[GatedTerm]) -> Vec<(String, String)> {
     vec![(LAYERS.to_string(), layers.join(" ")), (SHA256.to_string(), sha256(terms))]
 }
 
-/// SHA-256 of the numbers of all terms, hexadecimal: of each its layer, its vector, and its factors (shape, weights,
-/// offset), numbers as little-endian float32, layers and shapes as little-endian 64-bit integers.
+/// SHA-256 of the numbers of all terms, hexadecimal: of each its layer, its vector, and its factors (shape, what it
+/// reads, offset), numbers as little-endian float32, layers, shapes and, of radial basis functions, the lengths of their
+/// parts as little-endian 64-bit integers.
 pub fn sha256(terms: &[GatedTerm]) -> String {
     let mut hasher = Sha256::new();
     hash(&mut hasher, terms);
@@ -96,7 +97,15 @@ fn hash(hasher: &mut Sha256, terms: &[GatedTerm]) {
         number(hasher, term.vector());
         for factor in term.factors() {
             hasher.update((factor.shape as u64).to_le_bytes());
-            number(hasher, &factor.weights);
+            match &factor.reading {
+                Reading::Linear(weights) => number(hasher, weights),
+                Reading::Radial(RadialBasis { projection, shift, centers, weights }) => {
+                    [projection, shift, centers, weights].into_iter().for_each(|values| {
+                        hasher.update((values.len() as u64).to_le_bytes());
+                        number(hasher, values);
+                    });
+                }
+            }
             number(hasher, &[factor.offset]);
         }
     }

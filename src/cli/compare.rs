@@ -39,7 +39,7 @@ pub enum Compared {
     Ace,
     /// Only writes of layers that matter ablated.
     Layers,
-    /// Gated ablations at a few layers, as far as the first that keeps to the policy.
+    /// Gated ablations at one layer, as far as the first that keeps to the policy.
     Gate,
 }
 

@@ -16,7 +16,7 @@ pub enum MethodName {
     Auto,
     /// One direction is ablated at every write (Wang et al. 2025).
     Wang,
-    /// Refusal is taken off at a few layers, where a gate tells that the prompt only looks harmful.
+    /// Refusal is taken off at one layer, where a prompt lies near known ones that only look harmful.
     Gate,
     /// What a further method makes of the direction that `wang` selects.
     Refined(Refinement),
@@ -49,7 +49,7 @@ Possible values:
 - sra: The direction loses what abilities have of it
 - ace: What is ablated is replaced by what harmless prompts have there
 - layers: Only writes of layers that matter are ablated
-- gate: Refusal is taken off at a few layers, where a gate tells that the prompt only looks harmful";
+- gate: Refusal is taken off at one layer, where a prompt lies near known ones that only look harmful";
 
 /// Share of the mean activation's norm below which a candidate is rounding noise.
 const NEGLIGIBLE_NORM: f64 = 1e-4;

@@ -11,7 +11,7 @@ use super::projection::write_type;
 use super::residual::{ResidualStream, SKIP_SUM_OUTPUT};
 use super::rows::root;
 use super::sum::{StreamValue, bias_use, skip_norm_bias};
-use crate::edit::{GatedTerm, Shape};
+use crate::edit::{GatedTerm, RadialBasis, Reading, Shape};
 use crate::onnx::patch::{Patch, Place};
 use crate::onnx::proto::{AttributeProto, TensorProto, attr_int, attr_ints, node};
 use crate::onnx::{DataType, Graph, NodeId, Use, ValueId};
@@ -252,6 +252,33 @@ impl Emit<'_, '_> {
         }
     }
 
+    /// The radial basis functions at `x`: `|y - z|^2` of `y = P x + t` is taken apart as `|y|^2 - 2 y.z + |z|^2`.
+    fn radial(&mut self, x: &str, basis: &RadialBasis, label: &dyn Fn(&str) -> String) -> String {
+        let (k, m) = (basis.dims(), basis.count());
+        let dims = |rows: usize, columns: usize| vec![rows as i64, columns as i64];
+        let columns = |values: &[f64], rows: usize| -> Vec<f64> {
+            let columns = values.len() / rows;
+            (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
+        };
+        let projection = self.constant(&label("projection"), &columns(&basis.projection, k), dims(basis.width(), k));
+        let shift = self.constant(&label("shift"), &basis.shift, vec![k as i64]);
+        let twice: Vec<f64> = columns(&basis.centers, m).iter().map(|z| 2.0 * z).collect();
+        let centers = self.constant(&label("centers"), &twice, dims(k, m));
+        let squares: Vec<f64> = basis.squares().iter().map(|square| -square).collect();
+        let squares = self.constant(&label("squares"), &squares, vec![m as i64]);
+        let ones = self.constant(&label("ones"), &vec![1.0; k], dims(k, 1));
+        let weights = self.constant(&label("weights"), &basis.weights, dims(m, 1));
+        let projected = self.node("MatMul", &label("projected"), &[x, &projection], vec![]);
+        let y = self.node("Add", &label("placed"), &[&projected, &shift], vec![]);
+        let squared = self.node("Mul", &label("squared"), &[&y, &y], vec![]);
+        let length = self.node("MatMul", &label("length"), &[&squared, &ones], vec![]);
+        let products = self.node("MatMul", &label("products"), &[&y, &centers], vec![]);
+        let nearness = self.node("Add", &label("nearness"), &[&products, &squares], vec![]);
+        let exponent = self.node("Sub", &label("exponent"), &[&nearness, &length], vec![]);
+        let each = self.node("Exp", &label("each"), &[&exponent], vec![]);
+        self.node("MatMul", &label("product"), &[&each, &weights], vec![])
+    }
+
     /// `result = to + term(sum)`.
     fn add_term(&mut self, sum: &str, to: &str, result: &str) {
         let (term, dtype, order) = (self.term, self.site.dtype, self.site.order.clone());
@@ -268,10 +295,15 @@ impl Emit<'_, '_> {
         let mut amount: Option<String> = None;
         for (index, factor) in term.factors().iter().enumerate() {
             let label = |part: &str| format!("{part}.{index}");
-            let column = self.constant(&label("weights"), &factor.weights, vec![width, 1]);
             let offset = self.constant(&label("offset"), &[factor.offset], vec![1]);
-            let product = self.node("MatMul", &label("product"), &[&x, &column], vec![]);
-            let mut value = self.node("Add", &label("shifted"), &[&product, &offset], vec![]);
+            let read = match &factor.reading {
+                Reading::Linear(weights) => {
+                    let column = self.constant(&label("weights"), weights, vec![width, 1]);
+                    self.node("MatMul", &label("product"), &[&x, &column], vec![])
+                }
+                Reading::Radial(basis) => self.radial(&x, basis, &label),
+            };
+            let mut value = self.node("Add", &label("shifted"), &[&read, &offset], vec![]);
             if factor.shape != Shape::Identity {
                 value = self.node("Relu", &label("above"), &[&value], vec![]);
             }

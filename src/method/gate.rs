@@ -1,17 +1,20 @@
-//! Fitting the gate of a gated ablation: a shrunken linear discriminant between activations at which it is to open and
-//! activations at which it is to stay shut, whose threshold every source of prompts holds by itself.
+//! Fitting the gate of a gated ablation, between activations at which it is to open and activations at which it is to stay
+//! shut: [`radial`]. Every source of prompts holds its threshold by itself.
 //!
-//! One source, such as one data set beside another, gives its style away as much as its harm. So each source is centred on
-//! its own midpoint, the differences are averaged, and the threshold is the largest that any source asks for.
+//! Which layer serves is told by shrunken linear discriminants here. One source, such as one data set beside another, gives
+//! its style away as much as its harm. So each source is centred on its own midpoint, the differences are averaged, and
+//! what counts is how well that tells the prompts of a source apart that it was not fitted on.
 //!
-//! Everything is computed from the inner products of the samples, so that cross-validation costs no further passes over
-//! the channels.
+//! Everything linear is computed from the inner products of the samples, so that leaving some out costs no further passes
+//! over the channels.
+
+pub mod radial;
 
 use std::collections::BTreeMap;
 
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 
-use crate::edit::{Direction, DirectionError};
+use crate::edit::{Direction, DirectionError, Reading};
 use crate::linalg::{CholeskyError, dot, solve_positive};
 use crate::method::score::mean;
 
@@ -190,9 +193,9 @@ impl Samples {
 /// A gate with its threshold and its ramp, as [`crate::edit::Factor::gate`] takes them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gate {
-    /// `b`, the discriminant.
-    pub direction: Direction,
-    /// `c`: the gate is shut for activations whose component along `b` is at most this.
+    /// `h`, what the gate reads off an activation.
+    pub reading: Reading,
+    /// `c`: the gate is shut where `h` is at most this.
     pub threshold: f64,
     /// `s`, above 0: the gate is wide open from `c + s` on.
     pub ramp: f64,
@@ -203,12 +206,12 @@ pub struct Gate {
 /// How a gate does on samples of one source that it was not fitted on.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct HeldOut {
-    /// Share of the open samples for which it opens, by cross-validation over all sources.
+    /// Share of the open samples for which it opens, each where the gate is fitted without its prompt.
     pub open: f64,
     /// Share of the shut samples for which it opens, by the same.
     pub shut: f64,
-    /// Probability that an open sample lies further along a gate that was fitted on the other sources than a shut one does
-    /// (area under the ROC curve); `None` where there are no others.
+    /// Probability that an open sample lies further along a linear discriminant that was fitted on the other sources than a
+    /// shut one does (area under the ROC curve); `None` where there are no others.
     pub auc: Option<f64>,
 }
 
@@ -240,7 +243,7 @@ pub fn separate(open: ArrayView2<'_, f64>, shut: ArrayView2<'_, f64>, shrinkage:
     let opens =
         |rows: ArrayView2<'_, f64>| along(rows).iter().filter(|x| **x > threshold).count() as f64 / rows.nrows() as f64;
     let held_out = vec![HeldOut { open: opens(open), shut: opens(shut), auc: None }];
-    Ok(Gate { direction, threshold, ramp, held_out })
+    Ok(Gate { reading: Reading::Linear(direction.unit().to_vec()), threshold, ramp, held_out })
 }
 
 /// Samples of a class that a discriminant is fitted on by [`separate`], at most.
@@ -267,84 +270,35 @@ fn auc(above: &[f64], below: &[f64]) -> f64 {
 /// Smallest ramp, as a share of the way between the classes: a steeper one would answer to rounding.
 const LEAST_RAMP: f64 = 0.1;
 
-/// A discriminant and how it does on samples that it was not fitted on, before a threshold is set.
+/// How well linear discriminants of a layer tell open from shut samples that they were not fitted on.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Fit {
-    /// `b`.
-    pub direction: Direction,
-    /// Mean component along it of the shut samples, a mean over the sources.
-    shut: f64,
-    /// From there to the mean component of the open samples.
-    way: f64,
-    /// Where the open and shut samples of each source lie by cross-validation: 0 is the mean of the shut ones, 1 that of the
-    /// open ones.
-    crossed: Vec<(Vec<f64>, Vec<f64>)>,
+pub struct Generalises {
     /// See [`HeldOut::auc`].
-    aucs: Option<Vec<f64>>,
+    pub aucs: Option<Vec<f64>>,
+    /// The mean of those over the sources; where there is one source, the same by cross-validation within it.
+    pub mean: f64,
 }
 
-/// Fits the discriminant of a gate, with a `shrinkage` above 0 and at most 1.
+/// Tells how well discriminants with a `shrinkage` above 0 and at most 1 generalise.
 ///
 /// # Errors
 /// If there is no source, or its activations do not vary or do not differ.
-pub fn fit(sources: &[Source<'_>], shrinkage: f64) -> Result<Fit, GateError> {
+pub fn generalises(sources: &[Source<'_>], shrinkage: f64) -> Result<Generalises, GateError> {
     let samples = Samples::new(sources)?;
-    let whole = samples.fit(shrinkage, |_| true)?;
-    let places = samples.crossed(shrinkage)?;
-    let of = |source| (samples.of_class(&places, source, true), samples.of_class(&places, source, false));
-    let aucs = match sources.len() {
-        1 => None,
-        _ => Some((0..sources.len()).map(|source| samples.auc_without(source, shrinkage)).collect::<Result<_, _>>()?),
-    };
-    // from the sum of samples to the unit vector
-    let vector = samples.rows.t().dot(&whole.factors);
-    let length = vector.dot(&vector).sqrt();
-    Ok(Fit {
-        direction: Direction::new(vector.to_vec())?,
-        shut: whole.shut / length,
-        way: whole.way / length,
-        crossed: (0..sources.len()).map(of).collect(),
-        aucs,
-    })
-}
-
-impl Fit {
-    /// How well gates of this layer hold for what they were not fitted on: the mean over the sources of [`HeldOut::auc`];
-    /// where there is one source, the same by cross-validation within it.
-    pub fn generalises(&self) -> f64 {
-        match &self.aucs {
-            Some(aucs) => mean(aucs),
-            None => mean(&self.crossed.iter().map(|(open, shut)| auc(open, shut)).collect::<Vec<_>>()),
-        }
+    if sources.len() == 1 {
+        let places = samples.crossed(shrinkage)?;
+        let [open, shut] = [true, false].map(|open| samples.of_class(&places, 0, open));
+        return Ok(Generalises { aucs: None, mean: auc(&open, &shut) });
     }
-
-    /// The gate that opens for at most the share `open` of the shut samples of any source, by cross-validation: the threshold
-    /// is the largest that any source asks for. It is wide open half of the way from there to the median of the open
-    /// samples.
-    pub fn gate(&self, open: f64) -> Gate {
-        let asked = self.crossed.iter().map(|(_, shut)| above_most(shut.clone(), open));
-        let place = asked.fold(f64::NEG_INFINITY, f64::max);
-        let opens = |places: &[f64]| places.iter().filter(|at| **at > place).count() as f64 / places.len() as f64;
-        let of = |(source, (open, shut)): (usize, &(Vec<f64>, Vec<f64>))| HeldOut {
-            open: opens(open),
-            shut: opens(shut),
-            auc: self.aucs.as_ref().map(|aucs| aucs[source]),
-        };
-        let all: Vec<f64> = self.crossed.iter().flat_map(|(open, _)| open).copied().collect();
-        let ramp = (above_most(all, 0.5) - place).max(2.0 * LEAST_RAMP) / 2.0;
-        Gate {
-            direction: self.direction.clone(),
-            threshold: self.shut + place * self.way,
-            ramp: ramp * self.way,
-            held_out: self.crossed.iter().enumerate().map(of).collect(),
-        }
-    }
+    let aucs: Vec<f64> =
+        (0..sources.len()).map(|source| samples.auc_without(source, shrinkage)).collect::<Result<_, _>>()?;
+    Ok(Generalises { mean: mean(&aucs), aucs: Some(aucs) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::linalg::{cosine, norm};
+    use crate::linalg::cosine;
 
     /// Two classes that differ along channel 0, of a source whose style is a large offset along the last channel that
     /// both classes share by half.
@@ -386,8 +340,11 @@ mod tests {
         solve_positive(whole.into_iter().collect(), mean.to_vec()).unwrap()
     }
 
-    fn components(rows: ArrayView2<'_, f64>, gate: &Gate) -> Vec<f64> {
-        rows.rows().into_iter().map(|row| dot(&row.to_vec(), gate.direction.unit())).collect()
+    /// The discriminant of all samples, of length 1.
+    fn discriminant(sources: &[Source<'_>], shrinkage: f64) -> Vec<f64> {
+        let samples = Samples::new(sources).unwrap();
+        let vector = samples.rows.t().dot(&samples.fit(shrinkage, |_| true).unwrap().factors);
+        Direction::new(vector.to_vec()).unwrap().unit().to_vec()
     }
 
     #[test]
@@ -397,11 +354,9 @@ mod tests {
             let all =
                 [source(prompts, d, 1, 3.0), source(prompts + 2, d, 2, -3.0)].map(|(p, h)| (p + 100.0, h + 100.0));
             for shrinkage in [0.05, 0.3, 0.9, 1.0] {
-                let found = fit(&views(&all), shrinkage).unwrap();
                 let wanted = plainly(&views(&all), shrinkage);
-                let apart = 1.0 - cosine(found.direction.unit(), &wanted);
+                let apart = 1.0 - cosine(&discriminant(&views(&all), shrinkage), &wanted);
                 assert!(apart < 1e-9, "{prompts} {d} {shrinkage}: {apart:e}");
-                assert!((norm(found.direction.unit()) - 1.0).abs() < 1e-12);
             }
         }
     }
@@ -410,12 +365,17 @@ mod tests {
     #[test]
     fn style_that_sources_do_not_share_is_not_learnt() {
         let all = [source(40, 12, 1, 6.0), source(40, 12, 2, -6.0)];
-        let one = fit(&views(&all)[..1], 0.1).unwrap().direction;
-        let both = fit(&views(&all), 0.1).unwrap().direction;
-        assert!(one.unit()[11].abs() > 0.8, "{:?}", one.unit());
-        assert!(both.unit()[11].abs() < 0.2 && both.unit()[0] > 0.8, "{:?}", both.unit());
-        // a gate of one of them knows nothing of the other
-        assert!(fit(&views(&all), 0.1).unwrap().generalises() < 0.2);
+        let one = discriminant(&views(&all)[..1], 0.1);
+        let both = discriminant(&views(&all), 0.1);
+        assert!(one[11].abs() > 0.8, "{one:?}");
+        assert!(both[11].abs() < 0.2 && both[0] > 0.8, "{both:?}");
+        // what is fitted on one of them knows nothing of the other
+        assert!(generalises(&views(&all), 0.1).unwrap().mean < 0.2);
+        let alike = [source(40, 12, 1, 1.0), source(40, 12, 2, 1.0)];
+        let found = generalises(&views(&alike), 0.1).unwrap();
+        assert!(found.mean > 0.9 && found.aucs.unwrap().len() == 2);
+        let one = generalises(&views(&alike)[..1], 0.1).unwrap();
+        assert!(one.mean > 0.9 && one.aucs.is_none());
     }
 
     /// What cross-validation tells is what gates tell that are fitted without a part, by the definition.
@@ -441,48 +401,11 @@ mod tests {
         }
     }
 
-    /// The same prompts, with the shut ones moved towards the open ones.
-    fn moved(all: &(Array2<f64>, Array2<f64>), by: f64) -> (Array2<f64>, Array2<f64>) {
-        let mut shut = all.1.clone();
-        shut.column_mut(0).mapv_inplace(|x| x + by);
-        (all.0.clone(), shut)
-    }
-
-    #[test]
-    fn the_threshold_holds_on_every_source() {
-        let all = [source(50, 12, 1, 0.0), moved(&source(30, 12, 2, 0.0), 0.7), source(40, 12, 3, 1.0)];
-        let mut last = f64::INFINITY;
-        let fit = fit(&views(&all), 0.1).unwrap();
-        for open in [0.0, 0.02, 0.1, 0.5] {
-            let gate = fit.gate(open);
-            assert!(gate.threshold <= last && gate.ramp > 0.0, "{open}");
-            last = gate.threshold;
-            assert!(gate.held_out.iter().all(|held| held.shut <= open), "{open}: {:?}", gate.held_out);
-        }
-        let gate = fit.gate(0.02);
-        assert!(gate.held_out.iter().all(|held| held.open > 0.3) && fit.generalises() > 0.9, "{gate:?}");
-    }
-
-    /// Where one source alone would let harmful prompts through, the threshold is that of the others.
-    #[test]
-    fn a_source_that_is_harder_raises_the_threshold() {
-        let plain = [source(50, 12, 1, 0.0), source(50, 12, 2, 0.0)];
-        // a source whose classes are all but the same
-        let harder = [plain[0].clone(), (plain[1].0.clone(), &plain[1].0 * 0.999)];
-        let gate = |all: &[(Array2<f64>, Array2<f64>)]| fit(&views(all), 0.1).unwrap().gate(0.02);
-        let (plain, harder) = (gate(&plain), gate(&harder));
-        let all = source(50, 12, 1, 0.0);
-        let opens = |gate: &Gate| components(all.0.view(), gate).iter().filter(|x| **x > gate.threshold).count();
-        assert!(opens(&harder) < opens(&plain));
-        let one = fit(&views(std::slice::from_ref(&all)), 0.1).unwrap();
-        assert!(one.generalises() > 0.9 && one.gate(0.02).held_out[0].auc.is_none());
-    }
-
     #[test]
     fn what_can_be_separated_is_shut_and_wide_open() {
         let (open, shut) = source(700, 12, 1, 40.0);
-        let Gate { direction, threshold: from, ramp, held_out } = separate(open.view(), shut.view(), 0.1).unwrap();
-        let opens = |row: ndarray::ArrayView1<'_, f64>| (dot(&row.to_vec(), direction.unit()) - from) / ramp;
+        let Gate { reading, threshold: from, ramp, held_out } = separate(open.view(), shut.view(), 0.1).unwrap();
+        let opens = |row: ndarray::ArrayView1<'_, f64>| (reading.of(&row.to_vec()) - from) / ramp;
         let wide = open.rows().into_iter().filter(|row| opens(*row) >= 1.0).count();
         assert!(wide as f64 >= 0.98 * 700.0, "{wide}");
         assert!(shut.rows().into_iter().all(|row| opens(row) <= 0.0));
@@ -490,8 +413,8 @@ mod tests {
         // what overlaps is open where it should be
         let open = source(300, 12, 1, 0.0).0;
         let shut = &open * 0.99;
-        let Gate { direction, threshold: from, ramp, held_out } = separate(open.view(), shut.view(), 0.1).unwrap();
-        let opens = |row: ndarray::ArrayView1<'_, f64>| (dot(&row.to_vec(), direction.unit()) - from) / ramp;
+        let Gate { reading, threshold: from, ramp, held_out } = separate(open.view(), shut.view(), 0.1).unwrap();
+        let opens = |row: ndarray::ArrayView1<'_, f64>| (reading.of(&row.to_vec()) - from) / ramp;
         assert!(held_out[0].open >= 0.98 && held_out[0].shut > 0.0);
         assert!(ramp > 0.0 && open.rows().into_iter().filter(|row| opens(*row) >= 1.0).count() >= 294);
     }
@@ -505,19 +428,19 @@ mod tests {
 
     #[test]
     fn what_cannot_be_fitted_is_told() {
-        assert_eq!(fit(&[], 0.3), Err(GateError::NoSource));
+        assert_eq!(generalises(&[], 0.3), Err(GateError::NoSource));
         let empty = Array2::<f64>::zeros((0, 4));
         let some = source(5, 4, 1, 0.0).0;
         let lacks = [Source { open: some.view(), shut: empty.view() }];
-        assert_eq!(fit(&lacks, 0.1), Err(GateError::NoSource));
+        assert_eq!(generalises(&lacks, 0.1), Err(GateError::NoSource));
         let same = [Source { open: some.view(), shut: some.view() }];
-        assert!(matches!(fit(&same, 0.3), Err(GateError::Alike(_))));
+        assert!(matches!(generalises(&same, 0.3), Err(GateError::Alike(_))));
         let still = Array2::ones((5, 4));
         let other = Array2::zeros((5, 4));
         let still = [Source { open: still.view(), shut: other.view() }];
-        assert!(matches!(fit(&still, 0.3), Err(GateError::Degenerate(_))));
+        assert!(matches!(generalises(&still, 0.3), Err(GateError::Degenerate(_))));
         let broken = Array2::from_elem((5, 4), f64::NAN);
         let broken = [Source { open: broken.view(), shut: some.view() }];
-        assert!(fit(&broken, 0.3).is_err());
+        assert!(generalises(&broken, 0.3).is_err());
     }
 }

@@ -1,40 +1,33 @@
-//! Choosing a gated ablation: gates are fitted at each layer on activations of single prompts, those of the layers that hold
-//! best for sources they were not fitted on are tried at run time on validation prompts, and one is chosen.
+//! Choosing a gated ablation: gates are fitted on activations of single prompts, at the layers that tell prompts of a hand
+//! apart that they were not fitted on, they are tried at run time on validation prompts, and one is chosen.
 
-use ndarray::{Axis, Slice};
-use rayon::prelude::*;
+mod fit;
 
+use self::fit::{CLASSES, Fits, Fitted, OBSERVED, Used, fit, positions};
 use super::collect::{Activations, encode, labelled};
 use super::engine::{Engine, Observer, Row, Steering};
-use super::observe::{self, AtPosition, Positions};
 use super::stage::Stage;
 use crate::chat::Chat;
-use crate::edit::{Direction, Edit, Factor, GatedTerm};
+use crate::edit::{Edit, GatedTerm};
 use crate::error::Error;
 use crate::instrument::Request;
-use crate::linalg::{cosine, dot};
-use crate::method::direction::diff_in_means;
-use crate::method::gate::{self, Fit, Gate, HeldOut, Source};
-use crate::method::prompts::{Both, Hand, PromptClass, Prompts, PromptsOf, SourceName, Split, sources};
+use crate::method::gate::Gate;
+use crate::method::gate::radial::RadialRules;
+use crate::method::prompts::{Both, PromptClass, Prompts, SourceName, Split, sources};
 use crate::method::score::{kl_divergence, mean, refusal_score, softmax};
 use crate::report::{
-    GateCandidate, GateDiscarded, GateLayer, GateResult, GateScores, GateSetting, GateSource, GateTerm, PerClass,
-    false_refusal, finite,
+    GateCandidate, GateDiscarded, GateResult, GateScores, GateSetting, PerClass, false_refusal, finite,
 };
-
-/// Refused train prompts of each class that a source must have to be used.
-const FEWEST_REFUSED: usize = 8;
-
-/// Prompts of each class whose other positions are looked at.
-const OBSERVED: usize = 32;
 
 /// How gates are fitted and which are tried.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GateRules {
-    /// Shrinkage of the discriminants, above 0 and at most 1.
+    /// Shrinkage of the discriminants that rank layers, and of those that tell the last position, above 0 and at most 1.
     pub shrinkage: f64,
-    /// Numbers of layers that are tried at run time.
-    pub counts: Vec<usize>,
+    /// How the gates themselves are fitted.
+    pub radial: RadialRules,
+    /// How many layers are tried at run time, each alone.
+    pub layers: usize,
     /// Shares of the refused harmful train prompts of any source for which a gate may open, in the order in which they are
     /// tried: as far as the first of which a setting holds.
     pub opens: Vec<f64>,
@@ -52,9 +45,10 @@ impl Default for GateRules {
     fn default() -> Self {
         Self {
             shrinkage: 0.1,
-            counts: vec![1, 2, 4],
+            radial: RadialRules::default(),
+            layers: 3,
             opens: vec![0.02, 0.01],
-            alphas: vec![1.0, 2.0],
+            alphas: vec![1.0, 2.0, 3.0],
             layer_share: 0.8,
             kl_threshold: 0.05,
             harmful_drop: 0.02,
@@ -65,7 +59,8 @@ impl Default for GateRules {
 /// What sets a candidate apart.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Setting {
-    count: usize,
+    /// Which of the fitted layers.
+    at: usize,
     open: f64,
     alpha: f64,
 }
@@ -76,26 +71,19 @@ impl GateRules {
         let of = |both: &Both| both.pseudo_harmful.len() + both.harmful.len();
         let all = sources(prompts);
         let harmless = |split| prompts.get(PromptClass::Harmless, split).len();
-        let train = all.iter().map(|source| of(&source.train)).sum::<usize>() + harmless(Split::Train);
+        let further = CLASSES.iter().map(|class| prompts.class(*class).further.len()).sum::<usize>();
+        let train = all.iter().map(|source| of(&source.train)).sum::<usize>() + further + harmless(Split::Train);
         let val = all.iter().map(|source| of(&source.val)).sum::<usize>() + harmless(Split::Val);
         // as a rule one of the first share holds
-        let settings = self.counts.len() * self.alphas.len();
+        let settings = self.layers * self.alphas.len();
         // some prompts of each class are answered, and run with their answers
         train + 2 * PromptClass::ALL.len() * OBSERVED + (1 + settings) * val
     }
 
-    /// Every setting that opens for so many, where so many layers have a gate; none twice.
+    /// Every setting that opens for so many, where so many layers have a gate.
     fn grid(&self, layers: usize, open: f64) -> Vec<Setting> {
-        let mut all: Vec<Setting> = Vec::new();
-        for &count in &self.counts {
-            for &alpha in &self.alphas {
-                let setting = Setting { count: count.min(layers), open, alpha };
-                if !all.contains(&setting) {
-                    all.push(setting);
-                }
-            }
-        }
-        all
+        let each = (0..layers).flat_map(|at| self.alphas.iter().map(move |&alpha| Setting { at, open, alpha }));
+        each.collect()
     }
 }
 
@@ -105,75 +93,6 @@ pub struct GateChoice {
     pub edit: Edit,
     /// What is reported.
     pub result: GateResult,
-}
-
-/// The discriminant of a layer, and what is taken off behind it.
-struct Fitted {
-    layer: usize,
-    fit: Fit,
-    /// The true-refusal direction of the layer, `r`.
-    direction: Direction,
-    /// Components along `r` of the harmless prompts, ascending.
-    harmless: Vec<f64>,
-}
-
-impl Fitted {
-    /// `m`, the median of the harmless prompts.
-    fn floor(&self) -> f64 {
-        self.harmless[self.harmless.len() / 2]
-    }
-
-    /// How well the discriminants of the layer hold for sources that they were not fitted on.
-    fn worth(&self) -> f64 {
-        self.fit.generalises()
-    }
-
-    fn term(&self, gate: &Gate, position: &Gate, alpha: f64) -> Result<GatedTerm, Error> {
-        let gates = [gate, position].map(|gate| Factor::gate(gate.direction.unit(), gate.threshold, gate.ramp));
-        Ok(GatedTerm::ablation(self.layer, gates.into(), &self.direction, self.floor(), alpha)?)
-    }
-
-    fn row(&self, gate: &Gate, position: &Gate, all: &[Used]) -> GateTerm {
-        let source = |(used, held): (&Used, &HeldOut)| GateSource {
-            source: used.of.source,
-            pseudo_harmful: used.pseudo_harmful,
-            harmful: used.harmful,
-            opens_pseudo_harmful: held.open,
-            opens_harmful: held.shut,
-            auc: held.auc,
-        };
-        GateTerm {
-            layer: self.layer,
-            threshold: gate.threshold,
-            ramp: gate.ramp,
-            floor: self.floor(),
-            cosine: finite(cosine(gate.direction.unit(), self.direction.unit())),
-            opens_elsewhere: position.held_out.iter().map(|held| held.shut).sum(),
-            sources: all.iter().zip(&gate.held_out).map(source).collect(),
-        }
-    }
-}
-
-/// A source that gates are fitted on.
-#[derive(Clone)]
-struct Used {
-    of: PromptsOf,
-    /// Its pseudo-harmful train prompts that the model refuses; the others are not used.
-    pseudo_harmful: usize,
-    /// The same of the harmful ones.
-    harmful: usize,
-}
-
-/// The best layers first, none beside one before it as long as others are left: layers that lie side by side say the same.
-fn spread(mut fitted: Vec<Fitted>, most: usize) -> Vec<Fitted> {
-    fitted.sort_by(|a, b| b.worth().total_cmp(&a.worth()).then(a.layer.cmp(&b.layer)));
-    let mut chosen: Vec<Fitted> = Vec::new();
-    while chosen.len() < most && !fitted.is_empty() {
-        let apart = |one: &Fitted| chosen.iter().all(|other| one.layer.abs_diff(other.layer) > 1);
-        let next = fitted.iter().position(apart).unwrap_or(0);
-        chosen.push(fitted.remove(next));
-    }
-    chosen
 }
 
 /// The validation prompts, run under one candidate after another.
@@ -281,7 +200,6 @@ impl Gates {
     ) -> Result<Self, Error> {
         let info = &activations.info;
         let Fits { fitted, layers, sources, left_out } = fit(engine, chat, activations, rules, observer)?;
-        let fitted = spread(fitted, rules.counts.iter().copied().max().unwrap_or(1));
         if fitted.is_empty() {
             return Err(Error::failed_with(
                 "no layer has a gate: the activations of pseudo-harmful and harmful prompts cannot be told apart",
@@ -360,8 +278,7 @@ impl Gates {
         rules: &GateRules,
         observer: &dyn Observer,
     ) -> Result<GateCandidate, Error> {
-        let gates = self.terms(setting)?.iter().map(GatedTerm::rounded).collect();
-        let steering = Steering::of(&Edit::new(None, vec![], gates)?);
+        let steering = Steering::of(&Edit::new(None, vec![], vec![self.term(setting)?.rounded()])?);
         let steered = Engine { steered: Some(&steering), ..*engine };
         let divergence = |row: usize, q: Vec<f64>| kl_divergence(&validation.base[row], &q);
         let (scores, kl) = validation.run(&steered, refusal_tokens, observer, divergence)?;
@@ -375,21 +292,13 @@ impl Gates {
         Ok(GateCandidate { discarded, ..row })
     }
 
-    /// Indices of the gates of a setting, in the order of their layers.
-    fn picked(&self, count: usize) -> Vec<usize> {
-        let mut picked: Vec<usize> = (0..count.min(self.fitted.len())).collect();
-        picked.sort_unstable_by_key(|at| self.fitted[*at].layer);
-        picked
-    }
-
-    fn terms(&self, Setting { count, open, alpha }: Setting) -> Result<Vec<GatedTerm>, Error> {
-        let term = |at: usize| self.fitted[at].term(&self.fitted[at].fit.gate(open), &self.positions[at], alpha);
-        self.picked(count).into_iter().map(term).collect()
+    fn term(&self, Setting { at, open, alpha }: Setting) -> Result<GatedTerm, Error> {
+        self.fitted[at].term(&self.fitted[at].gate(open), &self.positions[at], alpha)
     }
 
     /// A setting as it is reported.
-    fn told(&self, Setting { count, open, alpha }: Setting) -> GateSetting {
-        GateSetting { layers: self.picked(count).into_iter().map(|at| self.fitted[at].layer).collect(), open, alpha }
+    fn told(&self, Setting { at, open, alpha }: Setting) -> GateSetting {
+        GateSetting { layers: vec![self.fitted[at].layer], open, alpha }
     }
 
     /// How many settings hold.
@@ -409,11 +318,10 @@ impl Gates {
     pub fn choice(&self, rank: usize) -> Result<GateChoice, Error> {
         let Some(&at) = self.ranked.get(rank) else { return Err(nothing_left(&self.result.candidates)) };
         let chosen = self.tried[at];
-        let row =
-            |at: usize| self.fitted[at].row(&self.fitted[at].fit.gate(chosen.open), &self.positions[at], &self.sources);
-        let terms = self.picked(chosen.count).into_iter().map(row).collect();
-        let result = GateResult { selected: self.told(chosen), terms, ..self.result.clone() };
-        Ok(GateChoice { edit: Edit::new(None, vec![], self.terms(chosen)?)?, result })
+        let fitted = &self.fitted[chosen.at];
+        let row = fitted.row(&fitted.gate(chosen.open), &self.positions[chosen.at], &self.sources);
+        let result = GateResult { selected: self.told(chosen), terms: vec![row], ..self.result.clone() };
+        Ok(GateChoice { edit: Edit::new(None, vec![], vec![self.term(chosen)?])?, result })
     }
 }
 
@@ -429,118 +337,6 @@ pub fn choose(
     observer: &dyn Observer,
 ) -> Result<GateChoice, Error> {
     Gates::search(engine, chat, activations, rules, observer)?.choice(0)
-}
-
-/// What was fitted.
-struct Fits {
-    fitted: Vec<Fitted>,
-    /// Every layer that was looked at.
-    layers: Vec<GateLayer>,
-    /// What the gates are fitted on.
-    sources: Vec<Used>,
-    /// Sources of which the model refuses too few prompts, less than half of the harmful ones, or less of them than of the
-    /// pseudo-harmful ones: to it they say nothing of harm.
-    left_out: Vec<SourceName>,
-}
-
-/// The discriminants of all layers but the first and the last ones, and how each did.
-fn fit(
-    engine: &Engine<'_>,
-    chat: &Chat,
-    activations: &Activations,
-    rules: &GateRules,
-    observer: &dyn Observer,
-) -> Result<Fits, Error> {
-    let info = &activations.info;
-    let last = (engine.model.lm.n_layers() as f64 * rules.layer_share) as usize;
-    let layers: Vec<usize> = (1..last).collect();
-    let all = sources(&info.prompts);
-    let (mut prompts, mut ends) = (Vec::new(), vec![0]);
-    let of_sources = all.iter().flat_map(|of| [&of.train.pseudo_harmful[..], &of.train.harmful[..]]);
-    for texts in of_sources.chain([info.prompts.get(PromptClass::Harmless, Split::Train)]) {
-        prompts.extend(encode(chat, texts)?);
-        ends.push(prompts.len());
-    }
-    let AtPosition { layers: observed, scores } =
-        observe::last_position(engine, &layers, &prompts, &info.refusal_tokens, observer)?;
-    // only what the model refuses tells false from true refusal, and only that can be lost
-    let refused = |part: usize| -> Vec<usize> { (ends[part]..ends[part + 1]).filter(|at| scores[*at] > 0.0).collect() };
-    let is_known = |at: &usize| {
-        let of = |part: usize| (refused(part).len(), ends[part + 1] - ends[part]);
-        is_known(all[*at].source.hand, of(2 * at), of(2 * at + 1))
-    };
-    let (known, unknown): (Vec<usize>, Vec<usize>) = (0..all.len()).partition(is_known);
-    let found: Vec<Result<Fitted, (usize, String)>> = layers
-        .into_par_iter()
-        .zip(observed)
-        .map(|(layer, observed)| {
-            let observed = observed.mapv(f64::from);
-            let part = |at: usize| observed.select(Axis(0), &refused(at));
-            let parts: Vec<_> = known.iter().map(|at| (part(2 * at), part(2 * at + 1))).collect();
-            let sources = parts.iter().map(|(open, shut)| Source { open: open.view(), shut: shut.view() });
-            let fit = gate::fit(&sources.collect::<Vec<_>>(), rules.shrinkage);
-            let mean = |class| activations.of(class).mean(-1, layer);
-            let r = Direction::new(diff_in_means(&mean(PromptClass::Harmful), &mean(PromptClass::Harmless)));
-            let fit = fit.map_err(|error| (layer, error.to_string()))?;
-            let direction = r.map_err(|error| (layer, error.to_string()))?;
-            let rows = observed.slice_axis(Axis(0), Slice::from(ends[2 * all.len()]..ends[2 * all.len() + 1]));
-            let along = rows.rows().into_iter().map(|row| dot(&row.to_vec(), direction.unit()));
-            let mut harmless: Vec<f64> = along.collect();
-            harmless.sort_unstable_by(f64::total_cmp);
-            Ok(Fitted { layer, fit, direction, harmless })
-        })
-        .collect();
-    let row = |found: &Result<Fitted, (usize, String)>| match found {
-        Ok(Fitted { layer, fit, .. }) => {
-            GateLayer { layer: *layer, generalises: Some(fit.generalises()), failure: None }
-        }
-        Err((layer, failure)) => GateLayer { layer: *layer, generalises: None, failure: Some(failure.clone()) },
-    };
-    Ok(Fits {
-        layers: found.iter().map(row).collect(),
-        fitted: found.into_iter().flatten().collect(),
-        sources: known
-            .iter()
-            .map(|at| Used {
-                of: all[*at].clone(),
-                pseudo_harmful: refused(2 * at).len(),
-                harmful: refused(2 * at + 1).len(),
-            })
-            .collect(),
-        left_out: unknown.iter().map(|at| all[*at].source).collect(),
-    })
-}
-
-/// Whether a source says anything of harm to a model that refuses so many of its pseudo-harmful and its harmful prompts, of
-/// so many each: enough of both, and, but for the run's own prompts, at least half of the harmful ones and no smaller share
-/// of those.
-fn is_known(hand: Hand, pseudo_harmful: (usize, usize), harmful: (usize, usize)) -> bool {
-    let share = |(refused, all): (usize, usize)| refused as f64 / all.max(1) as f64;
-    let enough = pseudo_harmful.0.min(harmful.0) >= FEWEST_REFUSED;
-    enough && (hand == Hand::Own || share(harmful) >= share(pseudo_harmful).max(0.5))
-}
-
-/// What tells the last position of a prompt from all others, at each layer.
-fn positions(
-    engine: &Engine<'_>,
-    chat: &Chat,
-    activations: &Activations,
-    fitted: &[Fitted],
-    rules: &GateRules,
-    observer: &dyn Observer,
-) -> Result<Vec<Gate>, Error> {
-    let layers: Vec<usize> = fitted.iter().map(|fitted| fitted.layer).collect();
-    let mut prompts = Vec::new();
-    for class in PromptClass::ALL {
-        let texts = activations.info.prompts.get(class, Split::Train);
-        prompts.extend(encode(chat, &texts[..texts.len().min(OBSERVED)])?);
-    }
-    let separate = |Positions { last, others }: Positions| {
-        let (last, others) = (last.mapv(f64::from), others.mapv(f64::from));
-        gate::separate(last.view(), others.view(), rules.shrinkage)
-            .map_err(|error| Error::failed(format!("the last position cannot be told from others: {error}")))
-    };
-    observe::positions(engine, &layers, &prompts, observer)?.into_iter().map(separate).collect()
 }
 
 /// Why a candidate is out.
@@ -630,22 +426,10 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_the_model_does_not_refuse_says_nothing() {
-        assert!(is_known(Hand::Bundled, (40, 100), (97, 100)) && is_known(Hand::Contrasts, (100, 100), (100, 100)));
-        assert!(!is_known(Hand::Bundled, (10, 100), (45, 100)), "most harmful prompts are answered");
-        assert!(!is_known(Hand::Contrasts, (80, 100), (60, 100)), "pseudo-harmful prompts are refused more");
-        assert!(is_known(Hand::Own, (80, 100), (60, 100)), "the run's own prompts are what it is about");
-        for hand in [Hand::Own, Hand::Requests] {
-            assert!(!is_known(hand, (7, 100), (90, 100)), "hardly any pseudo-harmful prompt is refused");
-            assert!(!is_known(hand, (0, 0), (0, 0)));
-        }
-    }
-
-    #[test]
-    fn settings_are_tried_once() {
+    fn each_layer_is_tried_with_each_factor() {
         let rules = GateRules::default();
-        let counts = |layers| rules.grid(layers, 0.02).iter().map(|setting| setting.count).collect::<Vec<_>>();
-        assert_eq!(counts(30), [1, 1, 2, 2, 4, 4]);
-        assert_eq!(counts(2), [1, 1, 2, 2]);
+        let tried = |layers| rules.grid(layers, 0.02).iter().map(|one| (one.at, one.alpha)).collect::<Vec<_>>();
+        assert_eq!(tried(2), [(0, 1.0), (0, 2.0), (0, 3.0), (1, 1.0), (1, 2.0), (1, 3.0)]);
+        assert_eq!(tried(0), []);
     }
 }

@@ -1,6 +1,7 @@
 //! Direction files: safetensors with a tensor `direction`, or `.npy`.
 
 mod floats;
+mod gates;
 mod gguf;
 mod npy;
 mod pickle;
@@ -11,7 +12,7 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use crate::edit::{Ablation, Addition, Direction, Edit, EditError, Factor, GatedTerm, Shape, WriteKind, Writes};
+use crate::edit::{Ablation, Addition, Direction, Edit, EditError, GatedTerm, WriteKind, Writes};
 use crate::error::Error;
 use crate::files;
 use crate::report::{Found, GateResult, GateSetting, SearchSetting, SelectResult};
@@ -97,10 +98,17 @@ fn write(path: &Path, edit: &Edit, origin: Vec<(&str, String)>, model_sha256: &s
     super::write_whole(path, &encode(edit, metadata)?)
 }
 
+/// Tensors of a file that is written: name, shape, and bytes.
+type Tensors = Vec<(String, Vec<usize>, Vec<u8>)>;
+
+/// Little-endian float32.
+fn single(values: &mut dyn Iterator<Item = f64>) -> Vec<u8> {
+    values.flat_map(|v| (v as f32).to_le_bytes()).collect()
+}
+
 /// An edit as a direction file, with these entries of metadata beside its own.
 fn encode(edit: &Edit, mut metadata: HashMap<String, String>) -> Result<Vec<u8>, Error> {
-    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
-    let single = |values: &mut dyn Iterator<Item = f64>| values.flat_map(|v| (v as f32).to_le_bytes()).collect();
+    let mut tensors = Tensors::new();
     if let Some(ablation) = edit.ablation() {
         let (units, k) = (ablation.units(), ablation.vectors().len());
         let shape = if k == 1 { vec![ablation.width()] } else { vec![k, ablation.width()] };
@@ -133,17 +141,8 @@ fn encode(edit: &Edit, mut metadata: HashMap<String, String>) -> Result<Vec<u8>,
             metadata.insert(FORMAT.into(), "2".into());
         }
     }
-    for (n, term) in edit.gates().iter().enumerate() {
-        let (width, factors) = (term.vector().len(), term.factors());
-        let shapes: Vec<&str> = factors.iter().map(|factor| factor.shape.name()).collect();
-        let weights = single(&mut factors.iter().flat_map(|factor| factor.weights.iter().copied()));
-        let offsets = single(&mut factors.iter().map(|factor| factor.offset));
-        tensors.push((gate_key(n, "vector"), vec![width], single(&mut term.vector().iter().copied())));
-        tensors.push((gate_key(n, "weights"), vec![factors.len(), width], weights));
-        tensors.push((gate_key(n, "offsets"), vec![factors.len()], offsets));
-        metadata.insert(format!("lancet.{}", gate_key(n, "layer")), term.layer().to_string());
-        metadata.insert(format!("lancet.{}", gate_key(n, "shapes")), shapes.join(" "));
-        metadata.insert(FORMAT.into(), "2".into());
+    if let Some(version) = gates::encode(edit.gates(), &mut tensors, &mut metadata) {
+        metadata.insert(FORMAT.into(), version.into());
     }
     let views = tensors.iter().map(|(name, shape, bytes)| {
         (name, TensorView::new(Dtype::F32, shape.clone(), bytes).expect("the buffer fits the shape"))
@@ -169,11 +168,6 @@ fn in_order(bytes: Vec<u8>) -> Vec<u8> {
         Some((sorted, length)) => [&bytes[..8], &sorted, &bytes[8 + length..]].concat(),
         None => bytes,
     }
-}
-
-/// The name of a part of the gated term `n`.
-fn gate_key(n: usize, part: &str) -> String {
-    format!("gate.{n}.{part}")
 }
 
 /// The edit as [`save`] and [`load`] hand it on: rounded to float32, the direction then normalised.
@@ -222,9 +216,6 @@ impl Keys {
 
 /// Additions that are read, at most.
 const MOST_ADDITIONS: usize = 1024;
-
-/// Gated terms that are read, at most.
-const MOST_GATES: usize = 64;
 
 /// Layers and positions are below this.
 const MOST_PLACES: u64 = 1 << 20;
@@ -288,17 +279,18 @@ pub fn load_picked(path: &Path, pick: &Pick) -> Result<Edit, Error> {
     };
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
     let metadata = header.metadata().clone().unwrap_or_default();
-    if let Some(version) = metadata.get(FORMAT).filter(|version| !matches!(version.as_str(), "1" | "2")) {
+    if let Some(version) = metadata.get(FORMAT).filter(|version| !matches!(version.as_str(), "1" | "2" | "3")) {
         let start = shown(version);
         return Err(Error::usage(
-            format!("`{}` is a direction file of version {start}, and this Lancet reads 1 and 2", path.display()),
+            format!("`{}` is a direction file of version {start}, and this Lancet reads 1 to 3", path.display()),
             "use the version of Lancet that wrote it",
         ));
     }
     if *pick != Pick::default() {
         return elsewhere.tensor(&tensors);
     }
-    let gates = gates(&metadata, &tensors).map_err(|what| bad(format!("its gated terms are damaged: {what}")))?;
+    let gates =
+        gates::decode(&metadata, &tensors).map_err(|what| bad(format!("its gated terms are damaged: {what}")))?;
     let additions = additions(&metadata, &tensors).map_err(|what| bad(format!("its addition is damaged: {what}")))?;
     let own = metadata.contains_key(FORMAT);
     let names = tensors.names();
@@ -461,52 +453,6 @@ fn writes(metadata: &HashMap<String, String>) -> Result<Writes, String> {
     Ok(Writes { layers, kinds })
 }
 
-/// The gated terms of a file, or what is wrong with them in words.
-fn gates(metadata: &HashMap<String, String>, tensors: &SafeTensors<'_>) -> Result<Vec<GatedTerm>, String> {
-    let known = |name: &str| (0..MOST_GATES).any(|n| GATE_PARTS.iter().any(|part| gate_key(n, part) == name));
-    if let Some(other) = tensors.names().into_iter().find(|name| name.starts_with("gate.") && !known(name)) {
-        return Err(format!("`{}` is no part of one", shown(other)));
-    }
-    let count = (0..MOST_GATES).take_while(|n| tensors.tensor(&gate_key(*n, "vector")).is_ok()).count();
-    if tensors.names().iter().filter(|name| name.starts_with("gate.")).count() != count * GATE_PARTS.len() {
-        return Err("a part of one is missing".into());
-    }
-    (0..count).map(|n| gate(metadata, tensors, n)).collect()
-}
-
-/// The tensors of one gated term.
-const GATE_PARTS: [&str; 3] = ["vector", "weights", "offsets"];
-
-fn gate(metadata: &HashMap<String, String>, tensors: &SafeTensors<'_>, n: usize) -> Result<GatedTerm, String> {
-    let values = |part: &str, shape: &[usize]| {
-        let name = gate_key(n, part);
-        let view = tensors.tensor(&name).map_err(|_| format!("`{name}` is missing"))?;
-        if view.shape() != shape {
-            return Err(format!("`{name}` has the shape {:?}, not {shape:?}", view.shape()));
-        }
-        decode(&view).ok_or_else(|| format!("`{name}` has the type {:?}", view.dtype()))
-    };
-    let text = |part: &str| {
-        let key = format!("lancet.{}", gate_key(n, part));
-        metadata.get(&key).cloned().ok_or_else(|| format!("it lacks `{key}`"))
-    };
-    let layer = text("layer")?;
-    let at = layer.parse::<u64>().ok().filter(|layer| *layer < MOST_PLACES).and_then(|l| usize::try_from(l).ok());
-    let at = at.ok_or_else(|| format!("`{}` is no layer", shown(&layer)))?;
-    let shapes = text("shapes")?;
-    let shape = |word: &str| Shape::ALL.into_iter().find(|shape| shape.name() == word);
-    let shapes: Vec<Shape> = (shapes.split(' ').map(|word| shape(word).ok_or(word)).collect::<Result<_, _>>())
-        .map_err(|word| format!("`{}` is no shape", shown(word)))?;
-    let vector = tensors.tensor(&gate_key(n, "vector")).map_err(|e| e.to_string())?;
-    let width = vector.shape().iter().product::<usize>();
-    let vector = values("vector", &[width])?;
-    let weights = values("weights", &[shapes.len(), width])?;
-    let offsets = values("offsets", &[shapes.len()])?;
-    let factors = shapes.into_iter().zip(weights.chunks(width.max(1))).zip(offsets);
-    let factors = factors.map(|((shape, weights), offset)| Factor { weights: weights.to_vec(), offset, shape });
-    GatedTerm::new(at, vector, factors.collect()).map_err(|error| error.to_string())
-}
-
 fn number(text: &str) -> Option<f64> {
     text.parse::<f64>().ok().filter(|v| v.is_finite())
 }
@@ -565,7 +511,7 @@ pub(super) fn is_plain(bytes: &[u8]) -> bool {
     let ours = |name: &str| {
         matches!(name, "direction" | "addition") || name.starts_with("gate.") || name.starts_with("addition.")
     };
-    gates(&metadata, &tensors).is_ok()
+    gates::decode(&metadata, &tensors).is_ok()
         && additions(&metadata, &tensors).is_ok()
         && tensors.iter().all(|(name, view)| ours(name) && view.dtype() == Dtype::F32)
         && metadata.keys().all(|key| key.starts_with("lancet."))
@@ -578,6 +524,7 @@ fn decode(view: &TensorView<'_>) -> Option<Vec<f64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::edit::{Factor, RadialBasis, Reading, Shape};
 
     /// Calls `read` with `times` changed copies of a file: bytes replaced by random and by extreme ones, numbers of 8
     /// bytes by powers of 2 and their neighbours, parts cut out, doubled or cut off. The same copies every time.
@@ -682,8 +629,15 @@ mod tests {
     }
 
     fn gated() -> Edit {
-        let factor = |seed: f64, shape| Factor { weights: vec![seed, -seed, 0.5], offset: seed / 3.0, shape };
-        let two = vec![factor(0.1, Shape::Clipped), factor(7.0, Shape::Relu)];
+        let factor = |seed: f64, shape| Factor::linear(vec![seed, -seed, 0.5], seed / 3.0, shape);
+        let basis = RadialBasis {
+            projection: vec![0.5, 0.1, -3.0, 2.0, 0.0, 0.7],
+            shift: vec![0.3, -0.2],
+            centers: vec![0.1, 0.2, -1.0, 4.0, 0.0, 0.6],
+            weights: vec![1.0, -2.5, 0.1],
+        };
+        let near = Factor { reading: Reading::Radial(basis), offset: -0.5, shape: Shape::Clipped };
+        let two = vec![near, factor(7.0, Shape::Relu)];
         let gates = vec![
             GatedTerm::new(3, vec![0.1, 0.0, -2.0], two).unwrap(),
             GatedTerm::new(1, vec![1.0, 1.0, 1e-3], vec![factor(-1.0, Shape::Identity)]).unwrap(),
@@ -766,7 +720,7 @@ mod tests {
             load_bytes(&safetensors::serialize(views, Some(metadata)).unwrap()).unwrap_err().to_string()
         };
         for (left_out, more, changes, words) in [
-            ("gate.0.offsets", None, &[][..], "a part of one is missing"),
+            ("gate.0.offsets", None, &[][..], "`gate.0.offsets` is missing"),
             ("gate.0.vector", None, &[], "a part of one is missing"),
             ("gate.1.vector", Some(("gate.1.vector", 3)), &[], "a vector of it is zero"),
             ("gate.1.vector", Some(("gate.1.vector", 2)), &[], "has the shape"),
@@ -775,7 +729,10 @@ mod tests {
             ("", None, &[("lancet.gate.0.layer", "-1")], "`-1` is no layer"),
             ("", None, &[("lancet.gate.0.shapes", "clipped sigmoid")], "`sigmoid` is no shape"),
             ("", None, &[("lancet.gate.0.shapes", "clipped")], "has the shape"),
-            ("", None, &[(FORMAT, "3")], "of version 3, and this Lancet reads 1 and 2"),
+            ("", None, &[(FORMAT, "4")], "of version 4, and this Lancet reads 1 to 3"),
+            ("gate.0.radial.0.shift", None, &[], "`gate.0.radial.0.shift` is missing"),
+            ("gate.0.radial.0.centers", Some(("gate.0.radial.0.centers", 4)), &[], "its centers have the shape"),
+            ("", Some(("gate.0.radial.2.shift", 2)), &[], "factor 2 reads something"),
         ] {
             let message = broken(left_out, more, changes);
             assert!(message.contains(words), "{left_out} {changes:?}: {message}");

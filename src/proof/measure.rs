@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn rows_are_changed_and_compared_in_float64() {
-        let factor = Factor { weights: vec![1.0, 0.0], offset: -1.0, shape: Shape::Relu };
+        let factor = Factor::linear(vec![1.0, 0.0], -1.0, Shape::Relu);
         let term = GatedTerm::new(1, vec![0.5, 2.0], vec![factor]).unwrap();
         let base = Rows { values: vec![3.0, 1.0, 0.5, 7.0], d_model: 2 };
         let mut rows = base.clone();

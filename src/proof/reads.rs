@@ -19,6 +19,9 @@ pub enum Place {
     UnnamedSum(NodeId),
 }
 
+/// Values between a product and the one number a position that is made of it, at most.
+const NUMBER_STEPS: usize = 24;
+
 /// Which axis of a value the width of the stream lies on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Width {
@@ -331,9 +334,22 @@ impl<'g, 'm> Search<'g, 'm> {
         false
     }
 
-    /// Whether a product makes one number a position.
+    /// Whether a product makes one number a position, or several that nothing but such a number is made of.
     fn is_number(&self, node: NodeId) -> bool {
-        self.graph.output(node, 0).and_then(|output| self.graph.last_dimension(output)) == Some(1)
+        let graph = self.graph;
+        let mut seen = HashSet::new();
+        let mut open: Vec<ValueId> = graph.outputs(node).collect();
+        while let Some(value) = open.pop() {
+            if !seen.insert(value) || graph.last_dimension(value) == Some(1) {
+                continue;
+            }
+            let uses = graph.uses(value);
+            if uses.is_empty() || seen.len() > NUMBER_STEPS {
+                return false;
+            }
+            open.extend(uses.iter().flat_map(|one| graph.outputs(one.node)));
+        }
+        true
     }
 
     /// The sums nearest to the unembedding, however the last normalisation is spelled, and what no rule knows there.

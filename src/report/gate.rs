@@ -32,11 +32,12 @@ pub struct GateSource {
     pub pseudo_harmful: usize,
     /// Its harmful train prompts that the model refuses.
     pub harmful: usize,
-    /// Share of the pseudo-harmful ones for which the gate opens at the chosen layer, by cross-validation.
+    /// Share of the pseudo-harmful ones for which the gate opens at the chosen layer, each where the gate is
+    /// fitted without it in any dress.
     pub opens_pseudo_harmful: f64,
     /// The same of the harmful ones.
     pub opens_harmful: f64,
-    /// How well a gate that was fitted on the other sources tells them apart: the area under the ROC curve, 0.5 for
+    /// How well a linear discriminant that was fitted on the other sources tells them apart: the area under the ROC curve, 0.5 for
     /// guessing; `None` where there are no others.
     pub auc: Option<f64>,
 }
@@ -47,7 +48,7 @@ pub struct GateSource {
 pub struct GateLayer {
     /// Absolute layer, whose `resid_pre` the gate reads.
     pub layer: usize,
-    /// How well gates that were fitted on all but one source tell pseudo-harmful from harmful train prompts of that one:
+    /// How well linear discriminants that were fitted on all but one source tell pseudo-harmful from harmful train prompts of that one:
     /// the area under the ROC curve, 0.5 for guessing, a mean over the sources; by cross-validation where there is one
     /// source. `None` where there is no gate.
     pub generalises: Option<f64>,
@@ -139,7 +140,7 @@ pub fn false_refusal(scores: &[GateScores]) -> f64 {
     with_prompts().map(|refused| refused.share()).sum::<f64>() / with_prompts().count().max(1) as f64
 }
 
-/// The gated ablation `x - alpha clip((b.x - c) / s, 0, 1) clip((p.x - c') / s', 0, 1) max(r.x - m, 0) r` of one layer.
+/// The gated ablation `x - alpha clip((h(x) - c) / s, 0, 1) clip((p.x - c') / s', 0, 1) max(r.x - m, 0) r` of one layer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct GateTerm {
@@ -151,8 +152,8 @@ pub struct GateTerm {
     pub ramp: f64,
     /// `m`, the floor: the median of the harmless train prompts along the refusal direction `r`.
     pub floor: f64,
-    /// Cosine of the gate `b` with `r`.
-    pub cosine: Option<f64>,
+    /// Train prompts that the gate `h` knows, each by its activation.
+    pub centers: usize,
     /// Share of the other positions of train prompts and of the first 16 tokens of their answers, at which what tells the
     /// last position opens, 0 to 1.
     pub opens_elsewhere: f64,
@@ -168,7 +169,7 @@ pub struct GateResult {
     pub selected: GateSetting,
     /// Its terms, a layer each.
     pub terms: Vec<GateTerm>,
-    /// Shrinkage of the discriminant, 0 to 1.
+    /// Shrinkage of the linear discriminants, 0 to 1.
     pub shrinkage: f64,
     /// Sources that were not used: the model refuses fewer than 8 of their pseudo-harmful or harmful prompts, less than half
     /// of the harmful ones, or less of them than of the pseudo-harmful ones, so that to it they say nothing of harm.

@@ -388,7 +388,7 @@ pub fn gated() -> RunResult {
             threshold: 4.25,
             ramp: 0.5,
             floor: -1.5,
-            cosine: Some(-0.31),
+            centers: 412,
             opens_elsewhere: 0.0004,
             sources: vec![
                 of(source(Hand::Own, Dress::Plain), 0.7, 0.008),

@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 
 use super::text::normalised;
 use super::{
-    Overlap, OverlapPolicy, PUBLISHED_SEED, ParsedFile, PerClass, Place, PromptClass, PromptError, PromptFile,
-    PromptOrigin, PromptSet, PromptSource, Prompts, PythonRandom, Split, SplitSizes, parse,
+    MOST_TRAIN, Overlap, OverlapPolicy, PUBLISHED_SEED, ParsedFile, PerClass, Place, PromptClass, PromptError,
+    PromptFile, PromptOrigin, PromptSet, PromptSource, Prompts, PythonRandom, Split, SplitSizes, parse,
 };
 
 /// The version of the bundled prompts.
@@ -124,6 +124,9 @@ impl Prompts {
                 }
             }
         }
+        let of =
+            |class| files.iter().filter(move |parsed| parsed.file.class == class).flat_map(|parsed| &parsed.prompts);
+        prompts.keep_further(of);
         Ok(prompts)
     }
 
@@ -169,6 +172,7 @@ impl Prompts {
                 .map(|index| all[index].clone())
                 .collect();
         }
+        sampled.keep_further(|class| self.get(class, Split::Train).iter());
         sampled.origin.seed = Some(seed);
         sampled.origin.sizes = Some(sizes);
         sampled.origin.dropped.clone_from(&self.origin.dropped);
@@ -211,7 +215,23 @@ impl Prompts {
             let chosen = shuffled.by_ref().take(fitted.get(split));
             prompts.sets.pseudo_harmful.get_mut(split).extend(chosen.map(|index| unique[index].clone()));
         }
+        let harmful = std::mem::take(&mut prompts.sets.harmful.further);
+        prompts.keep_further(|class| match class {
+            PromptClass::PseudoHarmful => file.prompts.iter(),
+            _ => harmful.iter(),
+        });
         Ok(prompts)
+    }
+
+    /// Keeps the prompts of `all` that no class has in any split as further train prompts, in their order.
+    fn keep_further<'a, I: Iterator<Item = &'a String>>(&mut self, all: impl Fn(PromptClass) -> I) {
+        let drawn = PromptClass::ALL.iter().flat_map(|class| Split::ALL.map(|split| self.get(*class, split)));
+        let mut seen: HashSet<String> = drawn.flatten().map(|prompt| normalised(prompt)).collect();
+        for class in [PromptClass::PseudoHarmful, PromptClass::Harmful] {
+            let room = MOST_TRAIN.saturating_sub(self.get(class, Split::Train).len());
+            let left = all(class).filter(|prompt| seen.insert(normalised(prompt))).take(room);
+            self.sets.get_mut(class).further = left.cloned().collect();
+        }
     }
 
     /// An error if a prompt is in two splits of a class or in two classes, as far as
@@ -239,6 +259,14 @@ impl Prompts {
                 put(split.as_str());
                 put(&prompts.len().to_string());
                 prompts.iter().for_each(|prompt| put(prompt));
+            }
+        }
+        for class in PromptClass::ALL {
+            let further = &self.class(class).further;
+            if !further.is_empty() {
+                put(class.as_str());
+                put("further");
+                further.iter().for_each(|prompt| put(prompt));
             }
         }
         hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()

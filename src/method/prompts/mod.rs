@@ -33,6 +33,7 @@ pub use origin::{Overlap, Place, PromptFile, PromptOrigin, PromptSource, RowSele
 pub use parse::{PROMPT_KEYS, ParsedFile, PromptFormat, decode, parse};
 pub use random::PythonRandom;
 pub use sources::{Both, PromptsOf, sources};
+pub(crate) use text::normalised;
 
 /// Fewer prompts than this cannot be split in three.
 pub const MIN_PROMPTS_TO_SPLIT: usize = 6;
@@ -145,7 +146,15 @@ pub struct PromptSet {
     pub val: Vec<String>,
     /// For the evaluation.
     pub test: Vec<String>,
+    /// Train prompts that the seed did not draw, and that are in no other split. Means are computed without them; gates
+    /// are fitted on them too, as the more of them a gate knows, the more it opens for. Harmful and pseudo-harmful ones
+    /// only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<String>,
 }
+
+/// Train prompts of a class that gates are fitted on, at most, drawn and further ones.
+const MOST_TRAIN: usize = 1024;
 
 impl PromptSet {
     /// The prompts of one split.

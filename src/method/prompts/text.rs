@@ -2,7 +2,7 @@
 
 /// What two prompts share if they are the same: trimmed, case folded (upper, then lower, which also folds `ß`
 /// and the final sigma), runs of white space made one space.
-pub(super) fn normalised(text: &str) -> String {
+pub(crate) fn normalised(text: &str) -> String {
     let folded: String = text.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect();
     folded.split_whitespace().collect::<Vec<_>>().join(" ")
 }

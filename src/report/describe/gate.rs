@@ -91,7 +91,7 @@ fn sources(result: &GateResult) -> Table {
         ]
         .map(Text::from)
     });
-    Table::new("sources", "Train prompts of the gates, by cross-validation", columns).with(rows)
+    Table::new("sources", "Train prompts of the gate, each left out in turn", columns).with(rows)
 }
 
 /// What the choice comes to on the validation prompts of each source.
@@ -109,15 +109,14 @@ fn validation(result: &GateResult) -> Table {
 
 /// The numbers of each term.
 fn terms(result: &GateResult) -> Table {
-    let columns =
-        ["layer", "threshold", "ramp", "floor", "cosine with refusal", "other positions"].map(Column::numbers);
+    let columns = ["layer", "threshold", "ramp", "floor", "known prompts", "other positions"].map(Column::numbers);
     let rows = result.terms.iter().map(|term| {
         [
             term.layer.to_string(),
             significant(term.threshold),
             significant(term.ramp),
             significant(term.floor),
-            or_missing(term.cosine, |cosine| format!("{cosine:.3}")),
+            term.centers.to_string(),
             percent(term.opens_elsewhere),
         ]
         .map(Text::from)
@@ -125,13 +124,13 @@ fn terms(result: &GateResult) -> Table {
     Table::new("terms", "Terms", columns).with(rows)
 }
 
-/// How well the gates of the layers hold for sources that they were not fitted on.
+/// How well discriminants of the layers hold for sources that they were not fitted on.
 fn layers(result: &GateResult) -> Block {
     let point =
         |layer: usize, y: f64| Point { x: layer as f64, y, tip: format!("layer {layer}: {y:.2}"), ..Point::default() };
     let points = result.layers.iter().filter_map(|row| Some(point(row.layer, row.generalises?))).collect();
     let series = vec![Series { name: "sources that were left out", joined: true, look: 0, points }];
-    let title = "How well a gate tells sources apart that it was not fitted on";
+    let title = "How well a discriminant tells sources apart that it was not fitted on";
     let x = Axis { title: "layer", scale: Scale::Whole, include: &[] };
     let y = Axis { title: "AUC", scale: Scale::Linear, include: &[0.5, 1.0] };
     let at = result.terms.first().map(|term| (term.layer as f64, "first gate"));

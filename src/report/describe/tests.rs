@@ -328,7 +328,7 @@ fn a_gate_is_told_in_words() {
       contrast pairs, longer     26 of 32 → 10 of 32  31 of 32 → 31 of 32
     "#);
     let page = html(&super::run(&run));
-    for part in ["Train prompts of the gates", "6 harmful validation prompts are no longer refused, 1 may be", "chosen"]
+    for part in ["Train prompts of the gate", "6 harmful validation prompts are no longer refused, 1 may be", "chosen"]
     {
         assert!(page.contains(part), "{part}");
     }
