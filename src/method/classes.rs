@@ -141,11 +141,13 @@ pub enum Dress {
     Longer,
     /// Words that claim that the request is harmless, or forbid to turn it down.
     Bypass,
+    /// Words of a question that asks for the same.
+    Question,
 }
 
 impl Dress {
     /// All, in the order of tables.
-    pub const ALL: [Self; 3] = [Self::Plain, Self::Longer, Self::Bypass];
+    pub const ALL: [Self; 4] = [Self::Plain, Self::Longer, Self::Bypass, Self::Question];
 }
 
 /// What a source holds.
@@ -170,6 +172,7 @@ impl std::fmt::Display for SourceName {
             Dress::Plain => Ok(()),
             Dress::Longer => f.write_str(", longer"),
             Dress::Bypass => f.write_str(", with a bypass"),
+            Dress::Question => f.write_str(", as a question"),
         }
     }
 }

@@ -46,7 +46,7 @@ pub enum SearchSetting {
         /// Its layer; `None` where no candidate was left.
         layer: Option<usize>,
     },
-    /// A gated ablation at a few layers; `None` where there is no gate, or none holds by its scores.
+    /// A gated ablation; `None` where there is no gate, or none holds by its scores.
     Gate {
         /// The setting of the gates.
         gates: Option<GateSetting>,

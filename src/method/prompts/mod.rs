@@ -13,6 +13,7 @@ mod error;
 mod guard_sets;
 mod origin;
 mod parse;
+mod questions;
 mod random;
 mod sources;
 #[cfg(test)]

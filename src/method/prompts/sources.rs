@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::questions::question;
 use super::text::normalised;
 use super::{Dress, Hand, PromptClass, PromptSource, Prompts, SourceName, Split};
 
@@ -31,19 +32,28 @@ pub struct Both {
 }
 
 impl Both {
-    /// The same prompts with something around them. Every dressing serves both classes alike, so that none tells of harm.
-    fn dressed(&self, dress: Dress) -> Self {
-        let dressings: Vec<&str> = match dress {
-            Dress::Plain => vec![FIELD],
-            Dress::Longer => DRESSINGS.lines().collect(),
-            Dress::Bypass => BYPASSES.lines().collect(),
+    /// The same prompts in other words, and beside them what each was; those that a dress does not fit are left out. Every
+    /// dressing serves both classes alike, so that none tells of harm.
+    fn dressed(&self, dress: Dress) -> (Self, Self) {
+        let put = |(number, prompt): (usize, &String)| match dress {
+            Dress::Plain => Some(prompt.clone()),
+            Dress::Longer => Some(around(DRESSINGS, number).replace(FIELD, prompt)),
+            Dress::Bypass => Some(around(BYPASSES, number).replace(FIELD, prompt)),
+            Dress::Question => question(prompt, number),
         };
-        let dress = |prompts: &[String]| {
-            let each = prompts.iter().zip(dressings.iter().cycle());
-            each.map(|(prompt, dressing)| dressing.replace(FIELD, prompt)).collect()
+        let each = |prompts: &[String]| -> (Vec<String>, Vec<String>) {
+            let fitting = prompts.iter().enumerate().filter_map(|one| Some((put(one)?, one.1.clone())));
+            fitting.unzip()
         };
-        Self { pseudo_harmful: dress(&self.pseudo_harmful), harmful: dress(&self.harmful) }
+        let (pseudo_harmful, plain_pseudo_harmful) = each(&self.pseudo_harmful);
+        let (harmful, plain_harmful) = each(&self.harmful);
+        (Self { pseudo_harmful, harmful }, Self { pseudo_harmful: plain_pseudo_harmful, harmful: plain_harmful })
     }
+}
+
+/// The dressing of this number, over and over.
+fn around(dressings: &str, number: usize) -> &str {
+    dressings.lines().nth(number % dressings.lines().count()).unwrap_or(FIELD)
 }
 
 /// The prompts of one source.
@@ -53,13 +63,16 @@ pub struct PromptsOf {
     pub source: SourceName,
     /// What a gate is fitted on.
     pub train: Both,
+    /// What each of those is without its dress.
+    pub undressed: Both,
     /// What it is chosen on.
     pub val: Both,
 }
 
 /// Every source of pseudo-harmful and harmful prompts that a run has: its own, the bundled ones, the bundled contrast and
 /// request pairs; then all of them in longer requests, without which a gate learns that long and personal requests are
-/// pseudo-harmful ones, and all of them with a bypass, without which it opens for whoever claims to mean no harm.
+/// pseudo-harmful ones, all of them with a bypass, without which it opens for whoever claims to mean no harm, and those that
+/// fit as longer questions, without which it takes the form of a request for what it is about.
 /// Bundled prompts keep to their split where they are the run's own; else those of the test split are train prompts
 /// too, as nothing is measured on them. What is among the validation or test prompts of the run is left out.
 pub fn sources(prompts: &Prompts) -> Vec<PromptsOf> {
@@ -68,7 +81,8 @@ pub fn sources(prompts: &Prompts) -> Vec<PromptsOf> {
         harmful: prompts.get(PromptClass::Harmful, split).to_vec(),
     };
     let plain = |hand| SourceName { hand, dress: Dress::Plain };
-    let mut all = vec![PromptsOf { source: plain(Hand::Own), train: own(Split::Train), val: own(Split::Val) }];
+    let of = |hand, train: Both, val| PromptsOf { source: plain(hand), undressed: train.clone(), train, val };
+    let mut all = vec![of(Hand::Own, own(Split::Train), own(Split::Val))];
     let is_bundled = matches!(prompts.origin.source, PromptSource::Bundled { .. });
     let bundled = if is_bundled { prompts.clone() } else { Prompts::bundled() };
     let of_split: HashMap<String, Split> = Split::ALL
@@ -90,15 +104,15 @@ pub fn sources(prompts: &Prompts) -> Vec<PromptsOf> {
         _ => vec![split],
     };
     if !is_bundled {
-        let of = |class, split| -> Vec<String> {
+        let of_class = |class, split| -> Vec<String> {
             let all = splits(split).into_iter().flat_map(|split| bundled.get(class, split));
             all.filter(|prompt| is_free(prompt)).cloned().collect()
         };
         let both = |split| Both {
-            pseudo_harmful: of(PromptClass::PseudoHarmful, split),
-            harmful: of(PromptClass::Harmful, split),
+            pseudo_harmful: of_class(PromptClass::PseudoHarmful, split),
+            harmful: of_class(PromptClass::Harmful, split),
         };
-        all.push(PromptsOf { source: plain(Hand::Bundled), train: both(Split::Train), val: both(Split::Val) });
+        all.push(of(Hand::Bundled, both(Split::Train), both(Split::Val)));
     }
     let pairs = |split: Split| {
         let splits = splits(split);
@@ -110,7 +124,7 @@ pub fn sources(prompts: &Prompts) -> Vec<PromptsOf> {
             .unzip();
         Both { pseudo_harmful, harmful }
     };
-    all.push(PromptsOf { source: plain(Hand::Contrasts), train: pairs(Split::Train), val: pairs(Split::Val) });
+    all.push(of(Hand::Contrasts, pairs(Split::Train), pairs(Split::Val)));
     let requests = |is_val: bool| {
         let [pseudo, harmful] = REQUESTS.map(str::lines);
         let pairs = pseudo.zip(harmful).enumerate();
@@ -122,17 +136,16 @@ pub fn sources(prompts: &Prompts) -> Vec<PromptsOf> {
             .unzip();
         Both { pseudo_harmful, harmful }
     };
-    all.push(PromptsOf { source: plain(Hand::Requests), train: requests(false), val: requests(true) });
-    all.retain(|of| !of.train.pseudo_harmful.is_empty() && !of.train.harmful.is_empty());
+    all.push(of(Hand::Requests, requests(false), requests(true)));
     let dressed = |dress: Dress| {
-        let each = all.iter().map(move |of| PromptsOf {
-            source: SourceName { dress, ..of.source },
-            train: of.train.dressed(dress),
-            val: of.val.dressed(dress),
+        let each = all.iter().map(move |of| {
+            let (train, undressed) = of.train.dressed(dress);
+            PromptsOf { source: SourceName { dress, ..of.source }, train, undressed, val: of.val.dressed(dress).0 }
         });
         each.collect::<Vec<_>>()
     };
-    Dress::ALL.into_iter().flat_map(dressed).collect()
+    let every = Dress::ALL.into_iter().flat_map(dressed);
+    every.filter(|of| !of.train.pseudo_harmful.is_empty() && !of.train.harmful.is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -172,6 +185,15 @@ mod tests {
             let each = plain.iter().zip(dressed).map(|(plain, dressed)| dressed.split_once(plain.as_str()).unwrap());
             each.map(|(before, after)| (before.to_string(), after.to_string())).collect()
         };
+        for PromptsOf { train, undressed, .. } in &found {
+            let sizes = |both: &Both| (both.pseudo_harmful.len(), both.harmful.len());
+            assert_eq!(sizes(train), sizes(undressed));
+        }
+        let asked = found.iter().find(|of| of.source.dress == Dress::Question).unwrap();
+        assert!(
+            asked.train.harmful.len() > 30 && asked.train.harmful.iter().all(|prompt| !plain.harmful.contains(prompt))
+        );
+        assert!(asked.undressed.harmful.iter().all(|prompt| plain.harmful.contains(prompt)));
         for dressed in [&found[3].train, &found[6].train] {
             let pseudo = around(&plain.pseudo_harmful, &dressed.pseudo_harmful);
             let harmful = around(&plain.harmful, &dressed.harmful);
@@ -197,7 +219,10 @@ mod tests {
         let known = PSEUDO_HARMFUL.lines().count();
         let found = sources(&own(""));
         let hands = [Hand::Own, Hand::Bundled, Hand::Contrasts, Hand::Requests];
-        assert_eq!(names(&found), each_dressed(&hands));
+        let mut expected = each_dressed(&hands);
+        // "hack 3" asks for nothing
+        expected.retain(|name| *name != (Dress::Question, Hand::Own));
+        assert_eq!(names(&found), expected);
         let count = |of: &PromptsOf| of.train.pseudo_harmful.len() + of.val.pseudo_harmful.len();
         let all = [known, CONTRASTS.lines().count(), REQUESTS[0].lines().count()];
         assert_eq!(found[1..4].iter().map(count).collect::<Vec<_>>(), all);

@@ -13,7 +13,7 @@ use crate::linalg::dot;
 use crate::method::direction::diff_in_means;
 use crate::method::gate::radial::{self, RadialFit};
 use crate::method::gate::{self, Gate, Generalises, HeldOut, Source};
-use crate::method::prompts::{Dress, Hand, PromptClass, PromptsOf, SourceName, Split, normalised, sources};
+use crate::method::prompts::{Hand, PromptClass, PromptsOf, SourceName, Split, normalised, sources};
 use crate::pipeline::collect::{Activations, encode};
 use crate::pipeline::engine::{Engine, Observer};
 use crate::pipeline::observe::{self, AtPosition, Positions};
@@ -206,16 +206,13 @@ fn views(parts: &[[Array2<f64>; 2]]) -> Vec<Source<'_>> {
 
 /// A number for each prompt that is run: that of the request in it, however it is dressed, and in whatever source.
 fn prompt_ids(all: &[PromptsOf], further: [&[String]; 2]) -> Vec<usize> {
-    let plain = |source: SourceName| {
-        let of = all.iter().find(|of| of.source == SourceName { dress: Dress::Plain, ..source });
-        of.map(|of| [&of.train.pseudo_harmful[..], &of.train.harmful[..]]).unwrap_or_default()
-    };
     let mut known: HashMap<String, usize> = HashMap::new();
     let mut id = |prompt: &String| {
         let next = known.len();
         *known.entry(normalised(prompt)).or_insert(next)
     };
-    all.iter().flat_map(|of| plain(of.source)).chain(further).flatten().map(&mut id).collect()
+    let of_sources = all.iter().flat_map(|of| [&of.undressed.pseudo_harmful[..], &of.undressed.harmful[..]]);
+    of_sources.chain(further).flatten().map(&mut id).collect()
 }
 
 /// Whether a source says anything of harm to a model that refuses so many of its pseudo-harmful and its harmful prompts, of
@@ -252,8 +249,10 @@ pub(super) fn positions(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
-    use crate::method::prompts::Prompts;
+    use crate::method::prompts::{Dress, Prompts};
 
     #[test]
     fn a_source_that_the_model_does_not_refuse_says_nothing() {
@@ -286,11 +285,16 @@ mod tests {
             all.iter().flat_map(|of| of.train.pseudo_harmful.iter().chain(&of.train.harmful)).collect();
         assert_eq!(ids.len(), texts.len() + 2);
         let own = all[0].train.pseudo_harmful.len();
-        for (at, text) in texts.iter().enumerate().skip(own + all[0].train.harmful.len()) {
-            for (other, plain) in all[0].train.pseudo_harmful.iter().enumerate() {
-                assert_eq!(ids[at] == ids[other], text.contains(plain.as_str()), "{text} {plain}");
-            }
+        // every source, whatever it is dressed in, has the numbers of its plain prompts
+        let mut number: HashMap<String, usize> = HashMap::new();
+        let undressed = all.iter().flat_map(|of| of.undressed.pseudo_harmful.iter().chain(&of.undressed.harmful));
+        for (id, plain) in ids.iter().zip(undressed) {
+            assert_eq!(number.entry(normalised(plain)).or_insert(*id), id, "{plain}");
         }
+        assert_eq!(number.len(), number.values().collect::<HashSet<_>>().len());
+        let dressed = all.iter().find(|of| of.source.dress == Dress::Bypass).unwrap();
+        assert_eq!(dressed.undressed.harmful[2], all[0].train.harmful[2]);
+        assert!(dressed.train.harmful[2].len() > all[0].train.harmful[2].len());
         assert!(ids[..texts.len()].iter().all(|id| *id != ids[texts.len()]));
         assert_eq!(ids[texts.len() + 1], ids[own + 2]);
     }
