@@ -221,7 +221,7 @@ pub struct HeldOut {
 /// all.
 ///
 /// # Errors
-/// As [`fit`].
+/// As [`generalises`].
 pub fn separate(open: ArrayView2<'_, f64>, shut: ArrayView2<'_, f64>, shrinkage: f64) -> Result<Gate, GateError> {
     let picked = |rows: ArrayView2<'_, f64>| {
         let step = rows.nrows().div_ceil(MOST_SAMPLES).max(1);
