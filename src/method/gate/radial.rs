@@ -71,12 +71,8 @@ pub fn fit(sources: &[Source<'_>], prompts: &[usize], rules: &RadialRules) -> Re
     assert_eq!(prompts.len(), n, "each sample has a prompt");
     let whitening = Whitening::of(&views, rules)?;
     let placed = (&rows - &whitening.center).dot(&whitening.projection.t());
-    let lengths: Array1<f64> = placed.rows().into_iter().map(|row| row.dot(&row)).collect();
-    let inner = placed.dot(&placed.t());
-    let squared = Array2::from_shape_fn((n, n), |(i, j)| (lengths[i] + lengths[j] - 2.0 * inner[[i, j]]).max(0.0));
-    let mut apart: Vec<f64> = squared.indexed_iter().filter(|((i, j), _)| i < j).map(|(_, d)| *d).collect();
-    let middle = apart.len() / 2;
-    let median = *apart.select_nth_unstable_by(middle, f64::total_cmp).1;
+    let squared = squared_distances(&placed);
+    let median = median_apart(&squared);
     if median.is_nan() || median <= 0.0 {
         return Err(GateError::Alike(DirectionError::Zero));
     }
@@ -111,6 +107,23 @@ pub fn fit(sources: &[Source<'_>], prompts: &[usize], rules: &RadialRules) -> Re
         weights: weights.to_vec(),
     };
     Ok(RadialFit { basis, crossed })
+}
+
+/// `|z_i - z_j|^2` of the rows of `placed`, `[n, n]`.
+fn squared_distances(placed: &Array2<f64>) -> Array2<f64> {
+    let lengths: Array1<f64> = placed.rows().into_iter().map(|row| row.dot(&row)).collect();
+    let mut squared = placed.dot(&placed.t());
+    for ((i, j), value) in squared.indexed_iter_mut() {
+        *value = (lengths[i] + lengths[j] - 2.0 * *value).max(0.0);
+    }
+    squared
+}
+
+/// The median of what lies below the diagonal.
+fn median_apart(squared: &Array2<f64>) -> f64 {
+    let mut apart: Vec<f64> = squared.indexed_iter().filter(|((i, j), _)| i > j).map(|(_, d)| *d).collect();
+    let middle = apart.len() / 2;
+    *apart.select_nth_unstable_by(middle, f64::total_cmp).1
 }
 
 /// The values of the function at every sample, fitted without all samples of its prompt: `y_B - (C_BB)^-1 a_B`, where `C` is
