@@ -110,3 +110,44 @@ fn hash(hasher: &mut Sha256, terms: &[GatedTerm]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edit::{Factor, Shape};
+
+    /// A file knows its terms again by their hash, so every number of them must be in it.
+    #[test]
+    fn every_number_changes_the_hash() {
+        let basis = || RadialBasis {
+            projection: vec![1.0, 0.5, -1.0, 2.0],
+            shift: vec![0.25, 0.0],
+            centers: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            weights: vec![1.0, -1.0, 0.5],
+        };
+        let term = |layer, vector: f64, reading, offset| {
+            let factor = Factor { reading, offset, shape: Shape::Clipped };
+            sha256(&[GatedTerm::new(layer, vec![vector, 1.0], vec![factor]).unwrap()])
+        };
+        let mut seen = std::collections::HashSet::new();
+        let radial = |change: &dyn Fn(&mut RadialBasis)| {
+            let mut changed = basis();
+            change(&mut changed);
+            term(3, 1.0, Reading::Radial(changed), 0.5)
+        };
+        for hash in [
+            radial(&|_| ()),
+            radial(&|basis| basis.projection[3] = 3.0),
+            radial(&|basis| basis.shift[1] = 3.0),
+            radial(&|basis| basis.centers[5] = 3.0),
+            radial(&|basis| basis.weights[2] = 3.0),
+            term(4, 1.0, Reading::Radial(basis()), 0.5),
+            term(3, 2.0, Reading::Radial(basis()), 0.5),
+            term(3, 1.0, Reading::Radial(basis()), 0.75),
+            term(3, 1.0, Reading::Linear(vec![1.0, 0.5]), 0.5),
+            term(3, 1.0, Reading::Linear(vec![1.0, 0.75]), 0.5),
+        ] {
+            assert!(seen.insert(hash.clone()), "{hash} occurs twice");
+        }
+    }
+}

@@ -166,3 +166,37 @@ fn notes_say_what_was_left_out() {
         ]
     );
 }
+
+/// What the seed leaves of the train prompts serves gates, unless it is measured; harmless prompts serve none.
+#[test]
+fn what_is_not_drawn_is_kept_where_nothing_measures_it() {
+    let train = |what: &str| format!("{}TEST 1\n{what} 0\n", numbered(what, 9));
+    let files = vec![
+        file("h.txt", Harmful, Some(Split::Train), &train("h")),
+        file("t.txt", Harmful, Some(Split::Test), "Test  1\ntest 2\n"),
+        file("p.txt", PseudoHarmful, Some(Split::Train), &numbered("p", 9)),
+        file("l.txt", Harmless, Some(Split::Train), &numbered("l", 9)),
+    ];
+    let all = given(files, OverlapPolicy::Keep).unwrap();
+    let sizes = SplitSizes { train: 4, val: 2, test: 2 };
+    let drawn = all.sample(sizes, 1);
+    let set = drawn.class(Harmful);
+    let mut known: Vec<&String> = set.train.iter().chain(&set.further).collect();
+    known.sort_unstable();
+    let every = numbered("h", 9);
+    assert_eq!(known.into_iter().map(String::as_str).collect::<Vec<_>>(), every.lines().collect::<Vec<_>>());
+    assert_eq!(drawn.class(PseudoHarmful).further.len(), 5);
+    assert!(drawn.class(Harmless).further.is_empty());
+    // one file a class: what is beyond the sizes
+    let files = [(Harmful, "h"), (PseudoHarmful, "p"), (Harmless, "l")]
+        .map(|(class, what)| file(&format!("{what}.txt"), class, None, &numbered(what, 2000)));
+    let split = Prompts::from_class_files(files, sizes, 1, OverlapPolicy::Refuse).unwrap();
+    let set = split.class(Harmful);
+    assert_eq!(set.train.len() + set.further.len(), MOST_TRAIN);
+    let drawn: HashSet<&String> = set.train.iter().chain(&set.val).chain(&set.test).collect();
+    assert!(set.further.iter().all(|prompt| !drawn.contains(prompt)));
+    // other prompts of that kind are other prompts
+    let mut fewer = split.clone();
+    fewer.sets.harmful.further.pop();
+    assert_ne!(fewer.fingerprint(), split.fingerprint());
+}
