@@ -81,27 +81,17 @@ pub struct CholeskyError {
 ///
 /// # Panics
 /// If the sizes do not fit.
-pub fn solve_positive(mut a: Vec<f64>, mut b: Vec<f64>) -> Result<Vec<f64>, CholeskyError> {
+pub fn solve_positive(a: Vec<f64>, mut b: Vec<f64>) -> Result<Vec<f64>, CholeskyError> {
     let n = b.len();
-    assert_eq!(a.len(), n * n, "the matrix is square, and as large as the vector");
+    let a = Array2::from_shape_vec((n, n), a).expect("the matrix is square, and as large as the vector");
+    let lower = cholesky(a)?;
+    let lower = lower.as_slice().expect("the factor lies in rows, as the matrix did");
     for row in 0..n {
-        let (above, here) = a.split_at_mut(row * n);
-        for column in 0..row {
-            let other = &above[column * n..];
-            here[column] = (here[column] - dot(&other[..column], &here[..column])) / other[column];
-        }
-        let pivot = here[row] - dot(&here[..row], &here[..row]);
-        if !(pivot.is_finite() && pivot > 0.0) {
-            return Err(CholeskyError { row, pivot });
-        }
-        here[row] = pivot.sqrt();
-    }
-    for row in 0..n {
-        let lower = &a[row * n..];
+        let lower = &lower[row * n..];
         b[row] = (b[row] - dot(&lower[..row], &b[..row])) / lower[row];
     }
     for row in (0..n).rev() {
-        let lower = &a[row * n..];
+        let lower = &lower[row * n..];
         let (before, here) = b.split_at_mut(row);
         here[0] /= lower[row];
         before.iter_mut().zip(lower).for_each(|(x, l)| *x -= l * here[0]);
@@ -156,8 +146,7 @@ pub fn inverse_of_lower(l: &Array2<f64>) -> Array2<f64> {
         // what the rows above make of the right side
         let (above, mut below) = inverse.view_mut().split_at(Axis(0), start);
         let mut here = below.slice_axis_mut(Axis(0), Slice::from(..end - start));
-        let (before, mut own) = here.view_mut().split_at(Axis(1), start);
-        let mut before = before;
+        let (mut before, mut own) = here.view_mut().split_at(Axis(1), start);
         let known = above.slice_axis(Axis(1), Slice::from(..start));
         general_mat_mul(-1.0, &rows.slice_axis(Axis(1), Slice::from(..start)), &known, 0.0, &mut before);
         (0..end - start).for_each(|row| own[[row, row]] = 1.0);

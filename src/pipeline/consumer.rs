@@ -41,9 +41,8 @@ pub fn prove(
     let given = if consumer.prompts.is_empty() { &made_up } else { consumer.prompts };
     let prompts: Vec<&[u32]> =
         given.iter().take(PROMPTS).map(|p| &p[..p.len().min(POSITIONS)]).filter(|p| !p.is_empty()).collect();
-    let run =
-        Run { consumer, interface: &base.1.lm.interface, embedding: base.1.embedding.as_ref(), prompts: &prompts };
     let interface = &base.1.lm.interface;
+    let run = Run { consumer, interface, embedding: base.1.embedding.as_ref(), prompts: &prompts };
     // the CPU provider of ONNX Runtime 1.32 can end the process where it loads weights that are packed for CUDA
     if let Some(refusal) = interface.cuda_only.as_ref().filter(|_| !consumer.runtime.is_cuda()) {
         found.unchecked.push(format!("the output was neither loaded nor run: {refusal}"));

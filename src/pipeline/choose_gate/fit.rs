@@ -139,9 +139,8 @@ pub(super) fn fit(
     let drawn: Vec<[Vec<usize>; 2]> = known.iter().map(|at| [refused(2 * at), refused(2 * at + 1)]).collect();
     // further prompts of the run's own hand, with those that were drawn
     let mut whole = drawn.clone();
-    for (at, parts) in known.iter().zip(&mut whole).filter(|(at, _)| all[**at].source == SourceName::default()) {
-        debug_assert_eq!(*at, 0, "the run's own prompts come first");
-        (0..2).for_each(|class| parts[class].extend(refused(2 * all.len() + class)));
+    if let Some(own) = known.iter().position(|at| all[*at].source == SourceName::default()) {
+        (0..2).for_each(|class| whole[own][class].extend(refused(2 * all.len() + class)));
     }
     let ids = prompt_ids(&all, further);
     let ranked: Vec<Result<Generalises, String>> = (&observed)

@@ -86,12 +86,9 @@ pub(super) fn decode(metadata: &HashMap<String, String>, tensors: &SafeTensors<'
 const GATE_PARTS: [&str; 3] = ["vector", "weights", "offsets"];
 
 fn gate(metadata: &HashMap<String, String>, tensors: &SafeTensors<'_>, n: usize) -> Result<GatedTerm, String> {
-    let shape_of = |name: &str| match tensors.tensor(name) {
-        Ok(view) => Ok(view.shape().to_vec()),
-        Err(_) => Err(format!("`{name}` is missing")),
-    };
+    let find = |name: &str| tensors.tensor(name).map_err(|_| format!("`{name}` is missing"));
     let values = |name: String, shape: &[usize]| {
-        let view = tensors.tensor(&name).map_err(|_| format!("`{name}` is missing"))?;
+        let view = find(&name)?;
         if view.shape() != shape {
             return Err(format!("`{name}` has the shape {:?}, not {shape:?}", view.shape()));
         }
@@ -108,18 +105,19 @@ fn gate(metadata: &HashMap<String, String>, tensors: &SafeTensors<'_>, n: usize)
     let shape = |word: &str| Shape::ALL.into_iter().find(|shape| shape.name() == word);
     let shapes: Vec<Shape> = (shapes.split(' ').map(|word| shape(word).ok_or(word)).collect::<Result<_, _>>())
         .map_err(|word| format!("`{}` is no shape", shown(word)))?;
-    let width = shape_of(&gate_key(n, "vector"))?.iter().product::<usize>();
+    let width = find(&gate_key(n, "vector"))?.shape().iter().product::<usize>();
     let vector = values(gate_key(n, "vector"), &[width])?;
     let offsets = values(gate_key(n, "offsets"), &[shapes.len()])?;
     let is_radial = |at: usize| RADIAL_PARTS.iter().any(|part| tensors.tensor(&radial_key(n, at, part)).is_ok());
     let radial = |at: usize| -> Result<RadialBasis, String> {
-        let sizes = shape_of(&radial_key(n, at, "centers"))?;
-        let [m, k] = sizes.as_slice() else { return Err(format!("its centers have the shape {sizes:?}")) };
+        let centers = find(&radial_key(n, at, "centers"))?;
+        let sizes = centers.shape();
+        let [m, k] = sizes else { return Err(format!("its centers have the shape {sizes:?}")) };
         let part = |part: &str, shape: &[usize]| values(radial_key(n, at, part), shape);
         Ok(RadialBasis {
             projection: part("projection", &[*k, width])?,
             shift: part("shift", &[*k])?,
-            centers: part("centers", &sizes)?,
+            centers: part("centers", sizes)?,
             weights: part("weights", &[*m])?,
         })
     };
