@@ -56,6 +56,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "method::layers::LayerProjection",
             "method::refine::Refinement",
             "method::select::Discarded",
+            "method::select::ScoreBy",
             "method::select::Search",
             "runtime::Sampling",
         ],

@@ -77,19 +77,25 @@ fn help_of_the_settings_of_compare_is_pinned() {
           Whose settings are tried, comma-separated
 
           Possible values:
-          - refusal: The true-refusal direction itself ablated (Arditi et al. 2024): a baseline,
-            which should lose true refusal
-          - wang:    One direction ablated at every write (Wang et al. 2025)
-          - rank:    A direction for each of some groups of pseudo-harmful prompts (`--ranks`)
-          - sra:     The direction without what abilities have of it
-          - ace:     The harmless mean's component put back
-          - layers:  Only writes of layers that matter ablated
-          - gate:    Gated ablations at one layer, as far as the first that keeps to the policy
+          - system-prompt: The unchanged model with a system prompt that asks it to answer what only
+            looks harmful: a baseline, which no file holds
+          - refusal:       The true-refusal direction itself ablated (Arditi et al. 2024): a
+            baseline, which should lose true refusal
+          - wang:          One direction ablated at every write (Wang et al. 2025)
+          - rank:          A direction for each of some groups of pseudo-harmful prompts (`--ranks`)
+          - probes:        Directions that tell pseudo-harmful from harmless prompts, one after
+            another (`--ranks`)
+          - sra:           The direction without what abilities have of it
+          - ace:           The harmless mean's component put back
+          - layers:        Only writes of layers that matter ablated
+          - va:            At one layer the decision to answer made to follow the judgement of harm
+          - gate:          Gated ablations at one layer, as far as the first that keeps to the
+            policy
 
-          [default: refusal,wang,rank,sra,ace,layers,gate]
+          [default: system-prompt,refusal,wang,rank,probes,sra,ace,layers,va,gate]
 
       --ranks <LIST>
-          Numbers of groups of the method `rank`
+          Numbers of groups of the method `rank`, and of probes of the method `probes`
 
           [default: 2]
 
@@ -306,17 +312,20 @@ Treatment:
 Method:
       --method <METHOD>
           How the edit is found (docs/methods.md). If not given: `auto` for `run` and `demo`, `wang`
-          for `select` and wherever `--lambda`, `--strength`, `--add`, `--paper`, `--exhaustive` or
-          `--sweep` pin a setting of it
+          for `select` and wherever `--lambda`, `--strength`, `--add`, `--paper`, `--exhaustive`,
+          `--score` or `--sweep` pin a setting of it
 
           Possible values:
           - auto: Settings of wang and gate are tried on validation prompts, and the best within the
           policy is taken
           - wang: One direction is ablated at every write (Wang et al. 2025)
           - rank:K: A direction for each of K groups of pseudo-harmful prompts is ablated
+          - probes:K: K directions that tell pseudo-harmful from harmless prompts, one after
+          another, are ablated
           - sra: The direction loses what abilities have of it
           - ace: What is ablated is replaced by what harmless prompts have there
           - layers: Only writes of layers that matter are ablated
+          - va: At one layer the decision to answer is made to follow the judgement of harm
           - gate: Refusal is taken off at one layer, where a prompt lies near known ones that only
           look harmful
 
@@ -347,10 +356,20 @@ Method:
 
           [default: 0.2]
 
+      --score <SCORE>
+          By what `wang` compares its candidates
+
+          Possible values:
+          - tokens: The probability of the refusal tokens at the first response position
+          - cosmic: How like those of refused prompts its activations are (COSMIC): for models whose
+            refusals begin like answers, with `--refusal-tokens none`
+
+          [default: tokens]
+
 Prompts:
       --refusal-tokens <LIST>
-          First words of the model's refusals (or token ids), comma-separated: `"I,As"`. Automatic
-          if not given
+          First words of the model's refusals (or token ids), comma-separated: `"I,As"`; `none`
+          where refusals begin like answers (see `--score`). Automatic if not given
 
       --prompts <DIR>
           Folder with `{harmful,pseudo_harmful,harmless}_{train,val,test}.{json,jsonl,csv,txt}`;

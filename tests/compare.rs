@@ -105,13 +105,14 @@ fn methods_are_compared_and_the_best_within_the_policy_is_recommended() {
     compare.current_dir(sandbox.root()).args(["--perplexity", "text.txt", "-o", "out", "--report", "report.html"]);
     let result = json(&mut compare, 0);
 
-    // the baseline, the lambdas, the further methods, and gates as far as one holds
+    // the baselines, the lambdas, the further methods, and gates as far as one holds
     let kinds: Vec<&str> = rows(&result).iter().map(|row| row["setting"]["kind"].as_str().unwrap()).collect();
-    assert_eq!(kinds[..5], ["unchanged", "refusal", "wang", "wang", "wang"]);
-    assert_eq!(kinds[5..9], ["refined"; 4]);
-    assert!(kinds.len() > 9 && kinds[9..].iter().all(|kind| *kind == "gate"));
-    let refined: Vec<&str> = rows(&result)[5..9].iter().map(|row| row["setting"]["method"].as_str().unwrap()).collect();
-    assert_eq!(refined, ["rank:2", "sra", "ace", "layers"]);
+    assert_eq!(kinds[..6], ["unchanged", "system_prompt", "refusal", "wang", "wang", "wang"]);
+    assert_eq!(kinds[6..12], ["refined"; 6]);
+    assert!(kinds.len() > 12 && kinds[12..].iter().all(|kind| *kind == "gate"));
+    let refined: Vec<&str> =
+        rows(&result)[6..12].iter().map(|row| row["setting"]["method"].as_str().unwrap()).collect();
+    assert_eq!(refined, ["rank:2", "probes:2", "sra", "ace", "layers", "va"]);
     for row in rows(&result).iter().filter(|row| row["failure"].is_null()) {
         assert_eq!(row["classes"]["pseudo_harmful"]["total"], 32, "validation prompts: {row}");
         assert!(row["perplexity"]["value"].is_f64() && row["wrapped_refusal_rate"].is_f64(), "{row}");
@@ -122,9 +123,16 @@ fn methods_are_compared_and_the_best_within_the_policy_is_recommended() {
     let score = |row: &Value| row["classes"]["harmful"]["mean_refusal_score"].as_f64().unwrap();
     assert!(score(baseline) < score(&rows(&result)[0]) && baseline["guard"]["passed"] == false, "{baseline}");
 
+    // the model is asked with the system prompt, without an edit
+    let prompted = row(&result, "system-prompt");
+    assert!(prompted["setting"]["text"].as_str().unwrap().contains("only look harmful"), "{prompted}");
+    assert!(prompted["failure"].is_null() && prompted["cost"].is_null() && prompted["guard"].is_object(), "{prompted}");
+    assert_ne!(score(prompted), score(&rows(&result)[0]));
+    assert!(!sandbox.path("out/system-prompt.safetensors").exists());
+
     // weights cost nothing at inference, gates do
     assert_eq!(row(&result, "wang-lambda-1")["cost"], serde_json::json!({ "kind": "nothing" }));
-    let gate = &rows(&result)[9];
+    let gate = &rows(&result)[12];
     assert_eq!(gate["cost"]["kind"], "nodes");
     let decoding = gate["cost"]["latencies"].as_array().unwrap().last().unwrap();
     assert!(decoding["name"] == "decoding, a token" && decoding["after"].as_f64().unwrap() > 0.0, "{gate}");
@@ -141,11 +149,12 @@ fn methods_are_compared_and_the_best_within_the_policy_is_recommended() {
         assert_eq!(best["second"]["significant"], p <= 0.05);
     }
 
-    // every row has its direction file, and the result is beside them
-    for row in rows(&result)[1..].iter().filter(|row| row["failure"].is_null()) {
+    // every edit has its direction file, and the result is beside them
+    for row in rows(&result)[2..].iter().filter(|row| row["failure"].is_null()) {
         let path = sandbox.path("out").join(format!("{}.safetensors", row["name"].as_str().unwrap()));
         let edit = lancet::pipeline::direction_file::load(&path).unwrap();
-        assert_eq!(edit.gates().is_empty(), row["setting"]["kind"] != "gate");
+        let has_term = row["setting"]["kind"] == "gate" || row["setting"]["method"] == "va";
+        assert_eq!(edit.gates().is_empty(), !has_term);
     }
     let read = |name: &str| fs::read_to_string(sandbox.path(name)).unwrap();
     assert_eq!(serde_json::from_str::<Value>(&read("out/compare.json")).unwrap(), result);

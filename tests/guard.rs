@@ -337,7 +337,9 @@ fn a_judge_that_is_not_there_stops_everything_before_the_work_and_one_that_goes_
     let words = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{words}");
     assert!(words.contains("verdicts given so far are kept"), "{words}");
-    holds(folder.path(), &[]);
+    // but what was found before is kept for the next run
+    assert!(words.contains("out.partial`: the same command goes on from there"), "{words}");
+    holds(folder.path(), &["out.partial"]);
 }
 
 /// A result without its times, and what is measured with a clock or of memory.

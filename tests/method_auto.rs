@@ -71,8 +71,28 @@ fn a_setting_is_found_and_published_with_nothing_given() {
 fn where_nothing_holds_what_came_closest_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let (out, report) = (folder.path().join("out"), folder.path().join("report.html"));
-    // every edit changes the next-token probabilities of harmless prompts a little, so none keeps to this limit
-    let policy = ["--max-harmless-kl", "0", "--wrapped-prompts", "0"];
+    // half of the prompts that the model refuses and should not are said to be harmless: whatever lowers false refusal
+    // changes those, so that nothing keeps to this limit
+    let prompts = folder.path().join("prompts");
+    common::copy_folder(&fixture("chat").join("prompts"), &prompts);
+    for split in ["val", "test"] {
+        let place = |class: &str| prompts.join(format!("{class}_{split}.json"));
+        let rows: Vec<Value> = serde_json::from_slice(&fs::read(place("pseudo_harmful")).unwrap()).unwrap();
+        let (even, odd) = rows.into_iter().enumerate().partition::<Vec<_>, _>(|(at, _)| at % 2 == 0);
+        for (class, half) in [("pseudo_harmful", even), ("harmless", odd)] {
+            let half: Vec<Value> = half.into_iter().map(|(_, row)| row).collect();
+            fs::write(place(class), serde_json::to_vec(&half).unwrap()).unwrap();
+        }
+    }
+    let prompts = prompts.to_str().unwrap();
+    let policy = ["--max-harmless-kl", "0", "--wrapped-prompts", "0", "--prompts", prompts];
+    let run = |model: &str, out: &Path, extra: &[&str]| {
+        onnx_runtime();
+        let mut command = lancet();
+        command.arg("run").arg(fixture(model)).arg("-o").arg(out).args(["--json", "--no-cost", "--kl-positions", "1"]);
+        command.args(["--max-new-tokens", "12", "--n-train", "64", "--n-test", "64"]).args(extra);
+        command
+    };
     let output = run("chat", &out, &policy).arg("--report").arg(&report).output().unwrap();
     assert_eq!(output.status.code(), Some(3));
     let told = String::from_utf8(output.stderr).unwrap();

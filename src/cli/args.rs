@@ -144,13 +144,28 @@ pub struct MethodArgs {
     /// Largest mean harmless KL of a candidate.
     #[arg(long, default_value_t = 0.2, value_parser = non_negative)]
     pub kl_threshold: f64,
+    /// By what `wang` compares its candidates.
+    #[arg(long, value_enum, default_value_t)]
+    pub score: ScoreName,
+}
+
+/// What a prompt scores.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ScoreName {
+    /// The probability of the refusal tokens at the first response position.
+    #[default]
+    Tokens,
+    /// How like those of refused prompts its activations are (COSMIC): for models whose refusals begin like answers, with
+    /// `--refusal-tokens none`.
+    Cosmic,
 }
 
 /// Refusal tokens.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Prompts")]
 pub struct TokenArgs {
-    /// First words of the model's refusals (or token ids), comma-separated: `"I,As"`. Automatic if not given.
+    /// First words of the model's refusals (or token ids), comma-separated: `"I,As"`; `none` where refusals begin like
+    /// answers (see `--score`). Automatic if not given.
     #[arg(long, value_name = "LIST")]
     pub refusal_tokens: Option<String>,
 }

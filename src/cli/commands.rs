@@ -35,10 +35,10 @@ use serde::Serialize;
 
 use super::args::{
     BakeArgs, ChatArgs, CollectArgs, DirectionArgs, EvalArgs, InspectArgs, MeasureArgs, PromptArgs, Quantised, RunArgs,
-    SelectArgs, TokenArgs, TreatmentArgs, VariantArgs, VerifyArgs,
+    SelectArgs, TreatmentArgs, VariantArgs, VerifyArgs,
 };
 use super::measuring;
-use super::method::{SelectMethod, method, of_select, rules};
+use super::method::{SelectMethod, method, of_select, refusal_tokens, rules};
 use super::runtime::{at_hand, load_runtime};
 use super::ui::{self, Ui};
 
@@ -97,34 +97,6 @@ pub fn load_chat(opened: &Opened, args: &ChatArgs) -> Result<Chat, Error> {
         date: None,
     };
     pipeline::load_chat(&opened.files, args.tokenizer.as_deref(), options)
-}
-
-/// The refusal tokens that the flags name.
-pub fn refusal_tokens(args: &TokenArgs, chat: &Chat) -> Result<RefusalTokens, Error> {
-    let Some(list) = &args.refusal_tokens else { return Ok(RefusalTokens::Automatic) };
-    let mut ids = Vec::new();
-    for part in list.split(',').filter(|p| !p.trim().is_empty()) {
-        let id = match part.trim().parse::<u32>() {
-            Ok(id) if (id as usize) < chat.vocab_size() => id,
-            Ok(id) => {
-                return Err(Error::usage(
-                    format!("refusal token {id} is outside the vocabulary of {}", chat.vocab_size()),
-                    "give ids of this model's tokenizer, or words",
-                ));
-            }
-            Err(_) => chat.first_token_after_prompt(part.trim())?,
-        };
-        if !ids.contains(&id) {
-            ids.push(id);
-        }
-    }
-    if ids.is_empty() {
-        return Err(Error::usage(
-            "`--refusal-tokens` is empty",
-            "give the first words of the model's refusals: `\"I,As\"`",
-        ));
-    }
-    Ok(RefusalTokens::Given(ids))
 }
 
 /// The one model that is meant.
@@ -390,7 +362,8 @@ pub fn select(context: &Context, args: &SelectArgs) -> anyhow::Result<Ending> {
             (choice.edit, Found::Select(choice.result))
         }
         SelectMethod::Gate(rules) => {
-            let GateChoice { edit, result } = choose_gate::choose(&engine, &chat, &activations, &rules, &context.ui)?;
+            let GateChoice { edit, result } =
+                choose_gate::choose(&engine, &chat, &activations, &rules, &context.ui, None)?;
             (edit, Found::Gate(result))
         }
     };

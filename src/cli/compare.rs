@@ -8,15 +8,15 @@ use lancet::error::Error;
 use lancet::eval::policy::Limit;
 use lancet::method::prompts::{PromptClass, Prompts, Split, SplitSizes};
 use lancet::method::refine::Refinement;
-use lancet::pipeline;
-use lancet::pipeline::compare::{self, CompareOptions};
+use lancet::pipeline::compare::{self, CompareOptions, Prompted};
 use lancet::pipeline::settings::SearchRules;
+use lancet::pipeline::{self, Opened};
 use lancet::prompt_files;
 use lancet::report::{COMMENT, describe, document};
 
 use super::args::{
-    ChatArgs, CrossSet, MethodArgs, PromptArgs, RuntimeOptions, TokenArgs, VariantArgs, above_zero, cross_set, finite,
-    non_negative, unit_interval,
+    ChatArgs, CrossSet, MethodArgs, PromptArgs, RuntimeOptions, ScoreName, TokenArgs, VariantArgs, above_zero,
+    cross_set, finite, non_negative, unit_interval,
 };
 use super::commands::{self, Context, Ending, check_report, print, write_report};
 use super::measuring::{self, GuardArgs, MeasuringArgs};
@@ -27,18 +27,25 @@ use super::ui::Ui;
 /// Whose settings are tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Compared {
+    /// The unchanged model with a system prompt that asks it to answer what only looks harmful: a baseline, which no file
+    /// holds.
+    SystemPrompt,
     /// The true-refusal direction itself ablated (Arditi et al. 2024): a baseline, which should lose true refusal.
     Refusal,
     /// One direction ablated at every write (Wang et al. 2025).
     Wang,
     /// A direction for each of some groups of pseudo-harmful prompts (`--ranks`).
     Rank,
+    /// Directions that tell pseudo-harmful from harmless prompts, one after another (`--ranks`).
+    Probes,
     /// The direction without what abilities have of it.
     Sra,
     /// The harmless mean's component put back.
     Ace,
     /// Only writes of layers that matter ablated.
     Layers,
+    /// At one layer the decision to answer made to follow the judgement of harm.
+    Va,
     /// Gated ablations at one layer, as far as the first that keeps to the policy.
     Gate,
 }
@@ -82,10 +89,10 @@ pub struct SettingArgs {
         value_enum,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "refusal,wang,rank,sra,ace,layers,gate"
+        default_value = "system-prompt,refusal,wang,rank,probes,sra,ace,layers,va,gate"
     )]
     pub methods: Vec<Compared>,
-    /// Numbers of groups of the method `rank`.
+    /// Numbers of groups of the method `rank`, and of probes of the method `probes`.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "2", value_parser = rank)]
     pub ranks: Vec<usize>,
     /// Lambdas of the partial orthogonalisation.
@@ -116,11 +123,13 @@ impl SettingArgs {
     /// The further methods, in the order in which they are named.
     fn refinements(&self) -> Vec<Refinement> {
         let of = |method: &Compared| match method {
-            Compared::Refusal | Compared::Wang | Compared::Gate => Vec::new(),
+            Compared::SystemPrompt | Compared::Refusal | Compared::Wang | Compared::Gate => Vec::new(),
             Compared::Rank => self.ranks.iter().map(|&count| Refinement::Groups { count }).collect(),
+            Compared::Probes => self.ranks.iter().map(|&count| Refinement::Probes { count }).collect(),
             Compared::Sra => vec![Refinement::Abilities],
             Compared::Ace => vec![Refinement::Affine],
             Compared::Layers => vec![Refinement::Layers],
+            Compared::Va => vec![Refinement::Aligned],
         };
         self.methods.iter().flat_map(of).collect()
     }
@@ -135,6 +144,7 @@ impl SettingArgs {
             paper: self.paper,
             exhaustive: self.exhaustive,
             kl_threshold: self.kl_threshold,
+            score: ScoreName::Tokens,
         };
         let tries = |method| self.methods.contains(&method);
         SearchRules {
@@ -153,7 +163,7 @@ impl SettingArgs {
 fn rank(text: &str) -> Result<usize, String> {
     let most = Ablation::MOST_DIRECTIONS;
     let count = text.parse().ok().filter(|count| (1..=most).contains(count));
-    count.ok_or_else(|| format!("the number of groups is 1 to {most}"))
+    count.ok_or_else(|| format!("the number of groups or probes is 1 to {most}"))
 }
 
 /// `lancet compare`.
@@ -166,11 +176,13 @@ pub fn compare(context: &Context, args: &CompareArgs) -> anyhow::Result<Ending> 
     let chat = commands::load_chat(&opened, &args.chat)?;
     let prompts = commands::load_prompts(&args.prompts, args.settings.paper, &context.ui)?;
     let cross = cross_sets(&args.settings.cross, &prompts, &args.prompts, &context.ui)?;
-    let tokens = commands::refusal_tokens(&args.tokens, &chat)?;
+    let tokens = method::refusal_tokens(&args.tokens, &chat)?;
     let guard = measuring::guard(&args.guard)?;
     let runtime = load_runtime(context, &args.runtime)?;
     let options = CompareOptions {
         rules: args.settings.rules(guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0)),
+        out: &args.output,
+        prompted: args.settings.methods.contains(&Compared::SystemPrompt).then(|| permissive(&opened, &args.chat)),
         refusal_tokens: tokens,
         settings: measuring::settings(
             context,
@@ -194,6 +206,14 @@ pub fn compare(context: &Context, args: &CompareArgs) -> anyhow::Result<Ending> 
     }
     print(context, result, || document)?;
     Ok(Ending::Done)
+}
+
+/// The permissive system prompt, after the user's own where there is one.
+fn permissive(opened: &Opened, chat: &ChatArgs) -> Prompted {
+    let own = chat.system.iter().map(String::as_str);
+    let text = own.chain([compare::PERMISSIVE]).collect::<Vec<_>>().join("\n\n");
+    let args = ChatArgs { system: Some(text.clone()), ..chat.clone() };
+    Prompted { text, chat: commands::load_chat(opened, &args).map_err(|error| error.to_string()) }
 }
 
 /// Refuses, before the work, an output that exists, that cannot be made, or that is named as a model.

@@ -1,13 +1,15 @@
 //! How the edit is found: what the flags mean.
 
+use lancet::chat::Chat;
 use lancet::error::Error;
 use lancet::method::refine::{Refinement, UnknownRefinement};
-use lancet::method::select::{Rules, Search};
+use lancet::method::select::{Rules, ScoreBy, Search};
 use lancet::pipeline::Method;
 use lancet::pipeline::choose_gate::GateRules;
+use lancet::pipeline::collect::RefusalTokens;
 use lancet::pipeline::settings::SearchRules;
 
-use super::args::MethodArgs;
+use super::args::{MethodArgs, ScoreName, TokenArgs};
 
 /// How the edit is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,15 +42,18 @@ impl std::str::FromStr for MethodName {
 /// What `--method` takes.
 pub const METHODS: &str =
     "How the edit is found (docs/methods.md). If not given: `auto` for `run` and `demo`, `wang` for \
-    `select` and wherever `--lambda`, `--strength`, `--add`, `--paper`, `--exhaustive` or `--sweep` pin a setting of it
+    `select` and wherever `--lambda`, `--strength`, `--add`, `--paper`, `--exhaustive`, `--score` or `--sweep` pin a \
+    setting of it
 
 Possible values:
 - auto: Settings of wang and gate are tried on validation prompts, and the best within the policy is taken
 - wang: One direction is ablated at every write (Wang et al. 2025)
 - rank:K: A direction for each of K groups of pseudo-harmful prompts is ablated
+- probes:K: K directions that tell pseudo-harmful from harmless prompts, one after another, are ablated
 - sra: The direction loses what abilities have of it
 - ace: What is ablated is replaced by what harmless prompts have there
 - layers: Only writes of layers that matter are ablated
+- va: At one layer the decision to answer is made to follow the judgement of harm
 - gate: Refusal is taken off at one layer, where a prompt lies near known ones that only look harmful";
 
 /// Share of the mean activation's norm below which a candidate is rounding noise.
@@ -64,7 +69,11 @@ pub fn rules(method: &MethodArgs, max_harmful_drop: f64) -> Rules {
         MethodArgs { paper: true, .. } => Search::Certain,
         _ => Search::Racing,
     };
-    let published = Rules { kl_threshold: method.kl_threshold, search, ..Rules::PAPER };
+    let score = match method.score {
+        ScoreName::Tokens => ScoreBy::Tokens,
+        ScoreName::Cosmic => ScoreBy::Cosmic,
+    };
+    let published = Rules { kl_threshold: method.kl_threshold, search, score, ..Rules::PAPER };
     if method.paper {
         return published;
     }
@@ -73,8 +82,13 @@ pub fn rules(method: &MethodArgs, max_harmful_drop: f64) -> Rules {
 
 /// Whether a setting of the method `wang` is pinned.
 fn pins_wang(args: &MethodArgs) -> bool {
-    let MethodArgs { lambda, strength, add, paper, exhaustive, .. } = *args;
-    lambda.is_some() || strength.is_some() || add != 0.0 || paper || exhaustive
+    let MethodArgs { lambda, strength, add, paper, exhaustive, score, .. } = *args;
+    lambda.is_some() || strength.is_some() || add != 0.0 || paper || exhaustive || score != ScoreName::Tokens
+}
+
+/// Whether a setting is given that further methods, which start from `wang`, do not take over.
+fn only_of_wang(args: &MethodArgs) -> bool {
+    args.add != 0.0 || args.paper || args.score != ScoreName::Tokens
 }
 
 /// How `run` finds the edit, as the flags tell; `sweeps` where further lambdas are asked for.
@@ -86,7 +100,7 @@ pub fn method(args: &MethodArgs, max_harmful_drop: f64, sweeps: bool) -> Result<
     match args.method {
         Some(MethodName::Wang) => Ok(Method::Wang),
         None if pinned => Ok(Method::Wang),
-        Some(MethodName::Refined(_)) if args.add != 0.0 || args.paper || sweeps => Err(only_wang()),
+        Some(MethodName::Refined(_)) if only_of_wang(args) || sweeps => Err(only_wang()),
         Some(MethodName::Refined(how)) => Ok(Method::Refined(how)),
         Some(MethodName::Gate | MethodName::Auto) if pinned => Err(another()),
         Some(MethodName::Gate) => Ok(Method::Gate(gates(args, max_harmful_drop))),
@@ -118,7 +132,7 @@ pub enum SelectMethod {
 pub fn of_select(args: &MethodArgs, max_harmful_drop: f64) -> Result<SelectMethod, Error> {
     match args.method {
         None | Some(MethodName::Wang) => Ok(SelectMethod::Direction(None)),
-        Some(MethodName::Refined(_)) if args.add != 0.0 || args.paper => Err(only_wang()),
+        Some(MethodName::Refined(_)) if only_of_wang(args) => Err(only_wang()),
         Some(MethodName::Refined(how)) => Ok(SelectMethod::Direction(Some(how))),
         Some(MethodName::Gate) if pins_wang(args) => Err(another()),
         Some(MethodName::Gate) => Ok(SelectMethod::Gate(gates(args, max_harmful_drop))),
@@ -142,14 +156,45 @@ pub fn gates(args: &MethodArgs, max_harmful_drop: f64) -> GateRules {
 
 fn only_wang() -> Error {
     Error::usage(
-        "`--add`, `--paper` and `--sweep` belong to the method `wang` alone",
+        "`--add`, `--paper`, `--score` and `--sweep` belong to the method `wang` alone",
         "leave them out, or choose `--method wang`",
     )
 }
 
 fn another() -> Error {
     Error::usage(
-        "`--lambda`, `--strength`, `--add`, `--paper`, `--exhaustive` and `--sweep` belong to the method `wang`",
+        "`--lambda`, `--strength`, `--add`, `--paper`, `--exhaustive`, `--score` and `--sweep` belong to the method `wang`",
         "leave them out, or choose `--method wang`",
     )
+}
+
+/// The refusal tokens that the flags name.
+pub fn refusal_tokens(args: &TokenArgs, chat: &Chat) -> Result<RefusalTokens, Error> {
+    let Some(list) = &args.refusal_tokens else { return Ok(RefusalTokens::Automatic) };
+    if list.trim() == "none" {
+        return Ok(RefusalTokens::Given(Vec::new()));
+    }
+    let mut ids = Vec::new();
+    for part in list.split(',').filter(|p| !p.trim().is_empty()) {
+        let id = match part.trim().parse::<u32>() {
+            Ok(id) if (id as usize) < chat.vocab_size() => id,
+            Ok(id) => {
+                return Err(Error::usage(
+                    format!("refusal token {id} is outside the vocabulary of {}", chat.vocab_size()),
+                    "give ids of this model's tokenizer, or words",
+                ));
+            }
+            Err(_) => chat.first_token_after_prompt(part.trim())?,
+        };
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    if ids.is_empty() {
+        return Err(Error::usage(
+            "`--refusal-tokens` is empty",
+            "give the first words of the model's refusals: `\"I,As\"`",
+        ));
+    }
+    Ok(RefusalTokens::Given(ids))
 }

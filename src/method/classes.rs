@@ -127,6 +127,8 @@ pub enum Hand {
     Contrasts,
     /// Bundled pairs of requests about the same dangerous matter, of which one may be answered.
     Requests,
+    /// Bundled families of requests that are worded alike and differ in what they are about.
+    Families,
 }
 
 /// What is put around every prompt of a source, the same for both classes.
@@ -167,6 +169,7 @@ impl std::fmt::Display for SourceName {
             Hand::Bundled => "bundled",
             Hand::Contrasts => "contrast pairs",
             Hand::Requests => "request pairs",
+            Hand::Families => "families",
         })?;
         match self.dress {
             Dress::Plain => Ok(()),

@@ -215,6 +215,39 @@ pub struct HeldOut {
     pub auc: Option<f64>,
 }
 
+/// A linear function of activations, `w.x + c`, that tells two classes apart: 0 at the mean of the shut samples, 1 at that
+/// of the open ones.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Discriminant {
+    /// `w`, `[d_model]`.
+    pub weights: Vec<f64>,
+    /// `c`.
+    pub offset: f64,
+}
+
+impl Discriminant {
+    /// Its value for `x`, `[d_model]`.
+    pub fn of(&self, x: &[f64]) -> f64 {
+        dot(&self.weights, x) + self.offset
+    }
+}
+
+/// The shrunken linear discriminant (Fisher 1936; Ledoit and Wolf 2004) of the `open` against the `shut` samples,
+/// `[samples, d_model]` each, with a `shrinkage` above 0 and at most 1; with 1 it is the difference of the means.
+///
+/// # Errors
+/// If a class has no sample, or if the activations do not vary or do not differ.
+pub fn discriminant(
+    open: ArrayView2<'_, f64>,
+    shut: ArrayView2<'_, f64>,
+    shrinkage: f64,
+) -> Result<Discriminant, GateError> {
+    let samples = Samples::new(&[Source { open, shut }])?;
+    let scale = samples.fit(shrinkage, |_| true)?;
+    let weights = samples.rows.t().dot(&scale.factors) / scale.way;
+    Ok(Discriminant { weights: weights.to_vec(), offset: -scale.shut / scale.way })
+}
+
 /// A gate that is wide open at the `open` samples and shut at the `shut` ones, `[samples, d_model]` each, as far as they can
 /// be told apart along one axis: it opens between a value that one of a thousand shut samples lies above and one that one of
 /// a hundred open samples lies below. The discriminant is fitted on 512 of each, evenly picked; [`Gate::held_out`] tells of
@@ -256,8 +289,9 @@ fn above_most(mut values: Vec<f64>, open: f64) -> f64 {
     values[above.min(values.len() - 1)]
 }
 
-/// Probability that a value of the first lies above one of the second; equal values count by half.
-fn auc(above: &[f64], below: &[f64]) -> f64 {
+/// Probability that a value of the first lies above one of the second; equal values count by half (the area under the ROC
+/// curve). No number where one of them is empty.
+pub fn auc(above: &[f64], below: &[f64]) -> f64 {
     let score = |(a, b): (&f64, &f64)| match a.total_cmp(b) {
         std::cmp::Ordering::Greater => 1.0,
         std::cmp::Ordering::Equal => 0.5,

@@ -3,6 +3,7 @@
 pub mod activations;
 pub mod addition;
 pub mod classes;
+pub mod cosmic;
 pub mod direction;
 pub mod gate;
 pub mod layers;

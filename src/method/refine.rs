@@ -3,8 +3,10 @@
 
 pub mod abilities;
 pub mod affine;
+pub mod align;
 pub mod groups;
 pub mod layers;
+pub mod probes;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,21 +23,30 @@ pub enum Refinement {
         /// How many groups, at least 1; one gives the selected direction.
         count: usize,
     },
+    /// Several directions that tell pseudo-harmful from harmless prompts, one after another ([`probes`]).
+    Probes {
+        /// How many, at least 1.
+        count: usize,
+    },
     /// The direction loses what abilities have of it ([`abilities`]).
     Abilities,
     /// The harmless mean's component is put back ([`affine`]).
     Affine,
     /// Only writes of layers that matter are ablated ([`layers`]).
     Layers,
+    /// Whether the model answers follows whether it takes the prompt for harmful; nothing is ablated ([`align`]).
+    Aligned,
 }
 
 impl std::fmt::Display for Refinement {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Groups { count } => write!(f, "rank:{count}"),
+            Self::Probes { count } => write!(f, "probes:{count}"),
             Self::Abilities => f.write_str("sra"),
             Self::Affine => f.write_str("ace"),
             Self::Layers => f.write_str("layers"),
+            Self::Aligned => f.write_str("va"),
         }
     }
 }
@@ -48,7 +59,10 @@ impl From<Refinement> for String {
 
 /// A name that no method has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{name}` is none of `rank:K` with K from 1 to {}, `sra`, `ace` and `layers`", Ablation::MOST_DIRECTIONS)]
+#[error(
+    "`{name}` is none of `rank:K` and `probes:K` with K from 1 to {}, `sra`, `ace`, `layers` and `va`",
+    Ablation::MOST_DIRECTIONS
+)]
 pub struct UnknownRefinement {
     /// The name.
     pub name: String,
@@ -62,10 +76,15 @@ impl std::str::FromStr for Refinement {
             "sra" => Ok(Self::Abilities),
             "ace" => Ok(Self::Affine),
             "layers" => Ok(Self::Layers),
+            "va" => Ok(Self::Aligned),
             _ => {
-                let count = name.strip_prefix("rank:").and_then(|count| count.parse().ok());
-                let count = count.filter(|count| (1..=Ablation::MOST_DIRECTIONS).contains(count));
-                count.map(|count| Self::Groups { count }).ok_or_else(|| UnknownRefinement { name: name.to_string() })
+                let (method, count) = name.split_once(':').unwrap_or_default();
+                let count = count.parse().ok().filter(|count| (1..=Ablation::MOST_DIRECTIONS).contains(count));
+                match (method, count) {
+                    ("rank", Some(count)) => Ok(Self::Groups { count }),
+                    ("probes", Some(count)) => Ok(Self::Probes { count }),
+                    _ => Err(UnknownRefinement { name: name.to_string() }),
+                }
             }
         }
     }
@@ -85,12 +104,19 @@ mod tests {
 
     #[test]
     fn names_are_read_as_they_are_written() {
-        let all = [Refinement::Groups { count: 3 }, Refinement::Abilities, Refinement::Affine, Refinement::Layers];
+        let all = [
+            Refinement::Groups { count: 3 },
+            Refinement::Probes { count: 16 },
+            Refinement::Abilities,
+            Refinement::Affine,
+            Refinement::Layers,
+            Refinement::Aligned,
+        ];
         for one in all {
             assert_eq!(one.to_string().parse(), Ok(one));
             assert_eq!(serde_json::from_str::<Refinement>(&serde_json::to_string(&one).unwrap()).unwrap(), one);
         }
-        for other in ["rank", "rank:0", "rank:17", "rank:-1", "wang", ""] {
+        for other in ["rank", "rank:0", "rank:17", "rank:-1", "probes", "probes:0", "wang", ""] {
             assert_eq!(other.parse::<Refinement>(), Err(UnknownRefinement { name: other.into() }));
         }
     }

@@ -127,6 +127,19 @@ pub enum Search {
     Racing,
 }
 
+/// What a prompt scores, which is positive where the model refuses it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ScoreBy {
+    /// The refusal score: the log odds of the refusal tokens at the first response position, in nats (eq. 3).
+    #[default]
+    Tokens,
+    /// How much more like the means of its class than like those of harmless prompts its activations are
+    /// ([`super::cosmic`]), without a unit.
+    Cosmic,
+}
+
 /// The rules of selection.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rules {
@@ -142,6 +155,8 @@ pub struct Rules {
     pub negligible_norm: Option<f64>,
     /// How much is measured.
     pub search: Search,
+    /// What prompts score.
+    pub score: ScoreBy,
 }
 
 impl Rules {
@@ -152,6 +167,7 @@ impl Rules {
         harmful_drop: None,
         negligible_norm: None,
         search: Search::Exhaustive,
+        score: ScoreBy::Tokens,
     };
 }
 

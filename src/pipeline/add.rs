@@ -18,7 +18,7 @@ use crate::report::{AdditionResult, AdditionRow, finite};
 /// The candidates are measured with factor 1, on the model without an ablation.
 ///
 /// # Errors
-/// If a run fails, or if no candidate is left.
+/// If a run fails, if no candidate is left, or if there are no refusal tokens.
 pub fn choose(
     engine: &Engine<'_>,
     chat: &Chat,
@@ -28,6 +28,12 @@ pub fn choose(
     observer: &dyn Observer,
 ) -> Result<(Addition, AdditionResult), Error> {
     let info = &activations.info;
+    if info.refusal_tokens.is_empty() {
+        return Err(Error::usage(
+            "an addition is chosen by the refusal tokens, and there are none",
+            "name the first words of the model's refusals with `--refusal-tokens`, or leave `--add` out",
+        ));
+    }
     let n_layers = engine.model.lm.n_layers();
     let width = engine.model.lm.d_model();
     let (harmful, harmless) = (activations.of(PromptClass::Harmful), activations.of(PromptClass::Harmless));

@@ -3,6 +3,7 @@
 use super::collect::encode;
 use super::engine::{Engine, Observer, Steering};
 use super::evaluate::{self, Measured};
+use super::journal::Journal;
 use super::stage::{Answers, Stage};
 use crate::chat::Chat;
 use crate::edit::Edit;
@@ -18,6 +19,8 @@ pub(super) struct Bench<'a> {
     pub prompts: &'a Prompts,
     pub settings: &'a evaluate::Settings,
     pub observer: &'a dyn Observer,
+    /// Where results are kept, if anywhere.
+    pub journal: Option<&'a Journal>,
 }
 
 impl Bench<'_> {

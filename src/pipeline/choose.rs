@@ -2,20 +2,30 @@
 //! needs it (METHOD steps 5 to 7; [`Race`]).
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
 
 use super::collect::{Activations, encode, labelled};
 use super::engine::{Engine, Observer, Row, Session};
+use super::journal::Journal;
 use super::stage::Stage;
 use crate::chat::Chat;
 use crate::edit::{Ablation, Edit};
 use crate::error::Error;
 use crate::instrument::Request;
+use crate::lm::ResidPoint;
+use crate::method::cosmic::Concept;
 use crate::method::layers::projections;
 use crate::method::prompts::{PerClass, PromptClass, Split};
 use crate::method::race::{Job, Race};
 use crate::method::score::{kl_divergence, mean, refusal_score, softmax};
-use crate::method::select::{Candidate, Discarded, Rules, candidates};
+use crate::method::select::{Candidate, Discarded, Rules, ScoreBy, candidates};
 use crate::report::{Baseline, CandidateRow, PositionLabel, SelectResult, Selected, finite};
+
+/// What the entries of candidates in a journal are called.
+const JOURNAL: &str = "candidate";
+
+/// How often they are kept.
+const OFTEN: Duration = Duration::from_secs(20);
 
 /// A selected edit and how it was chosen.
 pub struct Choice {
@@ -48,22 +58,66 @@ pub struct Chooser<'a> {
     activations: &'a Activations,
     rules: Rules,
     session: Session,
+    scorer: Scorer,
     /// Token ids of the validation prompts.
     prompts: PerClass<Vec<Vec<u32>>>,
     /// Next-token probabilities of the unchanged model for each harmless prompt, `[d_vocab]`.
     base: Vec<Vec<f64>>,
     baseline: Baseline,
-    /// Refusal scores of the harmful prompts on the unchanged model.
+    /// Scores of the harmful prompts on the unchanged model.
     harmful_base: Vec<f64>,
     /// What was measured, by the bits of the vector that was ablated.
     known: HashMap<Vec<u32>, PerClass<Vec<f64>>>,
+    /// Where that is kept, if anywhere.
+    journal: Option<&'a Journal>,
+}
+
+/// What a prompt scores.
+enum Scorer {
+    /// By the refusal tokens.
+    Tokens(Vec<u32>),
+    /// By its activations.
+    Cosmic(Concept),
+}
+
+impl Scorer {
+    fn new(score: ScoreBy, activations: &Activations) -> Result<Self, Error> {
+        let tokens = &activations.info.refusal_tokens;
+        match score {
+            ScoreBy::Tokens if tokens.is_empty() => Err(Error::usage(
+                "without refusal tokens prompts cannot be scored by them",
+                "pass `--score cosmic`, or name the first words of the model's refusals with `--refusal-tokens`",
+            )),
+            ScoreBy::Tokens => Ok(Self::Tokens(tokens.clone())),
+            ScoreBy::Cosmic => Ok(Self::Cosmic(Concept::new(&activations.means))),
+        }
+    }
+
+    /// What has to be run for it, beside the next-token scores.
+    fn request(&self, positions: usize) -> Request {
+        let (probes, last_positions) = match self {
+            Self::Tokens(_) => (Vec::new(), 1),
+            Self::Cosmic(concept) => {
+                (concept.layers().iter().map(|layer| (*layer, ResidPoint::Pre)).collect(), positions)
+            }
+        };
+        Request { probes, logits: 1, last_positions, directions: 1, ..Request::default() }
+    }
+
+    /// The score of a prompt whose next token has the probabilities `p`.
+    fn of(&self, class: PromptClass, p: &[f64], probes: &[Vec<f32>]) -> f64 {
+        match self {
+            Self::Tokens(tokens) => refusal_score(p, tokens),
+            Self::Cosmic(concept) => concept.score(class, probes),
+        }
+    }
 }
 
 impl<'a> Chooser<'a> {
     /// Runs the unchanged model on the validation prompts.
     ///
     /// # Errors
-    /// If a run fails.
+    /// If a run fails, and if prompts are to be scored by refusal tokens and there are none.
     pub fn new(
         engine: &Engine<'a>,
         chat: &'a Chat,
@@ -73,8 +127,8 @@ impl<'a> Chooser<'a> {
     ) -> Result<Self, Error> {
         let info = &activations.info;
         let prompts = PerClass::try_from_fn(|class| encode(chat, info.prompts.get(class, Split::Val)))?;
-        let mut session =
-            engine.session(Request { logits: 1, last_positions: 1, directions: 1, ..Request::default() })?;
+        let scorer = Scorer::new(rules.score, activations)?;
+        let mut session = engine.session(scorer.request(info.suffix.len()))?;
         // a zero direction: the base model, bit for bit
         let zero = [vec![0.0f32; engine.model.lm.d_model()]];
         let places: Vec<(PromptClass, usize)> =
@@ -87,7 +141,7 @@ impl<'a> Chooser<'a> {
         engine.visit(&mut session, &rows, &zero, |found| {
             let (class, at) = places[found.row];
             let p = softmax(&found.logits);
-            scores.get_mut(class)[at] = refusal_score(&p, &info.refusal_tokens);
+            scores.get_mut(class)[at] = scorer.of(class, &p, &found.probes);
             if class == PromptClass::Harmless {
                 base[at] = p;
             }
@@ -103,7 +157,26 @@ impl<'a> Chooser<'a> {
         let harmful_base = scores.harmful;
         let known = HashMap::new();
         let engine = *engine;
-        Ok(Self { engine, chat, activations, rules, session, prompts, base, baseline, harmful_base, known })
+        Ok(Self {
+            engine,
+            chat,
+            activations,
+            rules,
+            session,
+            scorer,
+            prompts,
+            base,
+            baseline,
+            harmful_base,
+            known,
+            journal: None,
+        })
+    }
+
+    /// The same, with what was measured kept in a journal, and found again there.
+    #[must_use]
+    pub fn kept_in(self, journal: Option<&'a Journal>) -> Self {
+        Self { journal, ..self }
     }
 
     /// Scores the candidates of `lambda` with the share `strength` of the component ablated, as far as the choice needs
@@ -115,8 +188,7 @@ impl<'a> Chooser<'a> {
         let activations = self.activations;
         let mut all = candidates(&activations.means, lambda, &self.rules);
         for candidate in &mut all {
-            let known = hook(candidate, strength).and_then(|hook| self.known.get(&bits(&hook)));
-            candidate.measured = known.cloned().unwrap_or_default();
+            candidate.measured = hook(candidate, strength).map(|hook| self.recall(bits(&hook))).unwrap_or_default();
         }
         let winner = self.race(&mut all, strength, observer)?;
         let Some(winner) = winner else { return Err(nothing_left(&all)) };
@@ -150,10 +222,39 @@ impl<'a> Chooser<'a> {
                 .collect(),
             paper: Rules { search: Rules::PAPER.search, ..self.rules } == Rules::PAPER,
             search: self.rules.search,
+            score: self.rules.score,
             layers: projections(&activations.means, winner.position, lambda, direction.unit()),
             refined: None,
         };
         Ok(Choice { edit: Ablation::new(direction).with_strength(strength).into(), result })
+    }
+
+    /// What was measured with a vector ablated.
+    fn recall(&self, vector: Vec<u32>) -> PerClass<Vec<f64>> {
+        let known = self.known.get(&vector).cloned();
+        let kept = || self.journal?.get(JOURNAL, &self.key(vector));
+        known.or_else(kept).unwrap_or_default()
+    }
+
+    fn key(&self, vector: Vec<u32>) -> (&str, ScoreBy, Vec<u32>) {
+        (&self.activations.info.fingerprint, self.rules.score, vector)
+    }
+
+    /// Keeps what was measured since it was kept last.
+    fn keep(&mut self, all: &[Candidate], strength: f64) -> Result<(), Error> {
+        let mut more = Vec::new();
+        for candidate in all {
+            let Some(hook) = hook(candidate, strength) else { continue };
+            let vector = bits(&hook);
+            let measured = candidate.measured.clone();
+            if self.known.get(&vector) != Some(&measured) && measured != PerClass::default() {
+                self.known.insert(vector.clone(), measured.clone());
+                more.push((vector, measured));
+            }
+        }
+        let Some(journal) = self.journal else { return Ok(()) };
+        let entries: Vec<_> = more.into_iter().map(|(vector, measured)| (self.key(vector), measured)).collect();
+        journal.put_all(JOURNAL, entries.iter().map(|(key, measured)| (key, measured)))
     }
 
     /// Measures the candidates as far as the choice needs it, and returns the index of the winner.
@@ -166,7 +267,7 @@ impl<'a> Chooser<'a> {
             harmful_base: &harmful_base,
         };
         observer.start(&Stage::ScoreCandidates, race.at_most(all));
-        let mut done = 0;
+        let (mut done, mut saved) = (0, Instant::now());
         let winner = loop {
             let jobs = race.next(all);
             if jobs.is_empty() {
@@ -175,13 +276,13 @@ impl<'a> Chooser<'a> {
             done += jobs.iter().map(|job| job.prompts.len() as u64).sum::<u64>();
             self.measure(all, &jobs, strength, observer)?;
             observer.expect(done + race.at_most(all));
+            if saved.elapsed() > OFTEN {
+                self.keep(all, strength)?;
+                saved = Instant::now();
+            }
         };
         observer.finish();
-        for candidate in all.iter() {
-            if let Some(hook) = hook(candidate, strength) {
-                self.known.insert(bits(&hook), candidate.measured.clone());
-            }
-        }
+        self.keep(all, strength)?;
         Ok(winner)
     }
 
@@ -193,8 +294,7 @@ impl<'a> Chooser<'a> {
         strength: f64,
         observer: &dyn Observer,
     ) -> Result<(), Error> {
-        let Self { engine, activations, session, prompts, base, .. } = self;
-        let tokens = &activations.info.refusal_tokens;
+        let Self { engine, session, scorer, prompts, base, .. } = self;
         let directions: Vec<Vec<f32>> =
             jobs.iter().map(|job| hook(&all[job.candidate], strength).unwrap_or_default()).collect();
         let places: Vec<(usize, usize)> =
@@ -207,7 +307,7 @@ impl<'a> Chooser<'a> {
             let q = softmax(&result.logits);
             found[at][prompt - jobs[at].prompts.start] = match jobs[at].class {
                 PromptClass::Harmless => kl_divergence(&base[prompt], &q),
-                PromptClass::Harmful | PromptClass::PseudoHarmful => refusal_score(&q, tokens),
+                class @ (PromptClass::Harmful | PromptClass::PseudoHarmful) => scorer.of(class, &q, &result.probes),
             };
             observer.advance(1);
             Ok(())

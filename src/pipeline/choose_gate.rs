@@ -4,8 +4,9 @@
 mod fit;
 
 use self::fit::{CLASSES, Fits, Fitted, OBSERVED, Used, fit, positions};
-use super::collect::{Activations, encode, labelled};
+use super::collect::{Activations, Info, encode, labelled};
 use super::engine::{Engine, Observer, Row, Steering};
+use super::journal::Journal;
 use super::stage::Stage;
 use crate::chat::Chat;
 use crate::edit::{Edit, GatedTerm};
@@ -18,6 +19,9 @@ use crate::method::score::{kl_divergence, mean, refusal_score, softmax};
 use crate::report::{
     GateCandidate, GateDiscarded, GateResult, GateScores, GateSetting, PerClass, false_refusal, finite,
 };
+
+/// What the entries of settings of gates in a journal are called.
+const JOURNAL: &str = "gate";
 
 /// How gates are fitted and which are tried.
 #[derive(Debug, Clone, PartialEq)]
@@ -180,14 +184,14 @@ pub struct Gates {
     positions: Vec<Gate>,
     sources: Vec<Used>,
     tried: Vec<Setting>,
-    /// Indices of the settings that hold, the one that leaves the least false refusal first.
+    /// Indices of the settings that hold, the best first.
     ranked: Vec<usize>,
     /// What is reported of any choice.
     result: GateResult,
 }
 
 impl Gates {
-    /// Fits gates and tries settings of them.
+    /// Fits gates and tries settings of them; what those come to is kept in the journal and found again there.
     ///
     /// # Errors
     /// If a run fails, and if no layer has a gate.
@@ -197,6 +201,7 @@ impl Gates {
         activations: &Activations,
         rules: &GateRules,
         observer: &dyn Observer,
+        journal: Option<&Journal>,
     ) -> Result<Self, Error> {
         let info = &activations.info;
         let Fits { fitted, layers, sources, left_out } = fit(engine, chat, activations, rules, observer)?;
@@ -219,7 +224,7 @@ impl Gates {
         };
         let mut gates = Self { fitted, positions, sources, tried: Vec::new(), ranked: Vec::new(), result };
         let validation = Validation::new(chat, activations, &gates.sources)?;
-        gates.try_all(engine, validation, &info.refusal_tokens, rules, observer)?;
+        gates.try_all(engine, validation, info, rules, (observer, journal))?;
         Ok(gates)
     }
 
@@ -228,13 +233,13 @@ impl Gates {
         &mut self,
         engine: &Engine<'_>,
         mut validation: Validation,
-        refusal_tokens: &[u32],
+        info: &Info,
         rules: &GateRules,
-        observer: &dyn Observer,
+        (observer, journal): (&dyn Observer, Option<&Journal>),
     ) -> Result<(), Error> {
         let n = validation.prompts.len() as u64;
         observer.start(&Stage::ScoreGates, n);
-        (validation.scores, validation.base) = validation.run(engine, refusal_tokens, observer, |_, p| p)?;
+        (validation.scores, validation.base) = validation.run(engine, &info.refusal_tokens, observer, |_, p| p)?;
         let baseline = validation.table(&validation.scores);
         let mut candidates: Vec<GateCandidate> = Vec::new();
         for &open in &rules.opens {
@@ -248,20 +253,15 @@ impl Gates {
                     setting,
                     engine,
                     (&validation, &baseline),
-                    refusal_tokens,
+                    info,
                     rules,
-                    observer,
+                    (observer, journal),
                 )?);
                 self.tried.push(setting);
             }
         }
         observer.finish();
-        self.ranked = (0..candidates.len()).filter(|at| candidates[*at].discarded.is_none()).collect();
-        let kl = |candidate: &GateCandidate| candidate.kl.unwrap_or(f64::INFINITY);
-        self.ranked.sort_by(|a, b| {
-            let (a, b) = (&candidates[*a], &candidates[*b]);
-            false_refusal(&a.scores).total_cmp(&false_refusal(&b.scores)).then(kl(a).total_cmp(&kl(b)))
-        });
+        self.ranked = ranked(&candidates);
         self.result.baseline = baseline;
         self.result.harmless = validation.harmless().count();
         self.result.candidates = candidates;
@@ -274,14 +274,26 @@ impl Gates {
         setting: Setting,
         engine: &Engine<'_>,
         (validation, baseline): (&Validation, &[GateScores]),
-        refusal_tokens: &[u32],
+        info: &Info,
         rules: &GateRules,
-        observer: &dyn Observer,
+        (observer, journal): (&dyn Observer, Option<&Journal>),
     ) -> Result<GateCandidate, Error> {
-        let steering = Steering::of(&Edit::new(None, vec![], vec![self.term(setting)?.rounded()])?);
-        let steered = Engine { steered: Some(&steering), ..*engine };
-        let divergence = |row: usize, q: Vec<f64>| kl_divergence(&validation.base[row], &q);
-        let (scores, kl) = validation.run(&steered, refusal_tokens, observer, divergence)?;
+        let edit = Edit::new(None, vec![], vec![self.term(setting)?.rounded()])?;
+        let key = (&info.fingerprint, journal.map(|_| format!("{edit:?}")));
+        let (scores, kl) = match journal.and_then(|journal| journal.get(JOURNAL, &key)) {
+            Some(found) => {
+                observer.advance(validation.prompts.len() as u64);
+                found
+            }
+            None => {
+                let steering = Steering::of(&edit);
+                let steered = Engine { steered: Some(&steering), ..*engine };
+                let divergence = |row: usize, q: Vec<f64>| kl_divergence(&validation.base[row], &q);
+                let found = validation.run(&steered, &info.refusal_tokens, observer, divergence)?;
+                journal.map_or(Ok(()), |journal| journal.put(JOURNAL, &key, &found))?;
+                found
+            }
+        };
         let kl = mean(&validation.harmless().map(|row| kl[row]).collect::<Vec<_>>());
         let scored = validation.table(&scores);
         let row = GateCandidate { setting: self.told(setting), scores: scored, kl: finite(kl), discarded: None };
@@ -311,7 +323,7 @@ impl Gates {
         self.ranked.is_empty()
     }
 
-    /// The edit of a setting that holds; the first leaves the least false refusal.
+    /// The edit of a setting that holds, the best first.
     ///
     /// # Errors
     /// Where none does: the guard's refusal if one lost too much true refusal, else a plain failure.
@@ -335,15 +347,32 @@ pub fn choose(
     activations: &Activations,
     rules: &GateRules,
     observer: &dyn Observer,
+    journal: Option<&Journal>,
 ) -> Result<GateChoice, Error> {
-    Gates::search(engine, chat, activations, rules, observer)?.choice(0)
+    Gates::search(engine, chat, activations, rules, observer, journal)?.choice(0)
+}
+
+/// Indices of the candidates that hold, the one that leaves the least false refusal first, ties by the smaller harmless KL.
+fn ranked(candidates: &[GateCandidate]) -> Vec<usize> {
+    let mut ranked: Vec<usize> = (0..candidates.len()).filter(|at| candidates[*at].discarded.is_none()).collect();
+    let kl = |candidate: &GateCandidate| candidate.kl.unwrap_or(f64::INFINITY);
+    ranked.sort_by(|a, b| {
+        let (a, b) = (&candidates[*a], &candidates[*b]);
+        false_refusal(&a.scores).total_cmp(&false_refusal(&b.scores)).then(kl(a).total_cmp(&kl(b)))
+    });
+    ranked
+}
+
+/// Harmful prompts that the unchanged model refuses and the edited one does not.
+fn lost(scores: &[GateScores]) -> usize {
+    scores.iter().map(|scores| scores.lost).sum()
 }
 
 /// Why a candidate is out.
 fn discarded(candidate: &GateCandidate, baseline: &[GateScores], rules: &GateRules) -> Option<GateDiscarded> {
     let harmful: usize = baseline.iter().map(|scores| scores.harmful.total).sum();
     let allowed = (rules.harmful_drop * harmful as f64) as usize;
-    let lost = candidate.scores.iter().map(|scores| scores.lost).sum();
+    let lost = lost(&candidate.scores);
     if lost > allowed {
         Some(GateDiscarded::TrueRefusal { lost, allowed })
     } else if candidate.kl.is_none_or(|kl| kl > rules.kl_threshold) {
@@ -358,8 +387,8 @@ fn discarded(candidate: &GateCandidate, baseline: &[GateScores], rules: &GateRul
 /// Every candidate was discarded: the guard's refusal if one lost too much true refusal, else a plain failure. The one that
 /// lost the least is told.
 fn nothing_left(candidates: &[GateCandidate]) -> Error {
-    let lost = |candidate: &&GateCandidate| candidate.scores.iter().map(|scores| scores.lost).sum::<usize>();
-    let closest = candidates.iter().filter(|candidate| candidate.discarded.is_some()).min_by_key(lost);
+    let out = candidates.iter().filter(|candidate| candidate.discarded.is_some());
+    let closest = out.min_by_key(|candidate| lost(&candidate.scores));
     let why = closest.and_then(|candidate| {
         let GateCandidate { setting: GateSetting { layers, open, alpha }, discarded, .. } = candidate;
         let reason = (*discarded)?;
@@ -423,6 +452,14 @@ mod tests {
         assert!(message.contains("3 settings") && message.contains("3 harmful"), "{message}");
         let error = nothing_left(&[out(GateDiscarded::NoGain)]);
         assert!(matches!(error, Error::Other { kind: Kind::Failed, .. }));
+    }
+
+    #[test]
+    fn the_setting_that_leaves_the_least_false_refusal_comes_first() {
+        let out = GateCandidate { discarded: Some(GateDiscarded::NoGain), ..candidate(1, 0, 0.0) };
+        let all = [candidate(20, 0, 0.0), candidate(10, 2, 0.02), out, candidate(10, 1, 0.01)];
+        assert_eq!(ranked(&all), [3, 1, 0]);
+        assert!(ranked(&[]).is_empty());
     }
 
     #[test]

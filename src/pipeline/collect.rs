@@ -47,7 +47,7 @@ pub struct Info {
     pub model_sha256: String,
     /// What else must be equal for a partial file to be continued.
     pub fingerprint: String,
-    /// Refusal tokens.
+    /// Refusal tokens; empty where there are none.
     pub refusal_tokens: Vec<u32>,
     /// Whether they were given or chosen.
     pub refusal_tokens_chosen: TokenChoice,
@@ -149,7 +149,7 @@ impl Activations {
 pub enum RefusalTokens {
     /// Chosen from what the model answers.
     Automatic,
-    /// Ids.
+    /// Ids; none where the model has no such tokens.
     Given(Vec<u32>),
 }
 
@@ -162,6 +162,7 @@ pub fn encode(chat: &Chat, prompts: &[String]) -> Result<Vec<Vec<u32>>, Error> {
 }
 
 /// What [`collect`] needs beside the engine.
+#[derive(Clone, Copy)]
 pub struct Inputs<'a> {
     /// Tokenizer and template.
     pub chat: &'a Chat,
@@ -253,7 +254,7 @@ pub fn collect(
     let mut take = |(class, at): (PromptClass, usize), found: RowResult| {
         let score = refusal_score(&softmax(&found.logits), &state.info.refusal_tokens);
         state.info.scores.get_mut(class)[at] = Some(score);
-        if is_kept(class, score) {
+        if state.info.keeps(class, score) {
             state.means.get_mut(class).add(&found.probes);
         }
         if let Some(partial) = inputs.partial
@@ -281,8 +282,16 @@ pub fn collect(
     Ok((state, resumed))
 }
 
+impl Info {
+    /// Whether the filter keeps a prompt with such a refusal score. Without refusal tokens there is none, and every prompt
+    /// is kept.
+    pub fn keeps(&self, class: PromptClass, score: f64) -> bool {
+        self.refusal_tokens.is_empty() || is_kept(class, score)
+    }
+}
+
 /// METHOD step 3: refused prompts are kept of the harmful and pseudo-harmful, answered ones of the harmless.
-pub fn is_kept(class: PromptClass, score: f64) -> bool {
+fn is_kept(class: PromptClass, score: f64) -> bool {
     match class {
         PromptClass::Harmful | PromptClass::PseudoHarmful => score > 0.0,
         PromptClass::Harmless => score < 0.0,
@@ -378,7 +387,8 @@ fn choose_with(
     if chosen.is_empty() {
         return Err(Error::failed_with(
             "no first token tells refusals from answers: the model answers harmful and harmless prompts alike",
-            "is this a safety-tuned chat model? If so, name the first words of its refusals: `--refusal-tokens \"I,As\"`",
+            "is this a safety-tuned chat model? If so, name the first words of its refusals: `--refusal-tokens \"I,As\"`; or, \
+             where refusals begin like answers, pass `--refusal-tokens none --method wang --score cosmic`",
         ));
     }
     Ok(chosen)

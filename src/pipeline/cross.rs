@@ -2,7 +2,7 @@
 
 use super::bench::Bench;
 use super::choose::Chooser;
-use super::collect::{Activations, encode, is_kept};
+use super::collect::{Activations, encode};
 use super::direction_file;
 use super::engine::{Engine, Observer, Row};
 use super::stage::Stage;
@@ -120,7 +120,7 @@ fn means(
     engine.visit(&mut session, &rows, &[], |found| {
         observer.advance(1);
         let score = refusal_score(&softmax(&found.logits), &base.info.refusal_tokens);
-        if !is_kept(PromptClass::PseudoHarmful, score) {
+        if !base.info.keeps(PromptClass::PseudoHarmful, score) {
             return Ok(());
         }
         means.add(&found.probes);

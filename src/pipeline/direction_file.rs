@@ -54,7 +54,9 @@ fn origin_of_gates(GateSetting { layers, alpha, .. }: &GateSetting) -> Vec<(&'st
 /// What the metadata of a file says of the setting that its edit is of.
 fn origin_of_setting(setting: &SearchSetting) -> Vec<(&'static str, String)> {
     let (method, lambda, position, layer) = match setting {
-        SearchSetting::Unchanged | SearchSetting::Gate { gates: None } => return Vec::new(),
+        SearchSetting::Unchanged | SearchSetting::SystemPrompt { .. } | SearchSetting::Gate { gates: None } => {
+            return Vec::new();
+        }
         SearchSetting::Gate { gates: Some(gates) } => return origin_of_gates(gates),
         SearchSetting::Refusal { position, layer } => ("refusal".to_string(), None, position, layer),
         SearchSetting::Wang { lambda, position, layer, .. } => ("wang".to_string(), Some(lambda), position, layer),

@@ -20,6 +20,7 @@ pub mod evaluate;
 pub mod files;
 pub mod guard;
 pub mod inspect;
+pub mod journal;
 mod kind;
 pub mod likelihood;
 pub mod multiple_choice;
@@ -67,6 +68,7 @@ use collect::{Activations, RefusalTokens};
 use engine::{Engine, Observer};
 use files::ModelFiles;
 pub use guard::Guard;
+use journal::Journal;
 pub use opened::{Opened, Understood};
 pub use package::{Package, Variant};
 pub use publish::{Ready, preflight};
@@ -224,7 +226,8 @@ pub fn pad_token(chat: &Chat) -> u32 {
 }
 
 /// Runs the whole job and returns its report: the variant `source` gives the direction, and every variant is baked and
-/// measured. Nothing is left at the output unless verification and guard pass for each.
+/// measured. Nothing is left at the output unless verification and guard pass for each. What the search for the edit has
+/// found is kept beside the output ([`journal`]) until there is a result, so that the same run goes on after a kill.
 ///
 /// # Errors
 /// Any stage's; a failed guard is no error here but a result with nothing published.
@@ -232,7 +235,26 @@ pub fn run(
     ready: &Ready<'_>,
     source: &Variant,
     running: &Running<'_>,
+    options: RunOptions<'_>,
+    observer: &dyn Observer,
+) -> Result<RunResult, Error> {
+    let mut journal = None;
+    let result = run_kept(ready, source, running, options, &mut journal, observer);
+    match (journal, &result) {
+        (Some(journal), Ok(_)) => journal.remove(),
+        (Some(journal), Err(_)) => journal.note_kept(observer),
+        (None, _) => {}
+    }
+    result
+}
+
+/// The same, with the journal in `kept` from when there is one.
+fn run_kept(
+    ready: &Ready<'_>,
+    source: &Variant,
+    running: &Running<'_>,
     mut options: RunOptions<'_>,
+    kept: &mut Option<Journal>,
     observer: &dyn Observer,
 ) -> Result<RunResult, Error> {
     let mut clock = Clock::start();
@@ -255,6 +277,7 @@ pub fn run(
     tell(package, &staging, observer);
     let engine = running.engine(model);
     let model_sha256 = opened.sha256()?;
+    let journal = kept.insert(running.journal(out, &model_sha256)?);
     clock.lap("inspect");
     let job = estimate::Job {
         prompts,
@@ -273,12 +296,12 @@ pub fn run(
         model_sha256: &model_sha256,
         partial: None,
     };
-    let (activations, resumed) = collect::collect(&engine, &inputs, observer)?;
+    let (activations, resumed) = journal.collect(&engine, &inputs, observer)?;
     let collected = summary(&activations, resumed, None, clock.lap("collect"));
 
     // 3. the edit; what is baked is what the direction file will hold, so that anyone can repeat and verify it from that
     options.settings.refusal_tokens.clone_from(&activations.info.refusal_tokens);
-    let mut found = find(running, engine, &activations, &options, &mut clock, observer)?;
+    let mut found = find(running, engine, &activations, &options, &mut clock, (observer, journal))?;
     clock.lap("select");
     let edit = found.edit.as_ref().map(direction_file::as_stored).transpose()?;
     if let Some(sweep) = &mut found.sweep {
@@ -358,20 +381,21 @@ fn find(
     activations: &Activations,
     options: &RunOptions<'_>,
     clock: &mut Clock,
-    observer: &dyn Observer,
+    (observer, journal): (&dyn Observer, &Journal),
 ) -> Result<FoundEdit, Error> {
     let Running { chat, prompts, .. } = *running;
     match &options.method {
         Method::Auto(rules) => {
             let settings = options.settings.for_search();
-            let bench = Bench { engine, chat, prompts, settings: &settings, observer };
+            let bench = Bench { engine, chat, prompts, settings: &settings, observer, journal: Some(journal) };
             let Searched { chosen, result } = search::search(&bench, activations, rules, &options.guard)?;
             let (edit, found) = chosen.unzip();
             Ok(FoundEdit { edit, found: found.flatten(), search: Some(result), ..FoundEdit::default() })
         }
-        Method::Wang | Method::Refined(_) => select(running, engine, activations, options, clock, observer),
+        Method::Wang | Method::Refined(_) => select(running, engine, activations, options, clock, (observer, journal)),
         Method::Gate(rules) => {
-            let GateChoice { edit, result } = choose_gate::choose(&engine, chat, activations, rules, observer)?;
+            let GateChoice { edit, result } =
+                choose_gate::choose(&engine, chat, activations, rules, observer, Some(journal))?;
             Ok(FoundEdit { edit: Some(edit), found: Some(Found::Gate(result)), ..FoundEdit::default() })
         }
     }
@@ -384,10 +408,10 @@ fn select(
     activations: &Activations,
     options: &RunOptions<'_>,
     clock: &mut Clock,
-    observer: &dyn Observer,
+    (observer, journal): (&dyn Observer, &Journal),
 ) -> Result<FoundEdit, Error> {
     let Running { chat, prompts, .. } = *running;
-    let mut chooser = choose::Chooser::new(&engine, chat, activations, options.rules, observer)?;
+    let mut chooser = choose::Chooser::new(&engine, chat, activations, options.rules, observer)?.kept_in(Some(journal));
     let mut choice = chooser.choose(options.lambda, options.strength, observer)?;
     if let Method::Refined(how) = options.method {
         choice = Refiner { engine, chat, activations, observer }.refine(choice, how)?;
@@ -404,8 +428,8 @@ fn select(
         true => None,
         false => {
             let settings = options.settings.for_sweep();
-            let bench = Bench { engine, chat, prompts, settings: &settings, observer };
-            Some(compare::over(&bench, activations, &options.as_sweep(), &options.guard, clock)?.0)
+            let bench = Bench { engine, chat, prompts, settings: &settings, observer, journal: Some(journal) };
+            Some(compare::over(&bench, activations, (&options.as_sweep(), None), &options.guard, clock)?.0)
         }
     };
     Ok(FoundEdit { edit: Some(edit), found: Some(Found::Select(result)), addition, sweep, ..FoundEdit::default() })

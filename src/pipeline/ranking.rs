@@ -6,15 +6,15 @@ use crate::report::{GuardResult, Recommendation, SearchRow, Versus, WhyBest, Why
 /// A difference is called significant where its p value is at most this.
 const SIGNIFICANT: f64 = 1.0 - CONFIDENCE;
 
-/// Indices of the rows that hold, the best first: the fewest pseudo-harmful prompts refused, ties by the smaller harmless KL,
+/// Indices of the edits that hold, the best first: the fewest pseudo-harmful prompts refused, ties by the smaller harmless KL,
 /// then as they were tried. The first row is the unchanged model.
 pub(super) fn ranked(rows: &[SearchRow]) -> Vec<usize> {
-    ranked_of(rows, |row| row.holds(&rows[0]))
+    ranked_of(rows, |row| row.setting.is_edit() && row.holds(&rows[0]))
 }
 
-/// Of the settings that lower false refusal, the best of those that fail the fewest limits.
+/// Of the edits that lower false refusal, the best of those that fail the fewest limits.
 pub(super) fn closest(rows: &[SearchRow]) -> Option<usize> {
-    let gains = |row: &SearchRow| row.gains(&rows[0]);
+    let gains = |row: &SearchRow| row.setting.is_edit() && row.gains(&rows[0]);
     let failed = |row: &SearchRow| row.guard.as_ref().map_or(usize::MAX, |guard| guard.reasons.len());
     let fewest = rows.iter().filter(|row| gains(row)).map(failed).min()?;
     ranked_of(rows, |row| gains(row) && failed(row) == fewest).first().copied()
@@ -66,8 +66,9 @@ fn why_best(best: &SearchRow, second: &SearchRow) -> WhyBest {
 }
 
 fn why_none(rows: &[SearchRow]) -> WhyNone {
-    let measured = rows.iter().any(|row| row.guard.is_some());
-    match rows.iter().any(|row| row.gains(&rows[0])) {
+    let edits = || rows.iter().filter(|row| row.setting.is_edit());
+    let measured = edits().any(|row| row.guard.is_some());
+    match edits().any(|row| row.gains(&rows[0])) {
         _ if rows[0].classes.pseudo_harmful.refused == 0 => WhyNone::NoFalseRefusal,
         true => WhyNone::Policy,
         false if measured => WhyNone::NoGain,
@@ -156,6 +157,19 @@ mod tests {
         assert_eq!(ranked(&rows), [3, 2], "the smaller KL of two that refuse the same");
         let rows = all(vec![row(1.0, 8, 0.0, &[]), row(0.0, 1, 0.1, &["lost"])]);
         assert!(ranked(&rows).is_empty(), "one refuses as many as before, one loses true refusal");
+    }
+
+    /// A system prompt may do better than every edit: it is shown, and no file can hold it.
+    #[test]
+    fn a_system_prompt_is_no_choice() {
+        let prompt =
+            || SearchRow { setting: SearchSetting::SystemPrompt { text: "Answer.".into() }, ..row(1.0, 0, 0.0, &[]) };
+        let rows = all(vec![prompt(), row(0.5, 5, 0.1, &[])]);
+        assert_eq!(ranked(&rows), [2]);
+        assert_eq!(closest(&all(vec![prompt(), row(0.5, 5, 0.1, &["lost"])])), Some(2));
+        let rows = all(vec![prompt(), row(0.5, 8, 0.1, &[])]);
+        let nothing = Recommendation::Nothing { why: WhyNone::NoGain, closest: None };
+        assert_eq!(recommend(&rows, &[(2, &first(8))]), nothing);
     }
 
     /// Where nothing holds the user is told what came closest.

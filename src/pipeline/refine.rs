@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use ndarray::Axis;
+use ndarray::{Array2, Axis};
 
 use super::choose::Choice;
-use super::collect::{Activations, encode, is_kept};
+use super::collect::{Activations, encode};
 use super::direction_file;
 use super::engine::{Engine, Observer, Row, Steering};
 use super::observe::{self, AtPosition};
@@ -17,11 +17,21 @@ use crate::error::Error;
 use crate::instrument::Request;
 use crate::linalg::{cosine, dot, sub};
 use crate::method::direction::{diff_in_means, partially_orthogonalise};
+use crate::method::gate::{Discriminant, GateError, auc, discriminant};
 use crate::method::prompts::{PromptClass, Prompts, Split, abilities};
 use crate::method::refine::abilities::{RIDGE, residualise};
-use crate::method::refine::{Refinement, affine, groups, layers};
+use crate::method::refine::{Refinement, affine, align, groups, layers, probes};
 use crate::method::score::{kl_divergence, mean, refusal_score, softmax};
+use crate::method::select::Rules;
 use crate::report::{LayerGroup, Refined, RefinedBy, finite};
+
+/// Prompts of the two kinds cannot be told apart, or one kind has none.
+fn no_discriminant(error: &GateError) -> Error {
+    Error::failed_with(
+        format!("no discriminant can be fitted to the train prompts: {error}"),
+        "more prompts may help; or choose another `--method`",
+    )
+}
 
 /// A model, its prompts and what was collected of it.
 pub struct Refiner<'a> {
@@ -45,6 +55,12 @@ pub fn prompt_runs(how: Refinement, prompts: &Prompts, n_layers: usize) -> usize
             Refinement::Groups { .. } => {
                 count(PromptClass::PseudoHarmful, Split::Train) + count(PromptClass::Harmful, Split::Train)
             }
+            Refinement::Probes { .. } => {
+                count(PromptClass::PseudoHarmful, Split::Train) + count(PromptClass::Harmless, Split::Train)
+            }
+            Refinement::Aligned => {
+                PromptClass::ALL.iter().map(|class| count(*class, Split::Train) + count(*class, Split::Val)).sum()
+            }
             Refinement::Abilities => abilities().iter().map(|ability| ability.prompts.len()).sum(),
             Refinement::Affine => 0,
             Refinement::Layers => layers::groups(n_layers).len() * val(PromptClass::PseudoHarmful),
@@ -67,6 +83,10 @@ impl Refiner<'_> {
                 let (ablation, by) = self.groups(count, (position, layer), lambda)?;
                 (ablation.with_strength(strength).into(), by)
             }
+            Refinement::Probes { count } => {
+                let (ablation, by) = self.probes(count, (position, layer), lambda)?;
+                (ablation.with_strength(strength).into(), by)
+            }
             Refinement::Abilities => {
                 let (direction, by) = self.abilities((position, layer), lambda)?;
                 (Ablation::new(direction).with_strength(strength).into(), by)
@@ -77,6 +97,7 @@ impl Refiner<'_> {
                 let (ablation, by) = self.layers(selected, scores)?;
                 (ablation.into(), by)
             }
+            Refinement::Aligned => self.aligned(strength)?,
         };
         let refined = direction_file::as_stored(&refined)?;
         let unit = selected.vectors()[0].unit();
@@ -120,7 +141,8 @@ impl Refiner<'_> {
         let seen = self.observed(place, &[pseudo_harmful?, harmful?])?;
         let [(pseudo, pseudo_harmful), (refused, harmful)] = [0, 1].map(|at| {
             let AtPosition { layers, scores } = &seen[at];
-            let kept: Vec<usize> = (0..scores.len()).filter(|&row| is_kept(classes[at], scores[row])).collect();
+            let kept: Vec<usize> =
+                (0..scores.len()).filter(|&row| self.activations.info.keeps(classes[at], scores[row])).collect();
             let rows = layers[0].select(Axis(0), &kept);
             let groups = groups::groups(&rows, count);
             let means = groups.iter().map(|group| groups::mean(&rows.select(Axis(0), group)));
@@ -128,6 +150,77 @@ impl Refiner<'_> {
         });
         let ablation = groups::ablation(&pseudo, &refused, &self.mean(PromptClass::Harmless, place), lambda)?;
         Ok((ablation, RefinedBy::Groups { pseudo_harmful, harmful }))
+    }
+
+    /// Directions that tell the refused pseudo-harmful from the answered harmless prompts, freed of true refusal.
+    fn probes(&self, count: usize, place: (i64, usize), lambda: f64) -> Result<(Ablation, RefinedBy), Error> {
+        let classes = [PromptClass::PseudoHarmful, PromptClass::Harmless];
+        let [pseudo_harmful, harmless] = classes.map(|class| self.encoded(class, Split::Train));
+        let seen = self.observed(place, &[pseudo_harmful?, harmless?])?;
+        let [open, shut] = [0, 1].map(|at| {
+            let AtPosition { layers, scores } = &seen[at];
+            let kept: Vec<usize> =
+                (0..scores.len()).filter(|&row| self.activations.info.keeps(classes[at], scores[row])).collect();
+            layers[0].select(Axis(0), &kept).mapv(f64::from)
+        });
+        let units = probes::probes(&open, &shut, count, probes::SHRINKAGE).map_err(|error| no_discriminant(&error))?;
+        let harmless = self.mean(PromptClass::Harmless, place);
+        let ends: Vec<Vec<f64>> =
+            units.iter().map(|unit| unit.iter().zip(&harmless).map(|(q, mean)| q + mean).collect()).collect();
+        let ablation = groups::ablation(&ends, &[self.mean(PromptClass::Harmful, place)], &harmless, lambda)?;
+        Ok((ablation, RefinedBy::Probes { found: units.len() }))
+    }
+
+    /// The term that makes the decision to answer follow the judgement of harm, at the layer whose discriminants tell the
+    /// validation prompts apart best.
+    fn aligned(&self, strength: f64) -> Result<(Edit, RefinedBy), Error> {
+        let last = (self.engine.model.lm.n_layers() as f64 * Rules::PAPER.layer_share) as usize;
+        let layers: Vec<usize> = (1..last).collect();
+        let splits = [Split::Train, Split::Val];
+        let sets = splits.map(|split| PromptClass::ALL.map(|class| self.encoded(class, split)));
+        let (mut prompts, mut labels) = (Vec::new(), Vec::new());
+        for (split, classes) in splits.into_iter().zip(sets) {
+            for (class, set) in PromptClass::ALL.into_iter().zip(classes) {
+                let set = set?;
+                labels.extend(vec![(split, class == PromptClass::Harmful); set.len()]);
+                prompts.extend(set);
+            }
+        }
+        let tokens = &self.activations.info.refusal_tokens;
+        let AtPosition { layers: observed, scores } =
+            observe::last_position(&self.engine, &layers, &prompts, tokens, self.observer)?;
+        // numbers of the prompts of a split that are, or are not, answered, or judged harmless
+        let rows = |split: Split, answered: bool, wanted: bool| -> Vec<usize> {
+            let is_open = |at: usize| if answered { scores[at] <= 0.0 } else { !labels[at].1 };
+            (0..labels.len()).filter(|&at| labels[at].0 == split && is_open(at) == wanted).collect()
+        };
+        let of_layer = |observed: &Array2<f32>, answered: bool| -> Result<(f64, Discriminant), GateError> {
+            let [open, shut] = [true, false]
+                .map(|wanted| observed.select(Axis(0), &rows(Split::Train, answered, wanted)).mapv(f64::from));
+            let found = discriminant(open.view(), shut.view(), align::SHRINKAGE)?;
+            let values = |wanted| -> Vec<f64> {
+                let value = |at: usize| found.of(&observed.row(at).iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
+                rows(Split::Val, answered, wanted).into_iter().map(value).collect()
+            };
+            Ok((auc(&values(true), &values(false)), found))
+        };
+        let fitted: Vec<_> = observed
+            .iter()
+            .zip(&layers)
+            .map(|(observed, &layer)| Ok((layer, of_layer(observed, true)?, of_layer(observed, false)?)))
+            .collect::<Result<_, GateError>>()
+            .map_err(|error| no_discriminant(&error))?;
+        // where all validation prompts are of one kind, nothing is known
+        let known = |auc: f64| if auc.is_nan() { 0.5 } else { auc };
+        let worth =
+            |(_, answer, judge): &(usize, (f64, Discriminant), (f64, Discriminant))| known(answer.0) + known(judge.0);
+        let best = fitted.into_iter().rev().max_by(|a, b| worth(a).total_cmp(&worth(b)));
+        let Some((layer, (answer_auc, answer), (judge_auc, judge))) = best else {
+            return Err(Error::failed("the model has no layer at which answers could be aligned"));
+        };
+        let term = align::term(layer, &answer, &judge, strength)?;
+        let by = RefinedBy::Aligned { layer, answer_auc: finite(answer_auc), judge_auc: finite(judge_auc) };
+        Ok((Edit::new(None, Vec::new(), vec![term])?, by))
     }
 
     /// The direction without what abilities have of it.

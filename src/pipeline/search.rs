@@ -43,7 +43,7 @@ pub(super) fn search(
             "give prompts that it refuses and should not, or choose a `--method` to bake all the same",
         ));
     }
-    trial.run(activations, rules)?;
+    trial.run(activations, rules, None)?;
     let Trial { rows, tried, .. } = trial;
     let best = ranked(&rows).first().copied();
     let refusal = best.is_none().then(|| nothing_holds(&rows));

@@ -93,6 +93,7 @@ fn refusal(bench: &Bench<'_>, activations: &Activations, rules: Rules, take: Tak
     harmful.means.pseudo_harmful = activations.means.harmful.clone();
     harmful.info.prompts.sets.pseudo_harmful = activations.info.prompts.sets.harmful.clone();
     let rules = Rules { harmful_drop: None, ..rules };
+    // the classes are others here, so nothing is kept under the names of these
     let found = Chooser::new(&engine, chat, &harmful, rules, observer)?.choose(0.0, 1.0, observer);
     let (position, layer) = place(&found);
     take(SearchSetting::Refusal { position, layer }, found.map(|choice| Candidate { edit: choice.edit, found: None }))?;
@@ -111,7 +112,7 @@ fn directions(bench: &Bench<'_>, activations: &Activations, rules: &SearchRules,
         true => Some(add::choose(&engine, chat, activations, 1.0, &rules.rules, observer)?.0),
         false => None,
     };
-    let mut chooser = Chooser::new(&engine, chat, activations, rules.rules, observer)?;
+    let mut chooser = Chooser::new(&engine, chat, activations, rules.rules, observer)?.kept_in(bench.journal);
     for (lambda, strength, alpha) in rules.grid() {
         let found = chooser.choose(lambda, strength, observer);
         let (position, layer) = place(&found);
@@ -138,7 +139,7 @@ fn directions(bench: &Bench<'_>, activations: &Activations, rules: &SearchRules,
 /// Settings of gates, best by their scores first, as far as the first that holds.
 fn gates(bench: &Bench<'_>, activations: &Activations, rules: &GateRules, take: Take<'_>) -> Result<(), Error> {
     let Bench { engine, chat, observer, .. } = *bench;
-    let found = Gates::search(&engine, chat, activations, rules, observer);
+    let found = Gates::search(&engine, chat, activations, rules, observer, bench.journal);
     let gates = match found.and_then(|gates| gates.choice(0).map(|_| gates)) {
         Ok(gates) => gates,
         Err(error) => return take(SearchSetting::Gate { gates: None }, Err(error)).map(|_| ()),

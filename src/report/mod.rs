@@ -39,7 +39,7 @@ pub use crate::eval::statistics::Interval;
 pub use crate::lm::{Interface, Reason, Refusal, Treatment, WriterKind};
 pub use crate::method::classes::{Dress, GuardSet, Hand, PerClass, PromptClass, SourceName};
 pub use crate::method::layers::LayerProjection;
-pub use crate::method::select::{Discarded, Search};
+pub use crate::method::select::{Discarded, ScoreBy, Search};
 pub use addition::{AdditionResult, AdditionRow};
 pub use budget::{Budget, Omission};
 pub use compare::{AddedCost, CompareResult, CompareRow, CrossRow, Estimate, Recommendation, Versus, WhyBest, WhyNone};
@@ -193,7 +193,7 @@ pub struct SelectResult {
     pub kept: ClassCounts,
     /// Train prompts before the filter.
     pub total: ClassCounts,
-    /// Tokens whose probability makes the refusal score.
+    /// Tokens whose probability makes the refusal score; empty where the user said that there are none.
     pub refusal_tokens: Vec<RefusalToken>,
     /// Whether they were given.
     pub refusal_tokens_chosen: TokenChoice,
@@ -206,6 +206,9 @@ pub struct SelectResult {
     /// How much was measured before the choice.
     #[serde(default)]
     pub search: Search,
+    /// What prompts scored.
+    #[serde(default)]
+    pub score: ScoreBy,
     /// The mean activations of the classes along the two directions, a layer each, at the selected position.
     #[serde(default)]
     pub layers: Vec<LayerProjection>,

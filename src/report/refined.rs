@@ -11,7 +11,8 @@ pub struct Refined {
     /// The method, and what it did.
     #[serde(flatten)]
     pub by: RefinedBy,
-    /// Cosine of each direction that is ablated with the selected one; `None` where it is no number.
+    /// Cosine of each direction that is ablated with the selected one; `None` where it is no number, and empty where
+    /// nothing is ablated.
     pub cosines: Vec<Option<f64>>,
     /// Mean refusal score on pseudo-harmful val, in nats.
     pub refusal_score: f64,
@@ -34,6 +35,11 @@ pub enum RefinedBy {
         /// Refused harmful train prompts of each group whose true refusal the directions are freed of.
         harmful: Vec<usize>,
     },
+    /// `probes:K`: directions that tell pseudo-harmful from harmless prompts, one after another.
+    Probes {
+        /// How many were found.
+        found: usize,
+    },
     /// `sra`: the direction loses what abilities have of it.
     #[serde(rename = "sra")]
     Abilities {
@@ -48,6 +54,17 @@ pub enum RefinedBy {
     Layers {
         /// The groups of layers that were looked at.
         groups: Vec<LayerGroup>,
+    },
+    /// `va`: whether the model answers follows whether it takes the prompt for harmful, by a term at one layer.
+    #[serde(rename = "va")]
+    Aligned {
+        /// The layer, whose `resid_pre` changes.
+        layer: usize,
+        /// Area under the ROC curve of the discriminant of answered against refused validation prompts at that layer;
+        /// `None` where all are of one kind.
+        answer_auc: Option<f64>,
+        /// The same of that of harmless and pseudo-harmful against harmful ones.
+        judge_auc: Option<f64>,
     },
 }
 
@@ -66,14 +83,16 @@ pub struct LayerGroup {
 }
 
 impl RefinedBy {
-    /// The method; `rank:K` with as many groups as were found.
+    /// The method; `rank:K` and `probes:K` with as many groups or probes as were found.
     #[must_use]
     pub fn method(&self) -> Refinement {
         match self {
             Self::Groups { pseudo_harmful, .. } => Refinement::Groups { count: pseudo_harmful.len() },
+            Self::Probes { found } => Refinement::Probes { count: *found },
             Self::Abilities { .. } => Refinement::Abilities,
             Self::Affine => Refinement::Affine,
             Self::Layers { .. } => Refinement::Layers,
+            Self::Aligned { .. } => Refinement::Aligned,
         }
     }
 }

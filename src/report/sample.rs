@@ -273,6 +273,7 @@ pub fn run() -> RunResult {
                 .to_vec(),
             paper: false,
             search: Search::Exhaustive,
+            score: ScoreBy::Tokens,
             layers: vec![],
             refined: None,
         })),

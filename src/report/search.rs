@@ -46,6 +46,12 @@ pub enum SearchSetting {
         /// Its layer; `None` where no candidate was left.
         layer: Option<usize>,
     },
+    /// The model as it is, with a system prompt that asks it to answer what only looks harmful: a baseline, which no file
+    /// holds.
+    SystemPrompt {
+        /// The whole system prompt.
+        text: String,
+    },
     /// A gated ablation; `None` where there is no gate, or none holds by its scores.
     Gate {
         /// The setting of the gates.
@@ -69,6 +75,7 @@ impl std::fmt::Display for SearchSetting {
             }
             Self::Refined { method, lambda, .. } => write!(f, "{method}, lambda {lambda}"),
             Self::Refusal { .. } => f.write_str("true refusal ablated"),
+            Self::SystemPrompt { .. } => f.write_str("system prompt"),
             Self::Gate { gates: None } => f.write_str("gate"),
             Self::Gate { gates: Some(GateSetting { layers, open, alpha }) } => {
                 let layers: Vec<String> = layers.iter().map(ToString::to_string).collect();
@@ -79,6 +86,12 @@ impl std::fmt::Display for SearchSetting {
 }
 
 impl SearchSetting {
+    /// Whether a file can hold it.
+    #[must_use]
+    pub fn is_edit(&self) -> bool {
+        !matches!(self, Self::Unchanged | Self::SystemPrompt { .. })
+    }
+
     /// The setting as its files are named: `wang-lambda-0.5`, `wang-lambda-1-strength-0.5-addition-2`, `gate-16-18-alpha-1`.
     /// Settings of one search have different names.
     #[must_use]
@@ -99,6 +112,7 @@ impl SearchSetting {
                 format!("{}-lambda-{lambda}", method.to_string().replace(':', "-"))
             }
             Self::Refusal { .. } => "refusal".into(),
+            Self::SystemPrompt { .. } => "system-prompt".into(),
             Self::Gate { gates: None } => "gate".into(),
             Self::Gate { gates: Some(GateSetting { layers, alpha, .. }) } => {
                 let layers: Vec<String> = layers.iter().map(ToString::to_string).collect();

@@ -6,7 +6,7 @@ used), gives each the threshold that lets 2 % of the harmful prompts of any sour
 every dress, and prints Markdown: the share of the refused prompts of each set for which the gate opens.
 
 Run in the environment of requirements-optimum.txt, after build.py:
-  python tools/real/gates.py --data DIR [--layers 16,18,20] [--no-questions]
+  python tools/real/gates.py --data DIR [--layers 16,18,20] [--no-questions] [--no-families]
 DIR holds the published files (`harmful_train.json`, `or_bench_hard_train.json` and their like, `xstest_v2_prompts.csv`,
 `oktest_100.json`, `jailbreakbench.json`). Quarter of an hour on two cores.
 """
@@ -24,12 +24,14 @@ from common import REAL, ROOT, batches, bundled, deterministic, encode, left_pad
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TRAIN, FEWEST, SHARE, SHRINKAGE, DIMS, NARROWNESS, RIDGE = 260, 8, 0.02, 0.1, 128, 3.0, 0.1
+# One of so many families is for validation.
+FAMILIES_VAL = 8
 REFUSAL_TOKEN = "I"
 # Harmful test prompts that are put into each wrapper whose template holds the prompt as it is.
 WRAPPED = 48
 
 
-def sources(data: pathlib.Path, questions: bool) -> dict[tuple[str, str], dict[str, dict[int, str]]]:
+def sources(data: pathlib.Path, questions: bool, with_families: bool) -> dict[tuple[str, str], dict[str, dict[int, str]]]:
     """By hand and dress: the prompts of both classes by their places in the plain source."""
     own = {"open": prompts_of(data / "or_bench_hard_train.json"), "shut": prompts_of(data / "harmful_train.json")}
     pseudo, contrasts = bundled("pseudo_harmful"), bundled("contrasts")
@@ -55,6 +57,22 @@ def sources(data: pathlib.Path, questions: bool) -> dict[tuple[str, str], dict[s
         for hand, both in plain.items()
     }
     found["own", "plain"]["open"] = dict(enumerate(own["open"][:1024]))
+    if with_families:
+        found["families", "plain"] = families()
+    return found
+
+
+def families() -> dict[str, dict[int, str]]:
+    """The bundled families for training: a place is 100 times the number of the family and that of the request in it."""
+    found, wordings, number = {"open": {}, "shut": {}}, [], -1
+    for line in (ROOT / "fixtures" / "prompts" / "families.txt").read_text().splitlines():
+        name = {"+": "open", "-": "shut"}.get(line[0])
+        parts = [part.strip() for part in line[1 if name else 0:].split(" | ")]
+        if not name:
+            wordings, number = parts, number + 1
+        elif number % FAMILIES_VAL != FAMILIES_VAL - 1:
+            for at, about in enumerate(parts):
+                found[name][100 * number + at] = wordings[at % len(wordings)].replace("{}", about)
     return found
 
 
@@ -133,7 +151,9 @@ class Samples:
         self.group = [(source, name) for source, name, at, _ in parts for _ in at]
         # the contrasts' pseudo-harmful prompts are bundled ones
         hand = {"contrasts": "bundled"}
-        self.prompt = [(hand.get(source[0], source[0]) if name == "open" else source[0], name, int(one))
+        # a family is left out as a whole
+        self.prompt = [("families", "", int(one) // 100) if source[0] == "families" else
+                       (hand.get(source[0], source[0]) if name == "open" else source[0], name, int(one))
                        for source, name, at, _ in parts for one in at]
 
     def members(self, keys: list) -> list[np.ndarray]:
@@ -215,12 +235,13 @@ def main() -> None:
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument("--layers", default="16,18,20")
     parser.add_argument("--no-questions", action="store_true", help="leave out prompts as longer questions")
+    parser.add_argument("--no-families", action="store_true", help="leave out the bundled families")
     args = parser.parse_args()
     deterministic(0)
     layers = [int(layer) for layer in args.layers.split(",")]
     model = Model(layers)
     parts = []
-    for source, both in sources(args.data, not args.no_questions).items():
+    for source, both in sources(args.data, not args.no_questions, not args.no_families).items():
         taken = []
         for name, prompts in both.items():
             places, texts = zip(*prompts.items(), strict=True)

@@ -69,6 +69,18 @@ def refusals(variants: list[dict]) -> str:
     return table(["variant", "prompts", "n", "refused before, %", "after, %"], rows)
 
 
+def tried(search: dict) -> str:
+    """The settings on validation prompts."""
+    rows = []
+    for at, row in enumerate(search["rows"]):
+        setting = " ".join(str(value) for value in row["setting"].values() if value is not None)
+        refused = [f"{row['classes'][key]['refused']} of {row['classes'][key]['total']}" for key in ("pseudo_harmful", "harmful")]
+        lost = f"{row['lost']['lost']} of {row['lost']['total']}" if row["lost"] else ""
+        why = "; ".join((row["guard"] or {"reasons": []})["reasons"]) or row["failure"] or ""
+        rows.append([setting, *refused, lost, "taken" if at == search["chosen"] else why])
+    return table(["setting", "pseudo-harmful refused", "harmful refused", "lost by score", ""], rows)
+
+
 def verdicts(variants: list[dict]) -> str:
     rows = []
     for variant in variants:
@@ -92,15 +104,14 @@ def answers(variant: dict, count: int) -> str:
 
 def describe(name: str, result: dict, seconds: float, code: int) -> str:
     shared, variants = result["shared"], result["variants"]
-    selected = shared["select"]["selected"]
+    search = shared.get("search") or {"rows": [], "chosen": None}
     stages = table(["stage", "seconds"], [[stage, f"{value:.1f}"] for stage, value in shared["seconds"].items()]
                    + [["the whole command", f"{seconds:.1f}"]])
     return f"""### {name}
 
-Exit code {code}. Direction: layer {selected['layer']}, position {selected['position']}, lambda {selected['lambda']:g};
-on the validation prompts refusal score {selected['refusal_score']:.2f} pseudo-harmful and
-{selected['harmful_refusal_score']:.2f} harmful (before: {shared['select']['baseline']['refusal_score']:.2f} and
-{shared['select']['baseline']['harmful_refusal_score']:.2f}), harmless KL {selected['kl']:.3f}.
+Exit code {code}. {search.get('refusal') or ''}
+
+{tried(search)}
 
 {refusals(variants)}
 
@@ -108,7 +119,7 @@ on the validation prompts refusal score {selected['refusal_score']:.2f} pseudo-h
 
 {stages}
 
-{answers(variants[0], 3)}
+{answers(variants[0], 3) if variants else ''}
 """
 
 

@@ -320,6 +320,9 @@ mod tests {
             include_str!("../../../fixtures/prompts/requests_pseudo_harmful.txt"),
         ];
         assert!(others.iter().flat_map(|text| text.lines()).all(|line| !seen.contains(line)));
+        let families = super::super::families::families();
+        let requests = families.iter().flat_map(|family| family.pseudo_harmful.iter().chain(&family.harmful));
+        assert!(requests.into_iter().all(|request| !seen.contains(request)));
     }
 
     #[test]

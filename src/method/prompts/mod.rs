@@ -10,6 +10,7 @@
 mod abilities;
 mod assemble;
 mod error;
+mod families;
 mod guard_sets;
 mod origin;
 mod parse;

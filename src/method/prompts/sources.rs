@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::families::{Family, families};
 use super::questions::question;
 use super::text::normalised;
 use super::{Dress, Hand, PromptClass, PromptSource, Prompts, SourceName, Split};
@@ -18,6 +19,9 @@ const BYPASSES: &str = include_str!("../../../fixtures/prompts/bypasses.txt");
 
 /// One of so many request pairs is for validation.
 const REQUESTS_VAL: usize = 4;
+
+/// One of so many families is.
+const FAMILIES_VAL: usize = 8;
 
 /// What a dressing holds in place of the prompt.
 const FIELD: &str = "{prompt}";
@@ -63,8 +67,9 @@ pub struct PromptsOf {
     pub source: SourceName,
     /// What a gate is fitted on.
     pub train: Both,
-    /// What each of those is without its dress.
-    pub undressed: Both,
+    /// For each of those a text that all prompts share that say the same, and that are left out together: the prompt without
+    /// its dress; of a family its name.
+    pub alike: Both,
     /// What it is chosen on.
     pub val: Both,
 }
@@ -72,7 +77,8 @@ pub struct PromptsOf {
 /// Every source of pseudo-harmful and harmful prompts that a run has: its own, the bundled ones, the bundled contrast and
 /// request pairs; then all of them in longer requests, without which a gate learns that long and personal requests are
 /// pseudo-harmful ones, all of them with a bypass, without which it opens for whoever claims to mean no harm, and those that
-/// fit as longer questions, without which it takes the form of a request for what it is about.
+/// fit as longer questions, without which it takes the form of a request for what it is about; and the bundled families,
+/// undressed, as they are many.
 /// Bundled prompts keep to their split where they are the run's own; else those of the test split are train prompts
 /// too, as nothing is measured on them. What is among the validation or test prompts of the run is left out.
 pub fn sources(prompts: &Prompts) -> Vec<PromptsOf> {
@@ -81,7 +87,7 @@ pub fn sources(prompts: &Prompts) -> Vec<PromptsOf> {
         harmful: prompts.get(PromptClass::Harmful, split).to_vec(),
     };
     let plain = |hand| SourceName { hand, dress: Dress::Plain };
-    let of = |hand, train: Both, val| PromptsOf { source: plain(hand), undressed: train.clone(), train, val };
+    let of = |hand, train: Both, val| PromptsOf { source: plain(hand), alike: train.clone(), train, val };
     let mut all = vec![of(Hand::Own, own(Split::Train), own(Split::Val))];
     let is_bundled = matches!(prompts.origin.source, PromptSource::Bundled { .. });
     let bundled = if is_bundled { prompts.clone() } else { Prompts::bundled() };
@@ -139,13 +145,33 @@ pub fn sources(prompts: &Prompts) -> Vec<PromptsOf> {
     all.push(of(Hand::Requests, requests(false), requests(true)));
     let dressed = |dress: Dress| {
         let each = all.iter().map(move |of| {
-            let (train, undressed) = of.train.dressed(dress);
-            PromptsOf { source: SourceName { dress, ..of.source }, train, undressed, val: of.val.dressed(dress).0 }
+            let (train, alike) = of.train.dressed(dress);
+            PromptsOf { source: SourceName { dress, ..of.source }, train, alike, val: of.val.dressed(dress).0 }
         });
         each.collect::<Vec<_>>()
     };
-    let every = Dress::ALL.into_iter().flat_map(dressed);
+    let every = Dress::ALL.into_iter().flat_map(dressed).chain([of_families(is_free)]);
     every.filter(|of| !of.train.pseudo_harmful.is_empty() && !of.train.harmful.is_empty()).collect()
+}
+
+/// The bundled families; those that a run measures are left out.
+fn of_families(is_free: impl Fn(&str) -> bool) -> PromptsOf {
+    let source = SourceName { hand: Hand::Families, dress: Dress::Plain };
+    let mut found = PromptsOf { source, train: Both::default(), alike: Both::default(), val: Both::default() };
+    for (at, Family { name, pseudo_harmful, harmful }) in families().into_iter().enumerate() {
+        let free = |requests: Vec<String>| requests.into_iter().filter(|request| is_free(request)).collect::<Vec<_>>();
+        let (pseudo_harmful, harmful) = (free(pseudo_harmful), free(harmful));
+        let both = if at % FAMILIES_VAL == FAMILIES_VAL - 1 {
+            &mut found.val
+        } else {
+            found.alike.pseudo_harmful.extend(vec![name.clone(); pseudo_harmful.len()]);
+            found.alike.harmful.extend(vec![name; harmful.len()]);
+            &mut found.train
+        };
+        both.pseudo_harmful.extend(pseudo_harmful);
+        both.harmful.extend(harmful);
+    }
+    found
 }
 
 #[cfg(test)]
@@ -170,9 +196,10 @@ mod tests {
         all.iter().map(|of| (of.source.dress, of.source.hand)).collect()
     }
 
-    /// These hands in each dress.
+    /// These hands in each dress, and the families.
     fn each_dressed(hands: &[Hand]) -> Vec<(Dress, Hand)> {
-        Dress::ALL.into_iter().flat_map(|dress| hands.iter().map(move |hand| (dress, *hand))).collect()
+        let dressed = Dress::ALL.into_iter().flat_map(|dress| hands.iter().map(move |hand| (dress, *hand)));
+        dressed.chain([(Dress::Plain, Hand::Families)]).collect()
     }
 
     #[test]
@@ -185,15 +212,18 @@ mod tests {
             let each = plain.iter().zip(dressed).map(|(plain, dressed)| dressed.split_once(plain.as_str()).unwrap());
             each.map(|(before, after)| (before.to_string(), after.to_string())).collect()
         };
-        for PromptsOf { train, undressed, .. } in &found {
+        for PromptsOf { train, alike, .. } in &found {
             let sizes = |both: &Both| (both.pseudo_harmful.len(), both.harmful.len());
-            assert_eq!(sizes(train), sizes(undressed));
+            assert_eq!(sizes(train), sizes(alike));
         }
         let asked = found.iter().find(|of| of.source.dress == Dress::Question).unwrap();
         assert!(
             asked.train.harmful.len() > 30 && asked.train.harmful.iter().all(|prompt| !plain.harmful.contains(prompt))
         );
-        assert!(asked.undressed.harmful.iter().all(|prompt| plain.harmful.contains(prompt)));
+        assert!(asked.alike.harmful.iter().all(|prompt| plain.harmful.contains(prompt)));
+        let families = found.last().unwrap();
+        let held_out = |both: &Both| both.pseudo_harmful.len().min(both.harmful.len());
+        assert!(held_out(&families.train) > 500 && held_out(&families.val) >= 60);
         for dressed in [&found[3].train, &found[6].train] {
             let pseudo = around(&plain.pseudo_harmful, &dressed.pseudo_harmful);
             let harmful = around(&plain.harmful, &dressed.harmful);

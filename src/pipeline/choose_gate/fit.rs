@@ -1,6 +1,7 @@
 //! Fitting gates on activations of single prompts.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use ndarray::{Array2, ArrayView1, Axis, Slice};
 use rayon::prelude::*;
@@ -14,7 +15,7 @@ use crate::method::direction::diff_in_means;
 use crate::method::gate::radial::{self, RadialFit};
 use crate::method::gate::{self, Gate, Generalises, HeldOut, Source};
 use crate::method::prompts::{Hand, PromptClass, PromptsOf, SourceName, Split, normalised, sources};
-use crate::pipeline::collect::{Activations, encode};
+use crate::pipeline::collect::{Activations, Info, encode};
 use crate::pipeline::engine::{Engine, Observer};
 use crate::pipeline::observe::{self, AtPosition, Positions};
 use crate::report::{GateLayer, GateSource, GateTerm};
@@ -120,55 +121,62 @@ pub(super) fn fit(
     let last = (engine.model.lm.n_layers() as f64 * rules.layer_share) as usize;
     let layers: Vec<usize> = (1..last).collect();
     let all = sources(&info.prompts);
-    let further = CLASSES.map(|class| info.prompts.class(class).further.as_slice());
-    let (mut prompts, mut ends) = (Vec::new(), vec![0]);
+    let own = info.prompts.get(PromptClass::Harmless, Split::Train);
     let of_sources = all.iter().flat_map(|of| [&of.train.pseudo_harmful[..], &of.train.harmful[..]]);
-    for texts in of_sources.chain(further).chain([info.prompts.get(PromptClass::Harmless, Split::Train)]) {
-        prompts.extend(encode(chat, texts)?);
-        ends.push(prompts.len());
-    }
-    let AtPosition { layers: observed, scores } =
-        observe::last_position(engine, &layers, &prompts, &info.refusal_tokens, observer)?;
+    let Seen { layers: observed, samples, scores } =
+        Seen::of(engine, chat, &layers, std::iter::once(own).chain(of_sources), info, observer)?;
+    let (harmless, samples) = samples.split_first().expect("harmless prompts are the first");
     // only what the model refuses tells false from true refusal, and only that can be lost
-    let refused = |part: usize| -> Vec<usize> { (ends[part]..ends[part + 1]).filter(|at| scores[*at] > 0.0).collect() };
+    let of_source = |at: usize| [&samples[2 * at], &samples[2 * at + 1]];
     let is_known = |at: &usize| {
-        let of = |part: usize| (refused(part).len(), ends[part + 1] - ends[part]);
-        is_known(all[*at].source.hand, of(2 * at), of(2 * at + 1))
+        let [open, shut] = of_source(*at).map(|samples| (refused(samples, &scores).len(), samples.len()));
+        is_known(all[*at].source.hand, open, shut)
     };
     let (known, unknown): (Vec<usize>, Vec<usize>) = (0..all.len()).partition(is_known);
-    let drawn: Vec<[Vec<usize>; 2]> = known.iter().map(|at| [refused(2 * at), refused(2 * at + 1)]).collect();
-    // further prompts of the run's own hand, with those that were drawn
-    let mut whole = drawn.clone();
-    if let Some(own) = known.iter().position(|at| all[*at].source == SourceName::default()) {
-        (0..2).for_each(|class| whole[own][class].extend(refused(2 * all.len() + class)));
-    }
-    let ids = prompt_ids(&all, further);
+    let mut whole: Vec<[Vec<usize>; 2]> =
+        known.iter().map(|at| of_source(*at).map(|samples| refused(samples, &scores))).collect();
     let ranked: Vec<Result<Generalises, String>> = (&observed)
         .into_par_iter()
         .map(|observed| {
-            let parts = parts(observed, &drawn);
+            let parts = parts(observed, &whole);
             gate::generalises(&views(&parts), rules.shrinkage).map_err(|error| error.to_string())
         })
         .collect();
     let worth = |(layer, found): (&usize, &Result<Generalises, String>)| Some((*layer, found.as_ref().ok()?.mean));
     let best = spread(layers.iter().zip(&ranked).filter_map(worth).collect(), rules.layers);
-    let harmless = ends[2 * all.len() + 2]..ends[2 * all.len() + 3];
-    let fit_one = |layer: &usize| -> Result<Fitted, String> {
-        let at = layer - 1;
-        let parts = parts(&observed[at], &whole);
-        let prompts: Vec<usize> = whole.iter().flatten().flatten().map(|sample| ids[*sample]).collect();
+    // the others are dropped before more is run
+    let mut observed: Vec<Array2<f32>> = {
+        let mut all: Vec<Option<Array2<f32>>> = observed.into_iter().map(Some).collect();
+        best.iter().map(|layer| all[layer - 1].take().expect("a layer is chosen once")).collect()
+    };
+    let further = CLASSES.map(|class| info.prompts.class(class).further.as_slice());
+    let ids = prompt_ids(&all, further);
+    if let Some(own) = known.iter().position(|at| all[*at].source == SourceName::default()) {
+        // further prompts of the run's own hand, with those that were drawn
+        let more = Seen::of(engine, chat, &best, further.into_iter(), info, observer)?;
+        let first = observed.first().map_or(0, Array2::nrows);
+        for (class, samples) in more.samples.iter().enumerate() {
+            whole[own][class].extend(refused(samples, &more.scores).iter().map(|sample| first + sample));
+        }
+        for (rows, more) in observed.iter_mut().zip(&more.layers) {
+            rows.append(Axis(0), more.view()).expect("activations of one layer are of one width");
+        }
+    }
+    let fit_one = |(layer, observed): (&usize, &Array2<f32>)| -> Result<Fitted, String> {
+        let parts = parts(observed, &whole);
+        let prompts: Vec<usize> = whole.iter().flatten().flatten().map(|sample| ids[sample - harmless.len()]).collect();
         let fit = radial::fit(&views(&parts), &prompts, &rules.radial).map_err(|error| error.to_string())?;
         let mean = |class| activations.of(class).mean(-1, *layer);
         let direction = Direction::new(diff_in_means(&mean(PromptClass::Harmful), &mean(PromptClass::Harmless)))
             .map_err(|error| error.to_string())?;
-        let rows = observed[at].slice_axis(Axis(0), Slice::from(harmless.clone()));
+        let rows = observed.slice_axis(Axis(0), Slice::from(harmless.clone()));
         let single = |row: ArrayView1<'_, f32>| row.iter().map(|x| f64::from(*x)).collect::<Vec<f64>>();
         let mut harmless: Vec<f64> = rows.rows().into_iter().map(|row| dot(&single(row), direction.unit())).collect();
         harmless.sort_unstable_by(f64::total_cmp);
-        let ranked = ranked[at].clone()?;
+        let ranked = ranked[layer - 1].clone()?;
         Ok(Fitted { layer: *layer, ranked, fit, direction, harmless })
     };
-    let fitted: Vec<Result<Fitted, String>> = best.par_iter().map(fit_one).collect();
+    let fitted: Vec<Result<Fitted, String>> = best.par_iter().zip(&observed).map(fit_one).collect();
     let row = |(layer, found): (&usize, &Result<Generalises, String>)| {
         let failed = best.iter().zip(&fitted).find(|(one, _)| *one == layer).and_then(|(_, fit)| fit.as_ref().err());
         match (found, failed) {
@@ -190,6 +198,44 @@ pub(super) fn fit(
     })
 }
 
+/// What is seen of prompts at their last position.
+struct Seen {
+    /// The stream at each layer, `[prompts, d_model]`.
+    layers: Vec<Array2<f32>>,
+    /// Which of its rows each list of prompts has.
+    samples: Vec<Range<usize>>,
+    /// Refusal score of each prompt, in nats.
+    scores: Vec<f64>,
+}
+
+impl Seen {
+    fn of<'p>(
+        engine: &Engine<'_>,
+        chat: &Chat,
+        layers: &[usize],
+        lists: impl Iterator<Item = &'p [String]>,
+        info: &Info,
+        observer: &dyn Observer,
+    ) -> Result<Self, Error> {
+        let (mut prompts, mut samples) = (Vec::new(), Vec::new());
+        for texts in lists {
+            let first = prompts.len();
+            prompts.extend(encode(chat, texts)?);
+            samples.push(first..prompts.len());
+        }
+        let AtPosition { layers, scores } = match prompts.is_empty() {
+            true => AtPosition { layers: Vec::new(), scores: Vec::new() },
+            false => observe::last_position(engine, layers, &prompts, &info.refusal_tokens, observer)?,
+        };
+        Ok(Self { layers, samples, scores })
+    }
+}
+
+/// Those of the samples that the model refuses.
+fn refused(samples: &Range<usize>, scores: &[f64]) -> Vec<usize> {
+    samples.clone().filter(|sample| scores[*sample] > 0.0).collect()
+}
+
 /// The classes that a gate tells apart, in the order of a source.
 pub(super) const CLASSES: [PromptClass; 2] = [PromptClass::PseudoHarmful, PromptClass::Harmful];
 
@@ -203,14 +249,15 @@ fn views(parts: &[[Array2<f64>; 2]]) -> Vec<Source<'_>> {
     parts.iter().map(|[open, shut]| Source { open: open.view(), shut: shut.view() }).collect()
 }
 
-/// A number for each prompt that is run: that of the request in it, however it is dressed, and in whatever source.
+/// A number for each prompt that is run: that of the request in it, however it is dressed, and in whatever source; those of a
+/// family have one.
 fn prompt_ids(all: &[PromptsOf], further: [&[String]; 2]) -> Vec<usize> {
     let mut known: HashMap<String, usize> = HashMap::new();
     let mut id = |prompt: &String| {
         let next = known.len();
         *known.entry(normalised(prompt)).or_insert(next)
     };
-    let of_sources = all.iter().flat_map(|of| [&of.undressed.pseudo_harmful[..], &of.undressed.harmful[..]]);
+    let of_sources = all.iter().flat_map(|of| [&of.alike.pseudo_harmful[..], &of.alike.harmful[..]]);
     of_sources.chain(further).flatten().map(&mut id).collect()
 }
 
@@ -286,13 +333,13 @@ mod tests {
         let own = all[0].train.pseudo_harmful.len();
         // every source, whatever it is dressed in, has the numbers of its plain prompts
         let mut number: HashMap<String, usize> = HashMap::new();
-        let undressed = all.iter().flat_map(|of| of.undressed.pseudo_harmful.iter().chain(&of.undressed.harmful));
-        for (id, plain) in ids.iter().zip(undressed) {
+        let alike = all.iter().flat_map(|of| of.alike.pseudo_harmful.iter().chain(&of.alike.harmful));
+        for (id, plain) in ids.iter().zip(alike) {
             assert_eq!(number.entry(normalised(plain)).or_insert(*id), id, "{plain}");
         }
         assert_eq!(number.len(), number.values().collect::<HashSet<_>>().len());
         let dressed = all.iter().find(|of| of.source.dress == Dress::Bypass).unwrap();
-        assert_eq!(dressed.undressed.harmful[2], all[0].train.harmful[2]);
+        assert_eq!(dressed.alike.harmful[2], all[0].train.harmful[2]);
         assert!(dressed.train.harmful[2].len() > all[0].train.harmful[2].len());
         assert!(ids[..texts.len()].iter().all(|id| *id != ids[texts.len()]));
         assert_eq!(ids[texts.len() + 1], ids[own + 2]);

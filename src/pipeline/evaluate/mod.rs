@@ -76,6 +76,12 @@ impl Ask {
         Generation { max_new_tokens: settings.max_new_tokens, stop: settings.stop.clone(), decoding, samples }
     }
 
+    fn fingerprint(&self) -> String {
+        let Self { condition, classes, limit, wrapper, chat, sampled } = self;
+        let system = chat.as_ref().map(|chat| chat.system());
+        format!("{condition:?} {classes:?} {limit} {wrapper:?} {system:?} {sampled:?}")
+    }
+
     /// The condition in words.
     fn setup(&self, chat: &Chat, settings: &Settings) -> Setup {
         Setup {
@@ -124,6 +130,22 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Everything that is measured and how, in words that differ where anything in it differs.
+    pub(super) fn fingerprint(&self) -> String {
+        let Self { split, max_new_tokens, stop, max_positions, refusal_tokens, patterns, kl_positions, seed, .. } =
+            self;
+        let asks: Vec<String> = self.asks.iter().map(Ask::fingerprint).collect();
+        let judge = self.judge.as_ref().map(|judge| &judge.1);
+        format!(
+            "{:?} {:?} {:?} {:?} {:?}",
+            (split, max_new_tokens, stop, max_positions, refusal_tokens),
+            (asks, &self.guard_sets, patterns),
+            (judge, kl_positions, seed),
+            &self.perplexity,
+            &self.multiple_choice,
+        )
+    }
+
     /// Every class of every condition, as the model is asked.
     fn questions<'p>(&self, chat: &Chat, prompts: &'p Prompts) -> Result<Vec<Question<'p>>, Error> {
         let mut all = Vec::new();

@@ -9,7 +9,7 @@ use super::super::layout::{is_unsafe, shorten};
 use super::super::number::{MISSING, count, score, seconds, setting, significant};
 use super::super::{
     AdditionResult, CandidateRow, CollectSummary, Discarded, LayerProjection, PerClass, PromptClass, Refined,
-    RefinedBy, Search, SelectResult,
+    RefinedBy, ScoreBy, Search, SelectResult,
 };
 use super::words::or_missing;
 
@@ -74,8 +74,12 @@ fn facts(select: &SelectResult, more: Detail) -> Facts {
         place = place.then(" ").code(token);
     }
     let place = place.then(format!(", lambda {}", setting(s.lambda)));
+    let kind = match select.score {
+        ScoreBy::Tokens => "refusal score",
+        ScoreBy::Cosmic => "COSMIC score",
+    };
     let validation = format!(
-        "refusal score {} → {} pseudo-harmful, {} → {} harmful; harmless KL {}",
+        "{kind} {} → {} pseudo-harmful, {} → {} harmful; harmless KL {}",
         score(base.refusal_score),
         score(s.refusal_score),
         score(base.harmful_refusal_score),
@@ -87,7 +91,10 @@ fn facts(select: &SelectResult, more: Detail) -> Facts {
         kept.harmful, total.harmful, kept.pseudo_harmful, total.pseudo_harmful, kept.harmless, total.harmless
     );
     let tokens = select.refusal_tokens.iter().map(|t| Text::of(Look::Code, &t.text).then(format!(" ({})", t.id)));
-    let tokens = Text::list(tokens, ", ").then(format!("; {}", select.refusal_tokens_chosen));
+    let tokens = match select.refusal_tokens.is_empty() {
+        true => Text::from("none: every train prompt was kept"),
+        false => Text::list(tokens, ", ").then(format!("; {}", select.refusal_tokens_chosen)),
+    };
     let procedure = if select.paper { "as published" } else { "as published, with Lancet's additions" };
     let measured: usize = select.candidates.iter().map(|c| c.prompts.iter().map(|(_, n)| n).sum::<usize>()).sum();
     let search = match select.search {
@@ -131,6 +138,10 @@ fn method(refined: &Refined) -> Text {
             sizes(pseudo_harmful),
             sizes(harmful),
         )),
+        RefinedBy::Probes { .. } => name.then(format!(
+            ": {} that tell pseudo-harmful from harmless prompts, one after another, freed of true refusal; {beside}",
+            count(refined.cosines.len(), "direction"),
+        )),
         RefinedBy::Abilities { abilities } => {
             name.then(format!(": without what {} have of it; {beside}", abilities.join(", ")))
         }
@@ -146,6 +157,12 @@ fn method(refined: &Refined) -> Text {
                 false => name.then(format!(": ablated at layers {}, not at {left_out}", of(true))),
             }
         }
+        RefinedBy::Aligned { layer, answer_auc, judge_auc } => name.then(format!(
+            ": at layer {layer} the decision to answer follows the judgement of harm; on validation prompts the area under \
+             the ROC curve is {} of the one and {} of the other",
+            significant(*answer_auc),
+            significant(*judge_auc),
+        )),
     }
 }
 
