@@ -23,6 +23,17 @@ fn refused(row: &Value) -> u64 {
     row["classes"]["pseudo_harmful"]["refused"].as_u64().unwrap()
 }
 
+/// Every second prompt of a class becomes one of another class, which has no others then.
+fn halve(prompts: &Path, split: &str, class: &str, other: &str) {
+    let place = |class: &str| prompts.join(format!("{class}_{split}.json"));
+    let rows: Vec<Value> = serde_json::from_slice(&fs::read(place(class)).unwrap()).unwrap();
+    let (even, odd) = rows.into_iter().enumerate().partition::<Vec<_>, _>(|(at, _)| at % 2 == 0);
+    for (class, half) in [(class, even), (other, odd)] {
+        let half: Vec<Value> = half.into_iter().map(|(_, row)| row).collect();
+        fs::write(place(class), serde_json::to_vec(&half).unwrap()).unwrap();
+    }
+}
+
 /// The guard model loses true refusal under a blunt edit; a search finds a setting that keeps it.
 #[test]
 fn a_setting_is_found_and_published_with_nothing_given() {
@@ -76,13 +87,7 @@ fn where_nothing_holds_what_came_closest_is_told() {
     let prompts = folder.path().join("prompts");
     common::copy_folder(&fixture("chat").join("prompts"), &prompts);
     for split in ["val", "test"] {
-        let place = |class: &str| prompts.join(format!("{class}_{split}.json"));
-        let rows: Vec<Value> = serde_json::from_slice(&fs::read(place("pseudo_harmful")).unwrap()).unwrap();
-        let (even, odd) = rows.into_iter().enumerate().partition::<Vec<_>, _>(|(at, _)| at % 2 == 0);
-        for (class, half) in [("pseudo_harmful", even), ("harmless", odd)] {
-            let half: Vec<Value> = half.into_iter().map(|(_, row)| row).collect();
-            fs::write(place(class), serde_json::to_vec(&half).unwrap()).unwrap();
-        }
+        halve(&prompts, split, "pseudo_harmful", "harmless");
     }
     let prompts = prompts.to_str().unwrap();
     let policy = ["--max-harmless-kl", "0", "--wrapped-prompts", "0", "--prompts", prompts];
@@ -128,13 +133,7 @@ fn without_false_refusal_there_is_nothing_to_search_for() {
     let folder = tempfile::tempdir().unwrap();
     let prompts = folder.path().join("prompts");
     common::copy_folder(&fixture("chat").join("prompts"), &prompts);
-    let place = |class: &str| prompts.join(format!("{class}_val.json"));
-    let rows: Vec<Value> = serde_json::from_slice(&fs::read(place("harmless")).unwrap()).unwrap();
-    let (even, odd) = rows.into_iter().enumerate().partition::<Vec<_>, _>(|(at, _)| at % 2 == 0);
-    for (class, half) in [("harmless", even), ("pseudo_harmful", odd)] {
-        let half: Vec<Value> = half.into_iter().map(|(_, row)| row).collect();
-        fs::write(place(class), serde_json::to_vec(&half).unwrap()).unwrap();
-    }
+    halve(&prompts, "val", "harmless", "pseudo_harmful");
     onnx_runtime();
     let mut command = lancet();
     command.arg("run").arg(fixture("chat")).arg("--prompts").arg(&prompts).arg("-o").arg(folder.path().join("out"));

@@ -1,4 +1,5 @@
-//! `--method rank:K`, `probes:K`, `sra`, `ace`, `layers` and `va`: what each finds is computed again in plain float64, baked, and proved.
+//! `--method rank:K`, `probes:K`, `sra`, `ace`, `layers` and `va`: what each finds is computed again in plain float64, baked,
+//! and proved.
 
 mod common;
 
@@ -13,7 +14,7 @@ use lancet::lm::ResidPoint;
 use lancet::method::prompts::{PromptClass, Split, abilities};
 use lancet::pipeline::collect::{Activations, encode};
 use lancet::pipeline::engine::{Engine, Row, Steering};
-use lancet::pipeline::{Opened, direction_file, pad_token};
+use lancet::pipeline::{Opened, Understood, direction_file, pad_token};
 use lancet::runtime::session::{Device, Runtime};
 use serde_json::Value;
 
@@ -86,6 +87,30 @@ impl Selected {
         let proved = verify(method, 0);
         assert_eq!(proved["shared"]["passed"], true, "{method}");
         assert_eq!(verify(other, 1)["shared"]["passed"], false, "{method} beside {other}");
+    }
+}
+
+/// What it takes to run the bundled chat model beside the command.
+struct Ours {
+    opened: Opened,
+    runtime: Runtime,
+    chat: Chat,
+    never: AtomicBool,
+}
+
+impl Ours {
+    fn new() -> Self {
+        Self {
+            opened: Opened::new(&fixture("chat").join("model.onnx")).unwrap(),
+            runtime: Runtime::load(&onnxruntime_library(), Device::Cpu, 1).unwrap(),
+            chat: Chat::load(&[&fixture("chat")], ChatOptions::default()).unwrap(),
+            never: AtomicBool::new(false),
+        }
+    }
+
+    fn engine<'a>(&'a self, model: &'a Understood<'a>, steered: Option<&'a Steering>) -> Engine<'a> {
+        let Self { runtime, chat, never, .. } = self;
+        Engine { runtime, model, batch: 1, pad: pad_token(chat), cancelled: never, steered }
     }
 }
 
@@ -247,16 +272,12 @@ fn each_method_finds_what_its_equation_says() {
 
     // what abilities have of the direction, by activations of a session of our own
     let (sra, edit) = selected.select("sra");
-    let opened = Opened::new(&fixture("chat").join("model.onnx")).unwrap();
-    let model = opened.understand().unwrap();
-    let runtime = Runtime::load(&onnxruntime_library(), Device::Cpu, 1).unwrap();
-    let never = AtomicBool::new(false);
-    let chat = Chat::load(&[&fixture("chat")], ChatOptions::default()).unwrap();
-    let engine =
-        Engine { runtime: &runtime, model: &model, batch: 1, pad: pad_token(&chat), cancelled: &never, steered: None };
+    let ours = Ours::new();
+    let (model, chat) = (ours.opened.understand().unwrap(), &ours.chat);
+    let engine = ours.engine(&model, None);
     let atoms: Vec<Vec<f64>> = abilities()
         .iter()
-        .map(|ability| minus(&mean_of(&engine, &encode(&chat, &ability.prompts).unwrap(), at), &harmless))
+        .map(|ability| minus(&mean_of(&engine, &encode(chat, &ability.prompts).unwrap(), at), &harmless))
         .collect();
     let ridge = 0.01 * atoms.iter().map(|atom| dot(atom, atom)).sum::<f64>() / atoms.len() as f64;
     let gram = |i: usize, j: usize| dot(&atoms[i], &atoms[j]) + if i == j { ridge } else { 0.0 };
@@ -303,16 +324,12 @@ fn each_method_finds_what_its_equation_says() {
 fn discriminants_are_those_of_the_channels() {
     let selected = Selected::new();
     let activations = selected.activations();
-    let opened = Opened::new(&fixture("chat").join("model.onnx")).unwrap();
-    let model = opened.understand().unwrap();
-    let runtime = Runtime::load(&onnxruntime_library(), Device::Cpu, 1).unwrap();
-    let never = AtomicBool::new(false);
-    let chat = Chat::load(&[&fixture("chat")], ChatOptions::default()).unwrap();
-    let engine =
-        Engine { runtime: &runtime, model: &model, batch: 1, pad: pad_token(&chat), cancelled: &never, steered: None };
+    let ours = Ours::new();
+    let (model, chat) = (ours.opened.understand().unwrap(), &ours.chat);
+    let engine = ours.engine(&model, None);
     let tokens = &activations.info.refusal_tokens;
     let refused = |p: &[f64]| tokens.iter().map(|at| p[*at as usize]).sum::<f64>() > 0.5;
-    let prompts = |class, split| encode(&chat, activations.info.prompts.get(class, split)).unwrap();
+    let prompts = |class, split| encode(chat, activations.info.prompts.get(class, split)).unwrap();
 
     // probes: what the model refuses of the one class against what it answers of the other
     let (two, edit) = selected.select("probes:2");
@@ -411,24 +428,14 @@ fn candidates_are_scored_by_activations_where_no_token_tells_refusals() {
     // a tenth of so few layers is one
     let layer = (0..n_layers).min_by(|a, b| alike(a).total_cmp(&alike(b))).unwrap();
 
-    let opened = Opened::new(&fixture("chat").join("model.onnx")).unwrap();
-    let model = opened.understand().unwrap();
-    let runtime = Runtime::load(&onnxruntime_library(), Device::Cpu, 1).unwrap();
-    let never = AtomicBool::new(false);
-    let chat = Chat::load(&[&fixture("chat")], ChatOptions::default()).unwrap();
+    let ours = Ours::new();
+    let (model, chat) = (ours.opened.understand().unwrap(), &ours.chat);
     let score = |class: PromptClass, edit: Option<&Edit>| {
         let steering = edit.map(Steering::of);
-        let engine = Engine {
-            runtime: &runtime,
-            model: &model,
-            batch: 1,
-            pad: pad_token(&chat),
-            cancelled: &never,
-            steered: steering.as_ref(),
-        };
+        let engine = ours.engine(&model, steering.as_ref());
         let probes = vec![(layer, ResidPoint::Pre)];
         let mut session = engine.session(Request { probes, last_positions: n_pos, ..Request::default() }).unwrap();
-        let prompts = encode(&chat, activations.info.prompts.get(class, Split::Val)).unwrap();
+        let prompts = encode(chat, activations.info.prompts.get(class, Split::Val)).unwrap();
         let mut sum = 0.0;
         for tokens in &prompts {
             let row = [Row { tokens, direction: 0 }];
