@@ -224,6 +224,14 @@ mod tests {
         let families = found.last().unwrap();
         let held_out = |both: &Both| both.pseudo_harmful.len().min(both.harmful.len());
         assert!(held_out(&families.train) > 500 && held_out(&families.val) >= 60);
+        // a family of ten requests a class is left out as a whole
+        for (requests, alike) in [
+            (&families.train.pseudo_harmful, &families.alike.pseudo_harmful),
+            (&families.train.harmful, &families.alike.harmful),
+        ] {
+            let names: HashSet<&String> = alike.iter().collect();
+            assert!(alike.len() == requests.len() && 10 * names.len() == requests.len());
+        }
         for dressed in [&found[3].train, &found[6].train] {
             let pseudo = around(&plain.pseudo_harmful, &dressed.pseudo_harmful);
             let harmful = around(&plain.harmful, &dressed.harmful);
