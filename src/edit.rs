@@ -183,6 +183,14 @@ impl Reading {
         }
     }
 
+    /// How far arithmetic may be from its value for `x`, in units of the relative rounding of one operation.
+    pub fn rounding(&self, x: &[f64]) -> f64 {
+        match self {
+            Self::Linear(weights) => weights.iter().zip(x).map(|(w, x)| (w * x).abs()).sum(),
+            Self::Radial(basis) => basis.rounding(x),
+        }
+    }
+
     /// The same times `factor`.
     #[must_use]
     pub fn scaled(self, factor: f64) -> Self {
@@ -262,6 +270,14 @@ impl Factor {
     /// Its value for `x`, `[d_model]`.
     pub fn of(&self, x: &[f64]) -> f64 {
         self.shape.of(self.reading.of(x) + self.offset)
+    }
+
+    /// How far it is from its value where what it reads is off by what operations of the relative rounding `eps` may bring;
+    /// 0 where the shape is flat.
+    fn doubt(&self, x: &[f64], eps: f64) -> f64 {
+        let (y, by) = (self.reading.of(x) + self.offset, eps * (self.reading.rounding(x) + self.offset.abs()));
+        let from = |y: f64, other: f64| (self.shape.of(other) - self.shape.of(y)).abs();
+        from(y, y + by).max(from(y, y - by))
     }
 }
 
@@ -347,6 +363,12 @@ impl GatedTerm {
     /// The product of the factors for `x`, `[d_model]`: how much of `v` is added.
     pub fn amount(&self, x: &[f64]) -> f64 {
         self.factors.iter().map(|factor| factor.of(x)).product()
+    }
+
+    /// How far arithmetic of the relative rounding `eps` may be from [`GatedTerm::amount`], to first order in each reading.
+    pub fn doubt(&self, x: &[f64], eps: f64) -> f64 {
+        let with: f64 = self.factors.iter().map(|factor| factor.of(x).abs() + factor.doubt(x, eps)).product();
+        with - self.amount(x).abs()
     }
 
     /// Adds the term to `x`, `[d_model]`, and returns how much of `v` that was.
@@ -532,6 +554,19 @@ mod tests {
         for ramp in [0.0, -1.0, f64::NAN] {
             let error = gated(ramp).unwrap_err();
             assert!(matches!(error, EditError::Gate { layer: 3, problem: GateProblem::NotFinite { .. } }), "{error}");
+        }
+    }
+
+    /// Each factor is in doubt by what its reading may be off, unless its shape is flat there.
+    #[test]
+    fn what_rounding_may_move_a_term_by_is_told_where_it_can() {
+        let gate = Factor::gate(Reading::Linear(vec![0.0, 1.0]), 2.0, 4.0);
+        let term = GatedTerm::ablation(3, vec![gate], &Direction::new(vec![5.0, 0.0]).unwrap(), 1.0, 1.5).unwrap();
+        let eps = 1e-6;
+        // a gate of (x - 2) / 4 reads 4 / 4 and adds -2 / 4; the other factor reads 9 and adds -1
+        let (half, whole) = ((0.5 + eps * 1.5) * (8.0 + eps * 10.0) - 4.0, eps * 10.0);
+        for (x, expected) in [([9.0, 4.0], half), ([9.0, 60.0], whole), ([9.0, 1.0], 0.0), ([0.5, 60.0], 0.0)] {
+            assert!((term.doubt(&x, eps) - expected).abs() < 1e-12, "{x:?}: {} {expected}", term.doubt(&x, eps));
         }
     }
 

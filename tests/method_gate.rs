@@ -57,14 +57,16 @@ fn a_gate_is_fitted_and_chosen_and_what_it_makes_is_proved() {
         let basis = gate.reading.radial().expect("the gate opens near what it knows");
         assert_eq!(basis.count() as u64, row["centers"].as_u64().unwrap());
         let ramp = row["ramp"].as_f64().unwrap();
-        assert!(row["threshold"].as_f64().unwrap() >= 0.25 && ramp >= 0.1, "it is shut far from all that it knows");
+        assert!(row["threshold"].as_f64().unwrap() >= 0.25 && ramp >= 0.25, "it is shut far from all that it knows");
         assert!((gate.offset * ramp + row["threshold"].as_f64().unwrap()).abs() < 1e-4);
         assert_eq!(gate.of(&vec![1e3; basis.width()]), 0.0);
         assert!((above.offset + row["floor"].as_f64().unwrap()).abs() < 1e-4);
         assert!(row["opens_elsewhere"].as_f64().unwrap() < 0.01);
-        for source in row["sources"].as_array().unwrap() {
-            assert!(source["opens_harmful"].as_f64().unwrap() <= gate_share(&result));
-        }
+        // in the mean over the sources, and five times as far in any
+        let sources = row["sources"].as_array().unwrap();
+        let opens: Vec<f64> = sources.iter().map(|source| source["opens_harmful"].as_f64().unwrap()).collect();
+        assert!(opens.iter().sum::<f64>() <= gate_share(&result) * opens.len() as f64 + 1e-6, "{opens:?}");
+        assert!(opens.iter().all(|opens| *opens <= 5.0 * gate_share(&result)), "{opens:?}");
         // of the run's own prompts those count that the collection kept, by the same refusal scores
         let own = &row["sources"][0];
         assert_eq!(own["source"], serde_json::json!({"hand": "own", "dress": "plain"}));

@@ -123,6 +123,19 @@ fn a_killed_search_goes_on_to_the_same_setting() {
     let text = std::fs::read(&results).unwrap();
     std::fs::write(&results, [&text[..], b"[\"cut"].concat()).unwrap();
 
+    // under another policy nothing that was judged counts, and what was collected does
+    let other = place("other.partial");
+    std::fs::create_dir(&other).unwrap();
+    for name in ["activations", "results.jsonl"] {
+        std::fs::copy(kept.join(name), other.join(name)).unwrap();
+    }
+    let output = search(&place("other")).args(["--max-wrapped-drop", "0.5"]).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("answers, wang-lambda-1 "), "{told}");
+    for left in [place("other"), other] {
+        std::fs::remove_dir_all(left).unwrap_or_default();
+    }
+
     let output = search(&out).output().unwrap();
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{told}");

@@ -19,7 +19,7 @@ use super::args::{
     cross_set, finite, non_negative, unit_interval,
 };
 use super::commands::{self, Context, Ending, check_report, print, write_report};
-use super::measuring::{self, GuardArgs, MeasuringArgs};
+use super::measuring::{self, LimitArgs, MeasuringArgs};
 use super::method;
 use super::runtime::load_runtime;
 use super::ui::Ui;
@@ -72,7 +72,7 @@ pub struct CompareArgs {
     #[command(flatten)]
     pub prompts: PromptArgs,
     #[command(flatten)]
-    pub guard: GuardArgs,
+    pub limits: LimitArgs,
     #[command(flatten)]
     pub chat: ChatArgs,
     #[command(flatten)]
@@ -177,10 +177,10 @@ pub fn compare(context: &Context, args: &CompareArgs) -> anyhow::Result<Ending> 
     let prompts = commands::load_prompts(&args.prompts, args.settings.paper, &context.ui)?;
     let cross = cross_sets(&args.settings.cross, &prompts, &args.prompts, &context.ui)?;
     let tokens = method::refusal_tokens(&args.tokens, &chat)?;
-    let guard = measuring::guard(&args.guard)?;
+    let policy = measuring::policy(&args.limits)?;
     let runtime = load_runtime(context, &args.runtime)?;
     let options = CompareOptions {
-        rules: args.settings.rules(guard.policy.limit(Limit::HarmfulDrop).unwrap_or(1.0)),
+        rules: args.settings.rules(policy.limit(Limit::HarmfulDrop).unwrap_or(1.0)),
         out: &args.output,
         prompted: args.settings.methods.contains(&Compared::SystemPrompt).then(|| permissive(&opened, &args.chat)),
         refusal_tokens: tokens,
@@ -194,7 +194,7 @@ pub fn compare(context: &Context, args: &CompareArgs) -> anyhow::Result<Ending> 
             args.prompts.seed,
         )?,
         cross: &cross,
-        guard: &guard,
+        policy: &policy,
     };
     let running = commands::running(context, &runtime, &chat, &prompts, args.runtime.batch_size);
     let mut comparison = compare::compare(&running, &opened, &options, &context.ui)?;

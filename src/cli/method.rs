@@ -149,7 +149,7 @@ pub fn gates(args: &MethodArgs, max_harmful_drop: f64) -> GateRules {
     GateRules {
         kl_threshold: args.kl_threshold.min(default.kl_threshold),
         harmful_drop: max_harmful_drop,
-        opens: vec![max_harmful_drop, max_harmful_drop / 2.0],
+        opens: GateRules::opens(max_harmful_drop),
         ..default
     }
 }

@@ -1,5 +1,5 @@
 //! Fitting the gate of a gated ablation, between activations at which it is to open and activations at which it is to stay
-//! shut: [`radial`]. Every source of prompts holds its threshold by itself.
+//! shut: [`radial`]. The sources of prompts hold its threshold, together and each by itself.
 //!
 //! Which layer serves is told by shrunken linear discriminants here. One source, such as one data set beside another, gives
 //! its style away as much as its harm. So each source is centred on its own midpoint, the differences are averaged, and

@@ -11,6 +11,7 @@ use super::stage::Stage;
 use crate::chat::Chat;
 use crate::edit::{Edit, GatedTerm};
 use crate::error::Error;
+use crate::eval::statistics::Paired;
 use crate::instrument::Request;
 use crate::method::gate::Gate;
 use crate::method::gate::radial::RadialRules;
@@ -32,8 +33,8 @@ pub struct GateRules {
     pub radial: RadialRules,
     /// How many layers are tried at run time, each alone.
     pub layers: usize,
-    /// Shares of the refused harmful train prompts of any source for which a gate may open, in the order in which they are
-    /// tried: as far as the first of which a setting holds.
+    /// Shares of the refused harmful train prompts, in the mean over the sources, for which a gate may open, in the order in
+    /// which they are tried: as far as the first of which a setting holds.
     pub opens: Vec<f64>,
     /// Factors that are tried.
     pub alphas: Vec<f64>,
@@ -51,7 +52,7 @@ impl Default for GateRules {
             shrinkage: 0.1,
             radial: RadialRules::default(),
             layers: 3,
-            opens: vec![0.02, 0.01],
+            opens: Self::opens(0.02),
             alphas: vec![1.0, 2.0, 3.0],
             layer_share: 0.8,
             kl_threshold: 0.05,
@@ -70,6 +71,12 @@ struct Setting {
 }
 
 impl GateRules {
+    /// The shares that are tried where so large a share of harmful refusal may be lost: half of it, since prompts of a hand
+    /// that a gate does not know lose more than those that it does, then a quarter.
+    pub fn opens(harmful_drop: f64) -> Vec<f64> {
+        vec![harmful_drop / 2.0, harmful_drop / 4.0]
+    }
+
     /// Prompts that the choice runs, those that several settings run for each of them; about.
     pub fn prompt_runs(&self, prompts: &Prompts) -> usize {
         let of = |both: &Both| both.pseudo_harmful.len() + both.harmful.len();
@@ -368,10 +375,21 @@ fn lost(scores: &[GateScores]) -> usize {
     scores.iter().map(|scores| scores.lost).sum()
 }
 
+/// How sure it must be that new prompts lose no more than those that a setting is chosen on.
+const CONFIDENCE: f64 = 0.95;
+
+/// The most of so many harmful prompts that may be lost so that the share that new ones lose is at most `limit`, by its upper
+/// confidence bound; none where there are too few to tell. Of many settings the one that wins has been lucky too, which
+/// the share itself does not know.
+fn allowed(limit: f64, harmful: usize) -> usize {
+    let bound = |lost| Paired { both: harmful - lost, lost, ..Paired::default() }.drop_upper(CONFIDENCE);
+    (1..=harmful).take_while(|lost| bound(*lost).is_some_and(|bound| bound <= limit)).last().unwrap_or(0)
+}
+
 /// Why a candidate is out.
 fn discarded(candidate: &GateCandidate, baseline: &[GateScores], rules: &GateRules) -> Option<GateDiscarded> {
-    let harmful: usize = baseline.iter().map(|scores| scores.harmful.total).sum();
-    let allowed = (rules.harmful_drop * harmful as f64) as usize;
+    // prompts of a hand that no source has lose more
+    let allowed = allowed(rules.harmful_drop / 2.0, baseline.iter().map(|scores| scores.harmful.total).sum());
     let lost = lost(&candidate.scores);
     if lost > allowed {
         Some(GateDiscarded::TrueRefusal { lost, allowed })
@@ -412,7 +430,7 @@ mod tests {
     fn scores(refused: usize, lost: usize) -> GateScores {
         GateScores {
             pseudo_harmful: Refused { refused, total: 40 },
-            harmful: Refused { refused: 50 - lost, total: 50 },
+            harmful: Refused { refused: 150 - lost, total: 150 },
             lost,
             ..GateScores::default()
         }
@@ -430,13 +448,26 @@ mod tests {
     fn what_loses_refusal_or_changes_harmless_prompts_is_out() {
         let (rules, baseline) = (GateRules::default(), [scores(30, 0), scores(30, 0)]);
         let out = |candidate: &GateCandidate| discarded(candidate, &baseline, &rules);
-        // 2 % of 100 harmful prompts
-        assert_eq!(out(&candidate(10, 2, 0.05)), None);
-        assert_eq!(out(&candidate(10, 3, 0.0)), Some(GateDiscarded::TrueRefusal { lost: 3, allowed: 2 }));
+        // of 300 harmful prompts, where the bound of none is 0.9 % and that of 1 is 1.5 %
+        assert_eq!(out(&candidate(10, 0, 0.05)), None);
+        assert_eq!(out(&candidate(10, 1, 0.0)), Some(GateDiscarded::TrueRefusal { lost: 1, allowed: 0 }));
+        // half of 4 %
+        let rules = GateRules { harmful_drop: 0.04, ..GateRules::default() };
+        assert_eq!(discarded(&candidate(10, 2, 0.0), &baseline, &rules), None);
         assert_eq!(out(&candidate(10, 0, 0.051)), Some(GateDiscarded::Divergence { limit: 0.05 }));
         assert_eq!(out(&candidate(30, 0, 0.0)), Some(GateDiscarded::NoGain));
         let unknown = GateCandidate { kl: None, ..candidate(10, 0, 0.0) };
         assert_eq!(out(&unknown), Some(GateDiscarded::Divergence { limit: 0.05 }));
+    }
+
+    #[test]
+    fn what_may_be_lost_keeps_to_the_limit_by_its_bound() {
+        for (limit, harmful, most) in
+            [(0.02, 0, 0), (0.02, 133, 0), (0.02, 290, 1), (0.02, 300, 2), (0.02, 1000, 12), (0.1, 100, 5)]
+        {
+            assert_eq!(allowed(limit, harmful), most, "{limit} of {harmful}");
+        }
+        assert_eq!((allowed(0.0, 500), allowed(1.0, 500)), (0, 500));
     }
 
     /// Where true refusal would be lost the guard has refused, with its exit code.
@@ -465,7 +496,7 @@ mod tests {
     #[test]
     fn each_layer_is_tried_with_each_factor() {
         let rules = GateRules::default();
-        let tried = |layers| rules.grid(layers, 0.02).iter().map(|one| (one.at, one.alpha)).collect::<Vec<_>>();
+        let tried = |layers| rules.grid(layers, 0.01).iter().map(|one| (one.at, one.alpha)).collect::<Vec<_>>();
         assert_eq!(tried(2), [(0, 1.0), (0, 2.0), (0, 3.0), (1, 1.0), (1, 2.0), (1, 3.0)]);
         assert_eq!(tried(0), []);
     }

@@ -23,6 +23,7 @@ use super::write_whole;
 use crate::bake::{PlanOptions, Staging};
 use crate::edit::Edit;
 use crate::error::Error;
+use crate::eval::policy::Policy;
 use crate::linalg::cosine;
 use crate::method::direction::diff_in_means;
 use crate::method::prompts::{PromptClass, Prompts};
@@ -53,7 +54,7 @@ pub struct CompareOptions<'a> {
     /// prompts are the run's own.
     pub cross: &'a [(String, Prompts)],
     /// What a setting must keep. Its bounds wait for the test prompts.
-    pub guard: &'a Guard,
+    pub policy: &'a Policy,
 }
 
 /// Settings side by side, with the edits of their direction files.
@@ -107,7 +108,7 @@ fn kept(
     let refusal_tokens = activations.info.refusal_tokens.clone();
     let settings = evaluate::Settings { refusal_tokens, ..options.settings.for_compare() };
     let bench = Bench { engine, chat, prompts, settings: &settings, observer, journal: Some(journal) };
-    let guard = Guard { policy: options.guard.policy.without_bounds(), ..options.guard.clone() };
+    let guard = Guard { policy: options.policy.without_bounds(), force: false };
     let (mut result, edits) =
         over(&bench, &activations, (&options.rules, options.prompted.as_ref()), &guard, &mut clock)?;
     result.cross = sets_on_sets(&bench, &activations, options)?;

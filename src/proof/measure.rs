@@ -19,6 +19,10 @@ pub struct Tolerance {
 /// How many roundings of a number of the stream may add up.
 const ROUNDINGS: f64 = 16.0;
 
+/// How many roundings of a sum in a gated term may add up, in units of the sum of the sizes of its parts: sums of thousands of
+/// numbers are added up in blocks, of which the roundings mostly cancel.
+const TERM_ROUNDINGS: f64 = 4.0;
+
 /// One value that was read, on one prompt: `[positions, d_model]` row-major.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rows {
@@ -68,16 +72,29 @@ impl Rows {
         self.values.chunks_exact(self.d_model.max(1))
     }
 
-    /// Does to every row what gated terms do, in float64, one after another. Returns at how many positions one of them
-    /// was open.
-    pub fn change(&mut self, terms: &[GatedTerm]) -> usize {
-        let mut open = 0;
+    /// Does to every row what gated terms do, in float64, one after another.
+    pub fn change(&mut self, terms: &[GatedTerm]) -> Changed {
+        let mut changed = Changed::default();
         for row in self.values.chunks_exact_mut(self.d_model.max(1)) {
             let mut x: Vec<f64> = row.iter().map(|v| f64::from(*v)).collect();
-            open += usize::from(terms.iter().fold(false, |any, term| (term.apply(&mut x) != 0.0) | any));
+            let (mut opens, mut doubt) = (false, 0.0);
+            for term in terms {
+                let largest = term.vector().iter().fold(0.0f64, |most, v| most.max(v.abs()));
+                doubt += largest * term.doubt(&x, TERM_ROUNDINGS * f64::from(f32::EPSILON));
+                opens |= term.apply(&mut x) != 0.0;
+            }
+            changed.open += usize::from(opens);
+            changed.doubts.push(doubt);
             row.iter_mut().zip(x).for_each(|(to, from)| *to = from as f32);
         }
-        open
+        changed
+    }
+
+    /// The largest of `amounts`, one a row, as a share of the largest number of its row.
+    #[must_use]
+    pub fn share_of_largest(&self, amounts: &[f64]) -> f64 {
+        let largest = |row: &[f32]| row.iter().fold(f64::MIN_POSITIVE, |most, v| most.max(f64::from(v.abs())));
+        self.rows().zip(amounts).map(|(row, amount)| amount / largest(row)).fold(0.0, f64::max)
     }
 
     /// Adds a vector, `[d_model]`, to every row, in float64. Returns at how many positions.
@@ -89,23 +106,34 @@ impl Rows {
     }
 
     /// The largest difference of a number from `other`'s, as a multiple of what rounding explains: the share `rounding` of
-    /// the largest number of its row. Infinite where the rows are others.
+    /// the largest number of its row, and beside it what `doubts` holds for the row, 0 where it holds none. Infinite where
+    /// the rows are others.
     #[must_use]
-    pub fn apart(&self, other: &Self, rounding: f64) -> f64 {
+    pub fn apart(&self, other: &Self, rounding: f64, doubts: &[f64]) -> f64 {
         if self.len() != other.len() || self.d_model != other.d_model {
             return f64::INFINITY;
         }
         let mut most = 0.0f64;
-        for (a, b) in self.rows().zip(other.rows()) {
+        let doubts = doubts.iter().copied().chain(std::iter::repeat(0.0));
+        for ((a, b), doubt) in self.rows().zip(other.rows()).zip(doubts) {
             let largest = a.iter().fold(0.0f64, |most, v| most.max(f64::from(v.abs())));
             for (a, b) in a.iter().zip(b) {
                 let apart = (f64::from(*a) - f64::from(*b)).abs();
-                let excess = if apart == 0.0 { 0.0 } else { apart / (rounding * largest) };
+                let excess = if apart == 0.0 { 0.0 } else { apart / (rounding * largest + doubt) };
                 most = if excess.is_nan() { f64::INFINITY } else { most.max(excess) };
             }
         }
         most
     }
+}
+
+/// What gated terms did to the rows of one value.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Changed {
+    /// Positions at which one of them was open.
+    pub open: usize,
+    /// How far single precision may be from each number of each row.
+    pub doubts: Vec<f64>,
 }
 
 /// What the values of one model keep of a direction, over all prompts.
@@ -247,17 +275,18 @@ mod tests {
         let term = GatedTerm::new(1, vec![0.5, 2.0], vec![factor]).unwrap();
         let base = Rows { values: vec![3.0, 1.0, 0.5, 7.0], d_model: 2 };
         let mut rows = base.clone();
-        assert_eq!(rows.change(&[term.clone(), term]), 1);
+        assert_eq!(rows.change(&[term.clone(), term]).open, 1);
         // (3, 1) + 2 (0.5, 2) = (4, 5), then + 3 (0.5, 2)
         assert_eq!(rows.values, [5.5, 11.0, 0.5, 7.0]);
-        assert_eq!(rows.apart(&rows, 1e-6), 0.0);
-        assert!(rows.apart(&base, 1e-6) > 1e5);
+        assert_eq!(rows.apart(&rows, 1e-6, &[]), 0.0);
+        assert!(rows.apart(&base, 1e-6, &[]) > 1e5);
         let near = Rows { values: vec![5.5, 11.000_001, 0.5, 7.0], d_model: 2 };
-        assert!(rows.apart(&near, 1e-6) < 1.0 && rows.apart(&near, 1e-8) > 1.0);
+        assert!(rows.apart(&near, 1e-6, &[]) < 1.0 && rows.apart(&near, 1e-8, &[]) > 1.0);
+        assert!(rows.apart(&near, 1e-8, &[1.0; 2]) < 1.0);
         let shorter = Rows { values: vec![5.5, 11.0], d_model: 2 };
-        assert_eq!(rows.apart(&shorter, 1e-6), f64::INFINITY);
+        assert_eq!(rows.apart(&shorter, 1e-6, &[]), f64::INFINITY);
         let broken = Rows { values: vec![5.5, f32::NAN, 0.5, 7.0], d_model: 2 };
-        assert_eq!(rows.apart(&broken, 1e-6), f64::INFINITY);
+        assert_eq!(rows.apart(&broken, 1e-6, &[]), f64::INFINITY);
     }
 
     #[test]

@@ -185,10 +185,10 @@ pub struct CompareResult {
 }
 
 impl CompareResult {
-    /// Settings that were tried; the row of the unchanged model is none.
+    /// Settings that were tried, of those that a file can hold: what one is chosen from.
     #[must_use]
     pub fn tried(&self) -> usize {
-        self.rows.len().saturating_sub(1)
+        self.rows.iter().filter(|row| row.tried.setting.is_edit()).count()
     }
 
     /// The row that is recommended.

@@ -2,8 +2,8 @@
 
 Takes activations at the last position of every prompt from PyTorch, fits a shrunken linear discriminant and a kernel
 machine with radial basis functions on the refused train prompts in numpy float64 (docs/methods.md; nothing of Lancet is
-used), gives each the threshold that lets 2 % of the harmful prompts of any source through where each prompt is left out in
-every dress, and prints Markdown: the share of the refused prompts of each set for which the gate opens.
+used), gives each the threshold that lets 1 % of the harmful prompts through in the mean over the sources, and 5 % of any
+source, where each prompt is left out in every dress, and prints Markdown: the share of the refused prompts of each set for which the gate opens.
 
 Run in the environment of requirements-optimum.txt, after build.py:
   python tools/real/gates.py --data DIR [--layers 16,18,20] [--no-questions] [--no-families]
@@ -23,7 +23,7 @@ import torch
 from common import REAL, ROOT, batches, bundled, deterministic, encode, left_padded, prompts_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-TRAIN, FEWEST, SHARE, SHRINKAGE, DIMS, NARROWNESS, RIDGE = 260, 8, 0.02, 0.1, 128, 3.0, 0.1
+TRAIN, FEWEST, SHARE, WORST, SHRINKAGE, DIMS, NARROWNESS, RIDGE = 260, 8, 0.01, 5, 0.1, 384, 2.0, 0.1
 # One of so many families is for validation.
 FAMILIES_VAL = 8
 REFUSAL_TOKEN = "I"
@@ -171,12 +171,18 @@ class Samples:
         return total / keep.sum()
 
     def threshold(self, values: np.ndarray) -> float:
-        """The largest that a source asks for."""
-        asked = []
-        for source in set(self.source):
-            shut = [v for v, s, y in zip(values, self.source, self.y, strict=True) if s == source and y < 0]
-            asked.append(sorted(shut, reverse=True)[int(SHARE * len(shut))])
-        return max(asked)
+        """The least that keeps to the share in the mean over the sources, and to five times of it in each."""
+        shut = defaultdict(list)
+        for value, source, y in zip(values, self.source, self.y, strict=True):
+            if y < 0:
+                shut[source].append(value)
+        asked = [sorted(of, reverse=True)[int(WORST * SHARE * len(of))] for of in shut.values()]
+        mean, every = 0.0, sorted(((v, 1 / len(of)) for of in shut.values() for v in of), reverse=True)
+        for value, weight in every:
+            mean += weight / len(shut)
+            if mean > SHARE + 1e-9:
+                return max(*asked, value)
+        raise SystemExit("no threshold")
 
 
 def shrunken(covariance: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 
-use super::{Gate, GateError, HeldOut, LEAST_RAMP, ROUNDING, Source, above_most};
+use super::{Gate, GateError, HeldOut, ROUNDING, Source, above_most};
 use crate::edit::{DirectionError, RadialBasis, Reading};
 use crate::linalg::{CholeskyError, cholesky, inverse_of_lower, inverse_of_positive, solve_positive};
 
@@ -21,18 +21,34 @@ pub struct RadialRules {
     pub shrinkage: f64,
     /// How many times the median squared distance of two samples is divided by to give the square of the width.
     pub narrowness: f64,
-    /// Ridge of a sample that weighs as much as the mean one.
+    /// Ridge of a sample that weighs as much as the mean one; it grows where the classes cannot be told apart so well
+    /// ([`fit`]).
     pub ridge: f64,
 }
 
 impl Default for RadialRules {
     fn default() -> Self {
-        Self { dims: 128, shrinkage: 0.1, narrowness: 3.0, ridge: 0.1 }
+        Self { dims: 384, shrinkage: 0.1, narrowness: 2.0, ridge: 0.1 }
     }
 }
 
 /// Smallest threshold: far from all that is known the function is 0, and the gate shut.
 const LEAST_THRESHOLD: f64 = 0.25;
+
+/// Smallest ramp. The function is a sum of thousands of terms that cancel, which runtimes add up in different orders; what
+/// they differ by in single precision shows as many times as large behind a steep ramp.
+const LEAST_RAMP: f64 = 0.25;
+
+/// Largest mean size of the weights. It is that of the residuals in units of the ridge, so where it is larger the ridge is
+/// smaller than what it has to smooth away, and large weights cancel one another.
+const LARGEST_WEIGHT: f64 = 1.0;
+
+/// How many times as large the ridge is in the next try.
+const NEXT_RIDGE: f64 = 2.0;
+
+/// How many times as many shut samples of one source as of the mean source the gate may open for. One source of few prompts
+/// would close it otherwise.
+const WORST_SOURCE: f64 = 5.0;
 
 /// A machine and how it does on samples that it was not fitted on, before a threshold is set.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,7 +62,7 @@ pub struct RadialFit {
 /// Fits the function `f(x) = sum_j a_j k(x, x_j)` with `k(x, y) = exp(-g |W (x - y)|^2 / m)` to 1 at the open and -1 at the
 /// shut samples of all sources, in the least squares: `(K + D) a = y`, where `D` is diagonal and lighter for samples of
 /// small classes, so that every class of every source weighs the same (Suykens and Vandewalle 1999, *Least squares support
-/// vector machine classifiers*). `W`, `[k, d_model]`, whitens the directions along which samples of one class vary most;
+/// vector machine classifiers*). The ridge is doubled until the mean of `|a_j|` is at most 1. `W`, `[k, d_model]`, whitens the directions along which samples of one class vary most;
 /// `m` is the median of the squared distances after it, and `g` the narrowness.
 ///
 /// `prompts` numbers the prompt that each sample comes from, in the order of the sources, open samples before shut ones:
@@ -77,18 +93,27 @@ pub fn fit(sources: &[Source<'_>], prompts: &[usize], rules: &RadialRules) -> Re
         return Err(GateError::Alike(DirectionError::Zero));
     }
     let scale = rules.narrowness / median;
-    let mut system = squared.mapv_into(|d| (-scale * d).exp());
-    let mut at = 0;
-    for (_, part) in &parts {
-        // of the mean over the classes of the sources a sample weighs 1 / size; the mean sample weighs 1
-        let weight = n as f64 / (parts.len() * part.nrows()) as f64;
-        (at..at + part.nrows()).for_each(|i| system[[i, i]] += rules.ridge / weight);
-        at += part.nrows();
-    }
+    let kernel = squared.mapv_into(|d| (-scale * d).exp());
     let targets: Array1<f64> =
         parts.iter().flat_map(|(open, part)| vec![if *open { 1.0 } else { -1.0 }; part.nrows()]).collect();
-    let inverse = inverse_of_positive(system)?;
-    let weights = inverse.dot(&targets);
+    // of the mean over the classes of the sources a sample weighs 1 / size; the mean sample weighs 1
+    let lightness: Vec<f64> =
+        parts.iter().flat_map(|(_, part)| vec![(parts.len() * part.nrows()) as f64 / n as f64; part.nrows()]).collect();
+    let mut ridge = rules.ridge;
+    let (inverse, weights) = loop {
+        let mut system = kernel.clone();
+        system.diag_mut().iter_mut().zip(&lightness).for_each(|(entry, light)| *entry += ridge * light);
+        let inverse = inverse_of_positive(system)?;
+        let weights = inverse.dot(&targets);
+        let size = weights.iter().map(|a| a.abs()).sum::<f64>();
+        if !size.is_finite() {
+            return Err(CholeskyError { row: 0, pivot: size }.into());
+        }
+        if size <= LARGEST_WEIGHT * n as f64 {
+            break (inverse, weights);
+        }
+        ridge *= NEXT_RIDGE;
+    };
     let values = without_prompt(&inverse, &weights, &targets, prompts)?;
     let mut crossed = Vec::new();
     let mut rest = values.as_slice();
@@ -208,12 +233,13 @@ fn orthonormal(mut a: Array2<f64>) -> Result<Array2<f64>, GateError> {
 }
 
 impl RadialFit {
-    /// The gate that opens for at most the share `open` of the shut samples of any source, by leaving prompts out: the
-    /// threshold is the largest that any source asks for, and at least a quarter, so that it is shut far from all that it
-    /// knows. It is wide open half of the way from there to the median of the open samples. `aucs` are told in [`HeldOut::auc`].
+    /// The gate that opens for at most the share `open` of the shut samples, in the mean over the sources, and of no source
+    /// for more than five times that share, by leaving prompts out. The threshold is at least a quarter, so that the gate is
+    /// shut far from all that it knows. It is wide open half of the way from there to the median of the open samples, and a
+    /// quarter further on at least. `aucs` are told in [`HeldOut::auc`].
     pub fn gate(&self, open: f64, aucs: Option<&[f64]>) -> Gate {
-        let asked = self.crossed.iter().map(|(_, shut)| above_most(shut.clone(), open));
-        let threshold = asked.fold(LEAST_THRESHOLD, f64::max);
+        let asked = self.crossed.iter().map(|(_, shut)| above_most(shut.clone(), WORST_SOURCE * open));
+        let threshold = asked.fold(LEAST_THRESHOLD.max(self.mean_threshold(open)), f64::max);
         let opens = |values: &[f64]| values.iter().filter(|v| **v > threshold).count() as f64 / values.len() as f64;
         let of = |(source, (open, shut)): (usize, &(Vec<f64>, Vec<f64>))| HeldOut {
             open: opens(open),
@@ -224,9 +250,24 @@ impl RadialFit {
         Gate {
             reading: Reading::Radial(self.basis.clone()),
             threshold,
-            ramp: (above_most(all, 0.5) - threshold).max(2.0 * LEAST_RAMP) / 2.0,
+            ramp: ((above_most(all, 0.5) - threshold) / 2.0).max(LEAST_RAMP),
             held_out: self.crossed.iter().enumerate().map(of).collect(),
         }
+    }
+
+    /// The value of one of the shut samples above which the share `open` of them lies at most, in the mean over the sources.
+    fn mean_threshold(&self, open: f64) -> f64 {
+        let weight = |shut: &[f64]| 1.0 / (self.crossed.len() * shut.len()) as f64;
+        let mut values: Vec<(f64, f64)> =
+            self.crossed.iter().flat_map(|(_, shut)| shut.iter().map(|value| (*value, weight(shut)))).collect();
+        values.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+        let mut above = 0.0;
+        let stop = values.iter().find(|(_, weight)| {
+            above += weight;
+            // sums of shares are rounded
+            above > open + 1e-9
+        });
+        stop.or(values.last()).map_or(f64::INFINITY, |(value, _)| *value)
     }
 }
 
@@ -301,6 +342,32 @@ mod tests {
         }
     }
 
+    /// The mean over the sources binds; where one source is far above the others, its own limit does.
+    #[test]
+    fn the_threshold_is_the_least_that_keeps_to_both_limits() {
+        let basis = RadialBasis { shift: vec![], projection: vec![], centers: vec![], weights: vec![] };
+        let few: Vec<f64> = (1..=10).map(|i| f64::from(i) / 10.0).collect();
+        let many: Vec<f64> = (1..=100).map(|i| f64::from(i) / 50.0).collect();
+        let gate = |crossed: [&[f64]; 2], open| {
+            let crossed = crossed.map(|shut| (vec![9.0], shut.to_vec())).to_vec();
+            RadialFit { basis: basis.clone(), crossed }.gate(open, None)
+        };
+        let alike = gate([&few, &many], 0.1);
+        // 20 of 100 above, and none of 10: another one of the 10 would still do, another of the 100 would not
+        assert_eq!(alike.threshold, 1.6);
+        assert_eq!(alike.held_out.iter().map(|held| held.shut).collect::<Vec<_>>(), [0.0, 0.2]);
+        // the other opens for none: of this one twice the share is the share in the mean
+        let alone = gate([&[0.0; 10], &many], 0.04);
+        assert_eq!((alone.threshold, alone.held_out[1].shut), (1.84, 0.08));
+        let alone = gate([&[0.0; 10], &many], 0.005);
+        assert_eq!((alone.threshold, alone.held_out[1].shut), (1.98, 0.01));
+        // several sources, one of which would open far: five times the share is its most
+        let crossed: Vec<(Vec<f64>, Vec<f64>)> =
+            (0..20).map(|at| (vec![9.0], if at == 0 { many.clone() } else { vec![0.0; 10] })).collect();
+        let worst = RadialFit { basis, crossed }.gate(0.02, None);
+        assert_eq!((worst.threshold, worst.held_out[0].shut), (1.8, 0.1));
+    }
+
     /// Distances are told in standard deviations, and half of the pairs lie nearer than the median.
     #[test]
     fn distances_are_those_of_the_whitened_samples() {
@@ -344,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn it_opens_near_what_it_knows_alone_and_every_source_holds_the_threshold() {
+    fn it_opens_near_what_it_knows_alone_and_the_sources_hold_the_threshold() {
         let d = 12;
         let all = [source(60, d, 1, 0.0), source(40, d, 2, 2.0)];
         let found = fit(&views(&all), &shared(&all), &RadialRules::default()).unwrap();
@@ -353,7 +420,8 @@ mod tests {
             let gate = found.gate(open, None);
             assert!(gate.threshold <= last && gate.ramp > 0.0, "{open}");
             last = gate.threshold;
-            assert!(gate.held_out.iter().all(|held| held.shut <= open && held.auc.is_none()), "{:?}", gate.held_out);
+            assert!(gate.held_out.iter().all(|held| held.shut <= 5.0 * open && held.auc.is_none()));
+            assert!(gate.held_out.iter().map(|held| held.shut).sum::<f64>() <= 2.0 * open, "{:?}", gate.held_out);
         }
         let gate = found.gate(0.02, Some(&[0.75, 0.5]));
         assert!(gate.held_out.iter().all(|held| held.open > 0.8), "{:?}", gate.held_out);

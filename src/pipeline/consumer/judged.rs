@@ -71,7 +71,7 @@ impl Judged<'_> {
             found.failures.push(format!("ONNX Runtime runs the base and cannot run the output: {reason}"));
             return Ok(());
         }
-        self.as_loaded(before, (apart, coarsest), found)?;
+        self.as_loaded(before, (apart, coarsest, 0.0), found)?;
         if is.worst().positions == 0 {
             found.failures.push(
                 "nothing that a normalisation or the unembedding reads is as wide as the direction in the output"
@@ -114,14 +114,15 @@ impl Judged<'_> {
     }
 
     /// Holds the logits of the file as loaded to those of the graph that was looked at: `apart` is the largest difference
-    /// with the largest logit, and `coarsest` the relative rounding of the arithmetic.
+    /// with the largest logit, `coarsest` the relative rounding of the arithmetic, and `doubt` how far rounding may move the
+    /// stream where the edit acts, as a share of its largest number.
     fn as_loaded(
         &self,
         before: (&Looked<'_>, &Branch),
-        (apart, coarsest): (Option<(f64, f64)>, f64),
+        (apart, coarsest, doubt): (Option<(f64, f64)>, f64, f64),
         found: &mut Found,
     ) -> Result<(), Error> {
-        let bound = 256.0 * coarsest;
+        let bound = 256.0 * coarsest + 16.0 * doubt;
         if apart.is_none_or(|(apart, scale)| apart.is_nan() || apart > bound * scale.max(1.0)) {
             let own = self.run.own_difference(before, self.opened)?;
             found.failures.extend(other_logits(apart, own));
@@ -145,13 +146,19 @@ impl Judged<'_> {
         let first = first.ok();
         let allowed = Allowed::for_base(self.base);
         let mut expected: Vec<Vec<(usize, Rows)>> = Vec::new();
-        let mut opened = 0usize;
+        // of the read that the terms act at, prompt by prompt
+        let mut doubts: Vec<Vec<f64>> = Vec::new();
+        let (mut opened, mut doubt) = (0usize, 0.0f64);
         let ran = first.as_ref().map_or(Ok(()), |change| {
             self.run.visit(before, None, |mut look| {
                 look.values.retain(|(at, _)| *at <= change.read);
                 for (_, rows) in look.values.iter_mut().filter(|(at, _)| *at == change.read) {
                     opened += change.added.as_ref().map_or(0, |added| rows.add(added));
-                    opened += rows.change(&change.terms);
+                    let changed = rows.change(&change.terms);
+                    opened += changed.open;
+                    doubt = doubt.max(rows.share_of_largest(&changed.doubts));
+                    doubts.resize_with(expected.len(), Vec::new);
+                    doubts.push(changed.doubts);
                 }
                 expected.push(look.values);
                 Ok(())
@@ -175,7 +182,10 @@ impl Judged<'_> {
                 let coarsest = look.rounding.max(stored);
                 let rounding = if coarsest > ROUNDING_OF_SINGLES { 8.0 } else { 64.0 } * coarsest;
                 let there = look.values.iter().find(|(other, _)| other == at).map(|(_, rows)| rows);
-                let excess = there.map_or(f64::INFINITY, |there| rows.apart(there, rounding + allowed.activations));
+                let doubts = first.as_ref().filter(|change| change.read == *at).and_then(|_| doubts.get(look.prompt));
+                let doubts = doubts.map_or(&[][..], Vec::as_slice);
+                let excess =
+                    there.map_or(f64::INFINITY, |there| rows.apart(there, rounding + allowed.activations, doubts));
                 if worst.is_none_or(|(_, most)| excess.is_nan() || excess > most) {
                     worst = Some((*at, excess));
                 }
@@ -186,7 +196,7 @@ impl Judged<'_> {
             found.failures.push(format!("ONNX Runtime runs the base and cannot run the output: {reason}"));
             return Ok(());
         }
-        self.as_loaded(before, (apart, coarsest), found)?;
+        self.as_loaded(before, (apart, coarsest, doubt), found)?;
         let Some(First { read: changed, .. }) = first else { return Ok(()) };
         match worst {
             None => found.failures.push("nothing that a normalisation reads is as wide as what is added".into()),
