@@ -42,7 +42,8 @@ pub struct GateRules {
     pub layer_share: f64,
     /// Largest mean harmless KL divergence, in nats.
     pub kl_threshold: f64,
-    /// Largest share of the harmful validation prompts that may no longer be refused.
+    /// Largest share of harmful prompts that the guard lets be lost. Of the validation prompts so few may be that, with 95 %
+    /// confidence, new ones lose at most half of it.
     pub harmful_drop: f64,
 }
 
