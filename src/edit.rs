@@ -272,12 +272,11 @@ impl Factor {
         self.shape.of(self.reading.of(x) + self.offset)
     }
 
-    /// How far it is from its value where what it reads is off by what operations of the relative rounding `eps` may bring;
-    /// 0 where the shape is flat.
-    fn doubt(&self, x: &[f64], eps: f64) -> f64 {
+    /// Its value, and how far from it arithmetic of the relative rounding `eps` may be; 0 where the shape is flat.
+    fn with_doubt(&self, x: &[f64], eps: f64) -> (f64, f64) {
         let (y, by) = (self.reading.of(x) + self.offset, eps * (self.reading.rounding(x) + self.offset.abs()));
-        let from = |y: f64, other: f64| (self.shape.of(other) - self.shape.of(y)).abs();
-        from(y, y + by).max(from(y, y - by))
+        let value = self.shape.of(y);
+        (value, [y + by, y - by].into_iter().map(|y| (self.shape.of(y) - value).abs()).fold(0.0, f64::max))
     }
 }
 
@@ -367,8 +366,10 @@ impl GatedTerm {
 
     /// How far arithmetic of the relative rounding `eps` may be from [`GatedTerm::amount`], to first order in each reading.
     pub fn doubt(&self, x: &[f64], eps: f64) -> f64 {
-        let with: f64 = self.factors.iter().map(|factor| factor.of(x).abs() + factor.doubt(x, eps)).product();
-        with - self.amount(x).abs()
+        let factors = self.factors.iter().map(|factor| factor.with_doubt(x, eps));
+        let [most, amount] = factors
+            .fold([1.0, 1.0], |[most, amount], (value, doubt)| [most * (value.abs() + doubt), amount * value.abs()]);
+        most - amount
     }
 
     /// Adds the term to `x`, `[d_model]`, and returns how much of `v` that was.

@@ -3,7 +3,8 @@
 Takes activations at the last position of every prompt from PyTorch, fits a shrunken linear discriminant and a kernel
 machine with radial basis functions on the refused train prompts in numpy float64 (docs/methods.md; nothing of Lancet is
 used), gives each the threshold that lets 1 % of the harmful prompts through in the mean over the sources, and 5 % of any
-source, where each prompt is left out in every dress, and prints Markdown: the share of the refused prompts of each set for which the gate opens.
+source, where each prompt is left out in every dress, and prints Markdown: the share of the refused prompts of each set for
+which the gate opens. The ridge is not doubled where weights are large; on this model they are not.
 
 Run in the environment of requirements-optimum.txt, after build.py:
   python tools/real/gates.py --data DIR [--layers 16,18,20] [--no-questions] [--no-families]

@@ -342,6 +342,24 @@ mod tests {
         }
     }
 
+    /// Where the classes lie on one another, the first of the doubled ridges that leaves weights of 1 is taken.
+    #[test]
+    fn the_ridge_grows_until_the_weights_are_small() {
+        let (open, _) = source(20, 6, 1, 0.0);
+        let all = [(open.clone(), open.mapv(|x| x + 1e-3))];
+        let rules = RadialRules::default();
+        let found = fit(&views(&all), &(0..42).collect::<Vec<_>>(), &rules).unwrap();
+        let tries = (0..8).map(|n| RadialRules { ridge: rules.ridge * f64::from(1 << n), ..rules });
+        let mut tried = tries.map(|rules| {
+            let (system, targets) = plainly(&all, &found, &rules);
+            solve_positive(system.iter().copied().collect(), targets).unwrap()
+        });
+        let size = |weights: &[f64]| weights.iter().map(|a| a.abs()).sum::<f64>() / weights.len() as f64;
+        assert!(size(&tried.next().unwrap()) > 1.0, "the first is too small");
+        let expected = tried.find(|weights| size(weights) <= 1.0).unwrap();
+        assert!(expected.iter().zip(&found.basis.weights).all(|(a, b)| (a - b).abs() < 1e-9));
+    }
+
     /// The mean over the sources binds; where one source is far above the others, its own limit does.
     #[test]
     fn the_threshold_is_the_least_that_keeps_to_both_limits() {
