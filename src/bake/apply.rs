@@ -301,7 +301,7 @@ impl Writing<'_> {
                 quantised::edit(
                     &planned.name,
                     quantised,
-                    self.plan.only(planned),
+                    &self.plan.directions(planned),
                     &tables,
                     &|block, offset| self.get(place, &input, block, offset),
                     &mut |block, offset| self.put(place.pair, &output, block, place.at + offset),

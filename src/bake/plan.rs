@@ -12,6 +12,7 @@ use super::hash::sha256;
 use super::kernel::{self, Aim, Along};
 use super::layout::check_aliases;
 use super::metadata::{fresh, keys, own_metadata};
+use super::round::MOST_DIRECTIONS;
 use crate::edit::{Ablated, Ablation, Edit, Writes};
 use crate::lm::projection::{Steps, steer, write_type};
 use crate::lm::{
@@ -336,12 +337,9 @@ impl BakePlan {
         }
     }
 
-    /// The one direction that the edit of a quantised weight takes off, `[d_model]`.
-    pub(super) fn only<'a>(&'a self, edit: &'a TensorEdit) -> &'a [f64] {
-        match self.along(edit).as_slice() {
-            [only] => only.r,
-            _ => unreachable!("quantised weights are edited along one direction, by nodes along more"),
-        }
+    /// The directions that the edit of a quantised weight takes off whole, `[d_model]` each.
+    pub(super) fn directions<'a>(&'a self, edit: &'a TensorEdit) -> Vec<&'a [f64]> {
+        self.along(edit).into_iter().map(|along| along.r).collect()
     }
 
     /// Whether a part of a component is to stay.
@@ -398,8 +396,8 @@ impl<'a> Choice<'a> {
         let ablation = self.ablation?;
         match ablation.vectors() {
             _ if ablation.is_partial() => Some(Reason::PartialStrength),
-            [_] => None,
-            _ => Some(Reason::SeveralDirections),
+            vectors if vectors.len() <= MOST_DIRECTIONS => None,
+            _ => Some(Reason::ManyDirections),
         }
     }
 

@@ -77,9 +77,9 @@ struct View<'q> {
 }
 
 impl<'q> View<'q> {
-    fn new(q: &'q Quantised, unit: &Unit) -> Self {
+    fn new(q: &'q Quantised, units: &[Unit]) -> Self {
         let d = usize::try_from(q.width()).expect("the plan compared it with d_model");
-        Self { q, d, padded: unit.padded() }
+        Self { q, d, padded: units[0].padded() }
     }
 
     /// Vectors of one slab.
@@ -467,22 +467,25 @@ fn range(view: &View<'_>, read: Read<'_>) -> Result<(f32, f32), BakeError> {
     Ok(if lowest >= seven.0 && highest <= seven.1 { (f32::from(seven.0), f32::from(seven.1)) } else { whole })
 }
 
-/// Edits a quantised weight: each vector becomes `w - r (r.w)` (Wang et al. 2025, eq. 4), rounded to its own grid so
-/// that `r.w'` vanishes. `write` takes the codes, `write_scales` all scales of the tensor where they may grow.
+/// Edits a quantised weight: each vector becomes `w - Q^T Q w`, with one to [`MOST_DIRECTIONS`] orthonormal directions
+/// `[d_model]` as rows of `Q` (Wang et al. 2025, eq. 4, for one), rounded to its own grid so that `Q w'` vanishes. `write`
+/// takes the codes, `write_scales` all scales of the tensor where they may grow.
+///
+/// [`MOST_DIRECTIONS`]: super::round::MOST_DIRECTIONS
 ///
 /// # Errors
 /// Whatever reading and writing report, or [`BakeError::NotFinite`].
 pub(super) fn edit(
     name: &str,
     q: &Quantised,
-    r: &[f64],
+    directions: &[&[f64]],
     tables: &Tables,
     read: Read<'_>,
     write: Write<'_>,
     mut write_scales: Option<Write<'_>>,
 ) -> Result<Rounded, BakeError> {
-    let unit = Unit::new(r);
-    let view = View::new(q, &unit);
+    let units: Vec<Unit> = directions.iter().map(|r| Unit::new(r)).collect();
+    let view = View::new(q, &units);
     let not_finite = |_| BakeError::NotFinite { tensor: name.into() };
     let range = range(&view, read)?;
     let mut rounded = Rounded { tally: Tally::default(), grown: 0 };
@@ -511,7 +514,7 @@ pub(super) fn edit(
                             others = view.unpack(other, &view.read(other, read)?);
                             &others
                         };
-                        grow(&view, &side, other, seen, range, &unit, &mut wanted).map_err(not_finite)?;
+                        grow(&view, &side, other, seen, range, &units, &mut wanted).map_err(not_finite)?;
                     }
                 }
                 let bytes = tables.encode(&side.scales, &mut wanted);
@@ -532,7 +535,7 @@ pub(super) fn edit(
                 let mut tally = Tally::default();
                 let first = panel.vectors.start + (tile * TILE) as u64;
                 for (vector, codes) in (first..).zip(vectors.chunks_mut(view.padded)) {
-                    tally.add(&worker.round(codes, grids.of(vector), &unit)?);
+                    tally.add(&worker.round(codes, grids.of(vector), &units)?);
                 }
                 Ok(tally)
             })
@@ -555,7 +558,7 @@ fn grow(
     panel: &Panel,
     ordinals: &[u8],
     range: (f32, f32),
-    unit: &Unit,
+    units: &[Unit],
     wanted: &mut [f32],
 ) -> Result<(), NotFinite> {
     let found: Mutex<Vec<(usize, f32)>> = Mutex::new(Vec::new());
@@ -570,7 +573,7 @@ fn grow(
         let first = panel.vectors.start + (tile * TILE) as u64;
         for (vector, codes) in (first..).zip(vectors.chunks(view.padded)) {
             let from = mine.len();
-            worker.overshoot(codes, grids.of(vector), unit, sharing as f32, |at, factor| mine.push((at, factor)))?;
+            worker.overshoot(codes, grids.of(vector), units, sharing as f32, |at, factor| mine.push((at, factor)))?;
             for (at, _) in &mut mine[from..] {
                 *at = grids.scale_of(vector, *at as u64);
             }

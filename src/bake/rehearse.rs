@@ -36,7 +36,7 @@ pub fn rehearse(model: &Model, plan: &BakePlan, cancelled: &AtomicBool) -> Resul
         let found = quantised::edit(
             &edit.name,
             quantised,
-            plan.only(edit),
+            &plan.directions(edit),
             &tables,
             &read,
             &mut |_, _| Ok(()),

@@ -1,4 +1,4 @@
-//! Leak-aware rounding of one vector to a quantised grid.
+//! Leak-aware rounding of one vector to a quantised grid, here for one direction. [`several`] does it for more.
 //!
 //! A column `w` of a quantised writer becomes `y = w - r (r.w)` (Wang et al. 2025, eq. 4; Arditi et al. 2024,
 //! appendix E) and has to go back to its grid. Rounding to nearest undoes the edit at 4 bits, as `y` and `w` mostly
@@ -16,6 +16,7 @@
 mod arithmetic;
 mod pick;
 mod search;
+mod several;
 mod spend;
 
 use arithmetic::{
@@ -25,6 +26,8 @@ use arithmetic::{
 use pick::{Pick, Plain};
 use pulp::{Arch, Simd, WithSimd};
 use search::Change;
+pub use several::MOST_DIRECTIONS;
+use several::Several;
 use spend::{BUCKETS, REACH};
 
 /// Vectors are padded to a multiple of this.
@@ -210,6 +213,7 @@ pub struct Worker {
     changes: Vec<Change>,
     /// Numbers of the entries that were moved. Some of them were moved back.
     changed: Vec<u32>,
+    several: Several,
 }
 
 impl Worker {
@@ -233,14 +237,22 @@ impl Worker {
             order: Vec::with_capacity(2 * candidates(padded)),
             changes: Vec::with_capacity(2 * candidates(padded)),
             changed: Vec::new(),
+            several: Several::default(),
         }
     }
 
-    /// Ablates and rounds one vector. `codes`, `[padded]`, holds its codes before and after. Returns what that did.
+    /// Ablates one to [`MOST_DIRECTIONS`] orthonormal directions from one vector, and rounds it. `codes`, `[padded]`,
+    /// holds its codes before and after. Returns what that did.
     ///
     /// # Errors
     /// `NotFinite` if a scale or a zero point is NaN or infinite.
-    pub fn round(&mut self, codes: &mut [u8], grid: Grid<'_>, unit: &Unit) -> Result<Tally, super::kernel::NotFinite> {
+    pub fn round(
+        &mut self,
+        codes: &mut [u8],
+        grid: Grid<'_>,
+        units: &[Unit],
+    ) -> Result<Tally, super::kernel::NotFinite> {
+        let [unit] = units else { return self.round_several(codes, grid, units) };
         #[cfg(target_arch = "x86_64")]
         if let Arch::V4(simd) = self.arch {
             return Simd::vectorize(simd, Round { worker: self, codes, grid, unit, pick: simd });
@@ -264,19 +276,23 @@ impl Worker {
         &mut self,
         codes: &[u8],
         grid: Grid<'_>,
-        unit: &Unit,
+        units: &[Unit],
         sharing: f32,
         mut grow: impl FnMut(usize, f32),
     ) -> Result<(), super::kernel::NotFinite> {
-        let value = &mut self.value[..codes.len()];
         // a hair less than a level, so that rounding of the arithmetic does not decide
         let spacing = spacing_at_edge(grid);
         let most = 0.99 * spacing;
-        let worst = self.arch.dispatch(Ablate { value, codes, grid, unit })?;
-        if worst <= most {
-            return Ok(());
+        if let [unit] = units {
+            let value = &mut self.value[..codes.len()];
+            let worst = self.arch.dispatch(Ablate { value, codes, grid, unit })?;
+            if worst <= most {
+                return Ok(());
+            }
+        } else {
+            self.ablate_several(codes, grid, units)?;
         }
-        for (at, &y) in value.iter().enumerate() {
+        for (at, &y) in self.value[..codes.len()].iter().enumerate() {
             let t = y / grid.scale[at];
             let (lowest, highest) = range(grid, at);
             let edge = if t > highest { highest } else { lowest };
@@ -450,8 +466,8 @@ mod tests {
         let r = normal(7, d);
         let n = norm(&r);
         let r: Vec<f64> = r.iter().map(|v| v / n).collect();
-        let unit = Unit::new(&r);
-        let padded = unit.padded();
+        let units = [Unit::new(&r)];
+        let padded = units[0].padded();
         let highest = ((1u32 << bits) - 1) as f32;
         let zero = vec![(1u32 << (bits - 1)) as f32; padded];
         let mut scale = vec![6.0 / (highest + 1.0); padded];
@@ -468,7 +484,7 @@ mod tests {
                 .collect();
             codes.resize(padded, 0);
             let before = codes.clone();
-            let found = worker.round(&mut codes, grid, &unit).unwrap();
+            let found = worker.round(&mut codes, grid, &units).unwrap();
             // by plain arithmetic in float64
             let value = |codes: &[u8], i: usize| (f64::from(codes[i]) - f64::from(zero[i])) * f64::from(scale[i]);
             let c: f64 = (0..d).map(|i| r[i] * value(&before, i)).sum();
@@ -504,10 +520,10 @@ mod tests {
     /// and whether it changed a code.
     fn again(r: &[f64], bits: u32, times: usize) -> (Tally, bool) {
         let n = norm(r);
-        let unit = Unit::new(&r.iter().map(|v| v / n).collect::<Vec<_>>());
+        let units = [Unit::new(&r.iter().map(|v| v / n).collect::<Vec<_>>())];
         let highest = ((1u32 << bits) - 1) as f32;
-        let zero = vec![(1u32 << (bits - 1)) as f32; unit.padded()];
-        let mut scale = vec![8.0 / (highest + 1.0); unit.padded()];
+        let zero = vec![(1u32 << (bits - 1)) as f32; units[0].padded()];
+        let mut scale = vec![8.0 / (highest + 1.0); units[0].padded()];
         scale[r.len()..].fill(0.0);
         let grid = Grid {
             before: &scale,
@@ -518,14 +534,14 @@ mod tests {
         let code = |v: f64| (v / f64::from(scale[0]) + f64::from(zero[0])).round().clamp(0.0, f64::from(highest)) as u8;
         let made = |column: u32| normal(500 + u64::from(column), r.len()).into_iter().map(code).collect::<Vec<u8>>();
         let mut columns: Vec<Vec<u8>> = (0..64u32).map(made).collect();
-        columns.iter_mut().for_each(|codes| codes.resize(unit.padded(), 0));
+        columns.iter_mut().for_each(|codes| codes.resize(units[0].padded(), 0));
         let (mut tally, mut changed) = (Tally::default(), false);
         for _ in 0..times {
-            let mut worker = Worker::new(unit.padded());
+            let mut worker = Worker::new(units[0].padded());
             let before = columns.clone();
             tally = Tally::default();
             for codes in &mut columns {
-                tally.add(&worker.round(codes, grid, &unit).unwrap());
+                tally.add(&worker.round(codes, grid, &units).unwrap());
             }
             changed = columns != before;
         }

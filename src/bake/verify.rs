@@ -404,7 +404,7 @@ fn check_quantised(
     let tables_after = quantised::Tables::open(out, &after, &edit.name)?;
     let found = quantised::check(
         quantised,
-        plan.only(edit),
+        &plan.directions(edit),
         (&|block, at| was.read(block, at), &tables),
         (&|block, at| is.read(block, at), &tables_after),
     )?;
@@ -448,7 +448,7 @@ fn round_again(
     let found = quantised::edit(
         &edit.name,
         quantised,
-        plan.only(edit),
+        &plan.directions(edit),
         tables,
         &|block, at| was.read(block, at),
         &mut |bytes, at| {

@@ -131,8 +131,8 @@ pub enum Reason {
     },
     /// Its weight is quantised and the strength is below 1: rounding can take off the whole component only.
     PartialStrength,
-    /// Its weight is quantised and several directions are ablated: rounding can take off one only.
-    SeveralDirections,
+    /// Its weight is quantised and more directions are ablated than rounding can take off at once.
+    ManyDirections,
     /// Rounding its quantised weight leaves too much of the direction, or costs too much.
     TooCoarse,
     /// Its weight is quantised, and nodes were asked for.
@@ -148,7 +148,7 @@ impl Reason {
             self,
             Self::Unroundable { .. }
                 | Self::PartialStrength
-                | Self::SeveralDirections
+                | Self::ManyDirections
                 | Self::TooCoarse
                 | Self::NodesAsked
         )
@@ -162,7 +162,7 @@ impl std::fmt::Display for Reason {
             Self::PartialStrength => {
                 "its weight is quantised, and rounding knows how to take off the whole component only"
             }
-            Self::SeveralDirections => "its weight is quantised, and rounding knows how to take off one direction only",
+            Self::ManyDirections => "its weight is quantised, and rounding can take off four directions at most",
             Self::TooCoarse => "its weight is quantised too coarsely: rounding leaves too much, or costs too much",
             Self::NodesAsked => "its weight is quantised, and nodes were asked for",
             Self::Turned => {

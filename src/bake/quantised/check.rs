@@ -12,7 +12,7 @@ use crate::onnx::quant::Quantised;
 /// What the check of an edited quantised weight found.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(in crate::bake) struct GridCheck {
-    /// `||r^T W'||` of the stored values.
+    /// `||r^T W'||` of the stored values, over all directions.
     pub leak_after: f64,
     /// Largest `|W' - exact|` in level spacings, but for values beyond the grid that took its outermost level.
     pub max_levels: f64,
@@ -25,16 +25,18 @@ pub(in crate::bake) struct GridCheck {
 /// Whatever the readers report.
 pub(in crate::bake) fn check(
     q: &Quantised,
-    r: &[f64],
+    directions: &[&[f64]],
     (base, base_tables): (Read<'_>, &Tables),
     (out, out_tables): (Read<'_>, &Tables),
 ) -> Result<GridCheck, BakeError> {
-    let unit = Unit::new(r);
-    let view = View::new(q, &unit);
+    let units: Vec<Unit> = directions.iter().map(|r| Unit::new(r)).collect();
+    let view = View::new(q, &units);
     let full = (0.0, f32::from(q.highest()));
     let table = q.table();
-    let mut padded = r.to_vec();
-    padded.resize(view.padded, 0.0);
+    let padded: Vec<Vec<f64>> = directions
+        .iter()
+        .map(|r| r.iter().copied().chain(std::iter::repeat_n(0.0, view.padded - r.len())).collect())
+        .collect();
     let mut checked = GridCheck { leak_after: 0.0, max_levels: 0.0 };
     for panel in view.panels() {
         let (was, is) = (base_tables.side(&view, &panel)?, out_tables.side(&view, &panel)?);
@@ -51,7 +53,10 @@ pub(in crate::bake) fn check(
                 let pairs = before.chunks(view.padded).zip(after.chunks(view.padded));
                 for (vector, (before, after)) in (first..).zip(pairs) {
                     let grid = grids.of(vector);
-                    let (leak, levels) = check_vector(before, after, grid, table.as_ref(), (r, &padded));
+                    let (leak, levels) = match padded.as_slice() {
+                        [only] => check_vector(before, after, grid, table.as_ref(), (directions[0], only)),
+                        _ => check_entries(before, after, grid, table.as_ref(), directions),
+                    };
                     found.leak_after += leak * leak;
                     found.max_levels = found.max_levels.max(levels);
                 }
@@ -80,7 +85,7 @@ fn check_vector(
         Levels::Integer { zero, highest, .. } if zero.iter().all(|z| f32::from(*z as u8) == *z) => {
             Arch::new().dispatch(Integers { before, after, grid, zero, highest: f64::from(highest), r: padded })
         }
-        _ => check_entries(before, after, grid, table, r),
+        _ => check_entries(before, after, grid, table, &[r]),
     }
 }
 
@@ -133,19 +138,29 @@ impl WithSimd for Integers<'_> {
     }
 }
 
-/// The same for any levels, entry by entry.
-fn check_entries(before: &[u8], after: &[u8], grid: Grid<'_>, table: Option<&[f32; 16]>, r: &[f64]) -> (f64, f64) {
+/// The same for any levels and any number of directions, entry by entry. The leak is the length of `Q w'`.
+fn check_entries(
+    before: &[u8],
+    after: &[u8],
+    grid: Grid<'_>,
+    table: Option<&[f32; 16]>,
+    directions: &[&[f64]],
+) -> (f64, f64) {
     let level = |code: u8, at: usize| match (grid.levels, table) {
         (Levels::Integer { zero, .. }, _) => f64::from(code) - f64::from(zero[at]),
         (Levels::Table(_), table) => f64::from(table.expect("the coding has one")[usize::from(code)]),
     };
     let was = |at: usize| level(before[at], at) * f64::from(grid.before[at]);
-    let c: f64 = r.iter().enumerate().map(|(at, r)| r * was(at)).sum();
-    let (mut leak, mut worst) = (0.0f64, 0.0f64);
-    for (at, r) in r.iter().enumerate() {
-        let (code, s) = (after[at], f64::from(grid.scale[at]));
-        let (value, wanted) = (level(code, at) * s, was(at) - r * c);
-        leak += r * value;
+    let component = |r: &&[f64]| r.iter().enumerate().map(|(at, r)| r * was(at)).sum();
+    let components: Vec<f64> = directions.iter().map(component).collect();
+    let (mut leaks, mut worst) = (vec![0.0f64; directions.len()], 0.0f64);
+    for (at, &code) in after.iter().enumerate().take(directions[0].len()) {
+        let s = f64::from(grid.scale[at]);
+        let taken: f64 = directions.iter().zip(&components).map(|(r, c)| r[at] * c).sum();
+        let (value, wanted) = (level(code, at) * s, was(at) - taken);
+        for (leak, r) in leaks.iter_mut().zip(directions) {
+            *leak += r[at] * value;
+        }
         let highest = match grid.levels {
             Levels::Integer { highest, .. } => highest as u8,
             Levels::Table(_) => 15,
@@ -164,7 +179,7 @@ fn check_entries(before: &[u8], after: &[u8], grid: Grid<'_>, table: Option<&[f3
         };
         worst = worst.max((wanted - value).abs() / spacing);
     }
-    (leak, worst)
+    (crate::linalg::norm(&leaks), worst)
 }
 
 #[cfg(test)]
@@ -194,8 +209,8 @@ mod tests {
             let levels = Levels::Integer { zero: &zero, lowest: 0.0, highest: 15.0 };
             let grid = Grid { before: &scale, scale: &grown, grown: true, levels };
             let (leak, worst) = check_vector(&before, &after, grid, None, (&r, &wide));
-            let (other, farthest) = check_entries(&before, &after, grid, None, &r);
-            assert!((leak - other).abs() < 1e-12, "{seed}: {leak} {other}");
+            let (other, farthest) = check_entries(&before, &after, grid, None, &[&r]);
+            assert!((leak.abs() - other).abs() < 1e-12, "{seed}: {leak} {other}");
             assert!((worst - farthest).abs() <= 1e-9 * farthest, "{seed}: {worst} {farthest}");
         }
     }

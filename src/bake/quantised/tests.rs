@@ -4,6 +4,7 @@
 use prost::Message;
 
 use super::*;
+use crate::edit::{Ablation, Direction};
 use crate::linalg::norm;
 use crate::onnx::TensorId;
 use crate::onnx::ops::WeightLayout;
@@ -160,7 +161,7 @@ impl Made {
     }
 
     /// Edits it, scales too where `grow`; the new codes and scales, and what was told.
-    fn edited(&self, r: &[f64], grow: bool) -> (Vec<u8>, Vec<f32>, Rounded) {
+    fn edited(&self, directions: &[&[f64]], grow: bool) -> (Vec<u8>, Vec<f32>, Rounded) {
         let tables = Tables::open(&self.model, &self.q, "it").unwrap();
         let (mut codes, mut scales) = (self.codes.clone(), self.scales.clone());
         let read = |block: &mut [u8], at: u64| {
@@ -177,7 +178,8 @@ impl Made {
             }
             Ok(())
         };
-        let told = edit("it", &self.q, r, &tables, &read, &mut write, grow.then_some(&mut write_scales)).unwrap();
+        let told =
+            edit("it", &self.q, directions, &tables, &read, &mut write, grow.then_some(&mut write_scales)).unwrap();
         (codes, scales, told)
     }
 }
@@ -264,21 +266,30 @@ fn layouts() -> Vec<(&'static str, Quantised)> {
     ]
 }
 
+/// Orthonormal directions, `[count, d]`.
+fn directions(count: u64, d: u64) -> Vec<Vec<f64>> {
+    let raw = (0..count).map(|index| Direction::new(noise(11 + index, d as usize)).unwrap()).collect();
+    Ablation::of_span(raw).unwrap().vectors().iter().map(|one| one.unit().to_vec()).collect()
+}
+
 #[test]
 fn every_layout_is_edited_within_a_level_and_without_a_leak() {
-    for (name, q) in layouts() {
+    for ((name, q), count) in layouts().into_iter().flat_map(|layout| [1, 2, 4].map(|count| (layout, count))) {
+        let name = format!("{name}, {count} directions");
         let made = Made::new(q);
-        let r = unit(q.width(), None);
-        let (codes, scales, told) = made.edited(&r, true);
+        let directions = directions(count, q.width());
+        let (codes, scales, told) = made.edited(&directions.iter().map(Vec::as_slice).collect::<Vec<_>>(), true);
         assert_eq!(made.padding(&codes), made.padding(&made.codes), "{name}: padding");
-        let dot = |v: &[(f64, f64)]| v.iter().zip(&r).map(|((x, _), r)| x * r).sum::<f64>();
+        let components = |v: &[(f64, f64)]| -> Vec<f64> {
+            directions.iter().map(|r| v.iter().zip(r).map(|((x, _), r)| x * r).sum()).collect()
+        };
         let (mut before, mut after, mut error, mut levels) = (0.0, 0.0, 0.0, 0.0f64);
         for (was, is) in made.vectors(&made.codes, &made.scales).iter().zip(&made.vectors(&codes, &scales)) {
-            let c = dot(was);
-            before += c * c;
-            after += dot(is).powi(2);
-            for (((w, _), (x, step)), r) in was.iter().zip(is).zip(&r) {
-                let off = x - (w - r * c);
+            let c = components(was);
+            before += c.iter().map(|c| c * c).sum::<f64>();
+            after += components(is).iter().map(|c| c * c).sum::<f64>();
+            for (at, ((w, _), (x, step))) in was.iter().zip(is).enumerate() {
+                let off = x - (w - directions.iter().zip(&c).map(|(r, c)| r[at] * c).sum::<f64>());
                 error += off * off;
                 levels = levels.max(off.abs() / step);
             }
@@ -286,8 +297,11 @@ fn every_layout_is_edited_within_a_level_and_without_a_leak() {
         let near = |told: f64, found: f64| (told - found).abs() <= 1e-3 * found.max(1e-9 * before);
         assert!(near(told.tally.leak_before, before), "{name}: {before} is told as {}", told.tally.leak_before);
         assert!(near(told.tally.error_after, error), "{name}: {error} is told as {}", told.tally.error_after);
-        // 96 entries of 2 bits have little to spend
-        let bound: f64 = if q.bits == 2 { 1e-2 } else { 1e-3 };
+        // 96 entries of few bits have little to spend
+        let bound: f64 = match (q.bits, count) {
+            (8, _) | (4, 1) => 1e-3,
+            _ => 1e-2,
+        };
         assert!(after <= bound.powi(2) * before, "{name}: leak {} of {}", after.sqrt(), before.sqrt());
         assert!((told.tally.leak_after - after).abs() <= 1e-6 * before, "{name}: told as {}", told.tally.leak_after);
         // levels of a table are further apart than its scale says: nf4's by up to 0.304, fp4's by up to 1/3
@@ -303,7 +317,7 @@ fn every_layout_is_edited_within_a_level_and_without_a_leak() {
 fn scales_grow_only_where_values_lie_beyond_the_grid_and_only_if_they_may() {
     let made = Made::new(nbits(8, 37, 16));
     let r = unit(96, Some(4.0));
-    let (_, scales, told) = made.edited(&r, true);
+    let (_, scales, told) = made.edited(&[&r], true);
     let blocks: Vec<usize> = (0..scales.len()).filter(|&at| scales[at] != made.scales[at]).collect();
     assert!(!blocks.is_empty() && blocks.len() < scales.len(), "{} of {} grew", blocks.len(), scales.len());
     // of each scale: how far its furthest value lies beyond the grid, in levels
@@ -321,7 +335,7 @@ fn scales_grow_only_where_values_lie_beyond_the_grid_and_only_if_they_may() {
     }
     assert!(told.tally.max_levels <= 1.001);
 
-    let (_, same, told) = made.edited(&r, false);
+    let (_, same, told) = made.edited(&[&r], false);
     assert_eq!((same, told.grown), (made.scales.clone(), 0));
     assert!(told.tally.max_levels > 1.001, "nothing lay beyond the grid: {}", told.tally.max_levels);
 }
@@ -329,9 +343,9 @@ fn scales_grow_only_where_values_lie_beyond_the_grid_and_only_if_they_may() {
 #[test]
 fn panels_are_cut_where_scales_and_bytes_end() {
     let r = unit(96, None);
-    let unit = Unit::new(&r);
+    let units = [Unit::new(&r)];
     for (name, q) in layouts() {
-        let view = View::new(&q, &unit);
+        let view = View::new(&q, &units);
         let panels = view.panels();
         assert!(panels.len() > 1, "{name}: one panel holds all");
         let mut seen = 0;
@@ -344,7 +358,7 @@ fn panels_are_cut_where_scales_and_bytes_end() {
         }
         assert_eq!(seen, q.slabs * view.vectors(), "{name}");
     }
-    let local = |q: &Quantised| View::new(q, &unit).scales_are_local();
+    let local = |q: &Quantised| View::new(q, &units).scales_are_local();
     assert!(local(&nbits(4, 37, 4)) && !local(&nbits(4, 37, 16)));
 }
 

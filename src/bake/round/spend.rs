@@ -229,16 +229,23 @@ impl Worker {
     /// Moves an entry to its other level, or back; returns what that takes off the leak.
     #[inline(always)]
     fn change(&mut self, codes: &mut [u8], at: usize, tally: &mut Tally) -> f64 {
-        let (step, delta, gain) = (self.step[at], self.delta[at], self.gain[at]);
+        self.switch(codes, at, tally);
+        let gain = self.gain[at];
+        self.gain[at] = -gain;
+        self.changed.push(at as u32);
+        f64::from(gain)
+    }
+
+    /// Moves an entry to its other level, or back.
+    #[inline(always)]
+    pub(super) fn switch(&mut self, codes: &mut [u8], at: usize, tally: &mut Tally) {
+        let (step, delta) = (self.step[at], self.delta[at]);
         codes[at] = (f32::from(codes[at]) + self.turn[at]) as u8;
         tally.error_after += f64::from(step * (step - 2.0 * delta.abs()));
         let after = delta - step.copysign(delta);
         tally.max_levels = tally.max_levels.max(f64::from(after.abs() / step));
         self.delta[at] = after;
         self.turn[at] = -self.turn[at];
-        self.gain[at] = -gain;
-        self.changed.push(at as u32);
-        f64::from(gain)
     }
 
     /// Changes the one or two candidates that leave no more than `close` of the leak at least cost, or else those that
