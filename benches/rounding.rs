@@ -1,11 +1,12 @@
-//! The rounding of quantised weights so that nothing of the direction is left: how many codes a second one core rounds.
+//! The rounding of quantised weights so that nothing of one direction, or of four, is left: how many codes a second one core
+//! rounds.
 //!
 //! `cargo bench --bench rounding`; `cargo test` runs each once, to see that it works.
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 use lancet::bake::round::{Grid, Levels, Unit, Worker};
-use lancet::edit::Direction;
+use lancet::edit::{Ablation, Direction};
 
 /// Vectors rounded in one go.
 const VECTORS: usize = 64;
@@ -24,10 +25,11 @@ fn noise(len: usize) -> impl Iterator<Item = u32> {
 
 fn rounding(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("rounding");
-    for d_model in [256, 2048] {
-        let raw = noise(d_model).map(|n| f64::from(n) - f64::from(1 << 23)).collect();
-        let direction = Direction::new(raw).expect("noise is a direction");
-        let unit = Unit::new(direction.unit());
+    for (d_model, count) in [(256, 1), (2048, 1), (2048, 4)] {
+        let raw: Vec<f64> = noise(d_model * count).map(|n| f64::from(n) - f64::from(1 << 23)).collect();
+        let directions = raw.chunks(d_model).map(|raw| Direction::new(raw.to_vec()).expect("noise is a direction"));
+        let ablation = Ablation::of_span(directions.collect()).expect("the directions are independent");
+        let units: Vec<Unit> = ablation.vectors().iter().map(|one| Unit::new(one.unit())).collect();
         // A scale for each entry, as of blocks of 32.
         let scale: Vec<f32> = (0..d_model).map(|at| 0.01 + 0.001 * ((at / 32) % 5) as f32).collect();
         for (bits, largest, zero) in CODES {
@@ -37,12 +39,13 @@ fn rounding(criterion: &mut Criterion) {
             let levels = Levels::Integer { zero: &zero, lowest: 0.0, highest: f32::from(largest) };
             let grid = Grid { before: &scale, scale: &scale, grown: false, levels };
             group.throughput(Throughput::Elements((VECTORS * d_model) as u64));
-            group.bench_function(BenchmarkId::new(format!("{bits} bits"), d_model), |bencher| {
+            let name = format!("{bits} bits, {count} directions");
+            group.bench_function(BenchmarkId::new(name, d_model), |bencher| {
                 bencher.iter_batched_ref(
-                    || (Worker::new(unit.padded()), codes.clone()),
+                    || (Worker::new(units[0].padded()), codes.clone()),
                     |(worker, codes)| {
                         for vector in codes.chunks_exact_mut(d_model) {
-                            worker.round(vector, grid, &unit).expect("scales are finite");
+                            worker.round(vector, grid, &units).expect("scales are finite");
                         }
                     },
                     BatchSize::LargeInput,

@@ -12,7 +12,7 @@ use common::runtime;
 use common::snapshot;
 use lancet::bake::QuantisedMode;
 use lancet::bake::limits::MAX_NOISE;
-use lancet::edit::Direction;
+use lancet::edit::{Ablation, Direction, Edit};
 use lancet::instrument::Request;
 use lancet::linalg::{dot_f32, norm};
 use lancet::lm::ResidPoint;
@@ -101,6 +101,14 @@ fn direction() -> Direction {
     Direction::new(values.collect()).unwrap()
 }
 
+/// The direction and two more, orthonormal.
+fn span() -> Ablation {
+    let width = direction().unit().len();
+    let more = [1.0, 2.0].map(|seed| (0..width).map(|i| ((i * i) as f64 * 0.618 + seed * i as f64).sin()).collect());
+    let [one, two] = more.map(|raw| Direction::new(raw).unwrap());
+    Ablation::of_span(vec![direction(), one, two]).unwrap()
+}
+
 /// `[prompts][positions]`.
 fn prompts() -> Vec<Vec<u32>> {
     let (shape, bytes) = stored("input_ids.safetensors", "input_ids");
@@ -134,12 +142,23 @@ fn main() {
     libtest_mimic::run(&arguments, trials).exit();
 }
 
-/// A bake of `path` into `out`, with the mode and without more nodes where told so.
+/// A bake of `path` into `out` by the direction, with the mode and without more nodes where told so.
 fn bake(
     path: &Path,
     out: &Path,
     quantised: QuantisedMode,
     weights_only: bool,
+) -> Result<(BakeResult, VerifyResult), lancet::Error> {
+    bake_edit(path, out, quantised, weights_only, &direction().into())
+}
+
+/// The same for any edit.
+fn bake_edit(
+    path: &Path,
+    out: &Path,
+    quantised: QuantisedMode,
+    weights_only: bool,
+    edit: &Edit,
 ) -> Result<(BakeResult, VerifyResult), lancet::Error> {
     let never = AtomicBool::new(false);
     let opened = Opened::new(path)?;
@@ -152,7 +171,7 @@ fn bake(
         sync: true,
         cancelled: &never,
     };
-    bake_only(&opened, &direction().into(), &options, &Silent).map(|row| (row.bake, row.verify))
+    bake_only(&opened, edit, &options, &Silent).map(|row| (row.bake, row.verify))
 }
 
 /// Where a bake of `path` into `out` puts the model.
@@ -206,6 +225,7 @@ fn check(entry: &Entry, failures: &mut Vec<String>) -> Result<(), Failed> {
         failures.push(format!("nodes: `{}` was rounded", row.writer));
     }
 
+    along_a_span(entry, &path, &out("span"), failures)?;
     if entry.run {
         let before = Ran::of(&path, None)?;
         let hooked = Ran::of(&path, Some(direction()))?;
@@ -244,6 +264,46 @@ fn check(entry: &Entry, failures: &mut Vec<String>) -> Result<(), Failed> {
                 nodes.share,
                 auto.gap(&hooked)
             );
+        }
+    }
+    Ok(())
+}
+
+/// Three directions at once: nothing is left along any of them, in the weights and in the stream.
+fn along_a_span(entry: &Entry, path: &Path, out: &Path, failures: &mut Vec<String>) -> Result<(), Failed> {
+    let span = span();
+    let edit = Edit::from(span.clone());
+    let mode = if entry.refuse { QuantisedMode::Auto } else { QuantisedMode::Round };
+    let (result, verify) = bake_edit(path, out, mode, false, &edit)?;
+    verified(&verify, "span", failures);
+    let rounded: Vec<&EditResult> = result.edits.iter().filter(|row| row.treatment == Treatment::Rounded).collect();
+    if rounded.is_empty() && !entry.refuse {
+        failures.push("span: nothing was rounded".into());
+    }
+    for row in rounded {
+        let leak = if row.bits == Some(2) { 1e-2 } else { 1e-3 };
+        let (before, after) = (row.leak_before.unwrap_or(f64::NAN), row.leak_after.unwrap_or(f64::NAN));
+        if after.is_nan() || after > leak * before {
+            failures.push(format!("span: `{}` keeps {after:.2e} of {before:.2e}", row.initializer));
+        }
+    }
+    // what is rounded too coarsely gets nodes by default
+    let (auto, verify) = bake_edit(path, &out.with_extension("auto"), QuantisedMode::Auto, false, &edit)?;
+    verified(&verify, "span, auto", failures);
+    for row in auto.edits.iter().filter(|row| row.treatment == Treatment::Rounded) {
+        if row.rounding.is_none_or(|rounding| rounding.max_levels.is_nan() || rounding.max_levels > 1.001) {
+            failures.push(format!("span: `{}` is rounded by default: {:?}", row.initializer, row.rounding));
+        }
+    }
+    if !entry.run {
+        return Ok(());
+    }
+    for vector in span.vectors() {
+        let [before, after] = [path.to_path_buf(), baked(path, out)].map(|path| Ran::along(&path, None, vector.unit()));
+        let (before, after, share) = (before?.share, after?.share, entry.share());
+        if before < 10.0 * share || after > share {
+            failures
+                .push(format!("span: the stream keeps {after:.2e} of {before:.2e} along a direction, of {share:.1e}"));
         }
     }
     Ok(())
@@ -362,6 +422,11 @@ struct Ran {
 impl Ran {
     /// Runs a file; with a direction, that is ablated from every write meanwhile.
     fn of(path: &Path, ablated: Option<Direction>) -> Result<Self, Failed> {
+        Self::along(path, ablated, direction().unit())
+    }
+
+    /// The same, looking along another unit vector.
+    fn along(path: &Path, ablated: Option<Direction>, seen_along: &[f64]) -> Result<Self, Failed> {
         let opened = Opened::new(path)?;
         let model = opened.understand().map_err(|refusal| refusal.to_string())?;
         let never = AtomicBool::new(false);
@@ -388,7 +453,7 @@ impl Ran {
         engine.visit(&mut session, &rows, &directions, |found| {
             for x in found.probes.iter().flat_map(|probe| probe.chunks_exact(d_model)) {
                 let wide: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
-                share = share.max(dot_f32(x, direction().unit()).abs() / norm(&wide));
+                share = share.max(dot_f32(x, seen_along).abs() / norm(&wide));
                 seen += 1;
             }
             logits[found.row] = found.logits;

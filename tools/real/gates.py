@@ -7,7 +7,8 @@ source, where each prompt is left out in every dress, and prints Markdown: the s
 which the gate opens. The ridge is not doubled where weights are large; on this model they are not.
 
 Run in the environment of requirements-optimum.txt, after build.py:
-  python tools/real/gates.py --data DIR [--layers 16,18,20] [--no-questions] [--no-families]
+  python tools/real/gates.py --data DIR [--layers 16,18,20] [--shares 0.25,0.5,1] [--no-questions] [--no-families]
+With `--shares` the radial gates are also fitted on so much of the bundled prompts and families alone, drawn with a fixed seed.
 DIR holds the published files (`harmful_train.json`, `or_bench_hard_train.json` and their like, `xstest_v2_prompts.csv`,
 `oktest_100.json`, `jailbreakbench.json`). Quarter of an hour on two cores.
 """
@@ -237,10 +238,25 @@ def radial(samples: Samples):
         samples.threshold(values), 0.25)
 
 
+def drawn(parts: list, share: float) -> list:
+    """The run's own prompts, and a share of the others: whole families, and prompts in all their dresses."""
+    rng = np.random.default_rng(0)
+    kept = {hand: rng.random(1000) < share for hand in ("bundled", "contrasts", "requests", "families")}
+    found = []
+    for source, name, at, streams in parts:
+        if source[0] != "own":
+            keep = kept[source[0]][at // 100 if source[0] == "families" else at]
+            at, streams = at[keep], streams[keep]
+        found.append((source, name, at, streams))
+    few = {source for source, _, at, _ in found if len(at) < FEWEST}
+    return [part for part in found if part[0] not in few]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument("--layers", default="16,18,20")
+    parser.add_argument("--shares", default="1", help="how much of the bundled prompts and families")
     parser.add_argument("--no-questions", action="store_true", help="leave out prompts as longer questions")
     parser.add_argument("--no-families", action="store_true", help="leave out the bundled families")
     args = parser.parse_args()
@@ -261,11 +277,14 @@ def main() -> None:
     print(f"| opens for, of the refused prompts | {' | '.join(f'{n} ({len(rows)})' for n, rows in held_out.items())} |")
     print(f"|---|{'--:|' * len(held_out)}")
     for at, layer in enumerate(layers):
-        samples = Samples(parts, at)
-        for name, fit in (("linear", linear), ("radial", radial)):
-            gate, threshold = fit(samples)
+        fits = [(f"linear, layer {layer}", linear, parts)]
+        for share in map(float, args.shares.split(",")):
+            of = "" if share == 1 else f", {100 * share:.0f} % of the bundled prompts"
+            fits.append((f"radial, layer {layer}{of}", radial, drawn(parts, share)))
+        for name, fit, of in fits:
+            gate, threshold = fit(Samples(of, at))
             shares = [np.mean(gate(rows[:, at]) > threshold) for rows in held_out.values()]
-            print(f"| {name}, layer {layer} | {' | '.join(f'{100 * share:.1f} %' for share in shares)} |", flush=True)
+            print(f"| {name} | {' | '.join(f'{100 * share:.1f} %' for share in shares)} |", flush=True)
 
 
 if __name__ == "__main__":

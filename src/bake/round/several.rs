@@ -57,7 +57,7 @@ const POOLS: usize = 4;
 const COMPARISONS: usize = 1 << 19;
 
 /// How far beyond the leak that is allowed the last search goes where nothing comes closer, in doublings.
-const DOUBLINGS: i32 = 8;
+const DOUBLINGS: usize = 8;
 
 /// An entry that can go to its other level.
 #[derive(Debug, Clone, Copy)]
@@ -205,31 +205,26 @@ impl Worker {
         for entry in going.skip(HELD_BACK) {
             self.send(codes, entry, &mut left, tally);
         }
-        let within = |left: &Each, close: &Each| left.iter().zip(close).all(|(left, close)| left.abs() <= *close);
+        // the first pools have to come as near as is allowed, the others as near as can be
+        let strict = (0..POOLS).map(|number| (number, 1.0));
+        let lenient = (1..=DOUBLINGS).map(|doubling| (doubling, 2f64.powi(doubling as i32)));
         let size = POOL[units.len()];
-        let mut doublings = 0;
-        while !within(&left, &close.map(|close| close * 2f64.powi(doublings))) {
-            // the first pools have to come as near as is allowed, the others as near as can be
-            let number = usize::try_from(doublings).unwrap_or(0);
-            let mut met = false;
-            for number in number..number + if doublings == 0 { POOLS } else { 1 } {
-                let places = pool(entries.len(), size, number);
-                let mut some: Vec<Entry> = places.iter().map(|place| entries[*place]).collect();
-                // the cheap half alone
-                self.approach(codes, &mut some[..size.min(entries.len()) / 2], &mut left, tally);
-                let wider = close.map(|close| close * 2f64.powi(doublings));
-                met = self.search(codes, &mut some, &mut left, &wider, tally);
-                for (place, entry) in places.into_iter().zip(some) {
-                    entries[place] = entry;
-                }
-                if met {
-                    break;
-                }
-            }
-            if met || doublings == DOUBLINGS {
+        for (number, wider) in strict.chain(lenient) {
+            let allowed = close.map(|close| close * wider);
+            if left.iter().zip(allowed).all(|(left, allowed)| left.abs() <= allowed) {
                 break;
             }
-            doublings += 1;
+            let places = pool(entries.len(), size, number);
+            let mut some: Vec<Entry> = places.iter().map(|place| entries[*place]).collect();
+            let cheap = some.len().min(size / 2);
+            self.approach(codes, &mut some[..cheap], &mut left, tally);
+            let met = self.search(codes, &mut some, &mut left, &allowed, tally);
+            for (place, entry) in places.into_iter().zip(some) {
+                entries[place] = entry;
+            }
+            if met {
+                break;
+            }
         }
         self.several.entries = entries;
     }
