@@ -1,4 +1,4 @@
-//! Leak-aware rounding of one vector to a quantised grid, here for one direction. [`several`] does it for more.
+//! Leak-aware rounding of one vector to a quantised grid, here for one direction; `several.rs` does it for up to four.
 //!
 //! A column `w` of a quantised writer becomes `y = w - r (r.w)` (Wang et al. 2025, eq. 4; Arditi et al. 2024,
 //! appendix E) and has to go back to its grid. Rounding to nearest undoes the edit at 4 bits, as `y` and `w` mostly

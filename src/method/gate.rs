@@ -5,8 +5,8 @@
 //! its style away as much as its harm. So each source is centred on its own midpoint, the differences are averaged, and
 //! what counts is how well that tells the prompts of a source apart that it was not fitted on.
 //!
-//! Everything linear is computed from the inner products of the samples, so that leaving some out costs no further passes
-//! over the channels.
+//! Where there are fewer samples than channels, everything linear is computed from the inner products of the samples, else
+//! from the scatter of the channels, so that leaving some samples out costs little.
 
 pub mod radial;
 
@@ -313,20 +313,100 @@ pub struct Generalises {
     pub mean: f64,
 }
 
+/// Discriminants that leave one source out each, from the scatter of the channels.
+struct Scatter<'a> {
+    sources: Vec<Source<'a>>,
+    /// Mean of the open and of the shut samples of each source, `[d_model]`.
+    means: Vec<[Array1<f64>; 2]>,
+    /// Sum over all samples of the products of what they differ by from the mean of their class and source,
+    /// `[d_model, d_model]`.
+    within: Array2<f64>,
+    /// Mean square of a sample.
+    length: f64,
+}
+
+impl<'a> Scatter<'a> {
+    fn new(sources: &[Source<'a>]) -> Result<Self, GateError> {
+        let mean = |rows: ArrayView2<'_, f64>| rows.mean_axis(Axis(0)).ok_or(GateError::NoSource);
+        let means: Vec<[Array1<f64>; 2]> =
+            sources.iter().map(|of| Ok([mean(of.open)?, mean(of.shut)?])).collect::<Result<_, GateError>>()?;
+        let d = means.first().ok_or(GateError::NoSource)?[0].len();
+        let mut all = Self { sources: sources.to_vec(), means, within: Array2::zeros((d, d)), length: 0.0 };
+        for source in 0..sources.len() {
+            all.within = &all.within + &all.of_source(source);
+        }
+        let square = |rows: ArrayView2<'_, f64>| rows.iter().map(|x| x * x).sum::<f64>();
+        let squares: f64 = sources.iter().map(|of| square(of.open) + square(of.shut)).sum();
+        Ok(Self { length: squares / samples(sources) as f64, ..all })
+    }
+
+    /// What one source adds to the scatter.
+    fn of_source(&self, source: usize) -> Array2<f64> {
+        let of = |rows: ArrayView2<'_, f64>, mean: &Array1<f64>| {
+            let off = &rows - mean;
+            off.t().dot(&off)
+        };
+        let [open, shut] = &self.means[source];
+        of(self.sources[source].open, open) + of(self.sources[source].shut, shut)
+    }
+
+    /// As [`Samples::auc_without`].
+    fn auc_without(&self, source: usize, shrinkage: f64) -> Result<f64, GateError> {
+        let left_out = self.sources[source];
+        let n = (samples(&self.sources) - left_out.open.nrows() - left_out.shut.nrows()) as f64;
+        let others = self.means.iter().enumerate().filter(|(at, _)| *at != source);
+        let between = others.fold(Array1::zeros(self.within.nrows()), |sum, (_, [open, shut])| sum + open - shut);
+        let between = between / (self.sources.len() - 1) as f64;
+        if between.dot(&between) <= ROUNDING * self.length {
+            return Err(DirectionError::Zero.into());
+        }
+        let mut covariance = (&self.within - &self.of_source(source)) / n;
+        let ridge = shrinkage * covariance.diag().sum() / covariance.nrows() as f64;
+        if ridge.is_nan() || ridge <= 0.0 {
+            return Err(CholeskyError { row: 0, pivot: ridge }.into());
+        }
+        covariance *= 1.0 - shrinkage;
+        covariance.diag_mut().iter_mut().for_each(|v| *v += ridge);
+        let entries = covariance.iter().copied().collect();
+        let discriminant = Array1::from(solve_positive(entries, between.to_vec())?);
+        let along = |rows: ArrayView2<'_, f64>| rows.dot(&discriminant).to_vec();
+        Ok(auc(&along(left_out.open), &along(left_out.shut)))
+    }
+}
+
+/// How many samples there are in all.
+fn samples(sources: &[Source<'_>]) -> usize {
+    sources.iter().map(|of| of.open.nrows() + of.shut.nrows()).sum()
+}
+
 /// Tells how well discriminants with a `shrinkage` above 0 and at most 1 generalise.
 ///
 /// # Errors
 /// If there is no source, or its activations do not vary or do not differ.
 pub fn generalises(sources: &[Source<'_>], shrinkage: f64) -> Result<Generalises, GateError> {
-    let samples = Samples::new(sources)?;
-    if sources.len() == 1 {
+    if let [only] = sources {
+        let samples = Samples::new(&[*only])?;
         let places = samples.crossed(shrinkage)?;
         let [open, shut] = [true, false].map(|open| samples.of_class(&places, 0, open));
         return Ok(Generalises { aucs: None, mean: auc(&open, &shut) });
     }
-    let aucs: Vec<f64> =
-        (0..sources.len()).map(|source| samples.auc_without(source, shrinkage)).collect::<Result<_, _>>()?;
+    let aucs = match sources.first() {
+        Some(first) if first.open.ncols() < samples(sources) => by_scatter(sources, shrinkage)?,
+        _ => by_products(sources, shrinkage)?,
+    };
     Ok(Generalises { mean: mean(&aucs), aucs: Some(aucs) })
+}
+
+/// See [`HeldOut::auc`], for each source, from the scatter of the channels.
+fn by_scatter(sources: &[Source<'_>], shrinkage: f64) -> Result<Vec<f64>, GateError> {
+    let scatter = Scatter::new(sources)?;
+    (0..sources.len()).map(|source| scatter.auc_without(source, shrinkage)).collect()
+}
+
+/// The same from the inner products of the samples.
+fn by_products(sources: &[Source<'_>], shrinkage: f64) -> Result<Vec<f64>, GateError> {
+    let samples = Samples::new(sources)?;
+    (0..sources.len()).map(|source| samples.auc_without(source, shrinkage)).collect()
 }
 
 #[cfg(test)]
@@ -379,6 +459,25 @@ mod tests {
         let samples = Samples::new(sources).unwrap();
         let vector = samples.rows.t().dot(&samples.fit(shrinkage, |_| true).unwrap().factors);
         Direction::new(vector.to_vec()).unwrap().unit().to_vec()
+    }
+
+    /// How far a source that was left out is told apart is the same from the scatter of the channels and from the inner
+    /// products of the samples.
+    #[test]
+    fn both_ways_leave_sources_out_alike() {
+        for (prompts, d) in [(9, 40), (40, 9), (20, 20)] {
+            let all = [(1, 3.0), (2, -3.0), (3, 0.5)].map(|(seed, style)| source(prompts + seed, d, seed, style));
+            for shrinkage in [0.05, 0.4, 1.0] {
+                let [a, b] = [by_scatter, by_products].map(|way| way(&views(&all), shrinkage).unwrap());
+                assert_eq!(a.len(), 3);
+                assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-12), "{prompts} {d} {shrinkage}: {a:?} {b:?}");
+                assert!(a.iter().any(|auc| *auc < 1.0), "{a:?}");
+            }
+        }
+        let empty = Array2::<f64>::zeros((0, 4));
+        let some = source(5, 4, 1, 0.0).0;
+        let lacks = [(some.clone(), some.clone()), (some, empty)];
+        assert_eq!(by_scatter(&views(&lacks), 0.1), Err(GateError::NoSource));
     }
 
     #[test]

@@ -544,16 +544,14 @@ mod tests {
             entries.push(Entry { at: at as u32, takes, cost, square: codes.scale.powi(2), margin: 0.0 });
         }
         find_margins(&mut entries, &leak, directions.len());
-        // the multipliers out of the margins: `l.g = margin + cost`, of as many entries as there are directions
+        // the multipliers out of the margins: `l.g = margin + cost`, by least squares over all entries
         let count = directions.len();
         let mut matrix = [[0.0; MOST_DIRECTIONS]; MOST_DIRECTIONS];
         let mut vector = [0.0; MOST_DIRECTIONS];
-        for entry in &entries {
-            for row in 0..count {
-                vector[row] += entry.takes[row] * (entry.margin + entry.cost);
-                for column in 0..count {
-                    matrix[row][column] += entry.takes[row] * entry.takes[column];
-                }
+        for Entry { takes, margin, cost, .. } in &entries {
+            for ((row, sum), own) in matrix.iter_mut().zip(&mut vector).zip(takes) {
+                *sum += own * (margin + cost);
+                row.iter_mut().zip(takes).for_each(|(cell, other)| *cell += own * other);
             }
         }
         let multipliers = solve(matrix, vector, count).unwrap();
