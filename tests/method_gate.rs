@@ -4,19 +4,11 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use assert_cmd::Command;
 use common::{fixture, json, lancet, only, onnx_runtime};
-use lancet::chat::ChatOptions;
 use lancet::edit::{GatedTerm, Shape};
-use lancet::method::prompts::LoadOptions;
-use lancet::pipeline::choose_gate::{self, GateRules};
-use lancet::pipeline::collect::{self, RefusalTokens};
-use lancet::pipeline::engine::{Engine, Silent};
-use lancet::pipeline::{self, Opened, direction_file};
-use lancet::prompt_files::{self, PromptLocation};
-use lancet::report::GateCandidate;
+use lancet::pipeline::direction_file;
 use serde_json::Value;
 
 fn run(model: &str, out: &Path, extra: &[&str]) -> Command {
@@ -111,42 +103,6 @@ fn options_of_another_method_are_refused() {
         let output = run("chat-guard", &folder.path().join("out"), extra).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{extra:?}");
         assert!(String::from_utf8(output.stderr).unwrap().contains("--method wang"), "{extra:?}");
-    }
-}
-
-/// Prompts for which a gate stays shut are not run again under other factors. What a factor comes to is the same as where no
-/// other factor was tried before it.
-#[test]
-fn factors_come_to_the_same_each_alone() {
-    let opened = Opened::new(&fixture("chat-guard")).unwrap();
-    let chat = pipeline::load_chat(&opened.files, None, ChatOptions::default()).unwrap();
-    let model = opened.understand().unwrap();
-    let folder = fixture("chat").join("prompts");
-    let prompts = prompt_files::load(PromptLocation::Folder(&folder), &LoadOptions::default()).unwrap();
-    let tokens = ["I", "As"].map(|text| chat.first_token_after_prompt(text).unwrap());
-    let tokens = RefusalTokens::Given(tokens.to_vec());
-    let never = AtomicBool::new(false);
-    let pad = pipeline::pad_token(&chat);
-    let engine = Engine { runtime: common::runtime(), model: &model, batch: 16, pad, cancelled: &never, steered: None };
-    let inputs = collect::Inputs {
-        chat: &chat,
-        prompts: &prompts,
-        refusal_tokens: &tokens,
-        model_sha256: "the model",
-        partial: None,
-    };
-    let (activations, _) = collect::collect(&engine, &inputs, &Silent).unwrap();
-    let candidates = |alphas: &[f64]| -> Vec<GateCandidate> {
-        // whatever is lost, so that there is a choice
-        let rules = GateRules { alphas: alphas.to_vec(), harmful_drop: 1.0, opens: vec![0.05], ..GateRules::default() };
-        choose_gate::choose(&engine, &chat, &activations, &rules, &Silent, None).unwrap().result.candidates
-    };
-    let (all, alone) = (candidates(&[1.0, 3.0]), candidates(&[3.0]));
-    let of_three: Vec<&GateCandidate> = all.iter().filter(|row| row.setting.alpha == 3.0).collect();
-    assert_eq!((of_three.len(), all.len()), (alone.len(), 2 * alone.len()));
-    for (after, alone) in of_three.into_iter().zip(&alone) {
-        assert_eq!((&after.setting, &after.scores), (&alone.setting, &alone.scores));
-        assert!((after.kl.unwrap() - alone.kl.unwrap()).abs() < 1e-6, "{after:?} {alone:?}");
     }
 }
 

@@ -24,9 +24,6 @@ use crate::report::{
 /// What the entries of settings of gates in a journal are called.
 const JOURNAL: &str = "gate";
 
-/// A gate changes one of so many validation prompts at most, as a rule.
-const CHANGED: usize = 4;
-
 /// How gates are fitted and which are tried.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GateRules {
@@ -74,13 +71,6 @@ struct Setting {
     alpha: f64,
 }
 
-impl Setting {
-    /// Whether the two differ in their factors at most.
-    fn has_the_gate_of(&self, other: &Self) -> bool {
-        (self.at, self.open.to_bits()) == (other.at, other.open.to_bits())
-    }
-}
-
 impl GateRules {
     /// The shares that are tried where so large a share of harmful refusal may be lost: half of it, since prompts of a hand
     /// that a gate does not know lose more than those that it does, then a quarter.
@@ -96,8 +86,8 @@ impl GateRules {
         let further = CLASSES.iter().map(|class| prompts.class(*class).further.len()).sum::<usize>();
         let train = all.iter().map(|source| of(&source.train)).sum::<usize>() + further + harmless(Split::Train);
         let val = all.iter().map(|source| of(&source.val)).sum::<usize>() + harmless(Split::Val);
-        // As a rule one of the first share holds. The first factor runs every prompt, the others those that it changes.
-        let settings = self.layers * (1 + self.alphas.len().saturating_sub(1).div_ceil(CHANGED));
+        // as a rule one of the first share holds
+        let settings = self.layers * self.alphas.len();
         // some prompts of each class are answered, and run with their answers
         train + 2 * PromptClass::ALL.len() * OBSERVED + (1 + settings) * val
     }
@@ -141,41 +131,31 @@ impl Validation {
         let harmless = encode(chat, activations.info.prompts.get(PromptClass::Harmless, Split::Val))?;
         prompts.extend(harmless.into_iter().map(|tokens| (tokens, 0, PromptClass::Harmless)));
         let sources = sources.iter().map(|used| used.of.source).collect();
-        let scores = vec![0.0; prompts.len()];
-        Ok(Self { prompts, sources, scores, base: Vec::new() })
+        Ok(Self { prompts, sources, scores: Vec::new(), base: Vec::new() })
     }
 
-    /// Runs the prompts with these indices. Returns the refusal scores of all prompts, the others' being those of the
-    /// unchanged model, and of harmless prompts what `each` makes of the next-token probabilities.
+    /// Runs every prompt and returns the refusal scores and, of harmless prompts, what `each` makes of the next-token
+    /// probabilities.
     fn run<T: Default + Clone>(
         &self,
-        which: &[usize],
         engine: &Engine<'_>,
         refusal_tokens: &[u32],
         observer: &dyn Observer,
         mut each: impl FnMut(usize, Vec<f64>) -> T,
     ) -> Result<(Vec<f64>, Vec<T>), Error> {
         let mut session = engine.session(Request { logits: 1, last_positions: 1, ..Request::default() })?;
-        let rows: Vec<Row<'_>> = which.iter().map(|at| Row { tokens: &self.prompts[*at].0, direction: 0 }).collect();
-        let (mut scores, mut harmless) = (self.scores.clone(), vec![T::default(); self.prompts.len()]);
+        let rows: Vec<Row<'_>> = self.prompts.iter().map(|(tokens, ..)| Row { tokens, direction: 0 }).collect();
+        let (mut scores, mut harmless) = (vec![0.0; rows.len()], vec![T::default(); rows.len()]);
         engine.visit(&mut session, &rows, &[], |found| {
-            let (at, p) = (which[found.row], softmax(&found.logits));
-            scores[at] = refusal_score(&p, refusal_tokens);
-            if self.prompts[at].2 == PromptClass::Harmless {
-                harmless[at] = each(at, p);
+            let p = softmax(&found.logits);
+            scores[found.row] = refusal_score(&p, refusal_tokens);
+            if self.prompts[found.row].2 == PromptClass::Harmless {
+                harmless[found.row] = each(found.row, p);
             }
             observer.advance(1);
             Ok(())
         })?;
-        observer.advance((self.prompts.len() - which.len()) as u64);
         Ok((scores, harmless))
-    }
-
-    /// Indices of the prompts that a gate may change, given the scores under the same gate with another factor. Where the
-    /// gate is shut at every position of a prompt, its term is exactly zero whatever the factor, and the scores are those of
-    /// the unchanged model to the last bit.
-    fn changed(&self, scores: &[f64]) -> Vec<usize> {
-        (0..scores.len()).filter(|at| scores[*at].to_bits() != self.scores[*at].to_bits()).collect()
     }
 
     /// Indices of the harmless prompts.
@@ -267,13 +247,9 @@ impl Gates {
     ) -> Result<(), Error> {
         let n = validation.prompts.len() as u64;
         observer.start(&Stage::ScoreGates, n);
-        let all: Vec<usize> = (0..validation.prompts.len()).collect();
-        (validation.scores, validation.base) =
-            validation.run(&all, engine, &info.refusal_tokens, observer, |_, p| p)?;
+        (validation.scores, validation.base) = validation.run(engine, &info.refusal_tokens, observer, |_, p| p)?;
         let baseline = validation.table(&validation.scores);
         let mut candidates: Vec<GateCandidate> = Vec::new();
-        // of each setting that was tried the prompts that its gate may change
-        let mut changed: Vec<Vec<usize>> = Vec::new();
         for &open in &rules.opens {
             if candidates.iter().any(|candidate| candidate.discarded.is_none()) {
                 break;
@@ -281,12 +257,14 @@ impl Gates {
             let settings = rules.grid(self.fitted.len(), open);
             observer.expect(n * (1 + self.tried.len() + settings.len()) as u64);
             for setting in settings {
-                let same = self.tried.iter().position(|tried| tried.has_the_gate_of(&setting));
-                let which = same.map_or(&all, |at| &changed[at]);
-                let judged = (&validation, baseline.as_slice(), which.as_slice());
-                let (candidate, scores) = self.try_one(setting, engine, judged, info, rules, (observer, journal))?;
-                candidates.push(candidate);
-                changed.push(validation.changed(&scores));
+                candidates.push(self.try_one(
+                    setting,
+                    engine,
+                    (&validation, &baseline),
+                    info,
+                    rules,
+                    (observer, journal),
+                )?);
                 self.tried.push(setting);
             }
         }
@@ -298,20 +276,19 @@ impl Gates {
         Ok(())
     }
 
-    /// What a setting comes to on the validation prompts, of which it may change those with the indices `which`, and their
-    /// refusal scores.
+    /// What a setting comes to on the validation prompts.
     fn try_one(
         &self,
         setting: Setting,
         engine: &Engine<'_>,
-        (validation, baseline, which): (&Validation, &[GateScores], &[usize]),
+        (validation, baseline): (&Validation, &[GateScores]),
         info: &Info,
         rules: &GateRules,
         (observer, journal): (&dyn Observer, Option<&Journal>),
-    ) -> Result<(GateCandidate, Vec<f64>), Error> {
+    ) -> Result<GateCandidate, Error> {
         let edit = Edit::new(None, vec![], vec![self.term(setting)?.rounded()])?;
         let key = (&info.fingerprint, journal.map(|_| format!("{edit:?}")));
-        let (scores, kl): (Vec<f64>, Vec<f64>) = match journal.and_then(|journal| journal.get(JOURNAL, &key)) {
+        let (scores, kl) = match journal.and_then(|journal| journal.get(JOURNAL, &key)) {
             Some(found) => {
                 observer.advance(validation.prompts.len() as u64);
                 found
@@ -320,7 +297,7 @@ impl Gates {
                 let steering = Steering::of(&edit);
                 let steered = Engine { steered: Some(&steering), ..*engine };
                 let divergence = |row: usize, q: Vec<f64>| kl_divergence(&validation.base[row], &q);
-                let found = validation.run(which, &steered, &info.refusal_tokens, observer, divergence)?;
+                let found = validation.run(&steered, &info.refusal_tokens, observer, divergence)?;
                 journal.map_or(Ok(()), |journal| journal.put(JOURNAL, &key, &found))?;
                 found
             }
@@ -332,7 +309,7 @@ impl Gates {
             true => Some(GateDiscarded::NotANumber),
             false => discarded(&row, baseline, rules),
         };
-        Ok((GateCandidate { discarded, ..row }, scores))
+        Ok(GateCandidate { discarded, ..row })
     }
 
     fn term(&self, Setting { at, open, alpha }: Setting) -> Result<GatedTerm, Error> {
@@ -523,11 +500,5 @@ mod tests {
         let tried = |layers| rules.grid(layers, 0.01).iter().map(|one| (one.at, one.alpha)).collect::<Vec<_>>();
         assert_eq!(tried(2), [(0, 1.0), (0, 2.0), (0, 3.0), (1, 1.0), (1, 2.0), (1, 3.0)]);
         assert_eq!(tried(0), []);
-        // another factor has the same gate, another layer and another share have not
-        let one = Setting { at: 0, open: 0.01, alpha: 1.0 };
-        assert!(one.has_the_gate_of(&Setting { alpha: 2.0, ..one }));
-        assert!(
-            !one.has_the_gate_of(&Setting { at: 1, ..one }) && !one.has_the_gate_of(&Setting { open: 0.02, ..one })
-        );
     }
 }
