@@ -14,10 +14,11 @@ use lancet::onnx::proto::{
     GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, attr_int, dimension, node,
     type_proto,
 };
+use lancet::pipeline::Opened;
+use lancet::pipeline::divergence::{self, Room};
 use lancet::pipeline::engine::{Engine, Generation, Observer, Row, Steering};
 use lancet::pipeline::likelihood::{Query, log_likelihoods};
 use lancet::pipeline::stage::Stage;
-use lancet::pipeline::{Opened, divergence};
 use lancet::runtime::Decoding;
 use lancet::runtime::reading::Positions;
 use lancet::runtime::session::{Device, Runtime};
@@ -170,7 +171,7 @@ fn numbers_at(model: &std::path::Path, new_tokens: usize) -> Numbers {
     };
     let steered = Engine { steered: Some(&steering), ..engine };
     let given: Vec<Vec<u32>> = prompts.iter().map(|tokens| tokens[..2].to_vec()).collect();
-    let kl = divergence::measure(&engine, &steered, &prompts, &given, 3, &told).unwrap();
+    let kl = divergence::measure(&engine, &steered, (&prompts, &given), 3, Room::of(&engine, &steered), &told).unwrap();
     let positions = engine.session(Request { logits: 2, last_positions: 1, ..Request::default() }).unwrap().positions();
     Numbers {
         logits: logits.concat(),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use common::fixture;
 use lancet::chat::{Chat, ChatOptions};
 use lancet::multiple_choice::Items;
+use lancet::pipeline::divergence::Room;
 use lancet::pipeline::engine::{Engine, Observer, Silent};
 use lancet::pipeline::files::ModelFiles;
 use lancet::pipeline::stage::Stage;
@@ -220,24 +221,27 @@ fn kl_along_answers_equals_the_independent_computation() {
     for (own, answer) in own.iter().zip(&answers) {
         assert_eq!(own[..answer.len()], answer[..], "the base model's own answers");
     }
-    for batch in [1, 5] {
+    // the last one keeps the base's logits of a few positions only, so that both models are loaded several times
+    for (batch, small) in [(1, None), (5, None), (5, Some(Room { returned: 6, kept: 7 }))] {
         let (base, other) = (engine(&runtime, &base, batch), engine(&runtime, &other, batch));
-        let steps = Steps::default();
-        let found = divergence::measure(&base, &other, &prompts, &answers, positions, &steps).unwrap();
+        let (room, steps) = (small.unwrap_or_else(|| Room::of(&base, &other)), Steps::default());
+        let texts = (prompts.as_slice(), answers.as_slice());
+        let found = divergence::measure(&base, &other, texts, positions, room, &steps).unwrap();
         steps.check();
         let mut off: f64 = 0.0;
         for (found, want) in found.prompts.iter().zip(want["values"].as_array().unwrap()) {
             off = off.max(worst(found, want));
         }
-        println!("batch {batch}: KL off by {off:.1e}");
+        println!("batch {batch}, {room:?}: KL off by {off:.1e}");
         assert!(off < KL, "off by {off}");
         let means: Vec<f64> = found.positions.iter().map(|p| p.mean).collect();
         assert!(worst(&means, &want["means"]) < KL);
         let counts: Vec<usize> = found.positions.iter().map(|p| p.prompts).collect();
         assert_eq!(serde_json::to_value(counts).unwrap(), want["counts"]);
         assert!((found.mean.unwrap() - number(&want["mean"])).abs() < KL);
-        let same = divergence::measure(&base, &base, &prompts, &answers, positions, &Silent).unwrap();
+        let same = divergence::measure(&base, &base, texts, positions, room, &Silent).unwrap();
         assert!(same.prompts.iter().flatten().all(|kl| *kl == 0.0));
-        assert!(divergence::measure(&base, &other, &prompts, &answers[1..], positions, &Silent).is_err());
+        let fewer = (texts.0, &texts.1[1..]);
+        assert!(divergence::measure(&base, &other, fewer, positions, room, &Silent).is_err());
     }
 }

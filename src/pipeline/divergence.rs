@@ -1,6 +1,8 @@
 //! KL divergence of a model from its base at the first response positions, along the base's own answers.
 
-use super::engine::{Engine, Observer, Row};
+use std::collections::BTreeMap;
+
+use super::engine::{Engine, Observer, Row, Session};
 use super::likelihood::{LAST_ONLY, too_few};
 use super::stage::Stage;
 use crate::error::Error;
@@ -14,9 +16,7 @@ use crate::runtime::reading::Positions;
 /// A run's row: a prompt with the begin of its answer.
 struct Span {
     prompt: usize,
-    /// The first response position that the row's logits are wanted of.
-    begin: usize,
-    /// How many positions.
+    /// Response positions that the row's logits are wanted of.
     positions: usize,
     tokens: Vec<u32>,
 }
@@ -32,10 +32,26 @@ fn spans(prompts: &[Vec<u32>], answers: &[Vec<u32>], positions: usize, chunk: us
         for begin in (0..count).step_by(chunk) {
             let end = (begin + chunk).min(count);
             let tokens = [tokens.as_slice(), &answer[..end - 1]].concat();
-            found.push(Span { prompt, begin, positions: end - begin, tokens });
+            found.push(Span { prompt, positions: end - begin, tokens });
         }
     }
     found
+}
+
+/// Positions of `d_vocab` float32 logits that there is room for in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    /// That one run returns, all rows together.
+    pub returned: usize,
+    /// That the base has made and that wait for those of the other model.
+    pub kept: usize,
+}
+
+impl Room {
+    /// What there is for two models: a run returns logits beside those that are kept.
+    pub fn of(base: &Engine<'_>, other: &Engine<'_>) -> Self {
+        Self { returned: base.room().min(other.room()) / 4, kept: base.room_to_keep() }
+    }
 }
 
 /// Mean `KL(base || other) = sum p (ln(p + 1e-6) - ln(q + 1e-6))` in float64 (published code; METHOD.md, step 7) at each
@@ -43,16 +59,16 @@ fn spans(prompts: &[Vec<u32>], answers: &[Vec<u32>], positions: usize, chunk: us
 ///
 /// `prompts` are token ids, none empty; `answers` the base model's greedy answers to them, without stop tokens. Both
 /// models read the base's tokens. An answer counts up to the position that predicts its end, so position 0 counts
-/// every prompt. Logits are kept for one batch only.
+/// every prompt. The result does not depend on `room`.
 ///
 /// # Errors
 /// If a run fails, on cancellation, or if the two models' vocabularies differ.
 pub fn measure(
     base: &Engine<'_>,
     other: &Engine<'_>,
-    prompts: &[Vec<u32>],
-    answers: &[Vec<u32>],
+    (prompts, answers): (&[Vec<u32>], &[Vec<u32>]),
     positions: usize,
+    room: Room,
     observer: &dyn Observer,
 ) -> Result<Divergence, Error> {
     if positions == 0 || prompts.len() != answers.len() || prompts.iter().any(Vec::is_empty) {
@@ -62,55 +78,121 @@ pub fn measure(
             answers.len()
         )));
     }
-    // both models' logits of a batch are there at once
-    let room = (base.room().min(other.room()) / 2).max(1);
-    let mut found: Vec<Vec<f64>> =
-        answers.iter().map(|answer| vec![f64::NAN; positions.min(answer.len() + 1)]).collect();
-    let mut spans_found = spans(prompts, answers, positions, positions.min(room));
-    let Some(chunk) = spans_found.iter().map(|s| s.positions).max() else { return Ok(Divergence::default()) };
-    let request = Request { logits: chunk, last_positions: 1, ..Request::default() };
-    let mut sessions = (base.session(request.clone())?, other.session(request)?);
-    if chunk > 1 && [&sessions.0, &sessions.1].iter().any(|session| session.positions() == Positions::Last) {
+    let room = Room { returned: room.returned.max(1), ..room };
+    let chunk = positions.min(room.returned);
+    let mut found = by_spans(base, other, spans(prompts, answers, positions, chunk), room, observer)?;
+    if found.is_none() {
         observer.note(LAST_ONLY);
-        spans_found = spans(prompts, answers, positions, 1);
+        found = by_spans(base, other, spans(prompts, answers, positions, 1), room, observer)?;
     }
-    let spans = spans_found;
-    let width = sessions.0.width();
-    if width != sessions.1.width() {
-        let other = sessions.1.width();
-        return Err(Error::failed(format!("vocabularies of {width} and {other} tokens do not compare")));
-    }
-    let size = base.batch.min(other.batch).clamp(1, (room / chunk).max(1));
-    let engines = (Engine { batch: size, ..*base }, Engine { batch: size, ..*other });
-    let lengths: Vec<usize> = spans.iter().map(|s| s.tokens.len()).collect();
+    Ok(summary(by_prompt(prompts.len(), &found.unwrap_or_default()), positions))
+}
+
+/// The divergences at every position of each span, in their order, `[span][position]`; `None` where a span has several
+/// positions and a model returns the last one only.
+///
+/// One model's weights are in memory at a time: of as many spans as there is room to keep, the base's logits wait
+/// until the other model has run them too.
+fn by_spans(
+    base: &Engine<'_>,
+    other: &Engine<'_>,
+    spans: Vec<Span>,
+    room: Room,
+    observer: &dyn Observer,
+) -> Result<Option<Vec<(Span, Vec<f64>)>>, Error> {
+    let Some(chunk) = spans.iter().map(|span| span.positions).max() else { return Ok(Some(Vec::new())) };
+    let request = Request { logits: chunk, last_positions: 1, ..Request::default() };
+    let returns_too_few = |session: &Session| chunk > 1 && session.positions() == Positions::Last;
+    let size = base.batch.min(other.batch).clamp(1, (room.returned / chunk).max(1));
+    let (base, other) = (Engine { batch: size, ..*base }, Engine { batch: size, ..*other });
+    let lengths: Vec<usize> = spans.iter().map(|span| span.tokens.len()).collect();
+    let batches = batch::plan(&lengths, size, &base.model.lm.interface);
+    let mut found = vec![Vec::new(); spans.len()];
     observer.start(&Stage::Divergence, spans.len() as u64);
-    for members in batch::plan(&lengths, size, &base.model.lm.interface) {
-        let rows: Vec<Row<'_>> = members.iter().map(|&at| Row { tokens: &spans[at].tokens, direction: 0 }).collect();
-        // of the positions that a row returns, the last ones are its own
-        let own = |row: usize, mut logits: Vec<f32>| -> Result<Vec<f32>, Error> {
-            let wanted = spans[members[row]].positions;
-            let returned = logits.len() / width.max(1);
-            let skip = returned.checked_sub(wanted).ok_or_else(|| too_few(returned, wanted))?;
-            Ok(logits.split_off(skip * width))
-        };
-        let mut kept = vec![Vec::new(); rows.len()];
-        engines.0.visit(&mut sessions.0, &rows, &[], |result| {
-            kept[result.row] = own(result.row, result.logits)?;
-            Ok(())
+    for round in rounds(&batches, &spans, room.kept) {
+        let mut session = base.session(request.clone())?;
+        if returns_too_few(&session) {
+            observer.finish();
+            return Ok(None);
+        }
+        let width = session.width();
+        let mut kept: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
+        visit(&base, &mut session, round, &spans, |span, logits| {
+            kept.insert(span, logits);
         })?;
-        engines.1.visit(&mut sessions.1, &rows, &[], |result| {
-            let logits = own(result.row, result.logits)?;
-            let base_logits = std::mem::take(&mut kept[result.row]);
-            let span = &spans[members[result.row]];
-            for (at, (p, q)) in base_logits.chunks_exact(width).zip(logits.chunks_exact(width)).enumerate() {
-                found[span.prompt][span.begin + at] = kl_divergence(&softmax(p), &softmax(q));
-            }
+        drop(session);
+        let mut session = other.session(request.clone())?;
+        if returns_too_few(&session) {
+            observer.finish();
+            return Ok(None);
+        }
+        if width != session.width() {
+            let other = session.width();
+            return Err(Error::failed(format!("vocabularies of {width} and {other} tokens do not compare")));
+        }
+        visit(&other, &mut session, round, &spans, |span, logits| {
+            let of_base = kept.remove(&span).unwrap_or_default();
+            let pairs = of_base.chunks_exact(width).zip(logits.chunks_exact(width));
+            found[span] = pairs.map(|(p, q)| kl_divergence(&softmax(p), &softmax(q))).collect();
             observer.advance(1);
-            Ok(())
         })?;
     }
     observer.finish();
-    Ok(summary(found, positions))
+    Ok(Some(spans.into_iter().zip(found).collect()))
+}
+
+/// Parts of `batches` whose spans have at most `keep` positions together, if one batch has no more.
+fn rounds<'b>(batches: &'b [Vec<usize>], spans: &[Span], keep: usize) -> Vec<&'b [Vec<usize>]> {
+    let positions = |batch: &Vec<usize>| batch.iter().map(|&span| spans[span].positions).sum::<usize>();
+    let mut found = Vec::new();
+    let (mut begin, mut sum) = (0, 0);
+    for (at, batch) in batches.iter().enumerate() {
+        if at > begin && sum + positions(batch) > keep {
+            found.push(&batches[begin..at]);
+            (begin, sum) = (at, 0);
+        }
+        sum += positions(batch);
+    }
+    if begin < batches.len() {
+        found.push(&batches[begin..]);
+    }
+    found
+}
+
+/// Runs the spans of `batches` and hands the logits of each on, float32 `[positions, d_vocab]` by rows.
+///
+/// # Errors
+/// If a run fails, on cancellation, or if a row returns fewer positions than its span has.
+fn visit(
+    engine: &Engine<'_>,
+    session: &mut Session,
+    batches: &[Vec<usize>],
+    spans: &[Span],
+    mut each: impl FnMut(usize, Vec<f32>),
+) -> Result<(), Error> {
+    let width = session.width();
+    for members in batches {
+        let rows: Vec<Row<'_>> = members.iter().map(|&at| Row { tokens: &spans[at].tokens, direction: 0 }).collect();
+        engine.visit(session, &rows, &[], |result| {
+            // of the positions that a row returns, the last ones are its own
+            let (span, mut logits) = (members[result.row], result.logits);
+            let (wanted, returned) = (spans[span].positions, logits.len() / width.max(1));
+            let skip = returned.checked_sub(wanted).ok_or_else(|| too_few(returned, wanted))?;
+            each(span, logits.split_off(skip * width));
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// The divergences of every prompt by position, `[prompt][position]`, out of those of its spans.
+fn by_prompt(prompts: usize, spans: &[(Span, Vec<f64>)]) -> Vec<Vec<f64>> {
+    let mut found = vec![Vec::new(); prompts];
+    // the spans of a prompt lie one behind the other
+    for (span, values) in spans {
+        found[span.prompt].extend(values);
+    }
+    found
 }
 
 /// Means of `[prompt][position]`.
@@ -134,15 +216,24 @@ mod tests {
         let prompts = [vec![1, 2], vec![3], vec![4]];
         let answers = [vec![10, 11, 12, 13], vec![20], vec![]];
         let found = spans(&prompts, &answers, 3, 8);
-        let rows: Vec<(usize, usize, &[u32])> =
-            found.iter().map(|s| (s.begin, s.positions, s.tokens.as_slice())).collect();
-        assert_eq!(rows, [(0, 3, &[1, 2, 10, 11][..]), (0, 2, &[3, 20][..]), (0, 1, &[4][..])]);
+        let of = |spans: &[Span]| Vec::from_iter(spans.iter().map(|s| (s.prompt, s.positions, s.tokens.clone())));
+        assert_eq!(of(&found), [(0, 3, vec![1, 2, 10, 11]), (1, 2, vec![3, 20]), (2, 1, vec![4])]);
         let cut = spans(&prompts, &answers, 5, 2);
-        let rows: Vec<(usize, usize, &[u32])> =
-            cut.iter().take(3).map(|s| (s.begin, s.positions, s.tokens.as_slice())).collect();
         let whole = [1, 2, 10, 11, 12, 13];
-        assert_eq!(rows, [(0, 2, &whole[..3]), (2, 2, &whole[..5]), (4, 1, &whole[..6])]);
+        let expected = [(0, 2, whole[..3].to_vec()), (0, 2, whole[..5].to_vec()), (0, 1, whole[..6].to_vec())];
+        assert_eq!(of(&cut[..3]), expected);
         assert!(cut.iter().all(|s| s.positions <= s.tokens.len()));
+    }
+
+    #[test]
+    fn rounds_hold_what_may_be_kept() {
+        let spans = spans(&[vec![1], vec![2], vec![3]], &[vec![4; 9], vec![5; 9], vec![]], 4, 4);
+        let batches = [vec![0], vec![1, 2]];
+        let of = |keep| rounds(&batches, &spans, keep).iter().map(|round| round.len()).collect::<Vec<_>>();
+        assert_eq!(of(9), [2]);
+        assert_eq!(of(8), [1, 1]);
+        assert_eq!(of(1), [1, 1]);
+        assert!(rounds(&[], &spans, 1).is_empty());
     }
 
     #[test]

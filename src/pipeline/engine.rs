@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::instrument::{self, Cut, Request, SessionModel};
 use crate::lm::{Interface, Padding, ResidPoint};
 use crate::onnx::ops::{ActivationRounding, WeightLayout};
-use crate::onnx::{DataType, Graph};
+use crate::onnx::{DataType, Graph, TensorRef};
 use crate::runtime::batch::{self, Batch, Layout, Sharing, Splitting};
 use crate::runtime::prefix::{ALIKE, Behind, Prefix};
 use crate::runtime::reading::{Positions, Reading, Run};
@@ -464,9 +464,22 @@ impl Engine<'_> {
 
     /// Positions of `d_vocab` float32 logits that a run may return, all rows together: 256 MB of them, one at least.
     pub fn room(&self) -> usize {
+        self.positions_in(LOGITS_BUDGET)
+    }
+
+    /// The same for logits that are kept while another model runs: 256 MB, or a quarter of the bytes of this model's
+    /// weights if that is more.
+    pub fn room_to_keep(&self) -> usize {
+        let bytes = |tensor: &TensorRef| tensor.dtype.bytes_for(tensor.elements()).unwrap_or(0);
+        let weights: u64 = self.model.graph.model.tensors.iter().map(bytes).sum();
+        self.positions_in(LOGITS_BUDGET.max(usize::try_from(weights / 4).unwrap_or(usize::MAX)))
+    }
+
+    /// Positions of `d_vocab` float32 logits in `bytes` bytes; one at least.
+    fn positions_in(&self, bytes: usize) -> usize {
         // a file that does not tell its vocabulary is taken to have a large one
         let vocabulary = self.model.vocabulary().unwrap_or(1 << 18);
-        (LOGITS_BUDGET / (size_of::<f32>() * vocabulary.max(1))).max(1)
+        (bytes / (size_of::<f32>() * vocabulary.max(1))).max(1)
     }
 
     /// Stops here if the user asked for it.

@@ -33,12 +33,16 @@ pub enum Splitting {
     Together,
 }
 
-/// Tokens that a run is fed at most, all rows together, if one row has no more. What a model holds of each token while
-/// it runs bounds the memory.
+/// Tokens of a row that the memory of a run is planned for: rows that are longer, with their answers, share a run with
+/// fewer others. What a model holds of each token while it runs, and of each one in its KV cache, bounds the memory.
+const ROW_TOKENS: usize = 256;
+
+/// Tokens that a run holds at most, all rows together, if one row has no more.
 const RUN_TOKENS: usize = 1 << 14;
 
-/// The same for pairs of tokens of a row, all rows together: attention may hold scores of each pair, for every head.
-const RUN_PAIRS: usize = 1 << 22;
+/// Pairs of tokens of a row that a run is fed at most, all rows together, if they can be fewer: attention may hold scores
+/// of each pair, for every head.
+const RUN_PAIRS: usize = 1 << 20;
 
 /// Columns that a piece of a long run has at least.
 const PIECE: usize = 128;
@@ -67,21 +71,23 @@ pub fn cache_bytes(interface: &Interface, tokens: usize) -> usize {
     interface.cache.iter().map(of_slot).fold(0, usize::saturating_add)
 }
 
-/// Rows of `tokens` tokens that a KV cache holds at most, in `memory` bytes for all of its copies; one at least.
-fn rows_in(memory: usize, interface: &Interface, tokens: usize) -> usize {
+/// Rows of `tokens` tokens, of `size` that may share a run, whose KV cache fits into `memory` bytes with all of its copies
+/// and that have no more tokens together than a run holds; one at least.
+fn rows_in(memory: usize, interface: &Interface, tokens: usize, size: usize) -> usize {
     let by_memory = memory / cache_bytes(interface, tokens).saturating_mul(COPIES).max(1);
-    by_memory.min(RUN_TOKENS / tokens.max(1)).max(1)
+    let held = size.saturating_mul(ROW_TOKENS).min(RUN_TOKENS);
+    size.min(by_memory).min(held / tokens.max(1)).max(1)
 }
 
-/// Rows of `tokens` tokens that a KV cache holds at most on this machine; one at least.
-pub fn rows_held(interface: &Interface, tokens: usize) -> usize {
-    rows_in(machine::memory_for_caches(), interface, tokens)
+/// Rows of `tokens` tokens, of `size` that may share a run, that a run holds at most on this machine; one at least.
+pub fn rows_held(interface: &Interface, tokens: usize, size: usize) -> usize {
+    rows_in(machine::memory_for_caches(), interface, tokens, size)
 }
 
-/// Rows of `tokens` tokens that a run is fed at most; one at least.
-fn rows_of(interface: &Interface, tokens: usize) -> usize {
+/// Rows of `tokens` tokens, of `size` that may share a run, that a run is fed at most; one at least.
+fn rows_of(interface: &Interface, tokens: usize, size: usize) -> usize {
     let tokens = tokens.max(1);
-    rows_held(interface, tokens).min(RUN_PAIRS / tokens.saturating_mul(tokens)).max(1)
+    rows_held(interface, tokens, size).min(RUN_PAIRS / tokens.saturating_mul(tokens)).max(1)
 }
 
 /// The pieces in which the columns of a run behind `past` others are run, each behind the cache of those before it, so that
@@ -115,7 +121,7 @@ pub fn plan(lengths: &[usize], size: usize, interface: &Interface) -> Vec<Vec<us
         let fits = batches.last().is_some_and(|batch| {
             let longest = lengths[batch[0]];
             let alike = interface.padding == Padding::Left || longest == lengths[index];
-            batch.len() < size.min(rows_of(interface, longest)) && alike
+            batch.len() < rows_of(interface, longest, size) && alike
         });
         if fits {
             batches.last_mut().expect("it fits into the last one").push(index);
@@ -437,7 +443,8 @@ mod tests {
         let of =
             |lengths: &[usize]| plan(lengths, 16, &interface(Padding::Left)).iter().map(Vec::len).collect::<Vec<_>>();
         assert_eq!(of(&[100; 20]), [16, 4]);
-        assert_eq!(of(&[1000; 5]), [4, 1]);
+        assert_eq!(of(&[500; 5]), [4, 1]);
+        assert_eq!(of(&[1000; 2]), [1, 1]);
         assert_eq!(of(&[10_000, 10_000, 3]), [1, 1, 1]);
     }
 
@@ -470,9 +477,14 @@ mod tests {
         assert_eq!(cache_bytes(&with(DataType::FLOAT), 100), 409_600);
         assert_eq!(cache_bytes(&with(DataType::FLOAT16), 100), 204_800);
         assert_eq!(cache_bytes(&with(DataType::BFLOAT16), 100), 409_600);
-        assert_eq!(rows_in(3 * 409_600 * 5, &with(DataType::FLOAT), 100), 5);
-        assert_eq!(rows_in(1000, &with(DataType::FLOAT), 100), 1);
-        assert_eq!(rows_in(usize::MAX, &with(DataType::FLOAT), 100), RUN_TOKENS / 100);
+        assert_eq!(rows_in(3 * 409_600 * 5, &with(DataType::FLOAT), 100, 16), 5);
+        assert_eq!(rows_in(1000, &with(DataType::FLOAT), 100, 16), 1);
+        assert_eq!(rows_in(usize::MAX, &with(DataType::FLOAT), 100, 16), 16);
+        // 16 rows of 256 tokens, or 6 of 664; more where a run may have more rows
+        assert_eq!(rows_in(usize::MAX, &with(DataType::FLOAT), 256, 16), 16);
+        assert_eq!(rows_in(usize::MAX, &with(DataType::FLOAT), 664, 16), 6);
+        assert_eq!(rows_in(usize::MAX, &with(DataType::FLOAT), 664, 48), 18);
+        assert_eq!(rows_in(usize::MAX, &with(DataType::FLOAT), 664, 1000), RUN_TOKENS / 664);
     }
 
     #[test]

@@ -257,7 +257,7 @@ impl<B: Backend> Desk<'_, '_, '_, '_, B> {
         let next = waiting.front().map_or(0, |&answer| self.work[answer].tokens());
         let held = rows.filter(|rows| !self.open(rows).is_empty()).map_or(0, |rows| rows.width);
         let longest = next.max(held) + self.limits.max_new_tokens;
-        at_once.min(batch::rows_held(self.decoder.interface, longest))
+        batch::rows_held(self.decoder.interface, longest, at_once)
     }
 
     /// Takes answers that may share their first run.

@@ -2,8 +2,8 @@
 
 Runs the job once with the bundled prompts and, with `--prompts DIR`, once with those. Writes for each run the report
 (`report.html`, `.json`, `.md`) into `--work`, and prints Markdown: refusals of every variant before and after, plain and
-inside wrappers, with 95 % intervals; what the guard said; the seconds of every stage; some answers before and after. A run
-that the guard refuses (exit code 3) publishes nothing and is shown like the others.
+inside wrappers, with 95 % intervals; what the guard said; the seconds of every stage and the largest resident memory; some
+answers before and after. A run that the guard refuses (exit code 3) publishes nothing and is shown like the others.
 
 Run with any Python 3.11:
   python tools/real/job.py [--lancet target/release/lancet] [--prompts DIR] [--only 'onnx/model*.onnx'] [-- OPTIONS OF RUN]
@@ -11,6 +11,7 @@ Run with any Python 3.11:
 
 import argparse
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -23,8 +24,8 @@ CLASSES = {"pseudo_harmful": "pseudo-harmful", "harmful": "harmful", "harmless":
 DONE, GUARDED = 0, 3
 
 
-def run(args: argparse.Namespace, name: str, prompts: pathlib.Path | None) -> tuple[dict, float, int]:
-    """One `lancet run`: its result, its wall-clock seconds, its exit code."""
+def run(args: argparse.Namespace, name: str, prompts: pathlib.Path | None) -> tuple[dict, dict[str, str], int]:
+    """One `lancet run`: its result, its wall-clock seconds and largest resident memory in words, its exit code."""
     out, report = args.work / name, args.work / f"{name}.html"
     shutil.rmtree(out, ignore_errors=True)
     for old in args.work.glob(f"{name}.*"):
@@ -34,10 +35,14 @@ def run(args: argparse.Namespace, name: str, prompts: pathlib.Path | None) -> tu
     command += ["--ort-lib", args.ort_lib] if args.ort_lib else []
     command += [flag for pattern in args.only for flag in ("--only", pattern)]
     start = time.perf_counter()
-    done = subprocess.run([*map(str, command), *args.options], stdout=subprocess.PIPE, text=True)
-    if done.returncode not in (DONE, GUARDED):
-        raise SystemExit(f"lancet run ended with {done.returncode}")
-    return json.loads(done.stdout), time.perf_counter() - start, done.returncode
+    with subprocess.Popen([*map(str, command), *args.options], stdout=subprocess.PIPE, text=True) as process:
+        printed = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode not in (DONE, GUARDED):
+        raise SystemExit(f"lancet run ended with {process.returncode}")
+    taken = {"the whole command": f"{time.perf_counter() - start:.1f}", "peak memory, GB": f"{used.ru_maxrss * 1024 / 1e9:.2f}"}
+    return json.loads(printed), taken, process.returncode
 
 
 def rate(result: dict | None) -> str:
@@ -102,11 +107,11 @@ def answers(variant: dict, count: int) -> str:
                   for row in freed[:count] + harmful[:count]])
 
 
-def describe(name: str, result: dict, seconds: float, code: int) -> str:
+def describe(name: str, result: dict, taken: dict[str, str], code: int) -> str:
     shared, variants = result["shared"], result["variants"]
     search = shared.get("search") or {"rows": [], "chosen": None}
     stages = table(["stage", "seconds"], [[stage, f"{value:.1f}"] for stage, value in shared["seconds"].items()]
-                   + [["the whole command", f"{seconds:.1f}"]])
+                   + [[what, value] for what, value in taken.items()])
     return f"""### {name}
 
 Exit code {code}. {search.get('refusal') or ''}
@@ -131,11 +136,12 @@ def main() -> None:
     parser.add_argument("--variant", default="onnx/model.onnx", help="which file gives the direction")
     parser.add_argument("--only", action="append", default=[], metavar="GLOB", help="which files are baked; all if not given")
     parser.add_argument("--prompts", type=pathlib.Path, metavar="DIR", help="a second run with these prompts")
+    parser.add_argument("--no-bundled", action="store_true", help="leave the run with the bundled prompts out")
     parser.add_argument("--work", type=pathlib.Path, default=REAL / "runs")
     parser.add_argument("options", nargs="*", metavar="OPTION", help="further options of `lancet run`, behind --")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    sets = [("bundled", None), *([("published", args.prompts)] if args.prompts else [])]
+    sets = [*([] if args.no_bundled else [("bundled", None)]), *([("published", args.prompts)] if args.prompts else [])]
     for name, prompts in sets:
         print(describe(name, *run(args, name, prompts)), flush=True)
 

@@ -431,7 +431,8 @@ pub fn both(
     if settings.kl_positions > 1 {
         let harmless = encode(chat, prompts.get(PromptClass::Harmless, Split::Test))?;
         let answers = &before.harmless_answers;
-        let found = divergence::measure(base, edited, &harmless, answers, settings.kl_positions, observer)?;
+        let (texts, room) = ((harmless.as_slice(), answers.as_slice()), divergence::Room::of(base, edited));
+        let found = divergence::measure(base, edited, texts, settings.kl_positions, room, observer)?;
         later = found.positions.iter().map(|p| p.mean).collect();
     }
     let mut compared = compare(&before, &after, settings, chat, later);
