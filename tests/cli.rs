@@ -514,7 +514,7 @@ Runtime:
           Prompts a run at most; there are fewer where they are long, or where their KV caches would
           fill the memory
 
-          [default: 16]
+          [default: 32]
 "#);
 }
 

@@ -52,7 +52,7 @@ pub struct RuntimeOptions {
     #[arg(long, value_enum, default_value = "auto")]
     pub spin: SpinArg,
     /// Prompts a run at most; there are fewer where they are long, or where their KV caches would fill the memory.
-    #[arg(long, default_value_t = 16, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 32, value_parser = at_least_one)]
     pub batch_size: usize,
 }
 

@@ -80,12 +80,14 @@ pub fn measure(
     }
     let room = Room { returned: room.returned.max(1), ..room };
     let chunk = positions.min(room.returned);
-    let mut found = by_spans(base, other, spans(prompts, answers, positions, chunk), room, observer)?;
+    let mut of_prompts = spans(prompts, answers, positions, chunk);
+    let mut found = by_spans(base, other, &of_prompts, room, observer)?;
     if found.is_none() {
         observer.note(LAST_ONLY);
-        found = by_spans(base, other, spans(prompts, answers, positions, 1), room, observer)?;
+        of_prompts = spans(prompts, answers, positions, 1);
+        found = by_spans(base, other, &of_prompts, room, observer)?;
     }
-    Ok(summary(by_prompt(prompts.len(), &found.unwrap_or_default()), positions))
+    Ok(summary(by_prompt(prompts.len(), &of_prompts, &found.unwrap_or_default()), positions))
 }
 
 /// The divergences at every position of each span, in their order, `[span][position]`; `None` where a span has several
@@ -96,10 +98,10 @@ pub fn measure(
 fn by_spans(
     base: &Engine<'_>,
     other: &Engine<'_>,
-    spans: Vec<Span>,
+    spans: &[Span],
     room: Room,
     observer: &dyn Observer,
-) -> Result<Option<Vec<(Span, Vec<f64>)>>, Error> {
+) -> Result<Option<Vec<Vec<f64>>>, Error> {
     let Some(chunk) = spans.iter().map(|span| span.positions).max() else { return Ok(Some(Vec::new())) };
     let request = Request { logits: chunk, last_positions: 1, ..Request::default() };
     let returns_too_few = |session: &Session| chunk > 1 && session.positions() == Positions::Last;
@@ -109,7 +111,7 @@ fn by_spans(
     let batches = batch::plan(&lengths, size, &base.model.lm.interface);
     let mut found = vec![Vec::new(); spans.len()];
     observer.start(&Stage::Divergence, spans.len() as u64);
-    for round in rounds(&batches, &spans, room.kept) {
+    for round in rounds(&batches, spans, room.kept) {
         let mut session = base.session(request.clone())?;
         if returns_too_few(&session) {
             observer.finish();
@@ -117,7 +119,7 @@ fn by_spans(
         }
         let width = session.width();
         let mut kept: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
-        visit(&base, &mut session, round, &spans, |span, logits| {
+        visit(&base, &mut session, round, spans, |span, logits| {
             kept.insert(span, logits);
         })?;
         drop(session);
@@ -130,7 +132,7 @@ fn by_spans(
             let other = session.width();
             return Err(Error::failed(format!("vocabularies of {width} and {other} tokens do not compare")));
         }
-        visit(&other, &mut session, round, &spans, |span, logits| {
+        visit(&other, &mut session, round, spans, |span, logits| {
             let of_base = kept.remove(&span).unwrap_or_default();
             let pairs = of_base.chunks_exact(width).zip(logits.chunks_exact(width));
             found[span] = pairs.map(|(p, q)| kl_divergence(&softmax(p), &softmax(q))).collect();
@@ -138,7 +140,7 @@ fn by_spans(
         })?;
     }
     observer.finish();
-    Ok(Some(spans.into_iter().zip(found).collect()))
+    Ok(Some(found))
 }
 
 /// Parts of `batches` whose spans have at most `keep` positions together, if one batch has no more.
@@ -185,11 +187,11 @@ fn visit(
     Ok(())
 }
 
-/// The divergences of every prompt by position, `[prompt][position]`, out of those of its spans.
-fn by_prompt(prompts: usize, spans: &[(Span, Vec<f64>)]) -> Vec<Vec<f64>> {
+/// The divergences of every prompt by position, `[prompt][position]`, out of those of the spans, `[span][position]`.
+fn by_prompt(prompts: usize, spans: &[Span], values: &[Vec<f64>]) -> Vec<Vec<f64>> {
     let mut found = vec![Vec::new(); prompts];
     // the spans of a prompt lie one behind the other
-    for (span, values) in spans {
+    for (span, values) in spans.iter().zip(values) {
         found[span.prompt].extend(values);
     }
     found

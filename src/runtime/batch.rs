@@ -35,7 +35,7 @@ pub enum Splitting {
 
 /// Tokens of a row that the memory of a run is planned for: rows that are longer, with their answers, share a run with
 /// fewer others. What a model holds of each token while it runs, and of each one in its KV cache, bounds the memory.
-const ROW_TOKENS: usize = 256;
+const ROW_TOKENS: usize = 128;
 
 /// Tokens that a run holds at most, all rows together, if one row has no more.
 const RUN_TOKENS: usize = 1 << 14;
@@ -441,8 +441,8 @@ mod tests {
     #[test]
     fn long_prompts_share_a_run_with_few_others() {
         let of =
-            |lengths: &[usize]| plan(lengths, 16, &interface(Padding::Left)).iter().map(Vec::len).collect::<Vec<_>>();
-        assert_eq!(of(&[100; 20]), [16, 4]);
+            |lengths: &[usize]| plan(lengths, 32, &interface(Padding::Left)).iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(of(&[100; 40]), [32, 8]);
         assert_eq!(of(&[500; 5]), [4, 1]);
         assert_eq!(of(&[1000; 2]), [1, 1]);
         assert_eq!(of(&[10_000, 10_000, 3]), [1, 1, 1]);
@@ -480,10 +480,10 @@ mod tests {
         assert_eq!(rows_in(3 * 409_600 * 5, &with(DataType::FLOAT), 100, 16), 5);
         assert_eq!(rows_in(1000, &with(DataType::FLOAT), 100, 16), 1);
         assert_eq!(rows_in(usize::MAX, &with(DataType::FLOAT), 100, 16), 16);
-        // 16 rows of 256 tokens, or 6 of 664; more where a run may have more rows
-        assert_eq!(rows_in(usize::MAX, &with(DataType::FLOAT), 256, 16), 16);
-        assert_eq!(rows_in(usize::MAX, &with(DataType::FLOAT), 664, 16), 6);
-        assert_eq!(rows_in(usize::MAX, &with(DataType::FLOAT), 664, 48), 18);
+        // 32 rows of 128 tokens, or 6 of 664; more where a run may have more rows
+        assert_eq!(rows_in(usize::MAX, &with(DataType::FLOAT), 128, 32), 32);
+        assert_eq!(rows_in(usize::MAX, &with(DataType::FLOAT), 664, 32), 6);
+        assert_eq!(rows_in(usize::MAX, &with(DataType::FLOAT), 664, 96), 18);
         assert_eq!(rows_in(usize::MAX, &with(DataType::FLOAT), 664, 1000), RUN_TOKENS / 664);
     }
 

@@ -180,8 +180,8 @@ pub fn generate<B: Backend>(
             }
             rows = desk.merge(parts)?;
         } else if let Some(mut current) = rows.take() {
-            if limits.positions.is_some_and(|limit| current.width >= limit) {
-                // its padding would lead it over the limit
+            if limits.positions.is_some_and(|limit| current.width >= limit) || current.width >= desk.longest(&current) {
+                // its padding would lead it over the limit, or over what there is room for
                 current = desk.narrow(current)?;
             }
             if limits.positions.is_some_and(|limit| current.width >= limit) {
@@ -254,10 +254,19 @@ impl<B: Backend> Desk<'_, '_, '_, '_, B> {
 
     /// Rows that the cache may hold, by the longest of them with its answer.
     fn room(&self, rows: Option<&Rows<B::Value>>, waiting: &VecDeque<usize>, at_once: usize) -> usize {
-        let next = waiting.front().map_or(0, |&answer| self.work[answer].tokens());
-        let held = rows.filter(|rows| !self.open(rows).is_empty()).map_or(0, |rows| rows.width);
-        let longest = next.max(held) + self.limits.max_new_tokens;
+        let next = waiting.front().map_or(0, |&answer| self.whole(answer));
+        let longest = next.max(rows.map_or(0, |rows| self.longest(rows)));
         batch::rows_held(self.decoder.interface, longest, at_once)
+    }
+
+    /// Tokens of a prompt with the longest answer that it may get.
+    fn whole(&self, answer: usize) -> usize {
+        self.work[answer].job.prompt.len() + self.limits.max_new_tokens
+    }
+
+    /// The same of the longest of the answers under way. The cache needs no more positions.
+    fn longest(&self, rows: &Rows<B::Value>) -> usize {
+        self.open(rows).into_iter().map(|at| self.whole(rows.answers[at])).max().unwrap_or(0)
     }
 
     /// Takes answers that may share their first run.

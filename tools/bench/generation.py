@@ -1,8 +1,8 @@
 """Tokens a second of the same answers in PyTorch, ONNX Runtime, onnxruntime-genai and Lancet.
 
 96 prompts, 32 of each class: the bundled test prompts as Lancet splits them. Greedy answers of at most 64 new tokens,
-stopped at the end token, 16 prompts at a time. New tokens are counted up to and with the end token; loading is not
-timed.
+stopped at the end token, `--batch-size` prompts at a time in all ways. New tokens are counted up to and with the end
+token; loading is not timed.
 
   transformers   `generate` in float32, left padded
   onnxruntime    a loop around the session in Python, default options (weights prepacked), left padded, the cache kept
@@ -16,6 +16,7 @@ Lancet, and how many answers are the same as Lancet's.
 
 Run in the environment of requirements-optimum.txt (tools/real/README.md):
   python tools/bench/generation.py [--lancet target/release/lancet] [--ways lancet,onnxruntime] [--rounds 3]
+      [--batch-size 32]
 6 minutes a round on two idle cores; 3 GB of memory.
 """
 
@@ -35,7 +36,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "real"))
 from cli import Lancet, parser  # noqa: E402
 from common import REAL, answers, batches, encode, end_tokens, left_padded, threads, until_end  # noqa: E402
 
-BATCH, NEW_TOKENS = 16, 64
+NEW_TOKENS = 64
 # 32 of the 200 bundled prompts of a class are tested.
 SPLIT = ("--n-train", "136", "--n-val", "32", "--n-test", "32")
 GENAI = {"genai": "genai-fp32", "genai-int4": "genai-int4"}
@@ -64,7 +65,7 @@ class Timed:
     def transformers(self) -> Answered:
         model = self.torch_model()
         start = time.perf_counter()
-        found = answers(model, self.tokenizer, self.prompts, NEW_TOKENS, BATCH)
+        found = answers(model, self.tokenizer, self.prompts, NEW_TOKENS, self.args.batch_size)
         return found, time.perf_counter() - start
 
     def onnxruntime(self) -> Answered:
@@ -72,7 +73,7 @@ class Timed:
             str(self.args.model / self.args.variant), providers=["CPUExecutionProvider"]))
         ends = end_tokens(self.torch_model())
         start = time.perf_counter()
-        found = [row for part in batches(self.rows, BATCH) for row in greedy(session, part, ends)]
+        found = [row for part in batches(self.rows, self.args.batch_size) for row in greedy(session, part, ends)]
         return found, time.perf_counter() - start
 
     def genai(self, folder: str) -> Answered:
@@ -81,7 +82,7 @@ class Timed:
         start = time.perf_counter()
         found: list[list[int]] = [[] for _ in self.rows]
         for length in {len(row) for row in self.rows}:
-            for part in batches([at for at, row in enumerate(self.rows) if len(row) == length], BATCH):
+            for part in batches([at for at, row in enumerate(self.rows) if len(row) == length], self.args.batch_size):
                 made = genai_answers(model, [self.rows[at] for at in part])
                 for at, row in zip(part, made, strict=True):
                     # It leaves out the end token of the answer that ends last.
@@ -130,7 +131,8 @@ def lancet_eval(lancet: Lancet, args) -> tuple[list[str], list[str], int, float]
     """(prompts, answers, new tokens, seconds) of the plain test prompts."""
     tokens = args.refusal_tokens or "I"  # only scores need them
     run = lancet.run("eval", args.model, "--variant", args.variant, "--max-new-tokens", str(NEW_TOKENS), *SPLIT,
-                     "--batch-size", str(BATCH), "--wrapped-prompts", "0", "--no-cost", "--refusal-tokens", tokens)
+                     "--batch-size", str(args.batch_size), "--wrapped-prompts", "0", "--no-cost", "--refusal-tokens",
+                     tokens)
     pairs = run.result["variants"][0]["eval"]["answers"]
     count, rate = re.search(r"^answers: (\d+) tokens, (\d+) tokens/s$", run.messages, re.MULTILINE).groups()
     return [pair["prompt"] for pair in pairs], [pair["answer"] for pair in pairs], int(count), int(count) / int(rate)
@@ -141,6 +143,7 @@ def main() -> None:
     arguments.add_argument("--ways", type=lambda text: text.split(","),
                            default=["transformers", "onnxruntime", *GENAI, "lancet"])
     arguments.add_argument("--rounds", type=int, default=1)
+    arguments.add_argument("--batch-size", type=int, default=32)
     args = arguments.parse_args()
     torch.set_num_threads(threads())
     lancet = Lancet(args)
