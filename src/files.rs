@@ -10,7 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::path::Path;
 
-pub use links::{Place, Stray};
+pub use links::{Place, Stray, is_hidden};
 pub use ours::written_by_lancet;
 pub use temporary::{PART, PREFIX, Temporary, abandon_all, abandon_too, is_unpublished, publishing, sweep};
 pub use write_back::{Unwritten, WriteBack};

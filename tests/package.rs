@@ -116,6 +116,7 @@ fn every_variant_is_baked_and_everything_else_copied() {
     sandbox.write("pkg/images/a/logo.png", [0u8, 255, 1]);
     sandbox.write("pkg/.gitattributes", "*.onnx filter=lfs\n");
     sandbox.write("pkg/.git/HEAD", "ref: refs/heads/main\n");
+    sandbox.write("pkg/.env", "HF_TOKEN=hf_secret\n");
     sandbox.write("pkg/lancet.html", "<html>old</html>");
     sandbox.write("pkg/onnx/vision_encoder.onnx", small_model("pixel_values", "image_features"));
     sandbox.write("pkg/onnx/sentence.onnx", small_model("input_ids", "last_hidden_state"));
@@ -150,7 +151,7 @@ fn every_variant_is_baked_and_everything_else_copied() {
             fs::read(sandbox.path("out").join(name)).unwrap()
         );
     }
-    let gone = |path: &PathBuf| path.starts_with(".git") || path.ends_with("lancet.html");
+    let gone = |path: &PathBuf| path.starts_with(".git") || path.ends_with(".env") || path.ends_with("lancet.html");
     let wanted: Vec<_> = before.keys().filter(|path| !gone(path)).collect();
     let after = snapshot(&sandbox.path("out"));
     assert_eq!(after.keys().collect::<Vec<_>>(), wanted);
@@ -166,7 +167,7 @@ fn every_variant_is_baked_and_everything_else_copied() {
         let mode = fs::metadata(sandbox.path("out/run.sh")).unwrap().permissions().mode();
         assert_eq!(mode & 0o7111, 0, "{mode:o}");
     }
-    assert_eq!(names(&result["shared"]["left_out"], "file"), [".git", "lancet.html"]);
+    assert_eq!(names(&result["shared"]["left_out"], "file"), [".env", ".git", "lancet.html"]);
     let models: Vec<(&str, &str)> = result["shared"]["copied"]
         .as_array()
         .unwrap()
@@ -335,9 +336,37 @@ fn a_model_that_is_not_baked_never_reads_edited_weights() {
             }
             _ => {
                 sandbox.refused(&mut command, 1, &["`onnx/vision_encoder.onnx` is not baked but reads `onnx/data`"]);
+                // an output that was made without it, and got it afterwards
+                fs::copy(sandbox.path("pkg/onnx/vision_encoder.onnx"), sandbox.path("once/onnx/vision_encoder.onnx"))
+                    .unwrap();
+                let verify = ["verify", "pkg", "once", "--direction", "d", "--bytes-only", "--json"];
+                let failed = json(&mut sandbox.lancet(&verify), 1);
+                let reads = "`onnx/vision_encoder.onnx` is not edited but reads `onnx/data`";
+                assert!(failed["shared"]["failures"].to_string().contains(reads), "{failed}");
             }
         }
     }
+}
+
+#[test]
+fn a_model_that_no_edit_reaches_does_not_verify_beside_an_edited_one() {
+    let sandbox = sandbox(&[("model.onnx", "chat")]);
+    sandbox.write("pkg/onnx/model.ort", [8u8, 0, 0, 0, b'O', b'R', b'T', b'M']);
+    json(&mut sandbox.lancet(&bake(&["--only", "model.onnx"])), 0);
+    let verify = ["verify", "pkg", "out", "--direction", "d", "--bytes-only", "--json"];
+    json(sandbox.lancet(&verify).args(["--only", "model.onnx"]), 0);
+    fs::copy(sandbox.path("pkg/onnx/model.ort"), sandbox.path("out/onnx/model.ort")).unwrap();
+    sandbox.refused(&mut sandbox.lancet(&verify), 1, &["`onnx/model.ort`"]);
+    json(sandbox.lancet(&verify).args(["--only", "model.onnx"]), 1);
+}
+
+#[test]
+fn a_part_of_a_model_with_the_name_of_a_report_is_refused() {
+    let sandbox = sandbox(&[]);
+    let model = sandbox.path("pkg/model.onnx");
+    externalise(&fixture("chat").join("model.onnx"), &model, |_, _| Some("lancet.json".into()));
+    let words = ["a part called `lancet.json`", "give the file another name"];
+    sandbox.refused(&mut sandbox.lancet(&bake(&[])), 1, &words);
 }
 
 #[test]
@@ -721,7 +750,9 @@ fn the_guard_stops_a_whole_package() {
         assert_eq!(variant["guard"]["passed"], false, "{variant}");
     }
     assert_same(&before, &snapshot(sandbox.root()));
-    let forced = json(sandbox.lancet(&bake(&sizes)).arg("--force"), 0);
+    // the note stands behind all that the edit says of itself
+    let weaker = ["--strength", "0.99"];
+    let forced = json(sandbox.lancet(&bake(&sizes)).args(weaker).arg("--force"), 0);
     assert_eq!(
         (&forced["shared"]["published"], &forced["variants"][0]["guard"]["overridden"]),
         (&value!(true), &value!(true))
@@ -729,6 +760,8 @@ fn the_guard_stops_a_whole_package() {
     let written = decode(&sandbox.path("out/onnx/model.onnx"));
     let entry = written.metadata_props.iter().find(|e| e.key.as_deref() == Some("lancet.guard")).unwrap();
     assert_eq!(entry.value.as_deref(), Some("forced"));
+    let verify = ["verify", "pkg", "out", "--direction", "d", "--bytes-only", "--json"];
+    json(sandbox.lancet(&verify).args(weaker), 0);
     // a model whose guard passes is not marked
     sandbox.write_direction("d", &false_refusal());
     fs::remove_dir_all(sandbox.path("out")).unwrap();

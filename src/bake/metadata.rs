@@ -51,8 +51,11 @@ const FREE: [Free; 5] = [
         key: "source_sha256",
         known: |text| text.len() == 64 && text.bytes().all(|b| b"0123456789abcdef".contains(&b)),
     },
-    Free { key: "guard", known: |text| GuardMark::ALL.iter().any(|mark| mark.as_str() == text) },
+    Free { key: GUARD, known: |text| GuardMark::ALL.iter().any(|mark| mark.as_str() == text) },
 ];
+
+/// The entry that tells how the guard was passed by.
+pub const GUARD: &str = "guard";
 
 /// What a written model says of a guard that did not pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +100,11 @@ pub(super) fn fresh(taken: &mut HashSet<String>, key: &str) -> String {
         key = format!("{stem}.{n}");
     }
     key
+}
+
+/// The key of a further entry behind those that a model has.
+pub fn further_key(model: &Model, key: &str) -> String {
+    fresh(&mut keys(model), key)
 }
 
 /// The keys that a model has.
@@ -162,7 +170,9 @@ pub(super) fn hold(base: &Model, plan: &BakePlan, file: &str, entries: &[StringS
         }
         let free = FREE.iter().position(|free| free.key == stem(key)).filter(|number| {
             let planned = plan.metadata.iter().any(|(k, _)| stem(k) == FREE[*number].key);
-            !planned && passed == 2 && seen.last().is_none_or(|last| last < number)
+            // a guard that failed and was overridden is noted at the end, once the model was measured
+            let place = passed == 2 || (passed == plan.metadata.len() && FREE[*number].key == GUARD);
+            !planned && place && seen.last().is_none_or(|last| last < number)
         });
         match free {
             Some(number) if fresh(&mut taken, FREE[number].key) == key && (FREE[number].known)(value) => {

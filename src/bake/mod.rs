@@ -33,7 +33,7 @@ pub use error::BakeError;
 pub use findings::{Finding, FindingKind, Findings};
 pub use gate::Gated;
 pub use hash::{hex, sha256};
-pub use metadata::{Claim, GuardMark};
+pub use metadata::{Claim, GUARD, GuardMark, further_key};
 pub use plan::{BakePlan, Held, METADATA_PREFIX, NodeEdit, Part, PlanOptions, QuantisedMode, TensorEdit};
 pub use proof::{ByteReport, Difference, Extent, TensorReport};
 pub use rehearse::rehearse;

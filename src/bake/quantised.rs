@@ -126,11 +126,13 @@ impl<'q> View<'q> {
     fn bytes(&self, panel: &Panel) -> (u64, usize, usize) {
         let a_byte = u64::from(8 / self.q.bits);
         if self.q.d_model_first {
-            let (first, last) = (panel.vectors.start / a_byte, panel.vectors.end.div_ceil(a_byte));
-            // a panel that holds every column holds their padding too: rows are read in one piece
-            let whole = first == 0 && panel.vectors.end == self.q.columns;
-            let bytes = if whole { self.q.row_bytes } else { last - first };
-            (first, bytes as usize, self.d)
+            let first = panel.vectors.start / a_byte;
+            // the panel of the last columns holds their padding too, which is written as it was read
+            let last = match panel.vectors.end == self.q.columns {
+                true => self.q.row_bytes,
+                false => panel.vectors.end.div_ceil(a_byte),
+            };
+            (first, (last - first) as usize, self.d)
         } else {
             (0, self.q.row_bytes as usize, (panel.vectors.end - panel.vectors.start) as usize)
         }

@@ -20,10 +20,18 @@ pub enum Stray {
     Dangling,
     /// A link that leads out of the folder, to this real path.
     Outside(PathBuf),
+    /// Something hidden, or below a folder that is: its name begins with a dot ([`is_hidden`]).
+    Hidden,
     /// A pipe, a socket, a device: what it is.
     Special(&'static str),
     /// The operating system refused.
     Io(io::Error),
+}
+
+/// Whether a name is one of those that systems hide. Version control, credentials, editors and caches keep their files
+/// under such names, and models do not, but for the `.gitattributes` of their repositories.
+pub fn is_hidden(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".") && name != ".gitattributes"
 }
 
 impl std::fmt::Display for Stray {
@@ -31,6 +39,7 @@ impl std::fmt::Display for Stray {
         match self {
             Self::Dangling => f.write_str("a link that leads nowhere"),
             Self::Outside(_) => f.write_str("a link that leads out of the model's folder"),
+            Self::Hidden => f.write_str("a link that leads to a hidden file or folder"),
             Self::Special(what) => f.write_str(what),
             Self::Io(error) => write!(f, "not readable: {error}"),
         }
@@ -76,10 +85,19 @@ impl Place {
             }
             Err(error) => return Err(Stray::Io(error)),
         };
-        if !self.within.iter().any(|place| real.starts_with(place)) {
-            return Err(Stray::Outside(real));
-        }
         let kind = real.symlink_metadata().map_err(Stray::Io)?.file_type();
+        let below = self.within.iter().position(|place| real.starts_with(place));
+        match below {
+            // in the download cache a link stands for one file, never for all of them
+            Some(1..) if kind.is_dir() => return Err(Stray::Outside(real)),
+            Some(at) => {
+                let mut parts = real.strip_prefix(&self.within[at]).into_iter().flat_map(Path::iter);
+                if parts.any(is_hidden) {
+                    return Err(Stray::Hidden);
+                }
+            }
+            None => return Err(Stray::Outside(real)),
+        }
         if kind.is_file() || kind.is_dir() { Ok(real) } else { Err(Stray::Special(special(kind))) }
     }
 }
@@ -102,6 +120,7 @@ mod tests {
         let repository = outer.path().join("hub/models--a--b");
         let root = repository.join("snapshots/0123");
         write(root.join("plain"));
+        write(root.join(".git/config"));
         write(repository.join("blobs/1"));
         write(repository.join("refs/main"));
         write(outer.path().join("hub/models--a--c/blobs/2"));
@@ -109,6 +128,9 @@ mod tests {
         for (name, target) in [
             ("inside", root.join("plain")),
             ("blob", PathBuf::from("../../blobs/1")),
+            ("blobs", PathBuf::from("../../blobs")),
+            ("token", root.join(".git/config")),
+            ("git", root.join(".git")),
             ("refs", repository.join("refs/main")),
             ("other", outer.path().join("hub/models--a--c/blobs/2")),
             ("secret", outer.path().join("secret")),
@@ -126,6 +148,7 @@ mod tests {
             Ok(_) => "fine",
             Err(Stray::Dangling) => "dangling",
             Err(Stray::Outside(_)) => "outside",
+            Err(Stray::Hidden) => "hidden",
             Err(Stray::Special(_)) => "special",
             Err(Stray::Io(_)) => "io",
         };

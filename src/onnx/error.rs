@@ -67,6 +67,7 @@ pub enum OnnxError {
     },
     /// An external data path that stands for no file here.
     #[error("external data path `{location}` of tensor `{tensor}` {}", match fault {
+        LocationFault::Hidden => "is hidden",
         LocationFault::Backslash => "separates folders by `\\`, as Windows does",
         LocationFault::Memory => "is an address in the memory of the program that saved the model",
     })]
@@ -105,6 +106,8 @@ pub enum OnnxError {
 pub enum LocationFault {
     /// It separates folders as Windows does.
     Backslash,
+    /// It is hidden, or in a hidden folder: its name begins with a dot.
+    Hidden,
     /// ONNX Runtime's mark for tensors in memory, which its Python API leaves in models that are saved too early.
     Memory,
 }
@@ -125,6 +128,11 @@ impl OnnxError {
             }
             Self::BadLocation { fault: LocationFault::Backslash, .. } => {
                 "write the location with `/`, as the ONNX specification says; other systems read no other".into()
+            }
+            Self::BadLocation { fault: LocationFault::Hidden, .. } => {
+                "files whose names begin with a dot are never published: give the data file another name, and correct \
+                 `location`"
+                    .into()
             }
             Self::BadLocation { fault: LocationFault::Memory, .. } => {
                 "the tensor's data was never written: save the model again with the program that made it, with its data \

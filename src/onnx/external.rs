@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use super::error::{LocationFault, OnnxError};
-use crate::files::{Place, Stray};
+use crate::files::{Place, Stray, is_hidden};
 
 /// Fills `buf` from `offset`; the file's cursor is not used, so threads may share the file.
 ///
@@ -74,6 +74,9 @@ pub fn resolve(model: &Path, location: &str, tensor: &str) -> Result<PathBuf, On
     if !lexically_inside {
         return Err(escaping());
     }
+    if relative.iter().any(|part| part != "." && is_hidden(part)) {
+        return Err(fault(LocationFault::Hidden));
+    }
     let folder = match model.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -84,6 +87,7 @@ pub fn resolve(model: &Path, location: &str, tensor: &str) -> Result<PathBuf, On
     match place.real(&path) {
         Ok(real) => Ok(real),
         Err(Stray::Outside(_)) => Err(escaping()),
+        Err(Stray::Hidden) => Err(fault(LocationFault::Hidden)),
         Err(Stray::Dangling) => Err(OnnxError::MissingExternal { tensor: tensor.into(), path }),
         Err(Stray::Io(source)) if source.kind() == io::ErrorKind::NotFound => {
             Err(OnnxError::MissingExternal { tensor: tensor.into(), path })
@@ -115,6 +119,8 @@ mod tests {
             ("a\\b", LocationFault::Backslash),
             ("..\\secret", LocationFault::Backslash),
             ("*/_ORT_MEM_ADDR_/*", LocationFault::Memory),
+            (".git/config", LocationFault::Hidden),
+            ("./data/.env", LocationFault::Hidden),
         ] {
             let error = resolve(&model, bad, "t").unwrap_err();
             assert!(matches!(&error, OnnxError::BadLocation { fault, .. } if *fault == why), "{error}");

@@ -133,6 +133,13 @@ impl Model {
         if skeleton.ir_version.is_none() && skeleton.opset_import.is_empty() {
             return Err(reader.not_onnx("it has neither an IR version nor an opset"));
         }
+        for function in &skeleton.functions {
+            if let Some(attribute) = function.attribute_proto.iter().find(|attribute| holds_external(attribute)) {
+                let (function, attribute) = (text(&function.name), text(&attribute.name));
+                let what = format!("the default of `{attribute}` in function `{function}`, which has external data,");
+                return Err(OnnxError::Unsupported { what });
+            }
+        }
         let model = Self {
             path: path.to_path_buf(),
             file_len: len,
@@ -198,6 +205,24 @@ struct Scan {
     nodes: usize,
     /// Bytes of memory that are left for the structure.
     budget: u64,
+}
+
+fn text(name: &Option<String>) -> &str {
+    name.as_deref().unwrap_or_default()
+}
+
+/// Whether a tensor in an attribute, or in a graph within, has external data.
+fn holds_external(attribute: &AttributeProto) -> bool {
+    let external = |tensor: &TensorProto| tensor.data_location == Some(1) || !tensor.external_data.is_empty();
+    let sparse = |sparse: &SparseTensorProto| sparse.values.iter().chain(&sparse.indices).any(external);
+    let in_graph = |graph: &GraphProto| {
+        graph.initializer.iter().any(external)
+            || graph.sparse_initializer.iter().any(sparse)
+            || graph.node.iter().flat_map(|node| &node.attribute).any(holds_external)
+    };
+    attribute.t.iter().chain(&attribute.tensors).any(external)
+        || attribute.sparse_tensor.iter().any(sparse)
+        || attribute.g.iter().chain(&attribute.graphs).any(in_graph)
 }
 
 /// What becomes of a field in the skeleton.
@@ -492,6 +517,12 @@ fn external_storage(
         Some(text) => text.trim().parse::<u64>().map(Some).map_err(|_| bad(format!("external `{key}` is `{text}`"))),
         None => Ok(None),
     };
+    for (at, given) in header.external_data.iter().enumerate() {
+        if header.external_data[..at].iter().any(|earlier| earlier.key == given.key) {
+            let key = given.key.as_deref().unwrap_or_default();
+            return Err(bad(format!("its external data have two entries `{key}`")));
+        }
+    }
     let location = entry("location").ok_or_else(|| bad("external data without a location".into()))?;
     let (path, len) = match files.get(location) {
         Some(found) => found.clone(),
@@ -568,6 +599,32 @@ mod tests {
         let mut unmarked = stored.clone();
         Model::unmark(&mut unmarked);
         assert_eq!(Model::tensor_of(&unmarked), None);
+    }
+
+    #[test]
+    fn external_data_that_one_reader_finds_elsewhere_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.bin"), [0; 8]).unwrap();
+        std::fs::write(folder.path().join("b.bin"), [1; 8]).unwrap();
+        let entry =
+            |key: &str, value: &str| StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
+        let mut proto = model(17, vec![node("Add", "n", &["a", "x"], &["y"], vec![])], &["x"], &["y"]);
+        let mut stored = floats("a", &[2]);
+        stored.float_data.clear();
+        stored.data_location = Some(1);
+        stored.external_data = vec![entry("location", "a.bin")];
+        let mut function = FunctionProto { name: Some("f".into()), ..Default::default() };
+        function.attribute_proto =
+            vec![AttributeProto { name: Some("value".into()), t: Some(stored.clone()), ..Default::default() }];
+        proto.graph.as_mut().unwrap().initializer = vec![stored];
+        open_in(folder.path(), &proto).unwrap();
+        let mut twice = proto.clone();
+        twice.graph.as_mut().unwrap().initializer[0].external_data.push(entry("location", "b.bin"));
+        let refusal = open_in(folder.path(), &twice).unwrap_err().to_string();
+        assert!(refusal.contains("two entries `location`"), "{refusal}");
+        proto.functions = vec![function];
+        let refusal = open_in(folder.path(), &proto).unwrap_err().to_string();
+        assert!(refusal.contains("the default of `value` in function `f`"), "{refusal}");
     }
 
     #[test]

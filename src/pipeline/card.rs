@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// Tells a card that has the notice already.
+/// Stands before the notice.
 const MARK: &str = "<!-- edited with lancet -->";
 
 /// Largest card that is given a notice, in bytes; a larger file is no card.
@@ -19,14 +19,14 @@ pub(super) fn is_card(relative: &Path) -> bool {
     ["README.md", "MODEL_CARD.md", "MODELCARD.md"].iter().any(|card| name.eq_ignore_ascii_case(card))
 }
 
-/// The card with the notice, after the front matter (`---`, YAML, `---`) where there is one. A card that has it stays as
-/// it is.
+/// The card with the notice, after the front matter (`---`, YAML, `---`) where there is one. A card that has the whole
+/// notice there stays as it is: a mark somewhere in the text says nothing.
 pub(super) fn edited(card: &[u8]) -> Vec<u8> {
-    if card.windows(MARK.len()).any(|window| window == MARK.as_bytes()) {
-        return card.to_vec();
-    }
     let at = front_matter(card);
     let (front, rest) = card.split_at(at);
+    if rest.trim_ascii_start().starts_with(format!("{MARK}\n{NOTICE}\n").as_bytes()) {
+        return card.to_vec();
+    }
     let mut out = front.to_vec();
     if !front.is_empty() {
         out.extend(b"\n");
@@ -69,6 +69,8 @@ mod tests {
             // a rule, not front matter
             ("---\nno end\n", "", "---\nno end\n"),
             ("", "", ""),
+            // a mark without the notice, and one that stands elsewhere
+            ("# A model\n<!-- edited with lancet -->\n", "", "# A model\n<!-- edited with lancet -->\n"),
         ] {
             let out = text(card);
             assert_eq!(out, format!("{front}{notice}{rest}"), "{card:?}");

@@ -210,16 +210,34 @@ impl Drop for Journal {
     }
 }
 
-/// Whether a folder holds nothing but what a journal keeps.
+/// Whether a folder holds nothing but what a journal keeps, in plain files.
 fn is_own(folder: &Path) -> bool {
     let Ok(entries) = std::fs::read_dir(folder) else { return false };
     entries.into_iter().all(|entry| {
-        let name = entry.map(|entry| entry.file_name());
-        name.is_ok_and(|name| {
+        entry.is_ok_and(|entry| {
+            let name = entry.file_name();
             let name = name.to_string_lossy();
-            name == ACTIVATIONS || name == RESULTS || (name.starts_with(PREFIX) && name.ends_with(PART))
+            let known = match &*name {
+                ACTIVATIONS => true,
+                RESULTS => holds_results(&entry.path()),
+                name => name.starts_with(PREFIX) && name.ends_with(PART),
+            };
+            known && entry.file_type().is_ok_and(|kind| kind.is_file())
         })
     })
+}
+
+/// Whether a file begins as a journal's results do, `["key`, or is empty: a first line may have been cut.
+fn holds_results(path: &Path) -> bool {
+    use std::io::Read;
+    if !path.symlink_metadata().is_ok_and(|found| found.is_file()) {
+        return false;
+    }
+    let Ok(file) = files::open(path) else { return false };
+    let mut first = Vec::new();
+    let whole = BufReader::new(file.take(MOST)).read_until(b'\n', &mut first).is_ok();
+    let cut = first.last() != Some(&b'\n') && b"[\"".starts_with(&first[..first.len().min(2)]);
+    whole && (cut || serde_json::from_slice::<(String, Value)>(&first).is_ok())
 }
 
 fn ends_a_line(file: &mut File) -> io::Result<bool> {
@@ -296,8 +314,19 @@ mod tests {
         std::fs::create_dir(&place).unwrap();
         std::fs::write(place.join("notes"), "mine").unwrap();
         assert!(Journal::beside(&out, "m").unwrap_err().to_string().contains("not Lancet's"));
+        std::fs::remove_file(place.join("notes")).unwrap();
+        for (mine, own) in
+            [("{\"my\": 1}\n", false), ("{\"my", false), ("", true), ("[\"key", true), ("[\"key\", 1]\n", true)]
+        {
+            std::fs::write(place.join(RESULTS), mine).unwrap();
+            assert_eq!(is_own(&place), own, "{mine}");
+        }
         #[cfg(unix)]
         {
+            let elsewhere = folder.path().join("elsewhere");
+            std::fs::rename(place.join(RESULTS), &elsewhere).unwrap();
+            std::os::unix::fs::symlink(&elsewhere, place.join(RESULTS)).unwrap();
+            assert!(Journal::beside(&out, "m").unwrap_err().to_string().contains("not Lancet's"));
             std::fs::remove_dir_all(&place).unwrap();
             let other = folder.path().join("other");
             std::fs::create_dir(&other).unwrap();

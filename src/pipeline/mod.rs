@@ -19,6 +19,7 @@ pub mod estimate;
 pub mod evaluate;
 pub mod files;
 pub mod guard;
+mod hindered;
 pub mod inspect;
 pub mod journal;
 mod kind;
@@ -48,7 +49,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use crate::bake::{self, BakePlan, GuardMark, PlanOptions, QuantisedMode, Staging};
+use crate::bake::{self, BakePlan, GUARD, GuardMark, PlanOptions, QuantisedMode, Staging};
 use crate::chat::Chat;
 use crate::edit::Edit;
 use crate::error::Error;
@@ -453,8 +454,7 @@ pub fn bake(
     let any = ready.variants.first().expect("a package has a variant");
     let staging = Staging::new(options.out, &any.opened.model)?.synced(options.sync);
     tell(package, &staging, observer);
-    let metadata =
-        measuring.is_none().then(|| (variant::GUARD_KEY.to_string(), GuardMark::NotMeasured.as_str().to_string()));
+    let metadata = measuring.is_none().then(|| (GUARD.to_string(), GuardMark::NotMeasured.as_str().to_string()));
     let plan = options.plan(metadata.into_iter().collect());
     let outcomes = publish::stage(ready, &BakeJob { edit, options, plan, measuring, observer }, &staging, &mut clock)?;
     let mut shared = publish::shared(package, options, &outcomes);

@@ -55,11 +55,19 @@ pub struct Plans {
     pub embedding: Option<BakePlan>,
 }
 
-/// Whether a graph is fed with embeddings, which another file makes.
+/// Whether a graph must be fed with embeddings, which another file makes. An input with an initializer of its name has a
+/// default, and need not be fed.
 pub fn takes_embeddings(model: &Model) -> bool {
-    let inputs = model.skeleton.graph.iter().flat_map(|graph| &graph.input);
-    inputs.filter_map(|input| input.name.as_deref()).any(|name| name == "inputs_embeds")
+    model.skeleton.graph.iter().any(|graph| {
+        let dense = graph.initializer.iter().filter_map(|tensor| tensor.name.as_deref());
+        let sparse = graph.sparse_initializer.iter().filter_map(|tensor| tensor.values.as_ref()?.name.as_deref());
+        let mut inputs = graph.input.iter().filter_map(|input| input.name.as_deref());
+        inputs.any(|name| name == EMBEDS) && !dense.chain(sparse).any(|name| name == EMBEDS)
+    })
 }
+
+/// The input for embeddings, as exporters call it.
+const EMBEDS: &str = "inputs_embeds";
 
 /// The refusal to run an embedding file that takes features with every prompt.
 fn no_text_alone(feature: &str) -> Refusal {
@@ -290,5 +298,35 @@ impl Plans {
             report.merge(verify_bytes(model, other, plan)?);
         }
         Ok(report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::onnx::proto::{GraphProto, ModelProto, TensorProto, ValueInfoProto};
+
+    #[test]
+    fn an_input_with_a_default_need_not_be_fed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.onnx");
+        let open = |initializer: Vec<TensorProto>| {
+            let input = vec![ValueInfoProto { name: Some(EMBEDS.into()), ..Default::default() }];
+            let graph = GraphProto { input, initializer, ..Default::default() };
+            let model = ModelProto { ir_version: Some(8), graph: Some(graph), ..Default::default() };
+            std::fs::write(&path, model.encode_to_vec()).unwrap();
+            Model::open(&path).unwrap()
+        };
+        assert!(takes_embeddings(&open(vec![])));
+        let default = TensorProto {
+            name: Some(EMBEDS.into()),
+            data_type: Some(1),
+            dims: vec![1],
+            float_data: vec![0.0],
+            ..Default::default()
+        };
+        assert!(!takes_embeddings(&open(vec![default])));
     }
 }

@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 
 use super::beside;
 use super::consumer::{self, Consumer, Found};
+use super::hindered;
 use super::opened::{Opened, Plans, Understood};
-use super::package::{Package, Variant, shown};
+use super::package::{Other, Package, Variant, shown};
 use super::running::Running;
 use super::understood::UnderstoodVariant;
 use super::{BakeOptions, verdict, verify_prompts};
@@ -167,9 +168,11 @@ pub fn package(
             "pass two folders, or two files",
         ));
     }
+    hindered::unhindered(base)?;
     let mut result = PackageVerify::default();
     if !file {
         result.shared.unexplained = beside::folder(base, out, edit)?;
+        result.shared.failures = affected(base, out);
     }
     for variant in &base.variants {
         let place = if file { out.to_path_buf() } else { out.join(&variant.relative) };
@@ -200,6 +203,19 @@ pub fn package(
     }
     shared.passed = shared.failures.is_empty() && result.variants.iter().all(|v| v.verify.passed);
     Ok(result)
+}
+
+/// The models of `out` that are copied and read what differs from the base: they share data with one that is edited.
+fn affected(base: &Package, out: &Path) -> Vec<String> {
+    let written = |path: &Path| base.variants.iter().any(|variant| variant.writes.contains(path));
+    let told = |other: &Other| match hindered::affected(base, other, written, |path| out.join(path)) {
+        Ok(path) => {
+            let (other, path) = (shown(&other.relative), shown(&path?));
+            Some(format!("`{other}` is not edited but reads `{path}`, which differs from the base"))
+        }
+        Err(error) => Some(error.chain()),
+    };
+    base.others.iter().filter_map(told).collect()
 }
 
 /// Verifies what lies at `place` against one variant. Returns the output too, where it could be opened.

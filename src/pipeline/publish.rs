@@ -3,25 +3,26 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use super::bytes::{BLOCK, equal, is_single};
+use super::bytes::{BLOCK, is_single};
 use super::card;
 use super::engine::Observer;
+use super::hindered::{affected, unhindered};
 use super::kind::{Evidence, Kind, kind};
 use super::opened::Plans;
 use super::package::{Other, Package, Variant, VariantRole, shown};
 use super::stage::Stage;
 use super::understood::UnderstoodVariant;
 use super::variant::{self, BakeJob, Baked, Clock, Desk};
-use super::walk::{Entry, Left};
+use super::walk::{Entry, is_report};
 use super::{BakeOptions, direction_file, write_whole};
 use crate::bake::{BakeError, Staging};
 use crate::edit::Edit;
 use crate::error::Error;
 use crate::files;
-use crate::onnx::{Model, Storage};
+use crate::onnx::Model;
 use crate::report::{self, BakeShared, Outputs, RunResult, RunShared};
 
 /// Refuses an output whose report would get a name that is too long, before any work.
@@ -94,6 +95,13 @@ pub fn preflight<'p>(package: &'p Package, out: &Path) -> Result<Ready<'p>, Erro
         variants.push(base);
     }
     unhindered(package)?;
+    let parts = package.variants.iter().flat_map(|variant| &variant.writes);
+    if let Some(path) = parts.into_iter().find(|path| is_report(path)) {
+        return Err(Error::failed_with(
+            format!("a model has a part called `{}`, as the reports of `lancet run` are", shown(path)),
+            "give the file another name; if it holds external data, correct their `location` in the model",
+        ));
+    }
     let existing = out.ancestors().skip(1).find(|path| path.is_dir()).unwrap_or(Path::new("."));
     room(package, 0, existing, is_single(out))?;
     Ok(Ready { package, variants })
@@ -105,17 +113,6 @@ fn trace(variant: &Variant) -> Result<UnderstoodVariant<'_>, Error> {
         language_model(&opened.model, variant)?;
     }
     UnderstoodVariant::new(variant)
-}
-
-/// Refuses links that lead elsewhere, and files that hold weights which no edit reaches.
-fn unhindered(package: &Package) -> Result<(), Error> {
-    if let Some(Left { relative, reason }) = package.refused.first() {
-        return Err(Error::failed_with(
-            format!("`{}` is {reason}: nothing of it is read or published", shown(relative)),
-            "take it out of the model's folder, or put the file that is meant in its place",
-        ));
-    }
-    package.hindrances.first().map_or(Ok(()), |hindrance| Err(hindrance.error()))
 }
 
 /// Refuses a file that was named as a model and, by what it computes, is none.
@@ -181,31 +178,20 @@ pub(super) fn stage(
 
 /// Refuses a package in which the bake changed what a model reads that is not baked.
 fn unaffected(package: &Package, other: &Other, desk: &Desk<'_>) -> Result<(), Error> {
-    let shared: Vec<&PathBuf> = other.reads.iter().filter(|path| desk.writer(path).is_some()).collect();
-    if shared.is_empty() {
-        return Ok(());
-    }
-    let refuse = |path: &Path| {
-        let (other, writer) = (shown(&other.relative), desk.writer(path).unwrap_or_default());
-        Err(Error::failed_with(
-            format!("`{other}` is not baked but reads `{}`, which the bake of `{writer}` changes", shown(path)),
-            "export it with external data of its own, or take it out of the folder",
-        ))
-    };
-    if shared.contains(&&other.relative) {
-        return refuse(&other.relative);
-    }
-    let model = Model::open(&package.root.join(&other.relative))?;
-    let folder = other.relative.parent().unwrap_or(Path::new(""));
-    for tensor in &model.tensors {
-        let Storage::External { location, path, offset, length } = &tensor.storage else { continue };
-        let plain = Path::new(location).components().filter(|part| matches!(part, Component::Normal(_)));
-        let relative = folder.join(plain.collect::<PathBuf>());
-        if desk.writer(&relative).is_some() && !equal(path, &desk.place(&relative), Some(*offset..offset + length))? {
-            return refuse(&relative);
+    match affected(package, other, |path| desk.writer(path).is_some(), |path| desk.place(path))? {
+        Some(path) => {
+            let writer = desk.writer(&path).unwrap_or_default();
+            Err(Error::failed_with(
+                format!(
+                    "`{}` is not baked but reads `{}`, which the bake of `{writer}` changes",
+                    shown(&other.relative),
+                    shown(&path)
+                ),
+                "export it with external data of its own, or take it out of the folder",
+            ))
         }
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Copies every file that no variant writes: its contents, and who may read and write it. A link becomes a plain file, a

@@ -16,7 +16,7 @@ use super::running::Running;
 use super::stage::Stage;
 use super::understood::UnderstoodVariant;
 use super::{BakeOptions, evaluate, inspect, prove};
-use crate::bake::{self as baking, BakeError, BakePlan, GuardMark, PlanOptions, Staging};
+use crate::bake::{self as baking, BakeError, BakePlan, GUARD, GuardMark, PlanOptions, Staging, further_key};
 use crate::edit::Edit;
 use crate::error::Error;
 use crate::files::{self, Unwritten, WriteBack};
@@ -320,7 +320,7 @@ pub fn bake(
         let compared = evaluate::both(engines, chat, prompts, settings, told, job.observer)?;
         let judged = judge(&compared.evidence, guard);
         if judged.overridden {
-            mark_forced(&place, job.options.sync)?;
+            mark_forced(&place, &base.opened.model, job.options.sync)?;
         }
         result.guard = Some(judged);
         result.eval = Some(compared.result);
@@ -357,15 +357,13 @@ fn write(
     Ok(BakeResult { edits, gated, bytes_written, seconds: clock.lap("bake") })
 }
 
-/// Metadata entry that tells how the guard was passed by.
-pub const GUARD_KEY: &str = "lancet.guard";
-
-/// Says in a written model that its guard failed and was overridden. Fields of a protobuf message may stand in any order,
-/// so the entry goes to the end.
-fn mark_forced(path: &Path, sync: bool) -> Result<(), Error> {
+/// Says in a model that was written for `base` that its guard failed and was overridden. Fields of a protobuf message may
+/// stand in any order, so the entry goes to the end.
+fn mark_forced(path: &Path, base: &Model, sync: bool) -> Result<(), Error> {
     use prost::Message;
     use std::io::Write;
-    let entry = StringStringEntryProto { key: Some(GUARD_KEY.into()), value: Some(GuardMark::Forced.as_str().into()) };
+    let key = further_key(base, GUARD);
+    let entry = StringStringEntryProto { key: Some(key), value: Some(GuardMark::Forced.as_str().into()) };
     let bytes = ModelProto { metadata_props: vec![entry], ..Default::default() }.encode_to_vec();
     let append = || {
         let permissions = std::fs::metadata(path)?.permissions();

@@ -5,9 +5,6 @@ use std::path::{Path, PathBuf};
 use crate::error::Error;
 use crate::files::{self, Place, Stray};
 
-/// Folders of version control and of download tools: they describe the input, not what is made of it.
-const BOOKKEEPING: [&str; 5] = [".git", ".hg", ".svn", ".jj", ".bzr"];
-
 /// A file of a folder.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
@@ -48,7 +45,8 @@ pub fn walk(root: &Path, except: &[PathBuf]) -> Result<Listing, Error> {
     let place = Place::new(root).map_err(|e| unreadable(root, &e))?;
     let real = root.canonicalize().map_err(|e| unreadable(root, &e))?;
     let mut listing = Listing::default();
-    enter(&Start { root, place: &place, except }, Path::new(""), &mut vec![real], &mut listing)?;
+    let start = Start { root, real: &real, place: &place, except };
+    enter(&start, Path::new(""), &mut vec![real.clone()], &mut listing)?;
     listing.files.sort();
     listing.left.sort();
     listing.refused.sort();
@@ -57,9 +55,22 @@ pub fn walk(root: &Path, except: &[PathBuf]) -> Result<Listing, Error> {
 
 struct Start<'a> {
     root: &'a Path,
+    /// Its real path.
+    real: &'a Path,
     place: &'a Place,
     except: &'a [PathBuf],
 }
+
+impl Start<'_> {
+    /// Whether a real path lies below a folder that is not entered. Only links lead there.
+    fn in_an_output(&self, real: &Path) -> bool {
+        let below = real.ancestors().skip(1).take_while(|folder| folder.starts_with(self.real) && *folder != self.real);
+        below.into_iter().any(|folder| self.except.iter().any(|known| known == folder) || folder.join(JSON).is_file())
+    }
+}
+
+/// The report that marks a folder as an output.
+const JSON: &str = "lancet.json";
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     Error::usage(format!("cannot read `{}`: {error}", path.display()), "check that it exists, and its permissions")
@@ -78,8 +89,10 @@ fn enter(start: &Start<'_>, under: &Path, above: &mut Vec<PathBuf>, listing: &mu
             leave("left by a run that is under way or was killed");
             continue;
         }
-        if BOOKKEEPING.iter().any(|known| name == *known) || relative.ends_with(".cache/huggingface") {
-            leave("bookkeeping of version control or downloads");
+        if files::is_hidden(&name) {
+            leave(
+                "hidden: what version control, editors, download tools and other programs keep, and no part of a model",
+            );
             continue;
         }
         let real = match start.place.real(&path) {
@@ -90,6 +103,10 @@ fn enter(start: &Start<'_>, under: &Path, above: &mut Vec<PathBuf>, listing: &mu
                 continue;
             }
         };
+        if start.in_an_output(&real) {
+            leave("a link into the output of an earlier run");
+            continue;
+        }
         let meta = std::fs::metadata(&real).map_err(|e| unreadable(&path, &e))?;
         if meta.is_file() {
             if is_report(&relative) || is_marked_report(&real) {
@@ -102,7 +119,7 @@ fn enter(start: &Start<'_>, under: &Path, above: &mut Vec<PathBuf>, listing: &mu
         if start.except.contains(&real) {
             continue;
         }
-        if path.join("lancet.json").is_file() {
+        if path.join(JSON).is_file() {
             leave("the output of an earlier run");
         } else if above.contains(&real) {
             leave("a link to a folder that holds it");
@@ -220,11 +237,11 @@ mod tests {
         // the root's own report does not make it an output that is skipped
         let listing = walk(folder.path(), &except).unwrap();
         let (files, left) = names(&listing);
-        assert_eq!(files, [".cache/y", ".gitattributes", "a.onnx", "mine.md", "mylancet.json"]);
+        assert_eq!(files, [".gitattributes", "a.onnx", "mine.md", "mylancet.json"]);
         assert_eq!(
             left,
             [
-                ".cache/huggingface",
+                ".cache",
                 ".git",
                 ".lancet-a1b2c3",
                 "lancet.direction.safetensors",
@@ -241,22 +258,36 @@ mod tests {
     fn links_are_followed_within_the_folder_and_others_refuse_it() {
         use std::os::unix::fs::symlink;
         let outer = tempfile::tempdir().unwrap();
-        write(outer.path(), &["root/sub/a", "elsewhere/secret"]);
+        write(
+            outer.path(),
+            &["root/sub/a", "root/.git/config", "root/old/lancet.json", "root/old/s/b", "elsewhere/secret"],
+        );
         let root = outer.path().join("root");
         symlink(outer.path().join("elsewhere/secret"), root.join("notes.txt")).unwrap();
         symlink(root.join("sub"), root.join("alias")).unwrap();
         symlink(&root, root.join("sub/loop")).unwrap();
         symlink(outer.path().join("elsewhere"), root.join("out")).unwrap();
         symlink(outer.path().join("absent"), root.join("dangling")).unwrap();
+        symlink(root.join(".git/config"), root.join("LICENSE.txt")).unwrap();
+        symlink(root.join(".git"), root.join("git")).unwrap();
+        symlink(root.join("old/s"), root.join("olds")).unwrap();
         let listing = walk(&root, &[]).unwrap();
         let (files, left) = names(&listing);
         assert_eq!(files, ["alias/a", "sub/a"]);
-        assert_eq!(left, ["alias/loop", "sub/loop"]);
+        assert_eq!(left, [".git", "alias/loop", "old", "olds", "sub/loop"]);
         assert_eq!(listing.files[0].bytes, 10);
         assert_eq!(listing.files[0].real, root.canonicalize().unwrap().join("sub/a"));
         let refused: Vec<_> =
             listing.refused.iter().map(|l| (l.relative.to_str().unwrap(), l.reason.as_str())).collect();
         let out = "a link that leads out of the model's folder";
-        assert_eq!(refused, [("dangling", "a link that leads nowhere"), ("notes.txt", out), ("out", out)]);
+        let hidden = "a link that leads to a hidden file or folder";
+        let expected = [
+            ("LICENSE.txt", hidden),
+            ("dangling", "a link that leads nowhere"),
+            ("git", hidden),
+            ("notes.txt", out),
+            ("out", out),
+        ];
+        assert_eq!(refused, expected);
     }
 }

@@ -11,7 +11,7 @@ prompt set at a time.
 
 The prompts, the refusal tokens and the number of positions are those of a file that `lancet collect` wrote, so both
 see the same texts; they are put through the chat template here. Writes OUT.json (kept prompts, scores of each
-candidate, choices, seconds of each stage) and OUT.npz (means and chosen directions).
+candidate, choices, seconds of each stage) and OUT.npz (means and chosen directions), after each lambda anew.
 
 Run in the environment of requirements-optimum.txt:
   python tools/real/published.py target/real/tuned --activations ACTS -o OUT
@@ -211,8 +211,14 @@ def main() -> None:
                 chosen = result["selected"]
                 arrays[f"direction.{strength:g}"] = candidate(means, chosen["position"], chosen["layer"], strength)
                 print(f"lambda {strength:g}: position {chosen['position']}, layer {chosen['layer']}", flush=True)
-    args.output.with_name(f"{args.output.name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    np.savez(args.output.with_name(f"{args.output.name}.npz"), **arrays)
+            write(args.output, found, arrays)
+    write(args.output, found, arrays)
+
+
+def write(output: pathlib.Path, found: dict, arrays: dict[str, np.ndarray]) -> None:
+    """What there is so far: a run takes long, and may be stopped between two lambdas."""
+    output.with_name(f"{output.name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    np.savez(output.with_name(f"{output.name}.npz"), **arrays)
 
 
 if __name__ == "__main__":

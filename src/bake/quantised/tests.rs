@@ -163,7 +163,9 @@ impl Made {
     /// Edits it, scales too where `grow`; the new codes and scales, and what was told.
     fn edited(&self, directions: &[&[f64]], grow: bool) -> (Vec<u8>, Vec<f32>, Rounded) {
         let tables = Tables::open(&self.model, &self.q, "it").unwrap();
-        let (mut codes, mut scales) = (self.codes.clone(), self.scales.clone());
+        // every byte of the codes is written, padding too
+        let mut codes: Vec<u8> = self.codes.iter().map(|byte| !byte).collect();
+        let mut scales = self.scales.clone();
         let read = |block: &mut [u8], at: u64| {
             block.copy_from_slice(&self.codes[at as usize..at as usize + block.len()]);
             Ok(())
