@@ -540,13 +540,6 @@ pub fn non_negative(text: &str) -> Result<f64, String> {
     }
 }
 
-pub fn at_most_a_thousand(text: &str) -> Result<usize, String> {
-    match text.parse::<usize>() {
-        Ok(value) if value <= 1000 => Ok(value),
-        _ => Err("expected a whole number of at most 1000".into()),
-    }
-}
-
 pub fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         Ok(value) if value > 0 => Ok(value),

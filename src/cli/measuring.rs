@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use lancet::chat::Chat;
 use lancet::error::Error;
@@ -21,7 +22,7 @@ use lancet::prompt_files;
 use lancet::report::scores::Scoring;
 use lancet::runtime::Sampling;
 
-use super::args::{ChatArgs, at_least_one, at_most_a_thousand, unit_interval};
+use super::args::{ChatArgs, at_least_one, unit_interval};
 use super::commands::{Context, load_chat};
 
 /// Answers and how they are judged.
@@ -32,7 +33,7 @@ pub struct MeasuringArgs {
     #[arg(long, default_value_t = 128, value_parser = at_least_one)]
     pub max_new_tokens: usize,
     /// Take so many random answers a test prompt as well, beside the greedy one.
-    #[arg(long, default_value_t = 0, value_name = "N", value_parser = at_most_a_thousand)]
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(..=1000))]
     pub samples: usize,
     /// Temperature of random answers [default: what the model's config recommends, else 0.7].
     #[arg(long)]

@@ -149,9 +149,7 @@ impl<'g> Inputs<'g> {
     /// Sorts the graph's inputs; those with a default are left as they are.
     fn of(graph: &'g Graph<'_>) -> Self {
         let proto = graph.proto();
-        let dense = proto.initializer.iter().filter_map(|t| t.name.as_deref());
-        let sparse = proto.sparse_initializer.iter().filter_map(|t| t.values.as_ref()?.name.as_deref());
-        let defaults: HashSet<&str> = dense.chain(sparse).collect();
+        let defaults: HashSet<&str> = proto.initializer_names().collect();
         let mut found = Self::default();
         for input in &proto.input {
             let name = input.name.as_deref().unwrap_or("");

@@ -23,10 +23,8 @@ fn capture<'a>(node: &'a NodeProto, out: &mut HashSet<&'a str>) {
         }
         wanted.extend(graph.output.iter().filter_map(|o| o.name.as_deref()));
         let given = graph.input.iter().filter_map(|i| i.name.as_deref());
-        let stored = graph.initializer.iter().filter_map(|t| t.name.as_deref());
-        let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()?.name.as_deref());
         let made = graph.node.iter().flat_map(|n| &n.output).map(String::as_str);
-        for name in given.chain(stored).chain(sparse).chain(made) {
+        for name in given.chain(graph.initializer_names()).chain(made) {
             wanted.remove(name);
         }
         out.extend(wanted);

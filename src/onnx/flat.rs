@@ -105,8 +105,7 @@ impl Flat {
         let main = model.skeleton.graph.as_ref().expect("`Model::open` refuses a file without a graph");
         let mut taken: HashSet<String> = HashSet::new();
         taken.extend(main.input.iter().filter_map(|i| i.name.clone()));
-        taken.extend(main.initializer.iter().filter_map(|t| t.name.clone()));
-        taken.extend(main.sparse_initializer.iter().filter_map(|s| s.values.as_ref()?.name.clone()));
+        taken.extend(main.initializer_names().map(str::to_string));
         taken.extend(main.node.iter().flat_map(|n| n.output.iter().cloned()));
         let mut builder = Builder {
             model,
@@ -562,10 +561,9 @@ fn rename(graph: &mut GraphProto, scope: &Scope<'_>) {
     }
     let defined = graph.node.iter().flat_map(|n| n.output.iter().cloned());
     let given = graph.input.iter().filter_map(|i| i.name.clone());
-    let stored = graph.initializer.iter().filter_map(|t| t.name.clone());
-    let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()?.name.clone());
+    let stored = graph.initializer_names().map(str::to_string);
     // what the subgraph defines keeps its name, and hides the same name outside
-    let names = defined.chain(given).chain(stored).chain(sparse).map(|own| (own.clone(), own)).collect();
+    let names = defined.chain(given).chain(stored).map(|own| (own.clone(), own)).collect();
     let (instance, attributes, outer) = (scope.instance, scope.attributes, Some(scope));
     let inner = Scope { instance, label: String::new(), names, outer, attributes, depth: scope.depth + 1 };
     for node in &mut graph.node {

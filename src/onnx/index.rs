@@ -510,20 +510,19 @@ fn external_storage(
     files: &mut HashMap<String, (PathBuf, u64)>,
 ) -> Result<Storage, OnnxError> {
     let bad = |reason: String| OnnxError::BadTensor { tensor: name.into(), reason };
+    // where a key stands twice, some readers take the first entry and some the last
     let entry = |key: &str| {
-        header.external_data.iter().find(|e| e.key.as_deref() == Some(key)).and_then(|e| e.value.as_deref())
+        let mut entries = header.external_data.iter().filter(|e| e.key.as_deref() == Some(key));
+        match (entries.next(), entries.next()) {
+            (_, Some(_)) => Err(bad(format!("its external data have two entries `{key}`"))),
+            (first, None) => Ok(first.and_then(|e| e.value.as_deref())),
+        }
     };
-    let number = |key: &str| match entry(key) {
+    let number = |key: &str| match entry(key)? {
         Some(text) => text.trim().parse::<u64>().map(Some).map_err(|_| bad(format!("external `{key}` is `{text}`"))),
         None => Ok(None),
     };
-    for (at, given) in header.external_data.iter().enumerate() {
-        if header.external_data[..at].iter().any(|earlier| earlier.key == given.key) {
-            let key = given.key.as_deref().unwrap_or_default();
-            return Err(bad(format!("its external data have two entries `{key}`")));
-        }
-    }
-    let location = entry("location").ok_or_else(|| bad("external data without a location".into()))?;
+    let location = entry("location")?.ok_or_else(|| bad("external data without a location".into()))?;
     let (path, len) = match files.get(location) {
         Some(found) => found.clone(),
         None => {

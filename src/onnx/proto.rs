@@ -311,6 +311,14 @@ impl NodeProto {
     }
 }
 
+impl GraphProto {
+    /// Names of the initializers, dense ones and then sparse ones. An input that has one of these names has a default.
+    pub fn initializer_names(&self) -> impl Iterator<Item = &str> {
+        let sparse = self.sparse_initializer.iter().filter_map(|tensor| tensor.values.as_ref());
+        self.initializer.iter().chain(sparse).filter_map(|tensor| tensor.name.as_deref())
+    }
+}
+
 impl ValueInfoProto {
     /// Element type code and dimensions of a tensor value; `None` for other types.
     pub fn tensor(&self) -> Option<&type_proto::Tensor> {

@@ -93,7 +93,7 @@ pub fn logits(base: &Engine<'_>, out: &Engine<'_>, edit: &Edit, prompts: &[Vec<u
         expected[found.row] = found.logits;
         Ok(())
     })?;
-    // the weights of one file at a time
+    // so that the weights of one model are in memory at a time
     drop(hooked);
     let mut plain = out.brief_session(request)?;
     let (mut diff, mut scale, mut leak, mut kl) = (0.0f64, 1.0f64, 0.0f64, Vec::new());

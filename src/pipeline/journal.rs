@@ -216,29 +216,29 @@ fn is_own(folder: &Path) -> bool {
     entries.into_iter().all(|entry| {
         entry.is_ok_and(|entry| {
             let name = entry.file_name();
-            let name = name.to_string_lossy();
-            let known = match &*name {
-                ACTIVATIONS => true,
-                RESULTS => holds_results(&entry.path()),
-                name => name.starts_with(PREFIX) && name.ends_with(PART),
-            };
-            known && entry.file_type().is_ok_and(|kind| kind.is_file())
+            let plain = entry.file_type().is_ok_and(|kind| kind.is_file());
+            plain
+                && match &*name.to_string_lossy() {
+                    ACTIVATIONS => true,
+                    RESULTS => holds_results(&entry.path()),
+                    name => name.starts_with(PREFIX) && name.ends_with(PART),
+                }
         })
     })
 }
 
-/// Whether a file begins as a journal's results do, `["key`, or is empty: a first line may have been cut.
+/// Whether a plain file begins as a journal's results do, with `["` and a hash, or is the beginning of such a line: a
+/// first line may have been cut.
 fn holds_results(path: &Path) -> bool {
     use std::io::Read;
-    if !path.symlink_metadata().is_ok_and(|found| found.is_file()) {
-        return false;
-    }
-    let Ok(file) = files::open(path) else { return false };
-    let mut first = Vec::new();
-    let whole = BufReader::new(file.take(MOST)).read_until(b'\n', &mut first).is_ok();
-    let cut = first.last() != Some(&b'\n') && b"[\"".starts_with(&first[..first.len().min(2)]);
-    whole && (cut || serde_json::from_slice::<(String, Value)>(&first).is_ok())
+    let mut begin = Vec::new();
+    let read = files::open(path).and_then(|file| file.take(2 + HASH).read_to_end(&mut begin));
+    let (mark, hash) = begin.split_at(begin.len().min(2));
+    read.is_ok() && b"[\"".starts_with(mark) && hash.iter().all(|byte| b"0123456789abcdef".contains(byte))
 }
+
+/// Characters of a key: SHA-256 in hexadecimal.
+const HASH: u64 = 64;
 
 fn ends_a_line(file: &mut File) -> io::Result<bool> {
     use std::io::{Read, Seek, SeekFrom};
@@ -315,9 +315,11 @@ mod tests {
         std::fs::write(place.join("notes"), "mine").unwrap();
         assert!(Journal::beside(&out, "m").unwrap_err().to_string().contains("not Lancet's"));
         std::fs::remove_file(place.join("notes")).unwrap();
-        for (mine, own) in
-            [("{\"my\": 1}\n", false), ("{\"my", false), ("", true), ("[\"key", true), ("[\"key\", 1]\n", true)]
-        {
+        let key = format!("[\"{}", "a1".repeat(32));
+        let begun: Vec<&str> = (0..key.len()).map(|end| &key[..end]).collect();
+        let mine = ["{\"my\": 1}\n", "{\"my", "[\"key\", 1]\n", "1\n"];
+        let cases = begun.into_iter().map(|own| (own, true)).chain(mine.map(|mine| (mine, false)));
+        for (mine, own) in cases {
             std::fs::write(place.join(RESULTS), mine).unwrap();
             assert_eq!(is_own(&place), own, "{mine}");
         }

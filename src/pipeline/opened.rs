@@ -59,10 +59,8 @@ pub struct Plans {
 /// default, and need not be fed.
 pub fn takes_embeddings(model: &Model) -> bool {
     model.skeleton.graph.iter().any(|graph| {
-        let dense = graph.initializer.iter().filter_map(|tensor| tensor.name.as_deref());
-        let sparse = graph.sparse_initializer.iter().filter_map(|tensor| tensor.values.as_ref()?.name.as_deref());
         let mut inputs = graph.input.iter().filter_map(|input| input.name.as_deref());
-        inputs.any(|name| name == EMBEDS) && !dense.chain(sparse).any(|name| name == EMBEDS)
+        inputs.any(|name| name == EMBEDS) && !graph.initializer_names().any(|name| name == EMBEDS)
     })
 }
 

@@ -95,8 +95,8 @@ pub fn preflight<'p>(package: &'p Package, out: &Path) -> Result<Ready<'p>, Erro
         variants.push(base);
     }
     unhindered(package)?;
-    let parts = package.variants.iter().flat_map(|variant| &variant.writes);
-    if let Some(path) = parts.into_iter().find(|path| is_report(path)) {
+    let mut parts = package.variants.iter().flat_map(|variant| &variant.writes);
+    if let Some(path) = parts.find(|path| is_report(path)) {
         return Err(Error::failed_with(
             format!("a model has a part called `{}`, as the reports of `lancet run` are", shown(path)),
             "give the file another name; if it holds external data, correct their `location` in the model",

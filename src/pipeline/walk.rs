@@ -62,10 +62,11 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
-    /// Whether a real path lies below a folder that is not entered. Only links lead there.
+    /// Whether the target of a link, a real path, lies below a folder of the root that is not entered.
     fn in_an_output(&self, real: &Path) -> bool {
-        let below = real.ancestors().skip(1).take_while(|folder| folder.starts_with(self.real) && *folder != self.real);
-        below.into_iter().any(|folder| self.except.iter().any(|known| known == folder) || folder.join(JSON).is_file())
+        let mut above =
+            real.ancestors().skip(1).take_while(|folder| folder.starts_with(self.real) && *folder != self.real);
+        above.any(|folder| self.except.iter().any(|known| known == folder) || folder.join(JSON).is_file())
     }
 }
 
@@ -90,9 +91,7 @@ fn enter(start: &Start<'_>, under: &Path, above: &mut Vec<PathBuf>, listing: &mu
             continue;
         }
         if files::is_hidden(&name) {
-            leave(
-                "hidden: what version control, editors, download tools and other programs keep, and no part of a model",
-            );
+            leave("hidden, as what version control, editors and other programs keep: no part of a model");
             continue;
         }
         let real = match start.place.real(&path) {
@@ -103,7 +102,7 @@ fn enter(start: &Start<'_>, under: &Path, above: &mut Vec<PathBuf>, listing: &mu
                 continue;
             }
         };
-        if start.in_an_output(&real) {
+        if path.is_symlink() && start.in_an_output(&real) {
             leave("a link into the output of an earlier run");
             continue;
         }

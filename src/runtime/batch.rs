@@ -40,8 +40,8 @@ const ROW_TOKENS: usize = 128;
 /// Tokens that a run holds at most, all rows together, if one row has no more.
 const RUN_TOKENS: usize = 1 << 14;
 
-/// Pairs of tokens of a row that a run is fed at most, all rows together, if they can be fewer: attention may hold scores
-/// of each pair, for every head.
+/// Pairs of tokens of a row that a run is fed at most, all rows together: attention may hold scores of each pair, for every
+/// head. A row that has more by itself is run in [`pieces`].
 const RUN_PAIRS: usize = 1 << 20;
 
 /// Columns that a piece of a long run has at least.
